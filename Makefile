@@ -1,0 +1,36 @@
+# The Python of .venv, once that exists; make install PYTHON=python3.11 chooses it.
+PYTHON ?= $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install:  ## Make .venv with the default stack; PYTHON=python3.11 chooses the Python
+	@$(PYTHON) tools/install.py
+
+quickstart: install  ## Train and evaluate the three tasks on handwritten digits
+	$(BIN)/python tools/quickstart.py
+
+# Threads only slow down tensors as small as those of the tests.
+test: export OMP_NUM_THREADS ?= 1
+test: install  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## Check style, docstrings, import directions, spelling and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pydoclint --quiet mmsparse tools
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+format: install  ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches and build products; .venv, data and work_dirs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

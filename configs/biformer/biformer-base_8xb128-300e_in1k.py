@@ -1,0 +1,3 @@
+_base_ = 'biformer-tiny_8xb128-300e_in1k.py'
+
+model = dict(backbone=dict(arch='base', drop_path_rate=0.4), head=dict(in_channels=768))

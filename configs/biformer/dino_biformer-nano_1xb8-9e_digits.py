@@ -1,0 +1,50 @@
+_base_ = [
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    '../_base_/mmsparse.py',
+    '../_base_/digits_detection.py',
+]
+
+model = dict(
+    num_queries=100,  # a scene has at most six digits
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.BiFormer',
+        arch='nano',
+        regions_per_side=4,
+        out_indices=(1, 2, 3),
+        out_norm='layer',
+    ),
+    neck=dict(in_channels=[64, 128, 256]),
+    # Two layers each, and a quarter of the hidden width: minutes on two cores.
+    encoder=dict(num_layers=2, layer_cfg=dict(ffn_cfg=dict(feedforward_channels=512))),
+    decoder=dict(num_layers=2, layer_cfg=dict(ffn_cfg=dict(feedforward_channels=512))),
+    bbox_head=dict(num_classes=10),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=40)),
+    test_cfg=dict(max_per_img=100),
+)
+train_dataloader = {{_base_.digits_train_dataloader}}
+val_dataloader = {{_base_.digits_val_dataloader}}
+test_dataloader = {{_base_.digits_val_dataloader}}
+val_evaluator = {{_base_.digits_evaluator}}
+test_evaluator = {{_base_.digits_evaluator}}
+
+# Nothing is pretrained: one rate for all, higher than for COCO.
+optim_wrapper = dict(
+    optimizer=dict(lr=4e-4),
+    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
+)
+max_epochs = 9
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        convert_to_iter_based=True,
+        end=max_epochs,
+        eta_min=4e-6,
+    ),
+]
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
+randomness = dict(seed=0)
+auto_scale_lr = dict(base_batch_size=8)

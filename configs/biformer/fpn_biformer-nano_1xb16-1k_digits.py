@@ -1,0 +1,38 @@
+_base_ = [
+    'mmseg::_base_/models/fpn_r50.py',
+    'mmseg::_base_/schedules/schedule_80k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/mmsparse.py',
+    '../_base_/digits_segmentation.py',
+]
+
+max_iters = 1000
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.BiFormer',
+        arch='nano',
+        regions_per_side=4,
+        out_indices=(0, 1, 2, 3),
+        out_norm='layer',
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=128),
+    decode_head=dict(in_channels=[128] * 4, num_classes=11),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=60, end=max_iters),
+]
+train_cfg = dict(max_iters=max_iters, val_interval=250)
+default_hooks = dict(
+    logger=dict(interval=20), checkpoint=dict(interval=250, max_keep_ckpts=2)
+)
+randomness = dict(seed=0)

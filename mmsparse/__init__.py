@@ -1,0 +1,3 @@
+"""Sparse-attention vision models for OpenMMLab 2.x."""
+
+__version__ = '0.1.0'

@@ -1,0 +1,169 @@
+"""Running a configuration of mmdet, mmsegmentation or mmpretrain.
+
+The hosts are found by the name that the configuration gives as ``default_scope``;
+nothing here imports one by itself.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
+
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+DIGITS_COMMAND = 'python tools/prepare_digits.py'
+
+
+class UsageError(Exception):
+    """A mistake of the user, told in one line that needs no traceback."""
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments by which every command changes a configuration.
+
+    Args:
+        parser: Parser of the command.
+    """
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; work_dirs/CONFIG if not given',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help="change settings, for example model.backbone.arch=small data.x='[1,2]'",
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='who starts the processes of a distributed job',
+    )
+    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the configuration that a command line names, and make it ready to run.
+
+    Args:
+        args: Parsed :func:`config_arguments` and ``config``, the file.
+
+    Returns:
+        The configuration with a work directory, its host registered, its data there.
+
+    Raises:
+        UsageError: The file, the host or the data is missing.
+    """
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get('work_dir'):
+        cfg.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
+    check_data(cfg)
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _distribute_on_cpu(cfg)
+    return cfg
+
+
+def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a configuration file and register its host.
+
+    Args:
+        path: The file.
+        options: Settings to change, by dotted key.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: The file is missing, or a host that it needs is.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f'config: no such file: {path}')
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f'{path} needs a host that is not installed ({error}); '
+            "install the hosts: pip install 'mmsparse[openmmlab]'"
+        ) from error
+    cfg.merge_from_dict(options or {})
+    register_host(cfg.get('default_scope', ''))
+    return cfg
+
+
+def register_host(scope: str) -> None:
+    """Register the models, data sets and hooks of a host.
+
+    Args:
+        scope: The configuration's ``default_scope``; only hosts of :data:`HOSTS` need
+            registering.
+
+    Raises:
+        UsageError: The host is not installed.
+    """
+    if scope not in HOSTS:
+        return
+    if importlib.util.find_spec(scope) is None:
+        raise UsageError(
+            f'The configuration is for {scope}, which is not installed; '
+            "install the hosts: pip install 'mmsparse[openmmlab]'"
+        )
+    importlib.import_module(f'{scope}.utils').register_all_modules(
+        init_default_scope=False
+    )
+
+
+def check_data(cfg: Config) -> None:
+    """Raise UsageError unless the folders that the data loaders read exist.
+
+    Args:
+        cfg: The configuration.
+
+    Raises:
+        UsageError: One is missing; says how to make it.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset', {})
+        while 'dataset' in dataset:  # wrappers such as RepeatDataset
+            dataset = dataset['dataset']
+        root = dataset.get('data_root')
+        if root and not Path(root).exists():
+            advice = (
+                f'make it with: {DIGITS_COMMAND}'
+                if 'digits' in Path(root).parts
+                else 'put the data there or set the data_root of the data sets'
+            )
+            raise UsageError(f'{name}: no data at {root}; {advice}')
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Do what MMEngine does only for GPUs: a process group, and a wrapper for it."""
+    if not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    os.environ.setdefault('LOCAL_RANK', '0')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    _replace_sync_batchnorm(cfg.model)
+
+
+def _replace_sync_batchnorm(settings: Any) -> None:
+    """Put BatchNorm for SyncBatchNorm, which torch has for GPUs only."""
+    if isinstance(settings, dict):
+        if settings.get('type') == 'SyncBN':
+            settings['type'] = 'BN'
+        _replace_sync_batchnorm(list(settings.values()))
+    elif isinstance(settings, (list, tuple)):
+        for value in settings:
+            _replace_sync_batchnorm(value)

@@ -1,0 +1,195 @@
+"""What every backbone of ours shares: stages, outputs, freezing, checkpointing."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class StagedBackbone(BaseModule):
+    """A sequence of stages, each a downsampling followed by blocks.
+
+    A child builds ``self.downsamples`` and ``self.stages``, lists of equal length up to
+    the last stage that is returned, and ``self.out_norms``, a dict from the stage's
+    number to the norm of that output; then it calls :meth:`freeze`. Only outputs pass
+    through ``out_norms``; the next stage goes on from the plain map. Maps are
+    (B, C, H, W) in channels-last storage throughout.
+
+    Args:
+        num_stages: Number of stages of the architecture.
+        out_indices: Stages to return, ascending, counted from 0.
+        frozen_stages: Stages without training, from the first on; 0 for the stem alone
+            and -1 for none.
+        norm_eval: Keep BatchNorm layers in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        init_cfg: Initialisation, for example
+            ``dict(type='Pretrained', checkpoint=...)``.
+
+    Raises:
+        ValueError: ``out_indices`` or ``frozen_stages`` is out of range.
+    """
+
+    downsamples: nn.ModuleList
+    stages: nn.ModuleList
+    out_norms: nn.ModuleDict
+
+    default_init_cfg = (
+        dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+        dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+    )
+
+    def __init__(
+        self,
+        num_stages: int,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        default = [dict(cfg) for cfg in self.default_init_cfg]
+        super().__init__(default if init_cfg is None else init_cfg)
+        _check_out_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages must be from -1 to {num_stages}; got {frozen_stages}.'
+            )
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the stages in ``out_indices``.
+
+        Args:
+            x: Pictures, (B, 3, H, W), any H and W.
+
+        Returns:
+            One (B, C, H', W') for each of ``out_indices``.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        outs = []
+        for i, (downsample, stage) in enumerate(
+            zip(self.downsamples, self.stages, strict=True)
+        ):
+            x = downsample(x)
+            for block in stage:
+                x = self._run(block, x)
+            if i in self.out_indices:
+                outs.append(self.out_norms[str(i)](x))
+        return tuple(outs)
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def freeze(self) -> None:
+        """Take the parameters of the frozen stages out of training."""
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'StagedBackbone':
+        """Switch modes; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval.
+
+        Args:
+            mode: True for training, False for evaluation.
+
+        Returns:
+            The backbone itself.
+        """
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        count = self.frozen_stages
+        norms = [self.out_norms[str(i)] for i in self.out_indices if i < count]
+        return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
+
+
+def resolve_arch(
+    arch: str | Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Any]],
+    per_stage: Collection[str],
+    optional: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Look an architecture up, or check one that is given as a dict.
+
+    Args:
+        arch: A name in ``known``, or the architecture itself.
+        known: The published architectures by name.
+        per_stage: Names of the required settings, one entry a stage each.
+        optional: The other settings with their defaults.
+
+    Returns:
+        Every setting, with per-stage ones as tuples of equal length.
+
+    Raises:
+        ValueError: The name is unknown, a setting is missing or unknown, or the numbers
+            of stages differ.
+    """
+    if isinstance(arch, str):
+        if arch not in known:
+            raise ValueError(f'arch must be one of {sorted(known)}; got {arch!r}.')
+        arch = known[arch]
+    missing = set(per_stage) - set(arch)
+    unknown = set(arch) - set(per_stage) - set(optional)
+    if missing or unknown:
+        raise ValueError(
+            f'An arch dict needs the settings {sorted(per_stage)} and may have '
+            f'{sorted(optional)}; missing: {sorted(missing)}, unknown: '
+            f'{sorted(unknown)}.'
+        )
+    settings = {**optional, **arch}
+    settings.update((name, tuple(settings[name])) for name in per_stage)
+    lengths = {name: len(settings[name]) for name in per_stage}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f'All per-stage settings of arch need the same number of stages; got '
+            f'{lengths}.'
+        )
+    return settings
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Spread stochastic depth over the blocks, growing linearly from 0.
+
+    Args:
+        last: Rate of the last block, at least 0 and less than 1.
+        depths: Number of blocks of every stage.
+
+    Returns:
+        The rate of every block of every stage.
+
+    Raises:
+        ValueError: ``last`` is out of range.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f'drop_path_rate must be in [0, 1); got {last}.')
+    step = last / max(sum(depths) - 1, 1)
+    ends = list(accumulate(depths, initial=0))
+    return [[step * i for i in range(*stage)] for stage in pairwise(ends)]
+
+
+def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
+    ascending = sorted(set(out_indices)) == list(out_indices)
+    in_range = all(0 <= i < num_stages for i in out_indices)
+    if not (out_indices and ascending and in_range):
+        raise ValueError(
+            f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}; '
+            f'got {tuple(out_indices)}.'
+        )

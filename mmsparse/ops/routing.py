@@ -1,0 +1,141 @@
+"""Attention limited to the regions that a query region routes to (BiFormer)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ('auto', 'reference', 'sdpa')
+
+
+def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
+    """Pick the key regions that each query region attends to.
+
+    Args:
+        query: Descriptor of every query region, for example its mean, (B, R, D).
+        key: Descriptor of every key region, (B, R, D).
+        topk: Number of regions to keep, 1 to R.
+
+    Returns:
+        Indices of the kept regions, best first, (B, R, topk).
+
+    Raises:
+        ValueError: ``topk`` is outside 1 to R.
+
+    Source: BiFormer, arXiv 2303.08810, section 3.2, equations 3 and 4.
+    """
+    num_regions = key.shape[1]
+    if not 1 <= topk <= num_regions:
+        raise ValueError(
+            f'topk must be between 1 and the number of regions, {num_regions}; '
+            f'got {topk}.'
+        )
+    affinity = query @ key.transpose(-2, -1)
+    return affinity.topk(topk, dim=-1).indices
+
+
+def routed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    scale: float | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Let the tokens of every region attend to all tokens of its routed regions.
+
+    Args:
+        q: Queries, (B, R, L, D).
+        k: Keys, (B, R, L', D).
+        v: Values, (B, R, L', C).
+        routes: Regions that each region attends to, (B, R, K), as
+            :func:`route_regions` returns them.
+        num_heads: Number of heads; divides D and C.
+        scale: Factor on the products of queries and keys; D**-0.5 if None. (The
+            width of all heads together, as BiFormer was trained.)
+        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+
+    Returns:
+        (B, R, L, C).
+
+    Raises:
+        ValueError: ``num_heads`` does not divide D and C, or ``backend`` is unknown.
+
+    Source: BiFormer, arXiv 2303.08810, section 3.2, equations 5 and 6.
+    """
+    if q.shape[-1] % num_heads or v.shape[-1] % num_heads:
+        raise ValueError(
+            f'num_heads={num_heads} must divide the width of q and k '
+            f'({q.shape[-1]}) and of v ({v.shape[-1]}).'
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    attend = _reference if backend == 'reference' else _sdpa
+    return attend(q, k, v, routes, num_heads, scale)
+
+
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    weights = attention_weights(q, k, routes, num_heads, scale)
+    v = _split_heads(gather_regions(v, routes), num_heads)  # (B, R, heads, K * L', .)
+    return _merge_heads(weights @ v)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, routes: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    """Weights by which every token attends to the tokens of its routed regions.
+
+    Args:
+        q: Queries, (B, R, L, D).
+        k: Keys, (B, R, L', D).
+        routes: Regions that each region attends to, (B, R, K).
+        num_heads: Number of heads; divides D.
+        scale: Factor on the products of queries and keys.
+
+    Returns:
+        (B, R, heads, L, K * L'), the last axis in the order of the routes; sums to 1.
+    """
+    q = _split_heads(q, num_heads)
+    k = _split_heads(gather_regions(k, routes), num_heads)
+    return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1)
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    """Gather whole regions as rows, then one fused attention call."""
+    q, k, v = (
+        _split_heads(tokens, num_heads).flatten(0, 1)
+        for tokens in (q, gather_regions(k, routes), gather_regions(v, routes))
+    )  # (B * R, heads, tokens, width)
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return _merge_heads(out).unflatten(0, routes.shape[:2])
+
+
+def gather_regions(tokens: Tensor, routes: Tensor) -> Tensor:
+    """Line up the tokens of every region's routed regions.
+
+    Args:
+        tokens: (B, R, L, C).
+        routes: (B, R, K).
+
+    Returns:
+        (B, R, K * L, C), in the order of the routes.
+    """
+    batch, num_regions, _, channels = tokens.shape
+    first = num_regions * routes.new_tensor(range(batch)).view(-1, 1, 1)
+    rows = tokens.flatten(0, 1).index_select(0, (routes + first).flatten())
+    return rows.reshape(batch, num_regions, -1, channels)
+
+
+def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(..., L, C) to (..., heads, L, C / heads)."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+def _merge_heads(tokens: Tensor) -> Tensor:
+    """(..., heads, L, C / heads) to (..., L, C)."""
+    return tokens.transpose(-3, -2).flatten(-2)

@@ -1,0 +1,185 @@
+"""What every backbone promises; a new one is a new entry of BACKBONES."""
+
+import importlib
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from mmsparse.models import BiFormer
+
+BACKBONES = {'BiFormer': (BiFormer, dict(regions_per_side=4))}
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+ALL_LEVELS = dict(out_indices=(0, 1, 2, 3), out_norm='layer')
+
+
+@pytest.fixture(params=BACKBONES.values(), ids=BACKBONES)
+def build(request):
+    """Build a nano backbone; initialised so that no residual branch vanishes."""
+    backbone, options = request.param
+
+    def build_nano(**arguments):
+        torch.manual_seed(0)
+        return backbone('nano', **{**options, **ALL_LEVELS, **arguments})
+
+    return build_nano
+
+
+@pytest.mark.parametrize('size', [(64, 64), (65, 93), (32, 160)], ids=str)
+def test_returns_one_map_a_level_at_its_stride(build, size):
+    backbone = build()
+
+    outs = backbone(torch.rand(2, 3, *size))
+
+    assert isinstance(outs, tuple)
+    widths = backbone.arch_settings['nano']['embed_dims']
+    for out, width, stride in zip(outs, widths, (4, 8, 16, 32), strict=True):
+        height, width_px = (-(-length // stride) for length in size)
+        assert out.shape == (2, width, height, width_px)
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (1, 3), (3,)], ids=str)
+def test_returns_the_levels_asked_for_and_no_others(build, out_indices):
+    backbone, x = build(out_indices=out_indices).eval(), torch.rand(1, 3, 64, 64)
+
+    outs = backbone(x)
+
+    every = build().eval()
+    every.load_state_dict(backbone.state_dict(), strict=False)
+    assert len(outs) == len(out_indices)
+    for out, i in zip(outs, out_indices, strict=True):
+        torch.testing.assert_close(out, every(x)[i])
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (3,)], ids=str)
+def test_every_trainable_parameter_gets_a_finite_gradient(build, out_indices):
+    backbone = build(out_indices=out_indices)
+
+    sum(out.square().mean() for out in backbone(torch.rand(2, 3, 65, 93))).backward()
+
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_checkpointing_changes_neither_output_nor_gradient(build):
+    plain, frugal = build(), build(with_cp=True)
+    x = torch.rand(2, 3, 64, 64)
+    outs = []
+    for backbone in (plain, frugal):
+        outs.append(backbone(x))
+        sum(out.square().mean() for out in outs[-1]).backward()
+
+    torch.testing.assert_close(*outs)
+    for (name, one), other in zip(
+        plain.named_parameters(), frugal.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_evaluation_is_deterministic_and_independent_of_batch_mates(build):
+    backbone, x = build(drop_path_rate=0.5).eval(), torch.rand(3, 3, 64, 64)
+
+    outs = backbone(x)
+
+    torch.testing.assert_close(backbone(x), outs, atol=0, rtol=0)
+    torch.testing.assert_close(backbone(x[1:2]), tuple(out[1:2] for out in outs))
+
+
+def test_stochastic_depth_acts_in_training_only(build):
+    backbone, x = build(drop_path_rate=0.9), torch.rand(2, 3, 64, 64)
+    backbone.norm_eval = True
+    backbone.train()
+
+    assert not torch.equal(backbone(x)[-1], backbone(x)[-1])
+
+
+def test_train_and_eval_return_the_backbone(build):
+    backbone = build()
+
+    assert backbone.train() is backbone
+    assert backbone.eval() is backbone
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 4])
+def test_frozen_stages_stay_frozen_in_training(build, frozen_stages):
+    backbone = build(frozen_stages=frozen_stages, drop_path_rate=0.5).train()
+
+    def frozen(module):
+        return not module.training and not any(
+            parameter.requires_grad for parameter in module.parameters()
+        )
+
+    stages = zip(backbone.downsamples, backbone.stages, strict=True)
+    for i, (downsample, stage) in enumerate(stages):
+        assert frozen(downsample) == (i < max(frozen_stages, 1) and frozen_stages >= 0)
+        assert (
+            frozen(stage) == frozen(backbone.out_norms[str(i)]) == (i < frozen_stages)
+        )
+
+
+def test_norm_eval_keeps_the_statistics_of_batchnorm(build):
+    backbone = build(norm_eval=True).train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert backbone.training
+
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_builds_by_name_under_every_host(host, build):
+    models = importlib.import_module(f'{host}.registry').MODELS
+    name = type(build()).__name__
+    with DefaultScope.overwrite_default_scope(host):
+        backbone = models.build(dict(type=f'mmsparse.{name}', arch='nano'))
+
+    assert type(backbone) is type(build())
+
+
+def test_the_state_dict_makes_the_round_trip(build):
+    one, x = build().eval(), torch.rand(1, 3, 64, 64)
+    torch.manual_seed(1)
+    for parameter in one.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    other = build().eval()
+    other.load_state_dict(one.state_dict())
+
+    torch.testing.assert_close(other(x), one(x), atol=0, rtol=0)
+
+
+def test_runs_under_autocast(build):
+    backbone, x = build().eval(), torch.rand(1, 3, 65, 93)
+
+    with torch.autocast('cpu', torch.bfloat16):
+        outs = backbone(x)
+
+    for out, exact in zip(outs, backbone(x), strict=True):
+        assert (out.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_initialises_linear_maps_and_norms(build):
+    backbone = build()
+    backbone.init_weights()
+    linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
+
+    weights = torch.cat([linear.weight.flatten() for linear in linears])
+    assert abs(weights.std().item() - 0.02) < 1e-3
+    assert all(linear.bias is None or not linear.bias.any() for linear in linears)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(out_indices=()), r'from 0 to 3; got \(\)'),
+        (dict(out_indices=(2, 1)), r'got \(2, 1\)'),
+        (dict(out_indices=(4,)), r'got \(4,\)'),
+        (dict(out_indices=(-1,)), r'got \(-1,\)'),
+        (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4; got 5'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\); got 1.0'),
+    ],
+)
+def test_arguments_out_of_range_are_refused(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsparse.parity import Case, Comparison, check_case, find_cases
+
+SHIPPED = Path(__file__).parent / 'data' / 'parity'
+ALL = Path(__file__).parents[2] / 'shared' / 'parity'
+FOLDERS = [folder for folder in (SHIPPED, ALL) if folder.is_dir()]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The files were made with one; the official code itself moves with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def case():
+    return Case.read(SHIPPED / 'biformer' / 'bra_legacy_nonsquare.json')
+
+
+UNSUPPORTED = {
+    # What later releases add; a case that passes must leave this list.
+    'attn_lepe_nchw',
+    'biformer_stl_micro',
+    'biformer_stl_nchw_micro',
+    'bra_nchw_moreregions',
+    'bra_nchw_nonsquare',
+    'bra_nchw_padded',
+    'bra_nchw_square',
+    'full_biformer_base',
+    'full_biformer_small',
+    'full_biformer_stl',
+    'full_biformer_stl_nchw',
+    'full_biformer_tiny',
+}
+
+
+@pytest.mark.parametrize('path', find_cases(FOLDERS), ids=lambda path: path.stem)
+def test_equals_the_official_code(path):
+    case = Case.read(path)
+
+    verdict = check_case(case)
+
+    unsupported = case.family != 'biformer' or case.name in UNSUPPORTED
+    assert verdict.status == ('unsupported' if unsupported else 'passed'), verdict
+
+
+def test_wrong_weights_fail(case):
+    case.tensors['state.wo.weight'][0, 0] += 0.1
+
+    assert check_case(case).status == 'failed'
+
+
+def test_a_wrong_gradient_fails(case):
+    case.tensors['grad.state.wo.bias'][0] += 1.0
+
+    verdict = check_case(case)
+
+    assert (verdict.status, verdict.detail) == ('failed', 'grad.proj.bias')
+
+
+def test_a_left_over_weight_fails(case):
+    case.tensors['state.extra.weight'] = torch.zeros(1)
+
+    verdict = check_case(case)
+
+    assert verdict.status == 'failed'
+    assert 'extra.weight' in verdict.detail
+
+
+def test_arguments_without_a_counterpart_are_unsupported(case):
+    case.info['constructor']['soft_routing'] = True
+
+    verdict = check_case(case)
+
+    assert (verdict.status, verdict.detail) == ('unsupported', 'soft_routing=True')
+
+
+@pytest.mark.parametrize(
+    ('actual', 'expected', 'error'),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.2], [1.0, 2.0], 0.5),
+        ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
+        ([1.0], [1.0, 2.0], float('inf')),
+    ],
+)
+def test_error_is_the_largest_difference_over_its_tolerance(actual, expected, error):
+    comparison = Comparison(
+        'x', torch.tensor(actual), torch.tensor(expected), atol=0.2, rtol=0.1
+    )
+
+    assert comparison.error() == pytest.approx(error)
+
+
+def test_indices_may_come_in_any_order():
+    a, b = torch.tensor([[3, 1, 2]]), torch.tensor([[1, 2, 3]])
+
+    assert Comparison('routes', a, b, as_sets=True).error() == 0
+    assert Comparison('routes', a, b + 1, as_sets=True).error() == float('inf')
+
+
+def test_a_folder_without_cases_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no case'):
+        find_cases([tmp_path])

@@ -1,0 +1,230 @@
+"""The commands on real files, two iterations each."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs' / 'biformer'
+SHORT = {  # settings that end a training after two iterations
+    'biformer-nano_1xb64-20e_digits': (
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.dataset.data_prefix=val',
+        'train_dataloader.dataset.indices=8',
+    ),
+    'dino_biformer-nano_1xb8-9e_digits': (
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.indices=4',
+        'train_cfg.val_interval=1',
+    ),
+    'fpn_biformer-nano_1xb16-1k_digits': (
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=2',
+        'default_hooks.checkpoint.interval=1',
+    ),
+}
+METRICS = dict(zip(SHORT, ('accuracy/top1', 'coco/bbox_mAP', 'mIoU'), strict=True))
+NO_WORKERS = [
+    f'{split}_dataloader.{setting}'
+    for split in ('train', 'val', 'test')
+    for setting in ('num_workers=0', 'persistent_workers=False')
+]
+HOSTS = dict(zip(SHORT, ('mmpretrain', 'mmdet', 'mmseg'), strict=True))
+
+
+def options(name, *more):
+    return ['--cfg-options', *SHORT[name], *NO_WORKERS, *more]
+
+
+@pytest.fixture(scope='session', params=SHORT)
+def trained(request, small_digits, run_tool):
+    """A config after a training of two iterations: name, work directory, checkpoint."""
+    name = request.param
+    work_dir = small_digits / 'work_dirs' / name
+    run_tool('train.py', CONFIGS / f'{name}.py', *options(name), cwd=small_digits)
+    checkpoint = Path((work_dir / 'last_checkpoint').read_text())
+    return name, work_dir, small_digits / checkpoint
+
+
+def test_training_evaluates_and_saves_a_checkpoint(trained):
+    name, work_dir, checkpoint = trained
+    (log,) = work_dir.glob('*/*.log')
+
+    assert checkpoint.is_file()
+    assert METRICS[name].rpartition('/')[2] in log.read_text()
+
+
+def test_testing_writes_the_metric(trained, small_digits, run_tool):
+    name, _, checkpoint = trained
+    out = small_digits / f'{name}.json'
+    run_tool(
+        'test.py',
+        CONFIGS / f'{name}.py',
+        checkpoint,
+        '--out',
+        out,
+        *options(name),
+        cwd=small_digits,
+    )
+
+    assert 0 <= json.loads(out.read_text())[METRICS[name]] <= 100
+
+
+def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_tool):
+    name, work_dir, checkpoint = trained
+    further = ('train_cfg.max_iters=4' if 'fpn' in name else 'train_cfg.max_epochs=2',)
+    before = torch.load(checkpoint, weights_only=False)
+
+    run_tool(
+        'train.py',
+        CONFIGS / f'{name}.py',
+        '--resume',
+        *options(name, *further),
+        cwd=small_digits,
+    )
+
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    after = torch.load(small_digits / last, weights_only=False)
+    assert before['meta']['iter'] == 2
+    assert after['meta']['iter'] == 4
+    # The optimizer went on, and so did the history of the loss.
+    steps = {int(state['step']) for state in after['optimizer']['state'].values()}
+    assert steps == {4}
+    history = after['message_hub']['log_scalars']['train/loss'].data[0]
+    assert history[:2].tolist() == (
+        before['message_hub']['log_scalars']['train/loss'].data[0].tolist()
+    )
+    assert len(history) == 4
+
+
+def test_inference_draws_each_picture(trained, small_digits, run_tool):
+    name, _, checkpoint = trained
+    pictures = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:2]
+    out = small_digits / 'drawn' / name
+
+    done = run_tool(
+        'infer.py',
+        *pictures,
+        CONFIGS / f'{name}.py',
+        checkpoint,
+        '--out',
+        out,
+        cwd=small_digits,
+    )
+
+    drawn = [Path(line) for line in done.stdout.splitlines()[-2:]]
+    assert [path.stem for path in drawn] == [path.stem for path in pictures]
+    for path in drawn:
+        assert out in path.parents
+        assert min(Image.open(path).size) >= 128
+
+
+def test_mim_trains_the_same_config(trained, small_digits):
+    name, _, _ = trained
+    mim = Path(sys.executable).with_name('mim')
+    done = subprocess.run(
+        [mim, 'train', HOSTS[name], CONFIGS / f'{name}.py', '--gpus', '0']
+        + ['--work-dir', f'work_dirs/mim-{name}', *options(name)],
+        cwd=small_digits,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONWARNINGS': 'ignore'},
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (small_digits / f'work_dirs/mim-{name}' / 'last_checkpoint').is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_cpu(small_digits):
+    name = 'fpn_biformer-nano_1xb16-1k_digits'
+    done = subprocess.run(
+        [ROOT / 'tools' / 'dist_train.sh', CONFIGS / f'{name}.py', '2']
+        + ['--work-dir', 'work_dirs/two', *options(name)],
+        cwd=small_digits,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {'PYTHON': sys.executable, 'PORT': '29517', 'PYTHONWARNINGS': 'ignore'},
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert 'Distributed training: True' in done.stdout + done.stderr
+    assert (small_digits / 'work_dirs/two/last_checkpoint').is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nothing.py'], 'error: config: no such file: nothing.py'),
+        (
+            [CONFIGS / 'dino_biformer-nano_1xb8-9e_digits.py'],
+            'error: train_dataloader: no data at data/digits/detection/; '
+            'make it with: python tools/prepare_digits.py',
+        ),
+    ],
+    ids=['no config', 'no data'],
+)
+def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
+    done = run_tool('train.py', *arguments, cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message
+    assert 'Traceback' not in done.stderr
+
+
+def test_an_unknown_arch_is_told_with_the_known_ones(small_digits, run_tool):
+    name = 'biformer-nano_1xb64-20e_digits'
+    done = run_tool(
+        'train.py',
+        CONFIGS / f'{name}.py',
+        *options(name, 'model.backbone.arch=huge'),
+        cwd=small_digits,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    assert "['base', 'nano', 'small', 'tiny']; got 'huge'" in done.stderr
+
+
+@pytest.mark.parametrize('kind', ['missing picture', 'text as picture', 'checkpoint'])
+def test_inference_names_the_file_at_fault(kind, tmp_path, run_tool):
+    text = tmp_path / 'text.jpg'
+    text.write_text('not a picture')
+    good = tmp_path / 'good.png'
+    Image.new('RGB', (32, 32)).save(good)
+    picture, checkpoint = {
+        'missing picture': ('no.jpg', good),
+        'text as picture': (text, good),
+        'checkpoint': (good, 'no.pth'),
+    }[kind]
+
+    done = run_tool(
+        'infer.py', picture, 'any.py', checkpoint, cwd=tmp_path, check=False
+    )
+
+    assert done.returncode == 1
+    fault = {'missing picture': 'no.jpg', 'checkpoint': 'no.pth'}.get(kind, str(text))
+    assert re.match(rf'error: .*{re.escape(fault)}', done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    'tool',
+    ['train.py', 'test.py', 'infer.py', 'check_parity.py', 'quickstart.py'],
+)
+def test_help_says_what_the_command_does(tool, tmp_path, run_tool):
+    done = run_tool(tool, '--help', cwd=tmp_path)
+
+    assert 'usage:' in done.stdout

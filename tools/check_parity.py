@@ -1,0 +1,47 @@
+"""Compare our models with stored outputs of the official implementations."""
+
+import argparse
+import sys
+from collections import Counter
+
+import torch
+
+from mmsparse.parity import Case, check_case, find_cases
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    try:
+        paths = find_cases(args.folders)
+    except FileNotFoundError as error:
+        sys.exit(f'error: {error}')
+    counts: Counter[str] = Counter()
+    for path in paths:
+        verdict = check_case(Case.read(path))
+        counts[verdict.status] += 1
+        error = '-' if verdict.error is None else f'{verdict.error:.3f}'
+        print(f'{path.stem:32} {error:>8}  {verdict.status} ({verdict.detail})')
+    print(
+        f'{counts["passed"]} passed, {counts["failed"]} failed, '
+        f'{counts["unsupported"]} unsupported'
+    )
+    sys.exit(1 if counts['failed'] else 0)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The number is the largest error over its tolerance: up to 1 passes.',
+    )
+    parser.add_argument(
+        'folders', nargs='+', metavar='DIR', help='folders with cases below them'
+    )
+    parser.add_argument(
+        '--threads', type=int, default=1, help='threads of torch; the files used 1'
+    )
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()

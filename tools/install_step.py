@@ -1,0 +1,156 @@
+"""One step of an installation: its commands, their progress, log and errors."""
+
+# Old Pythons must be able to read this file; see install.py.
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+REASONS = (
+    (r'No space left on device|Disk quota exceeded', 'the disk is full'),
+    (
+        r'Killed signal',
+        'the compiler was killed, most likely for lack of memory: '
+        'MAX_JOBS=1 make install needs less',
+    ),
+    (
+        r'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError'
+        r'|SSLError|Connection (?:refused|reset)|Network is unreachable',
+        'the package index cannot be reached: check the network and pip config list',
+    ),
+    (
+        r'incomplete-download',  # So pip says of a full disk, too.
+        'a download broke off: check the network and the free disk space',
+    ),
+    (
+        r'No matching distribution found for (\S+)',
+        'the package index has no {} for this Python and machine',
+    ),
+    (
+        r'ensurepip is not',
+        'this Python cannot make environments: install the package python3-venv',
+    ),
+    (
+        r'CUDA version \(([\d.]+)\) mismatches',
+        'nvcc {} does not fit this torch: install the CUDA toolkit that the log names, '
+        'or run CUDA_VISIBLE_DEVICES= make install for CPU operators',
+    ),
+    (r'(?:[Ee]rror|ERROR): (.+)', '{}'),
+)
+
+
+class InstallError(Exception):
+    """What stops the installation, as one line for the user."""
+
+
+class Step:
+    """A step of the installation, timed while it is entered.
+
+    Args:
+        name: What the user sees, and reads in errors.
+        venv: The environment to work on, a folder in the project.
+    """
+
+    def __init__(self, name: str, venv: Path) -> None:
+        self.name = name
+        self.venv = venv
+        self.log = venv / 'install.log'
+        self.started = self.shown = time.monotonic()
+
+    def __enter__(self) -> 'Step':
+        print(f'{self.name} ...', end='' if sys.stdout.isatty() else '\n', flush=True)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            seconds = time.monotonic() - self.started
+            print(f'{clear_line()}{self.name}: {seconds:.0f} s', flush=True)
+
+    def pip(self, *arguments: object, **variables: str) -> None:
+        """Run the environment's pip, as :meth:`run` does."""
+        start = ('-m', 'pip', '--disable-pip-version-check')
+        self.run(self.venv / 'bin' / 'python', *start, *arguments, **variables)
+
+    def run(self, *command: object, **variables: str) -> str:
+        """Run a command in the project, under additional environment variables.
+
+        Returns:
+            The end of its output.
+
+        Raises:
+            InstallError: It failed; the message has the likely reason.
+        """
+        environment = {
+            'PATH': f'{self.venv}/bin:{os.environ["PATH"]}',
+            'TMPDIR': f'{self.venv}/tmp',  # As /tmp is often too small for torch.
+        }
+        words = [str(word) for word in command]
+        process = subprocess.Popen(
+            words,
+            cwd=str(self.venv.parent),
+            env={**os.environ, **environment, **variables},
+            close_fds=False,  # They hold the lock of install.py's wait_for_others().
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+        tail = deque(maxlen=1000)
+        with process, self.log.open('a') as log:
+            log.write('$ {}\n'.format(' '.join(words)))
+            for line in process.stdout:
+                self.show(progress_of(line))
+                if not line.startswith('Progress '):
+                    log.write(line)
+                    tail.append(line)
+        output = ''.join(tail)
+        if process.returncode:
+            reason = reason_of(output, process.returncode)
+            raise InstallError(f'{self.name}: {reason}; the log is {self.log}')
+        return output
+
+    def show(self, progress: str) -> None:
+        """Show progress in place, or every half minute where there is no terminal."""
+        if not progress:
+            return
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            text = f'{self.name}: {progress}'[:width]
+            print(f'{clear_line()}{text}', end='', flush=True)
+        elif time.monotonic() - self.shown > 30:
+            self.shown = time.monotonic()
+            print(f'  {progress}', flush=True)
+
+
+def clear_line() -> str:
+    """The characters that make a terminal wipe the line that shows progress."""
+    return '\r\033[K' if sys.stdout.isatty() else ''
+
+
+def progress_of(line: str) -> str:
+    """What a line of pip's or ninja's output says about progress; mostly nothing."""
+    compiled = re.match(r'\s*\[(\d+)/(\d+)\]', line)
+    if compiled:
+        return 'compiled {} of {} files'.format(*compiled.groups())
+    downloaded = re.match(r'Progress (\d+) of (\d+)', line)
+    if downloaded:
+        done, size = map(int, downloaded.groups())
+        return f'downloaded {done / 1e6:.0f} of {size / 1e6:.0f} MB'
+    return 'installing' if line.startswith('Installing collected') else ''
+
+
+def reason_of(output: str, status: int) -> str:
+    """The likely reason for which a command failed."""
+    for pattern, reason in REASONS:
+        found = re.search(pattern, output)
+        if found:
+            return reason.format(*found.groups())
+    if status == -9:
+        return 'it was killed, most likely for lack of memory'
+    return 'it failed'

@@ -1,0 +1,40 @@
+"""Evaluate a checkpoint on the test data of its configuration."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from mmsparse.hosts import UsageError, config_arguments, load_config
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        if not Path(args.checkpoint).is_file():
+            raise UsageError(f'checkpoint: no such file: {args.checkpoint}')
+        cfg = load_config(args)
+    except UsageError as error:
+        sys.exit(f'error: {error}')
+    cfg.load_from = args.checkpoint
+    metrics = Runner.from_cfg(cfg).test()
+    if args.out and is_main_process():
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+        print(args.out)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='configuration file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
+    config_arguments(parser)
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()

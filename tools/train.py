@@ -1,0 +1,63 @@
+"""Train a model of mmdet, mmsegmentation or mmpretrain from its configuration."""
+
+import argparse
+import sys
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmsparse.hosts import UsageError, config_arguments, load_config
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = load_config(args)
+        apply_training_options(cfg, args)
+    except UsageError as error:
+        sys.exit(f'error: {error}')
+    Runner.from_cfg(cfg).train()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='configuration file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from the checkpoint, by default the last one in the work directory',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision (needs a GPU)'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the batch size, see auto_scale_lr in CONFIG',
+    )
+    config_arguments(parser)
+    return parser.parse_args()
+
+
+def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU; none is available')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(
+                f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+
+if __name__ == '__main__':
+    main()
