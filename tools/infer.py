@@ -24,6 +24,7 @@ def main() -> None:
             )
     except UsageError as error:
         sys.exit(f'error: {error}')
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     drawn = RUN[cfg.default_scope](cfg, args)
     print('\n'.join(str(path) for path in drawn))
 
@@ -48,6 +49,9 @@ def check_files(args: argparse.Namespace) -> None:
     for path in (*args.images, args.checkpoint):
         if not Path(path).is_file():
             raise UsageError(f'no such file: {path}')
+    names = [Path(path).stem for path in args.images]
+    if len(set(names)) < len(names):
+        raise UsageError('two pictures have the same name; draw them in two runs')
     for path in args.images:
         if imread(path) is None:
             raise UsageError(f'not a readable picture: {path}')

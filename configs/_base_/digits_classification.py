@@ -11,7 +11,13 @@ train_pipeline = [
         crop_ratio_range=(0.7, 1.0),
         aspect_ratio_range=(0.85, 1.18),
     ),
-    dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.3),
+    dict(
+        type='Rotate', magnitude_range=(0, 15), magnitude_level=5, magnitude_std='inf'
+    ),
+    dict(
+        type='Shear', magnitude_range=(0, 0.2), magnitude_level=5, magnitude_std='inf'
+    ),
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -21,7 +27,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=2,
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),

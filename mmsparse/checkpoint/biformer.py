@@ -4,8 +4,8 @@ import re
 
 _RENAMES = (
     (r'^downsample_layers\.', 'downsamples.'),
-    (r'^extra_norms\.', 'out_norms.'),
-    (r'^norm\.', 'out_norms.3.'),
+    (r'^extra_norms\.', 'out_norms.layer'),
+    (r'^norm\.', 'out_norms.batch3.'),
     (r'\bpos_embed\b', 'pos_conv'),
     (r'\bqkv\.qkv\b', 'qkv'),
     (r'\bwo\b', 'proj'),

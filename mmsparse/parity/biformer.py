@@ -122,8 +122,8 @@ class Recorder(ExitStack):
         else:
             named['final'] = out.permute(0, 2, 3, 1) if nhwc else out
         named['output'] = named['logits'] = named['final']
-        if 'out_norms.3' in seen:
-            named['norm'] = seen['out_norms.3']
+        if 'out_norms.batch3' in seen:
+            named['norm'] = seen['out_norms.batch3']
             named['pooled'] = named['norm'].mean((2, 3))
         for key, value in list(named.items()):
             if key in ('norm1', 'attn_out', 'norm2', 'mlp_out') and value is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'biformer'
 SHORT = {  # settings that end a training after two iterations
-    'biformer-nano_1xb64-20e_digits': (
+    'biformer-nano_1xb32-16e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=4',
         'train_dataloader.dataset.data_prefix=val',
@@ -84,16 +85,19 @@ def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_to
     name, work_dir, checkpoint = trained
     further = ('train_cfg.max_iters=4' if 'fpn' in name else 'train_cfg.max_epochs=2',)
     before = torch.load(checkpoint, weights_only=False)
+    resumed = shutil.copytree(work_dir, work_dir.with_name(f'{name}-resumed'))
 
     run_tool(
         'train.py',
         CONFIGS / f'{name}.py',
         '--resume',
+        '--work-dir',
+        resumed,
         *options(name, *further),
         cwd=small_digits,
     )
 
-    last = Path((work_dir / 'last_checkpoint').read_text())
+    last = Path((resumed / 'last_checkpoint').read_text())
     after = torch.load(small_digits / last, weights_only=False)
     assert before['meta']['iter'] == 2
     assert after['meta']['iter'] == 4
@@ -186,7 +190,7 @@ def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
 
 
 def test_an_unknown_arch_is_told_with_the_known_ones(small_digits, run_tool):
-    name = 'biformer-nano_1xb64-20e_digits'
+    name = 'biformer-nano_1xb32-16e_digits'
     done = run_tool(
         'train.py',
         CONFIGS / f'{name}.py',

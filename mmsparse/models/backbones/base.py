@@ -15,14 +15,16 @@ class StagedBackbone(BaseModule):
     """A sequence of stages, each a downsampling followed by blocks.
 
     A child builds ``self.downsamples`` and ``self.stages``, lists of equal length up to
-    the last stage that is returned, and ``self.out_norms``, a dict from the stage's
-    number to the norm of that output; then it calls :meth:`freeze`. Only outputs pass
-    through ``out_norms``; the next stage goes on from the plain map. Maps are
+    the last stage that is returned, and ``self.out_norms``, the norms of the outputs by
+    kind and stage (``layer0``, ``batch3``: kinds differ in name, so that weights of one
+    never load into another); then it calls :meth:`freeze`. Only outputs pass through
+    ``out_norms``; the next stage goes on from the plain map. Maps are
     (B, C, H, W) in channels-last storage throughout.
 
     Args:
         num_stages: Number of stages of the architecture.
         out_indices: Stages to return, ascending, counted from 0.
+        out_norm: Kind of the norms of the outputs.
         frozen_stages: Stages without training, from the first on; 0 for the stem alone
             and -1 for none.
         norm_eval: Keep BatchNorm layers in eval mode while training.
@@ -47,6 +49,7 @@ class StagedBackbone(BaseModule):
         self,
         num_stages: int,
         out_indices: Sequence[int],
+        out_norm: str,
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
@@ -60,6 +63,7 @@ class StagedBackbone(BaseModule):
                 f'frozen_stages must be from -1 to {num_stages}; got {frozen_stages}.'
             )
         self.out_indices = tuple(out_indices)
+        self.out_norm = out_norm
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -82,8 +86,11 @@ class StagedBackbone(BaseModule):
             for block in stage:
                 x = self._run(block, x)
             if i in self.out_indices:
-                outs.append(self.out_norms[str(i)](x))
+                outs.append(self._out_norm(i)(x))
         return tuple(outs)
+
+    def _out_norm(self, stage: int) -> nn.Module:
+        return self.out_norms[f'{self.out_norm}{stage}']
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:
@@ -117,7 +124,7 @@ class StagedBackbone(BaseModule):
         if self.frozen_stages < 0:
             return []
         count = self.frozen_stages
-        norms = [self.out_norms[str(i)] for i in self.out_indices if i < count]
+        norms = [self._out_norm(i) for i in self.out_indices if i < count]
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
 
 

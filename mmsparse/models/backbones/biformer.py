@@ -36,7 +36,9 @@ class BiFormer(StagedBackbone):
     ``mlp_ratios`` and ``topks``: the number of regions that each region attends to,
     ``'all'`` for full attention, 0 for convolutions in place of attention; and for all
     stages ``local_kernel`` (depthwise convolution beside the attention) and
-    ``pos_kernel`` (depthwise convolution before it), 0 for none.
+    ``pos_kernel`` (depthwise convolution before it), 0 for none, and
+    ``downsample_act``: GELU after every downsampling, without which few blocks on small
+    data learn slowly. The published models have none.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
@@ -61,10 +63,11 @@ class BiFormer(StagedBackbone):
     arch_settings: Mapping[str, Mapping[str, Any]] = {
         'nano': dict(
             embed_dims=(32, 64, 128, 256),
-            depths=(1, 1, 2, 1),
+            depths=(2, 2, 2, 1),
             num_heads=(1, 2, 4, 8),
             topks=(1, 4, 16, 'all'),
             mlp_ratios=(3, 3, 3, 3),
+            downsample_act=True,
         ),
         'tiny': dict(
             embed_dims=(64, 128, 256, 512),
@@ -105,19 +108,29 @@ class BiFormer(StagedBackbone):
             arch,
             known=self.arch_settings,
             per_stage=('embed_dims', 'depths', 'num_heads', 'topks', 'mlp_ratios'),
-            optional=dict(local_kernel=5, pos_kernel=3),
+            optional=dict(local_kernel=5, pos_kernel=3, downsample_act=False),
         )
         _check(arch, regions_per_side, out_norm)
         widths = arch['embed_dims']
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
-            len(widths), out_indices, frozen_stages, norm_eval, with_cp, init_cfg
+            len(widths),
+            out_indices,
+            out_norm,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
         )
-        self.downsamples = nn.ModuleList([_stem(widths[0])])
+        self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
         for i in range(max(out_indices) + 1):  # later stages would serve nothing
-            if i > 0:
-                self.downsamples.append(_downsample(widths[i - 1], widths[i]))
+            downsample = (
+                _downsample(widths[i - 1], widths[i]) if i else _stem(widths[0])
+            )
+            if arch['downsample_act']:
+                downsample.append(nn.GELU())
+            self.downsamples.append(downsample)
             blocks = (
                 BiFormerBlock(
                     attn=_build_attention(arch, i, regions_per_side),
@@ -130,7 +143,7 @@ class BiFormer(StagedBackbone):
             )
             self.stages.append(nn.Sequential(*blocks))
         self.out_norms = nn.ModuleDict(
-            {str(i): OUT_NORMS[out_norm](widths[i]) for i in out_indices}
+            {f'{out_norm}{i}': OUT_NORMS[out_norm](widths[i]) for i in out_indices}
         )
         self.freeze()
 

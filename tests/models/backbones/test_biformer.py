@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from mmsparse.models import BiFormer, BiLevelRoutingAttention
 from mmsparse.models.layers import ConvMixer2d, FullAttention2d
@@ -32,6 +35,13 @@ def test_a_stage_that_routes_to_no_region_has_convolutions():
     assert isinstance(backbone.stages[0][0].attn, ConvMixer2d)
 
 
+def test_gelu_follows_every_downsampling_where_the_arch_says_so():
+    last = [type(module[-1]) for module in BiFormer('nano').downsamples]
+
+    assert last == [nn.GELU] * 4
+    assert type(BiFormer('tiny').downsamples[0][-1]) is nn.BatchNorm2d
+
+
 def test_the_number_of_regions_is_not_tied_to_the_weights():
     few, many = BiFormer('nano', regions_per_side=4), BiFormer('nano')
 
@@ -45,15 +55,16 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
 
     rates = [block.drop_path.drop_prob for stage in backbone.stages for block in stage]
 
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert rates == pytest.approx([0.4 * i / 6 for i in range(7)])
 
 
 def test_a_given_arch_is_left_as_it_was():
-    arch = {name: list(values) for name, values in NANO.items()}
+    arch = {**NANO, 'depths': [1, 1, 1, 1]}
+    before = copy.deepcopy(arch)
 
     BiFormer(arch)
 
-    assert arch == {name: list(values) for name, values in NANO.items()}
+    assert arch == before
 
 
 @pytest.mark.parametrize(

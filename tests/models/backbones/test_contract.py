@@ -115,7 +115,9 @@ def test_frozen_stages_stay_frozen_in_training(build, frozen_stages):
     for i, (downsample, stage) in enumerate(stages):
         assert frozen(downsample) == (i < max(frozen_stages, 1) and frozen_stages >= 0)
         assert (
-            frozen(stage) == frozen(backbone.out_norms[str(i)]) == (i < frozen_stages)
+            frozen(stage)
+            == frozen(backbone.out_norms[f'layer{i}'])
+            == (i < frozen_stages)
         )
 
 
@@ -149,6 +151,15 @@ def test_the_state_dict_makes_the_round_trip(build):
     torch.testing.assert_close(other(x), one(x), atol=0, rtol=0)
 
 
+def test_norms_of_a_classifier_do_not_load_into_dense_outputs(build):
+    classifier = build(out_indices=(3,), out_norm='batch')
+
+    mismatch = build().load_state_dict(classifier.state_dict(), strict=False)
+
+    assert {key.partition('.')[0] for key in mismatch.unexpected_keys} == {'out_norms'}
+    assert {key.partition('.')[0] for key in mismatch.missing_keys} == {'out_norms'}
+
+
 def test_runs_under_autocast(build):
     backbone, x = build().eval(), torch.rand(1, 3, 65, 93)
 
@@ -156,7 +167,9 @@ def test_runs_under_autocast(build):
         outs = backbone(x)
 
     for out, exact in zip(outs, backbone(x), strict=True):
-        assert (out.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+        # Rounding may change a route: values differ here and there, not on the whole.
+        similarity = torch.cosine_similarity(out.float().flatten(), exact.flatten(), 0)
+        assert similarity > 0.98
 
 
 def test_initialises_linear_maps_and_norms(build):
