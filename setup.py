@@ -14,7 +14,7 @@ def read_version() -> str:
     return re.search(r"^__version__ = '(.+)'$", source, re.MULTILINE)[1]
 
 
-DIGITS = ['pillow', 'pycocotools', 'scikit-learn']
+DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 
 EXTRAS = {
     # One of the next two, never both: they install the same modules.
