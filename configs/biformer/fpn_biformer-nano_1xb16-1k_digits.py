@@ -18,8 +18,8 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         out_norm='layer',
     ),
+    # A quarter of the usual width in the neck and half in the head, for two cores.
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    # A quarter of the usual width: minutes on two cores.
     decode_head=dict(in_channels=[64] * 4, channels=64, num_classes=11),
 )
 optim_wrapper = dict(

@@ -58,6 +58,18 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
     assert rates == pytest.approx([0.4 * i / 6 for i in range(7)])
 
 
+def test_autocast_stays_near_float32_where_no_route_can_change():
+    every_region = {**NANO, 'topks': (16, 16, 16, 'all')}
+    backbone = BiFormer(every_region, regions_per_side=4).eval()
+    x = torch.rand(1, 3, 65, 93)
+
+    with torch.autocast('cpu', torch.bfloat16):
+        (rounded,) = backbone(x)
+
+    (exact,) = backbone(x)
+    assert (rounded.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
 def test_a_given_arch_is_left_as_it_was():
     arch = {**NANO, 'depths': [1, 1, 1, 1]}
     before = copy.deepcopy(arch)

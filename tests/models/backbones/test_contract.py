@@ -16,7 +16,7 @@ ALL_LEVELS = dict(out_indices=(0, 1, 2, 3), out_norm='layer')
 
 @pytest.fixture(params=BACKBONES.values(), ids=BACKBONES)
 def build(request):
-    """Build a nano backbone; initialised so that no residual branch vanishes."""
+    """Build a nano backbone, the same weights every time."""
     backbone, options = request.param
 
     def build_nano(**arguments):
