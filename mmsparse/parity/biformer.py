@@ -18,6 +18,7 @@ from mmsparse.models.layers import (
 )
 from mmsparse.ops.routing import attention_weights
 from mmsparse.parity.cases import Case, Comparison, UnsupportedCaseError
+from mmsparse.parity.models import Classifier, recorded_outputs
 
 Arguments = Mapping[str, Any]
 
@@ -56,30 +57,14 @@ def compare(case: Case) -> list[Comparison]:
     return comparisons
 
 
-class Classifier(nn.Module):
-    """The backbone with mean and linear map, keyed as the host's classifier."""
-
-    def __init__(self, backbone: BiFormer, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.ModuleDict({'fc': nn.Linear(channels, num_classes)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head['fc'](self.backbone(x)[-1].mean((2, 3)))
-
-
 class Recorder(ExitStack):
     """Notes what passes through a model's parts and through the routing ops."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.seen: dict[str, Tensor] = {}
         self.routed: list[tuple] = []
         self.descriptors: list[tuple] = []
-        for name, module in model.named_modules():
-            name = name.removeprefix('backbone.')
-            handle = module.register_forward_hook(self._note(name))
-            self.callback(handle.remove)
+        self.seen = self.enter_context(recorded_outputs(model))
 
     def __enter__(self) -> 'Recorder':
         super().__enter__()
@@ -95,12 +80,6 @@ class Recorder(ExitStack):
                 )
             )
         return self
-
-    def _note(self, name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            self.seen[name] = output
-
-        return hook
 
     def outputs(self, case: Case, out: Any, nhwc: bool) -> dict[str, Tensor]:
         """Name what was seen as the case does; ``final`` is what gets the cotangent."""
