@@ -24,30 +24,13 @@ def case():
     return Case.read(SHIPPED / 'biformer' / 'bra_legacy_nonsquare.json')
 
 
-UNSUPPORTED = {
-    # What later releases add; a case that passes must leave this list.
-    'attn_lepe_nchw',
-    'biformer_stl_micro',
-    'biformer_stl_nchw_micro',
-    'bra_nchw_moreregions',
-    'bra_nchw_nonsquare',
-    'bra_nchw_padded',
-    'bra_nchw_square',
-    'full_biformer_base',
-    'full_biformer_small',
-    'full_biformer_stl',
-    'full_biformer_stl_nchw',
-    'full_biformer_tiny',
-}
-
-
 @pytest.mark.parametrize('path', find_cases(FOLDERS), ids=lambda path: path.stem)
 def test_equals_the_official_code(path):
     case = Case.read(path)
 
     verdict = check_case(case)
 
-    unsupported = case.family != 'biformer' or case.name in UNSUPPORTED
+    unsupported = case.family != 'biformer'
     assert verdict.status == ('unsupported' if unsupported else 'passed'), verdict
 
 
@@ -75,11 +58,40 @@ def test_a_left_over_weight_fails(case):
 
 
 def test_arguments_without_a_counterpart_are_unsupported(case):
-    case.info['constructor']['soft_routing'] = True
+    case.info['constructor']['kv_downsample_mode'] = 'fracpool'
 
     verdict = check_case(case)
 
-    assert (verdict.status, verdict.detail) == ('unsupported', 'soft_routing=True')
+    assert verdict.status == 'unsupported'
+    assert verdict.detail == "kv_downsample_mode='fracpool'"
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(soft_routing=True),
+        dict(soft_routing=True, diff_routing=True),
+        dict(qk_scale=1.0),
+        dict(kv_downsample_mode='maxpool', kv_downsample_ratio=2),
+    ],
+    ids=lambda arguments: '-'.join(arguments),
+)
+def test_arguments_of_another_function_fail(case, arguments):
+    case.info['constructor'].update(arguments)
+
+    verdict = check_case(case)
+
+    assert verdict.status == 'failed'
+    assert verdict.error > 1
+
+
+def test_unknown_arguments_are_unsupported(case):
+    case.info['constructor']['sparsity'] = 2
+
+    verdict = check_case(case)
+
+    assert verdict.status == 'unsupported'
+    assert "unknown: ['sparsity']" in verdict.detail
 
 
 @pytest.mark.parametrize(

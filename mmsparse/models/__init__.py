@@ -1,6 +1,6 @@
 """Models: backbones, attention layers."""
 
 from mmsparse.models.backbones import BiFormer
-from mmsparse.models.layers import BiLevelRoutingAttention
+from mmsparse.models.layers import BiLevelRoutingAttention, FullAttention2d
 
-__all__ = ['BiFormer', 'BiLevelRoutingAttention']
+__all__ = ['BiFormer', 'BiLevelRoutingAttention', 'FullAttention2d']

@@ -1,10 +1,12 @@
 """Cutting a map into rectangular regions and putting it together again."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Pad with zeros at the bottom and at the right.
 
     Args:
@@ -14,8 +16,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Returns:
         (B, H', W', C) with H' >= H and W' >= W; ``x`` itself if nothing is missing.
     """
-    height, width = x.shape[1:3]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = (
+        -length % unit for length, unit in zip(x.shape[1:3], multiple, strict=True)
+    )
     if bottom == 0 and right == 0:
         return x
     return F.pad(x, (0, 0, 0, right, 0, bottom))
@@ -65,3 +68,47 @@ def merge_regions(
         batch, rows, columns, height // rows, width // columns, channels
     )
     return x.transpose(2, 3).reshape(batch, height, width, channels)
+
+
+def region_means(
+    regions: Tensor, region: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Average every region over those of its positions that lie inside the map.
+
+    Args:
+        regions: (B, R, L, C), zero at the positions outside.
+        region: Height and width of a region, (h, w); L = h * w.
+        size: Height and width of the map before padding, (H, W).
+
+    Returns:
+        (B, R, C).
+    """
+    (h, w), (height, width) = region, size
+    means = regions.mean(dim=2)
+    if height % h == 0 and width % w == 0:
+        return means
+    # A quotient near 1 instead of sums over counts: sums can leave float16's range.
+    upscale = [
+        (h / min(h, height - top)) * (w / min(w, width - left))
+        for top in range(0, height, h)
+        for left in range(0, width, w)
+    ]
+    return means * means.new_tensor(upscale).unsqueeze(-1)
+
+
+def pool_regions(
+    regions: Tensor, region: tuple[int, int], pool: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Pool the tokens of every region.
+
+    Args:
+        regions: (B, R, L, C).
+        region: Height and width of a region, (h, w); L = h * w.
+        pool: Maps (N, C, h, w) to (N, C, h', w').
+
+    Returns:
+        (B, R, h' * w', C).
+    """
+    maps = regions.flatten(0, 1).unflatten(1, region).permute(0, 3, 1, 2)
+    pooled = pool(maps).flatten(2).transpose(1, 2)  # (B * R, h' * w', C)
+    return pooled.unflatten(0, regions.shape[:2])

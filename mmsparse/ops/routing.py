@@ -32,6 +32,21 @@ def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
     return affinity.topk(topk, dim=-1).indices
 
 
+def weigh_routes(query: Tensor, key: Tensor, routes: Tensor) -> Tensor:
+    """Weigh the kept regions against each other (soft routing).
+
+    Args:
+        query: Descriptor of every query region, (B, R, D).
+        key: Descriptor of every key region, (B, R, D).
+        routes: Indices of the kept regions, (B, R, K).
+
+    Returns:
+        Softmax of the affinities to the kept regions, (B, R, K).
+    """
+    affinity = query @ key.transpose(-2, -1)
+    return affinity.gather(-1, routes).softmax(dim=-1)
+
+
 def routed_attention(
     q: Tensor,
     k: Tensor,
@@ -40,6 +55,7 @@ def routed_attention(
     num_heads: int,
     scale: float | None = None,
     backend: str = 'auto',
+    route_weights: Tensor | None = None,
 ) -> Tensor:
     """Let the tokens of every region attend to all tokens of its routed regions.
 
@@ -53,6 +69,8 @@ def routed_attention(
         scale: Factor on the products of queries and keys; D**-0.5 if None. (The
             width of all heads together, as BiFormer was trained.)
         backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+        route_weights: Factors on the keys *and* values of each routed region,
+            (B, R, K), as :func:`weigh_routes` returns them; all 1 if None.
 
     Returns:
         (B, R, L, C).
@@ -72,19 +90,30 @@ def routed_attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     attend = _reference if backend == 'reference' else _sdpa
-    return attend(q, k, v, routes, num_heads, scale)
+    return attend(q, k, v, routes, num_heads, scale, route_weights)
 
 
 def _reference(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    scale: float,
+    route_weights: Tensor | None,
 ) -> Tensor:
-    weights = attention_weights(q, k, routes, num_heads, scale)
-    v = _split_heads(gather_regions(v, routes), num_heads)  # (B, R, heads, K * L', .)
-    return _merge_heads(weights @ v)
+    weights = attention_weights(q, k, routes, num_heads, scale, route_weights)
+    v = gather_regions(v, routes, route_weights)
+    return _merge_heads(weights @ _split_heads(v, num_heads))
 
 
 def attention_weights(
-    q: Tensor, k: Tensor, routes: Tensor, num_heads: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    scale: float,
+    route_weights: Tensor | None = None,
 ) -> Tensor:
     """Weights by which every token attends to the tokens of its routed regions.
 
@@ -94,33 +123,43 @@ def attention_weights(
         routes: Regions that each region attends to, (B, R, K).
         num_heads: Number of heads; divides D.
         scale: Factor on the products of queries and keys.
+        route_weights: Factors on the keys of each routed region, (B, R, K).
 
     Returns:
         (B, R, heads, L, K * L'), the last axis in the order of the routes; sums to 1.
     """
     q = _split_heads(q, num_heads)
-    k = _split_heads(gather_regions(k, routes), num_heads)
+    k = _split_heads(gather_regions(k, routes, route_weights), num_heads)
     return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    scale: float,
+    route_weights: Tensor | None,
 ) -> Tensor:
     """Gather whole regions as rows, then one fused attention call."""
+    k, v = (gather_regions(tokens, routes, route_weights) for tokens in (k, v))
     q, k, v = (
-        _split_heads(tokens, num_heads).flatten(0, 1)
-        for tokens in (q, gather_regions(k, routes), gather_regions(v, routes))
+        _split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
     )  # (B * R, heads, tokens, width)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return _merge_heads(out).unflatten(0, routes.shape[:2])
 
 
-def gather_regions(tokens: Tensor, routes: Tensor) -> Tensor:
+def gather_regions(
+    tokens: Tensor, routes: Tensor, route_weights: Tensor | None = None
+) -> Tensor:
     """Line up the tokens of every region's routed regions.
 
     Args:
         tokens: (B, R, L, C).
         routes: (B, R, K).
+        route_weights: Factors on the tokens of each routed region, (B, R, K).
 
     Returns:
         (B, R, K * L, C), in the order of the routes.
@@ -128,6 +167,8 @@ def gather_regions(tokens: Tensor, routes: Tensor) -> Tensor:
     batch, num_regions, _, channels = tokens.shape
     first = num_regions * routes.new_tensor(range(batch)).view(-1, 1, 1)
     rows = tokens.flatten(0, 1).index_select(0, (routes + first).flatten())
+    if route_weights is not None:
+        rows = rows * route_weights.view(-1, 1, 1).to(rows.dtype)
     return rows.reshape(batch, num_regions, -1, channels)
 
 

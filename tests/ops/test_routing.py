@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from mmsparse.ops import route_regions, routed_attention
+from mmsparse.ops import route_regions, routed_attention, weigh_routes
 from mmsparse.ops.routing import BACKENDS, attention_weights
 
 SHAPES = {  # B, R, L, L', D, C, K, heads
@@ -29,6 +29,22 @@ def random_inputs(B, R, L, L_kv, D, C, K, heads, dtype=torch.float64):
     v = torch.randn(B, R, L_kv, C, dtype=dtype, requires_grad=True)
     routes = torch.rand(B, R, R).topk(K).indices
     return q, k, v, routes, heads
+
+
+def soft_oracle(q, k, v, routes, num_heads, scale, route_weights):
+    """One region after another, its keys and values weighted."""
+    outs = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
+    width = v.shape[-1] // num_heads
+    for b, r in itertools.product(*map(range, q.shape[:2])):
+        factors = route_weights[b, r, :, None, None]
+        keys, values = (
+            (factors * x[b, routes[b, r]]).flatten(0, 1).chunk(num_heads, -1)
+            for x in (k, v)
+        )
+        for head, query in enumerate(q[b, r].chunk(num_heads, -1)):
+            weights = (scale * query @ keys[head].T).softmax(-1)
+            outs[b, r, :, head * width : (head + 1) * width] = weights @ values[head]
+    return outs
 
 
 def dense_oracle(q, k, v, routes, num_heads, scale):
@@ -58,6 +74,36 @@ def test_equals_masked_full_attention_in_value_and_gradient(inputs, backend):
         torch.autograd.grad(actual, inputs[:3], cotangent),
         torch.autograd.grad(expected, inputs[:3], cotangent),
     )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_weighted_regions_equal_the_loop_in_value_and_gradient(inputs, backend):
+    *tensors, routes, _ = inputs
+    weights = torch.rand(routes.shape, dtype=torch.float64, requires_grad=True)
+    expected = soft_oracle(*inputs, 0.7, weights)
+    actual = routed_attention(*inputs, 0.7, backend, route_weights=weights)
+    cotangent = torch.randn_like(expected)
+
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, [*tensors, weights], cotangent),
+        torch.autograd.grad(expected, [*tensors, weights], cotangent),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_gradients_of_weighted_regions_are_those_of_finite_differences(backend):
+    q, k, v, routes, heads = random_inputs(1, 3, 2, 2, 2, 4, 2, 2)
+    query, key = (torch.randn(1, 3, 2, dtype=torch.float64) for _ in range(2))
+
+    def attend(q, k, v, query, key):
+        weights = weigh_routes(query, key, routes)
+        return routed_attention(
+            q, k, v, routes, heads, backend=backend, route_weights=weights
+        )
+
+    tensors = [q, k, v, query.requires_grad_(), key.requires_grad_()]
+    assert gradcheck(attend, tensors)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -123,6 +169,17 @@ def test_routes_are_the_best_regions_in_order():
     for b, r in itertools.product(range(2), range(5)):
         affinity = key[b] @ query[b, r]
         assert routes[b, r].tolist() == affinity.argsort(descending=True)[:4].tolist()
+
+
+def test_routes_are_weighed_by_the_softmax_of_their_affinities():
+    query, key = torch.randn(2, 5, 3), torch.randn(2, 7, 3)
+    routes = route_regions(query, key, topk=4)
+
+    weights = weigh_routes(query, key, routes)
+
+    for b, r in itertools.product(range(2), range(5)):
+        kept = (key[b] @ query[b, r])[routes[b, r]]
+        torch.testing.assert_close(weights[b, r], kept.softmax(0))
 
 
 @pytest.mark.parametrize('topk', [0, 5])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from mmsparse.models.backbones.base import (
@@ -17,12 +18,18 @@ from mmsparse.models.layers import (
     FullAttention2d,
     LayerNorm2d,
     Mlp2d,
+    PatchConv2d,
     depthwise_conv,
 )
-from mmsparse.models.layers.biformer_attention import check_heads, check_regions
+from mmsparse.models.layers.biformer_attention import (
+    check_choice,
+    check_heads,
+    check_regions,
+)
 from mmsparse.registry import MODELS
 
-OUT_NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
+NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
+DOWNSAMPLINGS = ('overlapping', 'patches')
 
 
 @MODELS.register_module()
@@ -34,17 +41,29 @@ class BiFormer(StagedBackbone):
 
     An architecture has, per stage, ``embed_dims``, ``depths``, ``num_heads``,
     ``mlp_ratios`` and ``topks``: the number of regions that each region attends to,
-    ``'all'`` for full attention, 0 for convolutions in place of attention; and for all
-    stages ``local_kernel`` (depthwise convolution beside the attention) and
-    ``pos_kernel`` (depthwise convolution before it), 0 for none, and
-    ``downsample_act``: GELU after every downsampling, without which few blocks on small
-    data learn slowly. The published models have none.
+    ``'all'`` for full attention, 0 for convolutions in place of attention. It may have
+
+    - ``attn_cfgs``: further arguments of the attention layer of every stage,
+      :class:`BiLevelRoutingAttention` or :class:`FullAttention2d`, one dict a stage;
+    - ``pos_kernel``: edge length of a depthwise convolution before the attention,
+      ``mlp_kernel``: of one inside the MLP; 0 for none;
+    - ``layer_scale``: what a factor per channel on every branch starts from, None for
+      no factors;
+    - ``post_norm``: norms after the sums instead of before attention and MLP;
+    - ``downsampling``: ``overlapping`` convolutions, each with a norm after it, or
+      ``patches`` of 4x4 and then 2x2, the norm before all but the first (the layout of
+      Swin); ``downsample_norm``: ``batch`` or ``layer``;
+    - ``downsample_act``: GELU after every downsampling, without which few blocks on
+      small data learn slowly. The published models have none.
+
+    The two ``stl`` models (Swin-Tiny's layout) have weights of equal shapes, but differ
+    in the padding of the regions and in the local term of the last stage.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
-        regions_per_side: Regions down and across the map of every routed stage. The
-            published models use 7 for classification at 224x224, 16 for detection, 8
-            for segmentation; the weights do not depend on it.
+        regions_per_side: Regions down and across the map of every routed stage, or one
+            number a stage. The published models use 7 for classification at 224x224, 16
+            for detection, 8 for segmentation; the weights do not depend on it.
         out_indices: Stages to return, counted from 0.
         out_norm: Norm of the returned maps: ``batch`` as before the classifier, or
             ``layer`` as for dense tasks.
@@ -90,12 +109,36 @@ class BiFormer(StagedBackbone):
             topks=(1, 4, 16, 'all'),
             mlp_ratios=(3, 3, 3, 3),
         ),
+        'stl': dict(
+            embed_dims=(96, 192, 384, 768),
+            depths=(2, 2, 6, 2),
+            num_heads=(3, 6, 12, 8),
+            topks=(1, 4, 16, 'all'),
+            mlp_ratios=(4, 4, 4, 4),
+            pos_kernel=0,
+            downsampling='patches',
+        ),
+        'stl-nchw': dict(
+            embed_dims=(96, 192, 384, 768),
+            depths=(2, 2, 6, 2),
+            num_heads=(3, 6, 12, 8),
+            topks=(1, 4, 16, 'all'),
+            mlp_ratios=(4, 4, 4, 4),
+            attn_cfgs=(
+                dict(padding='tokens'),
+                dict(padding='tokens'),
+                dict(padding='tokens'),
+                dict(local_source='values'),
+            ),
+            pos_kernel=0,
+            downsampling='patches',
+        ),
     }
 
     def __init__(
         self,
         arch: str | Mapping[str, Any] = 'tiny',
-        regions_per_side: int = 7,
+        regions_per_side: int | Sequence[int] = 7,
         out_indices: Sequence[int] = (3,),
         out_norm: str = 'batch',
         drop_path_rate: float = 0.0,
@@ -108,10 +151,23 @@ class BiFormer(StagedBackbone):
             arch,
             known=self.arch_settings,
             per_stage=('embed_dims', 'depths', 'num_heads', 'topks', 'mlp_ratios'),
-            optional=dict(local_kernel=5, pos_kernel=3, downsample_act=False),
+            optional=dict(
+                attn_cfgs=None,
+                pos_kernel=3,
+                mlp_kernel=0,
+                layer_scale=None,
+                post_norm=False,
+                downsampling='overlapping',
+                downsample_norm='batch',
+                downsample_act=False,
+            ),
         )
-        _check(arch, regions_per_side, out_norm)
         widths = arch['embed_dims']
+        if arch['attn_cfgs'] is None:
+            arch['attn_cfgs'] = ({},) * len(widths)
+        if isinstance(regions_per_side, int):
+            regions_per_side = (regions_per_side,) * len(widths)
+        _check(arch, regions_per_side, out_norm)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
             len(widths),
@@ -125,25 +181,23 @@ class BiFormer(StagedBackbone):
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
         for i in range(max(out_indices) + 1):  # later stages would serve nothing
-            downsample = (
-                _downsample(widths[i - 1], widths[i]) if i else _stem(widths[0])
-            )
-            if arch['downsample_act']:
-                downsample.append(nn.GELU())
-            self.downsamples.append(downsample)
+            self.downsamples.append(_build_downsampling(arch, i))
             blocks = (
                 BiFormerBlock(
-                    attn=_build_attention(arch, i, regions_per_side),
+                    attn=_build_attention(arch, i, regions_per_side[i]),
                     channels=widths[i],
                     mlp_ratio=arch['mlp_ratios'][i],
                     pos_kernel=arch['pos_kernel'],
+                    mlp_kernel=arch['mlp_kernel'],
+                    layer_scale=arch['layer_scale'],
+                    post_norm=arch['post_norm'],
                     drop_path=rate,
                 )
                 for rate in rates[i]
             )
             self.stages.append(nn.Sequential(*blocks))
         self.out_norms = nn.ModuleDict(
-            {f'{out_norm}{i}': OUT_NORMS[out_norm](widths[i]) for i in out_indices}
+            {f'{out_norm}{i}': NORMS[out_norm](widths[i]) for i in out_indices}
         )
         self.freeze()
 
@@ -156,6 +210,10 @@ class BiFormerBlock(nn.Module):
         channels: C of the map.
         mlp_ratio: Hidden width of the MLP over C.
         pos_kernel: Odd edge length of the position convolution, 0 for none.
+        mlp_kernel: Odd edge length of the convolution inside the MLP, 0 for none.
+        layer_scale: What the factors per channel on attention and MLP start from, None
+            for no factors.
+        post_norm: Norms after the sums instead of before attention and MLP.
         drop_path: Probability of dropping attention or MLP for a sample.
     """
 
@@ -165,61 +223,101 @@ class BiFormerBlock(nn.Module):
         channels: int,
         mlp_ratio: float,
         pos_kernel: int = 3,
+        mlp_kernel: int = 0,
+        layer_scale: float | None = None,
+        post_norm: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.pos_conv = depthwise_conv(channels, pos_kernel) if pos_kernel else None
         self.norm1 = LayerNorm2d(channels)
         self.attn = attn
+        self.layer_scale1 = _layer_scale(channels, layer_scale)
         self.norm2 = LayerNorm2d(channels)
-        self.mlp = Mlp2d(channels, mlp_ratio)
+        self.mlp = Mlp2d(channels, mlp_ratio, mlp_kernel)
+        self.layer_scale2 = _layer_scale(channels, layer_scale)
         self.drop_path = DropPath(drop_path)
+        self.post_norm = post_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         if self.pos_conv is not None:
             x = x + self.pos_conv(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        if self.post_norm:
+            x = self.norm1(x + self.drop_path(self.layer_scale1(self.attn(x))))
+            return self.norm2(x + self.drop_path(self.layer_scale2(self.mlp(x))))
+        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+
+
+def _layer_scale(channels: int, start: float | None) -> nn.Module:
+    if start is None:
+        return nn.Identity()
+    return LayerScale(channels, data_format='channels_first', scale=start)
 
 
 def _build_attention(
     arch: Mapping[str, Any], stage: int, regions_per_side: int
 ) -> nn.Module:
     channels, topk = arch['embed_dims'][stage], arch['topks'][stage]
+    further = arch['attn_cfgs'][stage]
     if topk == 0:
-        return ConvMixer2d(channels)
-    common = dict(num_heads=arch['num_heads'][stage], local_kernel=arch['local_kernel'])
+        return ConvMixer2d(channels, **further)
+    num_heads = arch['num_heads'][stage]
     if topk == 'all':
-        return FullAttention2d(channels, **common)
+        return FullAttention2d(channels, num_heads, **further)
     return BiLevelRoutingAttention(
-        channels, topk=topk, regions_per_side=regions_per_side, **common
+        channels, num_heads, topk, regions_per_side, **further
     )
 
 
-def _stem(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        *_downsample(3, channels // 2), nn.GELU(), *_downsample(channels // 2, channels)
-    )
-
-
-def _downsample(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-def _check(arch: Mapping[str, Any], regions_per_side: int, out_norm: str) -> None:
-    for i, (channels, num_heads, topk) in enumerate(
-        zip(arch['embed_dims'], arch['num_heads'], arch['topks'], strict=True)
-    ):
-        if topk == 0:
-            continue
-        check_heads(channels, num_heads, name=f'embed_dims[{i}]')
-        if topk != 'all':
-            check_regions(regions_per_side, topk)
-    if out_norm not in OUT_NORMS:
-        raise ValueError(
-            f'out_norm must be one of {sorted(OUT_NORMS)}; got {out_norm!r}.'
+def _build_downsampling(arch: Mapping[str, Any], stage: int) -> nn.Sequential:
+    before, after = (3, *arch['embed_dims'])[stage : stage + 2]
+    norm = NORMS[arch['downsample_norm']]
+    if arch['downsampling'] == 'patches':
+        layers = (
+            [norm(before), PatchConv2d(before, after, patch_size=2)]
+            if stage
+            else [PatchConv2d(before, after, patch_size=4), norm(after)]
         )
+    elif stage:
+        layers = [_strided_conv(before, after), norm(after)]
+    else:
+        half = after // 2
+        layers = [_strided_conv(before, half), norm(half), nn.GELU()]
+        layers += [_strided_conv(half, after), norm(after)]
+    if arch['downsample_act']:
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers)
+
+
+def _strided_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+
+
+def _check(
+    arch: Mapping[str, Any], regions_per_side: Sequence[int], out_norm: str
+) -> None:
+    num_stages = len(arch['embed_dims'])
+    if len(regions_per_side) != num_stages:
+        raise ValueError(
+            f'regions_per_side must be one number or one a stage, {num_stages}; got '
+            f'{regions_per_side}.'
+        )
+    if len(arch['attn_cfgs']) != num_stages:
+        raise ValueError(
+            f'attn_cfgs of arch must be one dict a stage, {num_stages}; got '
+            f'{len(arch["attn_cfgs"])}.'
+        )
+    for i in range(num_stages):
+        if arch['topks'][i] == 0:
+            continue
+        check_heads(
+            arch['embed_dims'][i], arch['num_heads'][i], name=f'embed_dims[{i}]'
+        )
+        if arch['topks'][i] != 'all':
+            padding = arch['attn_cfgs'][i].get('padding', 'input')
+            check_regions(regions_per_side[i], arch['topks'][i], padding)
+    check_choice('out_norm', out_norm, NORMS)
+    check_choice('downsampling', arch['downsampling'], DOWNSAMPLINGS)
+    check_choice('downsample_norm', arch['downsample_norm'], NORMS)

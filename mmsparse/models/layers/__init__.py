@@ -9,7 +9,12 @@ from mmsparse.models.layers.biformer_attention import (
     ConvMixer2d,
     FullAttention2d,
 )
-from mmsparse.models.layers.common import LayerNorm2d, Mlp2d, depthwise_conv
+from mmsparse.models.layers.common import (
+    LayerNorm2d,
+    Mlp2d,
+    PatchConv2d,
+    depthwise_conv,
+)
 
 __all__ = [
     'BiLevelRoutingAttention',
@@ -17,5 +22,6 @@ __all__ = [
     'FullAttention2d',
     'LayerNorm2d',
     'Mlp2d',
+    'PatchConv2d',
     'depthwise_conv',
 ]

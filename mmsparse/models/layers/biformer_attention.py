@@ -1,5 +1,7 @@
 """The attention layers of BiFormer: routed, full, and none at all."""
 
+from collections.abc import Callable, Collection
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,35 +14,69 @@ from mmsparse.ops import (
     merge_regions,
     pad_to_multiple,
     partition_regions,
+    pool_regions,
+    region_means,
     route_regions,
     routed_attention,
+    weigh_routes,
 )
 from mmsparse.registry import MODELS
+
+PADDINGS = ('input', 'tokens')
+ROUTINGS = ('hard', 'soft', 'differentiable', 'projected')
+LOCAL_SOURCES = ('input', 'values')
+POOLS: dict[str, Callable[..., Tensor]] = {
+    'avg': F.avg_pool2d,
+    'max': F.max_pool2d,
+    'adaptive_avg': F.adaptive_avg_pool2d,
+    'adaptive_max': F.adaptive_max_pool2d,
+}
 
 
 @MODELS.register_module()
 class BiLevelRoutingAttention(nn.Module):
     """Attention of every region to the regions most akin to it.
 
-    The map is cut into ``regions_per_side`` x ``regions_per_side`` regions; a map of
-    another size is padded with zeros at the bottom and at the right, and the padding
-    takes part (so the released models were trained). Products of queries and keys are
-    scaled by the width of all heads together. Routing passes no gradient.
+    The map is cut into ``regions_per_side`` x ``regions_per_side`` regions. Their mean
+    queries and mean keys decide which regions attend to which, the same for all heads.
+    Products of queries and keys are scaled by the width of all heads together.
+
+    Any height and width works. Where the regions do not divide the map, the official
+    code has two forms, and weights belong to the one that they were trained with:
+
+    - ``padding='input'``: the map is padded with zeros, so that the regions fit.
+      Padded positions hold the bias of the projection, and take part in everything.
+    - ``padding='tokens'``: regions have the height and width of the map over
+      ``regions_per_side``, rounded down, and there are as many as it takes. The
+      last ones are filled with zero queries, keys and values, which take part in
+      the attention, but neither in the means nor in the local convolution.
 
     Paper: `BiFormer <https://arxiv.org/abs/2303.08810>`_, section 3.2.
 
     Args:
         in_channels: C of the map.
         num_heads: Number of heads; divides ``in_channels`` and ``qk_channels``.
-        topk: Number of regions that each region attends to, at most
-            ``regions_per_side`` squared.
+        topk: Number of regions that each region attends to. At most
+            ``regions_per_side`` squared with padding of the input; all regions of a map
+            that has fewer with padding of tokens.
         regions_per_side: Number of regions down and across. Not tied to the weights.
         qk_channels: Width of queries and keys; ``in_channels`` if None.
+        qk_scale: Factor on the products of queries and keys; ``qk_channels ** -0.5``
+            if None.
         local_kernel: Odd edge length of the depthwise convolution of the values that
             is added to the output (local context enhancement), 0 for none.
+        padding: ``input`` or ``tokens``, see above.
+        routing: ``hard`` picks regions and passes no gradient. The others also
+            multiply keys and values of a picked region by the softmax of its affinity:
+            ``soft`` by constants, ``differentiable`` with gradient, ``projected`` after
+            a further linear map of the means as well.
+        kv_pool: Pooling of keys and values within every region: None, or a kind and a
+            size. ``avg`` and ``max`` pool windows of that edge length (at most the
+            region), ``adaptive_avg`` and ``adaptive_max`` to a square of it.
+        out_proj: Whether a linear map follows.
 
     Raises:
-        ValueError: An argument is out of range or does not divide.
+        ValueError: An argument is unknown, out of range or does not divide.
     """
 
     def __init__(
@@ -50,77 +86,139 @@ class BiLevelRoutingAttention(nn.Module):
         topk: int = 4,
         regions_per_side: int = 7,
         qk_channels: int | None = None,
+        qk_scale: float | None = None,
         local_kernel: int = 5,
+        padding: str = 'input',
+        routing: str = 'hard',
+        kv_pool: tuple[str, int] | None = None,
+        out_proj: bool = True,
     ) -> None:
         super().__init__()
         qk_channels = in_channels if qk_channels is None else qk_channels
         check_heads(in_channels, num_heads)
         check_heads(qk_channels, num_heads, name='qk_channels')
-        check_regions(regions_per_side, topk)
+        check_choice('padding', padding, PADDINGS)
+        check_regions(regions_per_side, topk, padding)
+        check_choice('routing', routing, ROUTINGS)
+        _check_kv_pool(kv_pool)
         self.num_heads = num_heads
         self.topk = topk
         self.regions_per_side = regions_per_side
+        self.padding = padding
+        self.routing = routing
+        self.kv_pool = kv_pool
         self.split = (qk_channels, qk_channels, in_channels)
-        self.scale = qk_channels**-0.5
+        self.scale = qk_channels**-0.5 if qk_scale is None else qk_scale
         self.qkv = nn.Linear(in_channels, sum(self.split))
+        self.router = (
+            nn.Linear(qk_channels, qk_channels) if routing == 'projected' else None
+        )
         self.local = depthwise_conv(in_channels, local_kernel) if local_kernel else None
-        self.proj = nn.Linear(in_channels, in_channels)
+        self.proj = nn.Linear(in_channels, in_channels) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
-        grid = (self.regions_per_side, self.regions_per_side)
-        x = pad_to_multiple(channels_last(x), self.regions_per_side)
+        x = channels_last(x)
+        if self.padding == 'input':
+            x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
         q, k, v = self.qkv(x).split(self.split, dim=-1)  # (B, H', W', ...)
-        out = self._attend(*(partition_regions(tokens, grid) for tokens in (q, k, v)))
-        out = merge_regions(out, grid, size=x.shape[1:3])
+        out = self._attend(q, k, v)
         if self.local is not None:
             out = out + channels_last(self.local(channels_first(v)))
-        out = self.proj(out)[:, :height, :width]
-        return channels_first(out)
+        return channels_first(self.proj(out[:, :height, :width]))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        query_mean = self.scale * q.detach().mean(dim=2)
-        routes = route_regions(query_mean, k.detach().mean(dim=2), self.topk)
-        return routed_attention(q, k, v, routes, self.num_heads, self.scale)
+        """Maps of (B, H, W, ...) to (B, H, W, C)."""
+        height, width = size = q.shape[1:3]
+        h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
+        rows, columns = grid = (-(-height // h), -(-width // w))
+        q, k, v = (
+            partition_regions(pad_to_multiple(tokens, region), grid)
+            for tokens in (q, k, v)
+        )  # (B, R, L, ...)
+        routes, route_weights = self._route(
+            region_means(q, region, size), region_means(k, region, size)
+        )
+        k, v = self._pool(k, region), self._pool(v, region)
+        out = routed_attention(
+            q, k, v, routes, self.num_heads, self.scale, route_weights=route_weights
+        )
+        return merge_regions(out, grid, (rows * h, columns * w))[:, :height, :width]
+
+    def _route(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean queries and keys, (B, R, D), to routes and their weights, (B, R, K)."""
+        if self.routing in ('hard', 'soft'):
+            query, key = query.detach(), key.detach()
+        if self.router is not None:
+            query, key = self.router(query), self.router(key)
+        query = self.scale * query
+        routes = route_regions(query, key, min(self.topk, key.shape[1]))
+        if self.routing == 'hard':
+            return routes, None
+        return routes, weigh_routes(query, key, routes)
+
+    def _pool(self, tokens: Tensor, region: tuple[int, int]) -> Tensor:
+        if self.kv_pool is None:
+            return tokens
+        kind, length = self.kv_pool
+        size = (length, length)
+        if not kind.startswith('adaptive'):
+            size = tuple(min(length, edge) for edge in region)
+        return pool_regions(tokens, region, lambda maps: POOLS[kind](maps, size))
 
 
+@MODELS.register_module()
 class FullAttention2d(nn.Module):
     """Attention of every position to every other, in BiFormer's last stage.
-
-    The official models add a depthwise convolution of the *input* to the heads, not
-    one of the values as in the routed stages.
 
     Args:
         in_channels: C of the map.
         num_heads: Number of heads; divides ``in_channels``.
-        local_kernel: Odd edge length of that convolution, 0 for none.
+        qkv_bias: Whether the projection to queries, keys and values has a bias.
+        qk_scale: Factor on the products of queries and keys; the width of a head to the
+            power of -0.5 if None.
+        local_kernel: Odd edge length of the depthwise convolution that is added to the
+            heads, 0 for none.
+        local_source: What is convolved: the ``input`` as in most of the published
+            models, or the ``values`` as in the routed stages and in ``stl-nchw``.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``in_channels``.
+        ValueError: ``num_heads`` does not divide ``in_channels``, or ``local_source``
+            is unknown.
     """
 
     def __init__(
-        self, in_channels: int, num_heads: int = 8, local_kernel: int = 5
+        self,
+        in_channels: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        local_kernel: int = 5,
+        local_source: str = 'input',
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
+        check_choice('local_source', local_source, LOCAL_SOURCES)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(in_channels, 3 * in_channels, bias=False)
+        self.scale = qk_scale
+        self.local_source = local_source
+        self.qkv = nn.Linear(in_channels, 3 * in_channels, bias=qkv_bias)
         self.local = depthwise_conv(in_channels, local_kernel) if local_kernel else None
         self.proj = nn.Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        batch, _, height, width = x.shape
-        qkv = self.qkv(channels_last(x)).reshape(
-            batch, height * width, 3, self.num_heads, -1
-        )
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, width of a head)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.transpose(1, 2).reshape(batch, height, width, -1)
+        q, k, v = self.qkv(channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
+        heads = (
+            tokens.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens in (q, k, v)
+        )  # (B, heads, N, width of a head)
+        out = F.scaled_dot_product_attention(*heads, scale=self.scale)
+        out = out.transpose(1, 2).reshape(v.shape)
         if self.local is not None:
-            out = out + channels_last(self.local(x))
+            source = x if self.local_source == 'input' else channels_first(v)
+            out = out + channels_last(self.local(source))
         return channels_first(self.proj(out))
 
 
@@ -157,12 +255,13 @@ def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> Non
         )
 
 
-def check_regions(regions_per_side: int, topk: int) -> None:
+def check_regions(regions_per_side: int, topk: int, padding: str = 'input') -> None:
     """Raise ValueError unless so many regions can be routed to.
 
     Args:
         regions_per_side: Number of regions down and across.
         topk: Number of regions to route to.
+        padding: What is padded; with ``tokens`` there can be more regions.
 
     Raises:
         ValueError: There are none, or fewer than ``topk``.
@@ -171,8 +270,34 @@ def check_regions(regions_per_side: int, topk: int) -> None:
         raise ValueError(
             f'regions_per_side must be at least 1; got {regions_per_side}.'
         )
-    if not 1 <= topk <= regions_per_side**2:
+    most = regions_per_side**2 if padding == 'input' else topk
+    if not 1 <= topk <= most:
         raise ValueError(
             f'topk must be between 1 and the number of regions, {regions_per_side**2} '
             f'(regions_per_side={regions_per_side}); got {topk}.'
+        )
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError unless a value is among the choices.
+
+    Args:
+        name: What the caller's user calls the argument.
+        value: The value given.
+        choices: What it may be.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {sorted(choices)}; got {value!r}.')
+
+
+def _check_kv_pool(kv_pool: tuple[str, int] | None) -> None:
+    if kv_pool is None:
+        return
+    if len(kv_pool) != 2 or kv_pool[0] not in POOLS or kv_pool[1] < 1:
+        raise ValueError(
+            f'kv_pool must be None or a kind of {sorted(POOLS)} with a size of at '
+            f'least 1, for example ("avg", 2); got {kv_pool!r}.'
         )

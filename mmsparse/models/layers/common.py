@@ -53,14 +53,42 @@ class Mlp2d(nn.Module):
     Args:
         channels: C of the map.
         ratio: Hidden width over C.
+        local_kernel: Odd edge length of a depthwise convolution before GELU, 0 for
+            none.
     """
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(self, channels: int, ratio: float, local_kernel: int = 0) -> None:
         super().__init__()
         hidden = int(ratio * channels)
         self.fc1 = nn.Linear(channels, hidden)
+        self.local = depthwise_conv(hidden, local_kernel) if local_kernel else None
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc2(F.gelu(self.fc1(channels_last(x))))
-        return channels_first(x)
+        x = self.fc1(channels_last(x))
+        if self.local is not None:
+            x = channels_last(self.local(channels_first(x)))
+        return channels_first(self.fc2(F.gelu(x)))
+
+
+class PatchConv2d(nn.Conv2d):
+    """Convolution of patches that do not overlap.
+
+    What is left over at the bottom and at the right is dropped, as in the published
+    models; a map smaller than one patch is padded with zeros.
+
+    Args:
+        in_channels: C of the map.
+        out_channels: C of the output.
+        patch_size: Edge length of a patch.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels, out_channels, patch_size, stride=patch_size)
+        self.patch_size = patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = (max(self.patch_size - length, 0) for length in x.shape[-2:])
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return super().forward(x)
