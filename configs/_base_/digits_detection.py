@@ -19,7 +19,6 @@ metainfo = dict(
 digits_train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),
 ]
 digits_test_pipeline = [

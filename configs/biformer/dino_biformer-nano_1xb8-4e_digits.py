@@ -5,7 +5,8 @@ _base_ = [
 ]
 
 model = dict(
-    num_queries=100,  # a scene has at most six digits
+    num_queries=50,  # a scene has at most six digits
+    num_feature_levels=3,  # a fourth would have four cells
     backbone=dict(
         _delete_=True,
         type='mmsparse.BiFormer',
@@ -14,13 +15,25 @@ model = dict(
         out_indices=(1, 2, 3),
         out_norm='layer',
     ),
-    neck=dict(in_channels=[64, 128, 256]),
+    neck=dict(in_channels=[64, 128, 256], num_outs=3),
     # Two layers each, and a quarter of the hidden width: minutes on two cores.
-    encoder=dict(num_layers=2, layer_cfg=dict(ffn_cfg=dict(feedforward_channels=512))),
-    decoder=dict(num_layers=2, layer_cfg=dict(ffn_cfg=dict(feedforward_channels=512))),
+    encoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            self_attn_cfg=dict(num_levels=3),
+            ffn_cfg=dict(feedforward_channels=512),
+        ),
+    ),
+    decoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            cross_attn_cfg=dict(num_levels=3),
+            ffn_cfg=dict(feedforward_channels=512),
+        ),
+    ),
     bbox_head=dict(num_classes=10),
-    dn_cfg=dict(group_cfg=dict(num_dn_queries=40)),
-    test_cfg=dict(max_per_img=100),
+    dn_cfg=dict(group_cfg=dict(num_dn_queries=30)),
+    test_cfg=dict(max_per_img=50),
 )
 train_dataloader = {{_base_.digits_train_dataloader}}
 val_dataloader = {{_base_.digits_val_dataloader}}
@@ -28,13 +41,13 @@ test_dataloader = {{_base_.digits_val_dataloader}}
 val_evaluator = {{_base_.digits_evaluator}}
 test_evaluator = {{_base_.digits_evaluator}}
 
-# Nothing is pretrained: one rate for all, higher than for COCO.
+# One rate for all, higher than for COCO: few iterations.
 optim_wrapper = dict(
-    optimizer=dict(lr=4e-4),
+    optimizer=dict(lr=6e-4),
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
 )
-max_epochs = 9
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+max_epochs = 4
+train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(
