@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DIGITS_COMMAND = 'python tools/prepare_digits.py'
@@ -119,6 +121,29 @@ def register_host(scope: str) -> None:
     importlib.import_module(f'{scope}.utils').register_all_modules(
         init_default_scope=False
     )
+
+
+def build_model(cfg: Config) -> BaseModel:
+    """Build the model of a configuration, without pretrained weights.
+
+    Args:
+        cfg: The configuration, of a host that is registered.
+
+    Returns:
+        The host's model.
+
+    Raises:
+        UsageError: The configuration has no model, or is for none of :data:`HOSTS`.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in HOSTS or 'model' not in cfg:
+        raise UsageError(
+            f'The configuration needs a model and a default_scope of {HOSTS}; got '
+            f'default_scope={scope!r} and {sorted(cfg)}'
+        )
+    models = importlib.import_module(f'{scope}.registry').MODELS
+    with DefaultScope.overwrite_default_scope(scope):
+        return models.build(cfg.model)
 
 
 def check_data(cfg: Config) -> None:

@@ -1,11 +1,9 @@
-import importlib
 from pathlib import Path
 
 import pytest
 import yaml
-from mmengine.registry import DefaultScope
 
-from mmsparse.hosts import read_config
+from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted(
@@ -16,10 +14,7 @@ LEAVES = sorted(
 
 
 def build(path):
-    cfg = read_config(str(path))
-    models = importlib.import_module(f'{cfg.default_scope}.registry').MODELS
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return models.build(cfg.model)
+    return build_model(read_config(str(path)))
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from mmsparse.parity import biformer
+from mmsparse.parity import biformer, dat, shunted
 from mmsparse.parity.cases import Case, UnsupportedCaseError
 
-FAMILIES = {'biformer': biformer.compare}
+FAMILIES = {
+    'biformer': biformer.compare,
+    'dat': dat.compare,
+    'shunted': shunted.compare,
+}
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ class StagedBackbone(BaseModule):
     the last stage that is returned, and ``self.out_norms``, the norms of the outputs by
     kind and stage (``layer0``, ``batch3``: kinds differ in name, so that weights of one
     never load into another); then it calls :meth:`freeze`. Only outputs pass through
-    ``out_norms``; the next stage goes on from the plain map. Maps are
-    (B, C, H, W) in channels-last storage throughout.
+    ``out_norms``; the next stage goes on from the plain map. Where the official model
+    goes on from the normed map, the norm is the last module of its stage, and there are
+    no ``out_norms``. Maps are (B, C, H, W) in channels-last storage throughout.
 
     Args:
         num_stages: Number of stages of the architecture.
         out_indices: Stages to return, ascending, counted from 0.
-        out_norm: Kind of the norms of the outputs.
+        out_norm: Kind of the norms of the outputs; None where stages end with theirs.
         frozen_stages: Stages without training, from the first on; 0 for the stem alone
             and -1 for none.
         norm_eval: Keep BatchNorm layers in eval mode while training.
@@ -49,7 +50,7 @@ class StagedBackbone(BaseModule):
         self,
         num_stages: int,
         out_indices: Sequence[int],
-        out_norm: str,
+        out_norm: str | None,
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
@@ -72,11 +73,15 @@ class StagedBackbone(BaseModule):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x: Pictures, (B, 3, H, W), any H and W.
+            x: Pictures, (B, 3, H, W), H and W at least the stride of the last stage.
 
         Returns:
             One (B, C, H', W') for each of ``out_indices``.
+
+        Raises:
+            ValueError: ``x`` is no such batch, or smaller than the last stride.
         """
+        _check_pictures(x, stride=4 * 2 ** (len(self.stages) - 1))
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -90,6 +95,8 @@ class StagedBackbone(BaseModule):
         return tuple(outs)
 
     def _out_norm(self, stage: int) -> nn.Module:
+        if self.out_norm is None:
+            return nn.Identity()
         return self.out_norms[f'{self.out_norm}{stage}']
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -140,7 +147,8 @@ def resolve_arch(
         arch: A name in ``known``, or the architecture itself.
         known: The published architectures by name.
         per_stage: Names of the required settings, one entry a stage each.
-        optional: The other settings with their defaults.
+        optional: The other settings with their defaults; a tuple or list has one entry
+            a stage.
 
     Returns:
         Every setting, with per-stage ones as tuples of equal length.
@@ -163,7 +171,11 @@ def resolve_arch(
         )
     settings = {**optional, **arch}
     settings.update((name, tuple(settings[name])) for name in per_stage)
-    lengths = {name: len(settings[name]) for name in per_stage}
+    lengths = {
+        name: len(value)
+        for name, value in settings.items()
+        if isinstance(value, (tuple, list))
+    }
     if len(set(lengths.values())) != 1:
         raise ValueError(
             f'All per-stage settings of arch need the same number of stages; got '
@@ -199,4 +211,12 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
         raise ValueError(
             f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}; '
             f'got {tuple(out_indices)}.'
+        )
+
+
+def _check_pictures(x: Tensor, stride: int) -> None:
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or min(x.shape[2:]) < stride:
+        raise ValueError(
+            f'x must be pictures of shape (B, 3, H, W) with B at least 1 and H and W '
+            f'at least {stride}, the stride of the last stage; got {tuple(x.shape)}.'
         )

@@ -10,18 +10,33 @@ from mmsparse.models.layers.biformer_attention import (
     FullAttention2d,
 )
 from mmsparse.models.layers.common import (
+    ConvMlp2d,
     LayerNorm2d,
     Mlp2d,
     PatchConv2d,
     depthwise_conv,
 )
+from mmsparse.models.layers.deformable_attention import DeformableAttention2d
+from mmsparse.models.layers.multi_scale_deformable_attention import (
+    MultiScaleDeformableAttention2d,
+)
+from mmsparse.models.layers.neighborhood_attention import NeighborhoodAttention2d
+from mmsparse.models.layers.shunted_attention import DetailMlp2d, ShuntedSelfAttention
+from mmsparse.models.layers.window_attention import WindowAttention2d
 
 __all__ = [
     'BiLevelRoutingAttention',
     'ConvMixer2d',
+    'ConvMlp2d',
+    'DeformableAttention2d',
+    'DetailMlp2d',
     'FullAttention2d',
     'LayerNorm2d',
     'Mlp2d',
+    'MultiScaleDeformableAttention2d',
+    'NeighborhoodAttention2d',
     'PatchConv2d',
+    'ShuntedSelfAttention',
+    'WindowAttention2d',
     'depthwise_conv',
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmsparse.models.layers.common import (
     channels_first,
     channels_last,
+    check_heads,
     depthwise_conv,
 )
 from mmsparse.ops import (
@@ -234,24 +235,6 @@ class ConvMixer2d(nn.Sequential):
             nn.Conv2d(channels, channels, kernel_size=1),
             depthwise_conv(channels, kernel_size=5),
             nn.Conv2d(channels, channels, kernel_size=1),
-        )
-
-
-def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> None:
-    """Raise ValueError unless the heads divide the channels.
-
-    Args:
-        channels: Width to divide.
-        num_heads: Number of heads.
-        name: What the caller's user calls the width.
-
-    Raises:
-        ValueError: They do not.
-    """
-    if num_heads < 1 or channels % num_heads:
-        raise ValueError(
-            f'{name} must be divisible by num_heads; got {name}={channels} and '
-            f'num_heads={num_heads}.'
         )
 
 

@@ -92,3 +92,46 @@ class PatchConv2d(nn.Conv2d):
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return super().forward(x)
+
+
+class ConvMlp2d(nn.Module):
+    """Two linear maps with a depthwise convolution and GELU between them.
+
+    Args:
+        channels: C of the map.
+        ratio: Hidden width over C.
+        residual: Add the convolution to what it is applied to, instead of replacing it.
+    """
+
+    def __init__(self, channels: int, ratio: float, residual: bool = True) -> None:
+        super().__init__()
+        hidden = int(ratio * channels)
+        self.residual = residual
+        self.linear1 = nn.Linear(channels, hidden)
+        self.conv = depthwise_conv(hidden, kernel_size=3)
+        self.linear2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = channels_first(self.linear1(channels_last(x)))
+        mixed = self.conv(x)
+        if self.residual:
+            mixed = x + mixed
+        return channels_first(self.linear2(channels_last(F.gelu(mixed))))
+
+
+def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> None:
+    """Raise ValueError unless the heads divide the channels.
+
+    Args:
+        channels: Width to divide.
+        num_heads: Number of heads.
+        name: What the caller's user calls the width.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(
+            f'{name} must be divisible by num_heads; got {name}={channels} and '
+            f'num_heads={num_heads}.'
+        )

@@ -1,13 +1,14 @@
 """What every backbone promises; a new one is a new entry of BACKBONES."""
 
 import importlib
+import re
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmsparse.models import BiFormer
+from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 
 def stl_micro(name):
@@ -18,15 +19,20 @@ def stl_micro(name):
 
 
 BACKBONES = {
-    'BiFormer': (BiFormer, dict(regions_per_side=4)),
-    'BiFormer stl': (BiFormer, dict(arch=stl_micro('stl'), regions_per_side=4)),
+    'BiFormer': (BiFormer, dict(regions_per_side=4, out_norm='layer')),
+    'BiFormer stl': (
+        BiFormer,
+        dict(arch=stl_micro('stl'), regions_per_side=4, out_norm='layer'),
+    ),
     'BiFormer stl-nchw': (
         BiFormer,
-        dict(arch=stl_micro('stl-nchw'), regions_per_side=4),
+        dict(arch=stl_micro('stl-nchw'), regions_per_side=4, out_norm='layer'),
     ),
+    'DAT': (DAT, dict(out_norm='layer')),
+    'ShuntedTransformer': (ShuntedTransformer, {}),
 }
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
-ALL_LEVELS = dict(out_indices=(0, 1, 2, 3), out_norm='layer')
+ALL_LEVELS = dict(out_indices=(0, 1, 2, 3))
 
 
 @pytest.fixture(params=BACKBONES.values(), ids=BACKBONES)
@@ -49,6 +55,8 @@ def test_returns_one_map_a_level_at_its_stride(build, size):
 
     assert isinstance(outs, tuple)
     widths = backbone.arch_settings['nano']['embed_dims']
+    if isinstance(backbone, ShuntedTransformer):  # its stem rounds down
+        size = [(length + 1) // 4 * 4 for length in size]
     for out, width, stride in zip(outs, widths, (4, 8, 16, 32), strict=True):
         assert out.shape[:2] == (2, width)
         for length, pixels in zip(out.shape[2:], size, strict=True):
@@ -130,18 +138,17 @@ def test_frozen_stages_stay_frozen_in_training(build, frozen_stages):
     stages = zip(backbone.downsamples, backbone.stages, strict=True)
     for i, (downsample, stage) in enumerate(stages):
         assert frozen(downsample) == (i < max(frozen_stages, 1) and frozen_stages >= 0)
-        assert (
-            frozen(stage)
-            == frozen(backbone.out_norms[f'layer{i}'])
-            == (i < frozen_stages)
-        )
+        assert frozen(stage) == (i < frozen_stages)
+        if backbone.out_norm is not None:
+            assert frozen(backbone.out_norms[f'layer{i}']) == (i < frozen_stages)
 
 
 def test_norm_eval_keeps_the_statistics_of_batchnorm(build):
     backbone = build(norm_eval=True).train()
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
 
-    assert norms
+    if not norms:
+        pytest.skip('has no BatchNorm')
     assert not any(norm.training for norm in norms)
     assert backbone.training
 
@@ -168,7 +175,10 @@ def test_the_state_dict_makes_the_round_trip(build):
 
 
 def test_norms_of_a_classifier_do_not_load_into_dense_outputs(build):
-    classifier = build(out_indices=(3,), out_norm='batch')
+    if build().out_norm is None:
+        pytest.skip('stages end with their own norms, the same for all tasks')
+    kind = {'BiFormer': 'batch', 'DAT': 'class'}[type(build()).__name__]
+    classifier = build(out_indices=(3,), out_norm=kind)
 
     mismatch = build().load_state_dict(classifier.state_dict(), strict=False)
 
@@ -190,6 +200,8 @@ def test_runs_under_autocast(build):
 
 def test_initialises_linear_maps_and_norms(build):
     backbone = build()
+    if not backbone.default_init_cfg:
+        pytest.skip('keeps the initialisation of torch')
     backbone.init_weights()
     linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
 
@@ -212,3 +224,22 @@ def test_initialises_linear_maps_and_norms(build):
 def test_arguments_out_of_range_are_refused(build, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**arguments)
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [(2, 3, 31, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64), (2, 1, 64, 64)],
+)
+def test_what_is_no_batch_of_pictures_is_refused(build, shape):
+    message = re.escape(
+        f'H and W at least 32, the stride of the last stage; got {shape}'
+    )
+    with pytest.raises(ValueError, match=message):
+        build()(torch.zeros(shape))
+
+
+def test_pictures_may_be_as_small_as_the_last_stride(build):
+    (out,) = build(out_indices=(1,)).eval()(torch.rand(1, 3, 8, 8))
+
+    assert out.shape == (1, 64, 1, 1)
+    assert out.isfinite().all()

@@ -1,0 +1,6 @@
+_base_ = '../biformer/biformer-nano_1xb32-9e_digits.py'
+
+model = dict(backbone=dict(_delete_=True, type='mmsparse.DAT', arch='nano'))
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
+)

@@ -1,0 +1,3 @@
+_base_ = 'dat-tiny_32xb128-300e_in1k.py'
+
+model = dict(backbone=dict(arch='pp-small', drop_path_rate=0.4))

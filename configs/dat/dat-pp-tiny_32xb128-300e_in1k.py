@@ -1,0 +1,5 @@
+_base_ = 'dat-tiny_32xb128-300e_in1k.py'
+
+model = dict(
+    backbone=dict(arch='pp-tiny', drop_path_rate=0.2), head=dict(in_channels=512)
+)

@@ -1,0 +1,10 @@
+_base_ = '../biformer/dino_biformer-nano_1xb8-4e_digits.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.ShuntedTransformer',
+        arch='nano',
+        out_indices=(1, 2, 3),
+    )
+)

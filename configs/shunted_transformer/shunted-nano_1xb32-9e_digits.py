@@ -1,0 +1,5 @@
+_base_ = '../biformer/biformer-nano_1xb32-9e_digits.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='mmsparse.ShuntedTransformer', arch='nano')
+)

@@ -1,0 +1,154 @@
+"""Official checkpoints to state dicts of host models that use our backbones."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mmsparse.checkpoint.families import Arch, Family
+from mmsparse.checkpoint.official import (
+    find_family,
+    find_model,
+    find_state_dict,
+    listed,
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted checkpoint, and what was recognised.
+
+    Args:
+        family: Name of the family.
+        arch: The arch that fits.
+        state_dict: The weights under the host model's names.
+    """
+
+    family: str
+    arch: Arch
+    state_dict: dict[str, Tensor]
+
+
+def convert_official(
+    state_dict: Mapping[str, Any],
+    family: str | None = None,
+    arch: Arch | None = None,
+    backbone_only: bool = False,
+) -> dict[str, Tensor]:
+    """Convert official weights to those of a host model that uses our backbone.
+
+    Args:
+        state_dict: An official state dict of a classifier or a dense backbone, or a
+            whole checkpoint that holds one under ``state_dict`` or ``model``; what else
+            is in the checkpoint, a ``model_ema`` for example, is dropped.
+        family: Name of the family; recognised from the keys if None.
+        arch: Name of the arch, or a dict as the backbone takes it; recognised from keys
+            and shapes if None.
+        backbone_only: Leave out a classifier's head, or what a detector or segmentor
+            has around its backbone.
+
+    Returns:
+        ``backbone.*``, and for a classifier ``head.fc.*``: what mmpretrain's
+        ``ImageClassifier`` with ``GlobalAveragePooling`` and ``LinearClsHead`` holds.
+
+    Raises:
+        ValueError: Family or arch are unknown or not recognised, or keys are missing,
+            left over or of another shape; the message lists them.
+    """
+    return convert(state_dict, family, arch, backbone_only).state_dict
+
+
+def convert(
+    checkpoint: Mapping[str, Any],
+    family: str | None = None,
+    arch: Arch | None = None,
+    backbone_only: bool = False,
+) -> Conversion:
+    """Convert as :func:`convert_official` does, and tell what was recognised.
+
+    Args:
+        checkpoint: A state dict, or a checkpoint with one.
+        family: Name of the family, or None.
+        arch: Name of the arch, a dict, or None.
+        backbone_only: Leave out what is around the backbone.
+
+    Returns:
+        The weights with their family and arch.
+
+    Raises:
+        ValueError: As there.
+    """
+    weights = find_state_dict(checkpoint)
+    chosen = find_family(weights, family)
+    weights = find_model(weights, chosen, backbone_only)
+    names = _rename(weights, chosen)
+    converted = {
+        ours: chosen.convert_tensor(name, weights[name]) for ours, name in names.items()
+    }
+    archs = _candidates(chosen, arch, weights, checkpoint)
+    faults = {}
+    for i, candidate in enumerate(archs):
+        faults[i] = _compare(candidate, converted, names, chosen)
+        if not faults[i]:
+            return Conversion(chosen.name, candidate, converted)
+    nearest = min(faults, key=lambda i: sum(map(len, faults[i].values())))
+    details = (f'{kind}: {listed(keys)}' for kind, keys in faults[nearest].items())
+    raise ValueError(
+        f'The checkpoint does not fit {chosen.name}, arch {archs[nearest]!r}'
+        f'{", the nearest of all" if len(archs) > 1 else ""}: {"; ".join(details)}.'
+    )
+
+
+def _rename(keys: Collection[str], family: Family) -> dict[str, str]:
+    """Our keys with the official ones."""
+    names: dict[str, str] = {}
+    for official in keys:
+        ours = family.rename(official)
+        if ours in names:
+            raise ValueError(
+                f'{names[ours]!r} and {official!r} would both become {ours!r}.'
+            )
+        if ours is not None:
+            names[ours] = official
+    return names
+
+
+def _candidates(
+    family: Family, arch: Arch | None, keys: Collection[str], checkpoint: Any
+) -> list[Arch]:
+    if isinstance(arch, Mapping):
+        return [arch]
+    known = sorted(family.backbone.arch_settings)
+    if arch is None:
+        return family.narrow(known, keys, checkpoint)
+    if arch not in known:
+        raise ValueError(f'arch must be one of {known}; got {arch!r}.')
+    if not family.narrow([arch], keys, checkpoint):
+        raise ValueError(
+            f'arch={arch!r} does not fit: the keys are those of '
+            f'{family.narrow(known, keys, checkpoint)}.'
+        )
+    return [arch]
+
+
+def _compare(
+    arch: Arch,
+    converted: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    family: Family,
+) -> dict[str, list[str]]:
+    """Official keys that keep the weights from fitting an arch, by kind of fault."""
+    shapes = family.shapes(arch, converted)
+    faults = {
+        'missing': [
+            family.official(key, arch) for key in shapes.keys() - converted.keys()
+        ],
+        'left over': [names[key] for key in converted.keys() - shapes.keys()],
+        'of another shape': [
+            f'{names[key]} {tuple(tensor.shape)} instead of {tuple(shapes[key])}'
+            for key, tensor in converted.items()
+            if key in shapes and tensor.shape != shapes[key]
+        ],
+    }
+    return {kind: sorted(keys) for kind, keys in faults.items() if keys}

@@ -1,0 +1,135 @@
+"""The official DAT's key names and ours."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+Rename = tuple[str, str | Callable[[re.Match], str]]
+
+
+def _shared_list(found: re.Match) -> tuple[str, int, int]:
+    """A stage, a block and 1 or 2 of a list with two entries a block."""
+    stage, entry = found[1], int(found[2])
+    return stage, entry // 2, entry % 2 + 1
+
+
+_TO_OURS: tuple[Rename, ...] = (
+    (r'^patch_proj\.(\d)\.(norm\.)?', r'downsamples.0.\1.'),
+    (r'^stages\.0\.proj\.', 'downsamples.0.proj.'),
+    (
+        r'^down_projs\.(\d)\.(\d)\.(norm\.)?',
+        lambda found: f'downsamples.{int(found[1]) + 1}.{found[2]}.',
+    ),
+    (
+        r'^stages\.(\d)\.layer_norms\.(\d+)\.norm\.',
+        lambda found: 'stages.{}.{}.norm{}.'.format(*_shared_list(found)),
+    ),
+    (
+        r'^stages\.(\d)\.layer_scales\.(\d+)\.(weight|gamma)$',
+        lambda found: 'stages.{}.{}.scale{}.weight'.format(*_shared_list(found)),
+    ),
+    (r'^stages\.(\d)\.local_perception_units\.(\d+)\.', r'stages.\1.\2.local.'),
+    (r'^stages\.(\d)\.attns\.(\d+)\.', r'stages.\1.\2.attn.'),
+    (r'^stages\.(\d)\.mlps\.(\d+)\.', r'stages.\1.\2.mlp.'),
+    (r'\bmlp\.chunk\.linear', 'mlp.fc'),
+    (r'\bmlp\.linear([12])\.0\.', r'mlp.linear\1.'),
+    (r'\bmlp\.dwc\.', 'mlp.conv.'),
+    (r'\bconv_offset\.(\d)\.(norm\.)?', r'offset.\1.'),
+    (r'\brpe_table\b', 'position_bias'),
+    (r'\brpb\b', 'bias_table'),
+    (r'^cls_norm\.norm\.', 'out_norms.class3.'),
+    (r'^norms\.(\d)\.norm\.', r'out_norms.layer\1.'),
+    (r'^cls_head\.', 'head.fc.'),
+)
+_TO_OFFICIAL: tuple[Rename, ...] = (
+    (r'^downsamples\.0\.proj\.', 'stages.0.proj.'),
+    (r'^downsamples\.0\.([14])\.', r'patch_proj.\1.norm.'),
+    (r'^downsamples\.0\.', 'patch_proj.'),
+    (
+        r'^downsamples\.(\d)\.([01])\.',
+        lambda found: (
+            f'down_projs.{int(found[1]) - 1}.{found[2]}.'
+            + ('norm.' if found[2] == '1' else '')
+        ),
+    ),
+    (
+        r'^stages\.(\d)\.(\d+)\.norm([12])\.',
+        lambda found: f'stages.{found[1]}.layer_norms.{_entry(found)}.norm.',
+    ),
+    (
+        r'^stages\.(\d)\.(\d+)\.scale([12])\.',
+        lambda found: f'stages.{found[1]}.layer_scales.{_entry(found)}.',
+    ),
+    (r'^stages\.(\d)\.(\d+)\.local\.', r'stages.\1.local_perception_units.\2.'),
+    (r'\bmlp\.fc', 'mlp.chunk.linear'),
+    (r'\bmlp\.linear([12])\.', r'mlp.linear\1.0.'),
+    (r'\bmlp\.conv\.', 'mlp.dwc.'),
+    (r'\boffset\.1\.', 'conv_offset.1.norm.'),
+    (r'\boffset\.([03])\.', r'conv_offset.\1.'),
+    (r'^stages\.(\d)\.(\d+)\.attn\.', r'stages.\1.attns.\2.'),
+    (r'^stages\.(\d)\.(\d+)\.mlp\.', r'stages.\1.mlps.\2.'),
+    (r'\bposition_bias\b', 'rpe_table'),
+    (r'\bbias_table\b', 'rpb'),
+    (r'^out_norms\.class3\.', 'cls_norm.norm.'),
+    (r'^out_norms\.layer(\d)\.', r'norms.\1.norm.'),
+    (r'^head\.fc\.', 'cls_head.'),
+)
+_COMPUTED = ('relative_position_index', 'attn_mask')
+
+
+def rename_key(key: str) -> str | None:
+    """Translate a key of an official backbone, classifier or attention layer.
+
+    Args:
+        key: Name in the official state dict, for example ``stages.0.attns.1.rpb``.
+
+    Returns:
+        Name in the state dict of our backbone or layer, ``head.fc.`` for the
+        classifier's linear map; None for what we compute ourselves.
+    """
+    if key.endswith(_COMPUTED):
+        return None
+    return _rename(key, _TO_OURS)
+
+
+def official_key(key: str) -> str:
+    """Translate a key of ours: the inverse of :func:`rename_key`.
+
+    Where the official releases spell a key in two ways (the scale of a layer, and the
+    linear maps of an MLP with a convolution), this is the spelling of the 2023
+    classifiers.
+
+    Args:
+        key: Name in the state dict of our backbone or layer, or ``head.fc.``.
+
+    Returns:
+        Name in the official state dict.
+    """
+    return _rename(key, _TO_OFFICIAL)
+
+
+def convert_tensor(key: str, tensor: Tensor) -> Tensor:
+    """Bring an official tensor into the shape that ours has.
+
+    Args:
+        key: Official name.
+        tensor: Official value.
+
+    Returns:
+        The weights of what is a linear map of ours, but a 1x1 convolution there, as a
+        matrix; others as they are.
+    """
+    if re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key):
+        return tensor.flatten(1)
+    return tensor
+
+
+def _entry(found: re.Match) -> int:
+    return 2 * int(found[2]) + int(found[3]) - 1
+
+
+def _rename(key: str, renames: Iterable[Rename]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key

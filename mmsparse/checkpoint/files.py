@@ -1,0 +1,127 @@
+"""Checkpoint files: reading foreign ones without running their code, writing ours."""
+
+import hashlib
+import importlib
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsparse.checkpoint import inert_pickle
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a checkpoint of torch or safetensors; no code of the file runs.
+
+    Args:
+        path: The file; one that ends in ``.safetensors`` is read as such.
+
+    Returns:
+        What was saved. Objects other than tensors and plain containers are
+        :class:`~mmsparse.checkpoint.inert_pickle.Placeholder`.
+
+    Raises:
+        ValueError: The file is missing, empty, damaged, no checkpoint, holds no
+            tensor, or calls a function.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'no such file: {path}')
+    if path.stat().st_size == 0:
+        raise ValueError(f'{path} is empty.')
+    read = _safetensors(path).load_file if _is_safetensors(path) else _read_torch
+    try:
+        content = read(path)
+    except inert_pickle.RefusedError as error:
+        raise ValueError(
+            f'{path} is refused: {error}, and no checkpoint needs that. If you trust '
+            f'its source, load it with torch and save its state dict alone.'
+        ) from error
+    except Exception as error:  # noqa: BLE001 - a damaged file fails in any way
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f'{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}).'
+        ) from error
+    if not any(isinstance(value, Tensor) for _, value in inert_pickle.walk(content)):
+        raise ValueError(f'{path} holds no tensor; it is no checkpoint of a model.')
+    return content
+
+
+def write_checkpoint(
+    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, str]
+) -> None:
+    """Write a checkpoint that mmengine loads, or a safetensors file, by the suffix.
+
+    The file appears under its name only once it is complete.
+
+    Args:
+        path: The file to write, in a folder that exists.
+        state_dict: The weights.
+        meta: What to say of them.
+    """
+    path = Path(path)
+    weights = {  # tensors of their own, not views of larger ones
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in state_dict.items()
+    }
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        if _is_safetensors(path):
+            _safetensors(path).save_file(weights, unfinished, metadata=meta)
+        else:
+            torch.save({'meta': meta, 'state_dict': weights}, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == '.safetensors'
+
+
+def _safetensors(path: Path) -> ModuleType:
+    try:
+        return importlib.import_module('safetensors.torch')
+    except ImportError as error:
+        raise ValueError(
+            f'{path} needs safetensors, which is not installed: pip install safetensors'
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    _refuse_other_readers(path)
+    return torch.load(
+        path, map_location='cpu', pickle_module=inert_pickle, weights_only=False
+    )
+
+
+def _refuse_other_readers(path: Path) -> None:
+    """Refuse what ``torch.load`` would read by other means than the pickle module."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition('/')[2] for name in archive.namelist()}
+        if 'constants.pkl' in names:
+            raise inert_pickle.RefusedError('it is a program of TorchScript')
+    elif tarfile.is_tarfile(path):
+        raise inert_pickle.RefusedError('it is a tar archive, as of torch before 0.2')

@@ -1,0 +1,201 @@
+"""Unpickling without running code: a stand-in for ``pickle`` in ``torch.load``.
+
+Tensors and ordered dicts are rebuilt. An object of any other class becomes a
+:class:`Placeholder` that holds what the file says of it; nothing is imported. A file
+that calls a function is refused, except for the few calls by which harmless values are
+written.
+"""
+
+import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+
+class RefusedError(pickle.UnpicklingError):
+    """The file wants something to be called that no checkpoint needs."""
+
+
+class _PlaceholderType(type):
+    """Type of the placeholder classes, which lets a file call only harmless ones.
+
+    Objects are written by ``NEWOBJ``, which goes through ``__new__``. A call of
+    whatever a file names is written by ``REDUCE``, which comes here.
+    """
+
+    source: str
+
+    def __call__(cls, *args: Any) -> Any:
+        if cls.source not in HARMLESS_CALLS:
+            raise RefusedError(f'reading it would call {cls.source}')
+        return cls.__new__(cls, *args)
+
+
+class Placeholder(metaclass=_PlaceholderType):
+    """What a file says of an object whose class is not rebuilt.
+
+    Attributes:
+        source: Full name of the class in the file.
+        args: What the object was made from.
+        items: Its entries, if it is a mapping.
+        elements: Its elements, if it is a sequence.
+        state: Its attributes, mostly a dict.
+    """
+
+    source = ''
+    args: tuple
+    items: dict
+    elements: list
+    state: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'Placeholder':
+        self = object.__new__(cls)
+        self.args, self.items, self.elements, self.state = args, kwargs, [], None
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, value: Any) -> None:
+        self.elements.append(value)
+
+    def extend(self, values: Iterable) -> None:
+        self.elements.extend(values)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f'<{self.source}>'
+
+
+class Unpickler(pickle.Unpickler):
+    """Unpickler that rebuilds :data:`REBUILT`; all else becomes placeholders."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # A file of protocol 2, torch's, has the names of Python 2.
+        module, name = NAME_MAPPING.get((module, name), (module, name))
+        source = f'{IMPORT_MAPPING.get(module, module)}.{name}'
+        if source in DTYPES:
+            return DTYPES[source]
+        if source in REBUILT:
+            return partial(REBUILT[source])  # A file may change what it gets: not ours.
+        return _PlaceholderType(name, (Placeholder,), {'source': source})
+
+
+def load(file: IO[bytes], encoding: str = 'utf-8') -> Any:
+    """Read one pickle.
+
+    Args:
+        file: Where to read.
+        encoding: That of the strings of Python 2.
+
+    Returns:
+        The object, with placeholders.
+
+    Raises:
+        RefusedError: The file calls a function.
+    """
+    return Unpickler(file, encoding=encoding).load()
+
+
+def walk(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Visit all that containers and placeholders hold, at any depth.
+
+    Args:
+        content: What was read, or a part of it.
+
+    Yields:
+        Every value with its key; None for the key of what has none.
+    """
+    seen: set[int] = set()
+    pending = [(None, content)]
+    while pending:
+        key, value = pending.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield key, value
+            pending += _children(value)
+
+
+def _children(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(None, element) for element in value]
+    if isinstance(value, Placeholder):
+        parts = (value.items, value.state, value.args, value.elements)
+        return [child for part in parts for child in _children(part)]
+    return []
+
+
+def _rebuild_tensor(
+    storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
+) -> Tensor:
+    """Make a tensor without the hooks that the file may give it."""
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+
+def _rebuild_parameter(data: Tensor, *rest: Any) -> Tensor:
+    return data
+
+
+def _rebuild_subclass(function: Any, kind: Any, args: tuple, state: Any) -> Tensor:
+    """Make a tensor of a subclass, or with attributes, a plain one."""
+    return function(*args)
+
+
+def _rebuild_object(cls: Any, base: Any, state: Any) -> Placeholder:
+    """Make an object the way of pickle protocols 0 and 1."""
+    made = Placeholder.__new__(cls)
+    if isinstance(state, dict):
+        made.items.update(state)
+    return made
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Make bytes the way of pickle protocols below 3."""
+    if encoding != 'latin1':
+        raise RefusedError(f'reading it would call _codecs.encode for {encoding!r}')
+    return text.encode(encoding)
+
+
+DTYPES = {
+    str(value): value
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+}
+
+# What is really called, by the name that a file gives it.
+REBUILT = {
+    'torch._utils._rebuild_tensor': _rebuild_tensor,
+    'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+    'torch._utils._rebuild_parameter': _rebuild_parameter,
+    'torch._utils._rebuild_parameter_with_state': _rebuild_parameter,
+    'torch._tensor._rebuild_from_type_v2': _rebuild_subclass,
+    'torch.Size': tuple,
+    'collections.OrderedDict': OrderedDict,
+    'copyreg._reconstructor': _rebuild_object,
+    '_codecs.encode': _encode,
+}
+
+# Values that are written as a call; they become placeholders without one.
+HARMLESS_CALLS = {
+    f'{module}.{name}'
+    for modules, names in (
+        ('builtins', 'bytearray bytes complex frozenset range set slice'),
+        ('collections', 'Counter defaultdict deque'),
+        ('datetime', 'date datetime time timedelta timezone'),
+        ('numpy', 'dtype'),
+        ('numpy.core.multiarray numpy._core.multiarray', '_reconstruct scalar'),
+        ('pathlib', 'PosixPath PurePosixPath PureWindowsPath WindowsPath'),
+        ('torch', 'device'),
+    )
+    for module in modules.split()
+    for name in names.split()
+}

@@ -1,0 +1,112 @@
+"""The weights of a model within an official checkpoint."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mmsparse.checkpoint.families import FAMILIES, Family
+
+WRAPPERS = ('state_dict', 'model')
+
+
+def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
+    """Take the state dict out of a checkpoint.
+
+    Args:
+        checkpoint: The state dict, or a dict with one under one of :data:`WRAPPERS`.
+
+    Returns:
+        Its tensors.
+
+    Raises:
+        ValueError: There is no state dict.
+    """
+    content = checkpoint
+    while isinstance(content, Mapping):
+        wrapper = next((name for name in WRAPPERS if name in content), None)
+        if wrapper is None:
+            weights = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+            if weights:
+                return weights
+            break
+        content = content[wrapper]
+    names = list(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    raise ValueError(
+        f'The checkpoint must be a state dict, or a dict with one under '
+        f'{" or ".join(map(repr, WRAPPERS))}; got {names!r} and no tensors there.'
+    )
+
+
+def find_family(keys: Collection[str], name: str | None) -> Family:
+    """Recognise the family of a state dict.
+
+    Args:
+        keys: Its keys.
+        name: Name of the family, if it is known.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: The name is unknown, or the keys are not those of such a family.
+    """
+    if name is not None and name not in FAMILIES:
+        raise ValueError(f'family must be one of {sorted(FAMILIES)}; got {name!r}.')
+    families = FAMILIES.values() if name is None else [FAMILIES[name]]
+    fitting = [family for family in families if family.prefix(keys) is not None]
+    if not fitting:
+        raise ValueError(
+            f'The keys are not those of {" or ".join(f.name for f in families)}; they '
+            f'begin with {list(keys)[:3]}.'
+        )
+    return fitting[0]
+
+
+def find_model(
+    weights: Mapping[str, Tensor], family: Family, backbone_only: bool
+) -> dict[str, Tensor]:
+    """Take the family's model out of a state dict, without prefix.
+
+    Args:
+        weights: The state dict.
+        family: Its family.
+        backbone_only: Leave out what is not the backbone.
+
+    Returns:
+        The weights of the backbone, and of the classifier's head if there is one.
+
+    Raises:
+        ValueError: There is more than that, and it is not to be left out.
+    """
+    prefix = family.prefix(weights)
+    others = [key for key in weights if not key.startswith(prefix)]
+    # What a pretraining method has beside its encoder is of no use afterwards.
+    if others and not backbone_only and not prefix.endswith('encoder.'):
+        raise ValueError(
+            f'Beside the backbone {prefix!r} the checkpoint holds what is not '
+            f'converted: {listed(others)}. backbone_only leaves it out.'
+        )
+    model = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in weights.items()
+        if key.startswith(prefix)
+    }
+    if not backbone_only:
+        return model
+    head = f'{family.head}.'
+    return {key: value for key, value in model.items() if not key.startswith(head)}
+
+
+def listed(keys: Collection[str], shown: int = 20) -> str:
+    """List keys in a message.
+
+    Args:
+        keys: The keys.
+        shown: How many of them at most.
+
+    Returns:
+        The keys, and the number of those left out.
+    """
+    text = ', '.join(list(keys)[:shown])
+    return f'{text} and {len(keys) - shown} more' if len(keys) > shown else text

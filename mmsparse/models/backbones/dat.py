@@ -1,0 +1,370 @@
+"""DAT and DAT++: stages of local blocks and blocks of deformable attention."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from types import SimpleNamespace
+from typing import Any
+
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.scale import LayerScale
+from torch import Tensor, nn
+
+from mmsparse.models.backbones.base import (
+    StagedBackbone,
+    drop_path_rates,
+    resolve_arch,
+)
+from mmsparse.models.layers import (
+    ConvMlp2d,
+    DeformableAttention2d,
+    LayerNorm2d,
+    Mlp2d,
+    MultiScaleDeformableAttention2d,
+    NeighborhoodAttention2d,
+    WindowAttention2d,
+    depthwise_conv,
+)
+from mmsparse.models.layers.deformable_attention import FORMULATIONS
+from mmsparse.registry import MODELS
+
+EPS = 1e-5
+OUT_NORMS = ('class', 'layer')
+
+_DAT = dict(
+    formulation='v2022',
+    kinds=('LS', 'LS', 'LD', 'LD'),
+    groups=(-1, -1, 3, 6),
+    offset_kernel=(9, 7, 5, 3),
+    offset_range=2,
+)
+_DAT_BASE = dict(
+    _DAT,
+    embed_dims=(128, 256, 512, 1024),
+    depths=(2, 2, 18, 2),
+    num_heads=(4, 8, 16, 32),
+    groups=(-1, -1, 4, 8),
+)
+_DATPP = dict(
+    formulation='v2023',
+    depths=(2, 4, 18, 2),
+    kinds=('ND', 'ND', 'ND', 'DD'),
+    strides=(8, 4, 2, 1),
+    offset_kernel=(9, 7, 5, 3),
+    conv_stem=True,
+    conv_mlp=True,
+    local_perception=True,
+)
+
+
+@MODELS.register_module()
+class DAT(StagedBackbone):
+    """DAT (``tiny``, ``small``, ``base``) and DAT++ (``pp-...``) as a backbone.
+
+    Papers: `Vision Transformer with Deformable Attention
+    <https://arxiv.org/abs/2201.00520>`_ and `DAT++
+    <https://arxiv.org/abs/2309.01430>`_. Any height and width from the last stride on
+    works: windows are padded, and tables of relative positions stretch.
+
+    An architecture has, per stage, ``embed_dims``, ``depths``, ``num_heads`` and
+    ``kinds``, the kinds of blocks, repeated from the first block on: ``L`` window
+    attention, ``S`` shifted windows, ``N`` neighbourhood attention, ``D`` deformable
+    attention, ``M`` Deformable DETR's attention. It must say its ``formulation``,
+    ``v2022`` or ``v2023`` (see :class:`DeformableAttention2d`). It may have, as one
+    value or one for each stage:
+
+    - for D: ``groups``, ``strides``, ``offset_kernel``, ``offset_range``, ``bias``,
+      ``use_offsets``, as that layer has them;
+    - ``window_size`` for L and S, ``neighborhood`` for N, ``num_points`` for M;
+    - ``mlp_ratio``, ``conv_mlp`` (a depthwise convolution in the MLP),
+      ``local_perception`` (one before each block) and ``layer_scale``, the initial
+      scale of attention and MLP, 0 for none;
+
+    and for all stages ``img_size``, the side of the pictures that the tables are made
+    for, ``conv_stem`` (overlapping convolutions for stem and downsampling) and
+    ``stem_dims``, the width of the stem if it is not that of the first stage.
+
+    Args:
+        arch: Name of an entry of ``arch_settings``, or such an entry.
+        out_indices: Stages to return, counted from 0.
+        out_norm: Norm of the returned maps: ``class`` as before the classifier, or
+            ``layer`` as for dense tasks. They differ in name only, so that weights of
+            one are not loaded into the other.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
+        frozen_stages: Stages without training, from the first on; 0 for the stem alone
+            and -1 for none.
+        norm_eval: Keep BatchNorm layers in eval mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        init_cfg: Initialisation, for example
+            ``dict(type='Pretrained', checkpoint=...)``. The released models start from
+            torch's own initialisation of every layer, and so does this one.
+
+    Raises:
+        ValueError: An argument is unknown, out of range or does not fit another.
+    """
+
+    default_init_cfg = ()
+
+    arch_settings: Mapping[str, Mapping[str, Any]] = {
+        'nano': dict(
+            _DATPP,
+            embed_dims=(32, 64, 128, 256),
+            depths=(2, 2, 2, 1),
+            kinds=('ND', 'ND', 'ND', 'D'),
+            num_heads=(1, 2, 4, 8),
+            groups=(1, 1, 2, 4),
+            strides=(4, 2, 1, 1),
+            offset_kernel=(5, 3, 3, 3),
+            neighborhood=(5, 5, 3, 3),
+            mlp_ratio=3,
+            img_size=128,
+        ),
+        'tiny': dict(
+            _DAT,
+            embed_dims=(96, 192, 384, 768),
+            depths=(2, 2, 6, 2),
+            num_heads=(3, 6, 12, 24),
+        ),
+        'small': dict(
+            _DAT,
+            embed_dims=(96, 192, 384, 768),
+            depths=(2, 2, 18, 2),
+            num_heads=(3, 6, 12, 24),
+        ),
+        'base': _DAT_BASE,
+        'base-384': dict(_DAT_BASE, window_size=12, img_size=384),
+        'pp-tiny': dict(
+            _DATPP,
+            embed_dims=(64, 128, 256, 512),
+            num_heads=(2, 4, 8, 16),
+            groups=(1, 2, 4, 8),
+        ),
+        'pp-small': dict(
+            _DATPP,
+            embed_dims=(96, 192, 384, 768),
+            num_heads=(3, 6, 12, 24),
+            groups=(1, 2, 3, 6),
+        ),
+        'pp-base': dict(
+            _DATPP,
+            embed_dims=(128, 256, 512, 1024),
+            num_heads=(4, 8, 16, 32),
+            groups=(2, 4, 8, 16),
+        ),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'pp-tiny',
+        out_indices: Sequence[int] = (3,),
+        out_norm: str = 'class',
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        arch = resolve_arch(
+            arch,
+            known=self.arch_settings,
+            per_stage=('embed_dims', 'depths', 'num_heads', 'kinds'),
+            optional=dict(
+                formulation=None,
+                groups=1,
+                strides=1,
+                offset_kernel=5,
+                offset_range=-1,
+                bias='table',
+                use_offsets=True,
+                window_size=7,
+                neighborhood=7,
+                num_points=16,
+                mlp_ratio=4,
+                conv_mlp=False,
+                local_perception=False,
+                layer_scale=0,
+                img_size=224,
+                conv_stem=False,
+                stem_dims=None,
+            ),
+        )
+        _check(arch, out_norm)
+        widths = arch['embed_dims']
+        rates = drop_path_rates(drop_path_rate, arch['depths'])
+        super().__init__(
+            len(widths),
+            out_indices,
+            out_norm,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+        )
+        self.downsamples = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for i in range(max(out_indices) + 1):  # later stages would serve nothing
+            self.downsamples.append(
+                _downsample(widths[i - 1], widths[i], arch['conv_stem'])
+                if i
+                else _stem(arch)
+            )
+            self.stages.append(_build_stage(_settings(arch, stage=i), rates[i]))
+        self.out_norms = nn.ModuleDict(
+            {f'{out_norm}{i}': LayerNorm2d(widths[i], EPS) for i in out_indices}
+        )
+        self.freeze()
+
+
+class DATBlock(nn.Module):
+    """Attention and MLP, each with a residual around it, perhaps after a convolution.
+
+    Args:
+        attn: The attention layer.
+        mlp: The MLP.
+        channels: C of the map.
+        local_perception: Add a depthwise convolution of the map to it first.
+        layer_scale: Initial scale of attention and MLP, 0 for none.
+        drop_path: Probability of dropping attention or MLP for a sample.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        mlp: nn.Module,
+        channels: int,
+        local_perception: bool = False,
+        layer_scale: float = 0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            if layer_scale <= 0:
+                return nn.Identity()
+            return LayerScale(channels, data_format='channels_first', scale=layer_scale)
+
+        self.local = depthwise_conv(channels, 3) if local_perception else None
+        self.norm1 = LayerNorm2d(channels, EPS)
+        self.attn = attn
+        self.scale1 = scale()
+        self.norm2 = LayerNorm2d(channels, EPS)
+        self.mlp = mlp
+        self.scale2 = scale()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        if self.local is not None:
+            x = x + self.local(x)
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+def _settings(arch: Mapping[str, Any], stage: int) -> SimpleNamespace:
+    """What an architecture says of one stage."""
+    settings = {
+        name: value[stage] if isinstance(value, (tuple, list)) else value
+        for name, value in arch.items()
+    }
+    return SimpleNamespace(**settings, map_size=arch['img_size'] // 4 // 2**stage)
+
+
+def _build_stage(stage: SimpleNamespace, rates: Sequence[float]) -> nn.Sequential:
+    kinds = islice(cycle(stage.kinds), stage.depths)
+    return nn.Sequential(
+        *(
+            DATBlock(
+                attn=_build_attention(stage, kind),
+                mlp=_build_mlp(stage),
+                channels=stage.embed_dims,
+                local_perception=stage.local_perception,
+                layer_scale=stage.layer_scale,
+                drop_path=rate,
+            )
+            for kind, rate in zip(kinds, rates, strict=True)
+        )
+    )
+
+
+def _build_attention(stage: SimpleNamespace, kind: str) -> nn.Module:
+    channels, num_heads = stage.embed_dims, stage.num_heads
+    if kind in 'LS':
+        # Swin shifts by the floor of half a window, DAT by its ceiling.
+        shift = -(-stage.window_size // 2) if kind == 'S' else 0
+        return WindowAttention2d(channels, num_heads, stage.window_size, shift)
+    if kind == 'N':
+        return NeighborhoodAttention2d(channels, num_heads, stage.neighborhood)
+    if kind == 'M':
+        return MultiScaleDeformableAttention2d(channels, num_heads, stage.num_points)
+    return DeformableAttention2d(
+        channels,
+        num_heads,
+        num_groups=stage.groups,
+        stride=stage.strides,
+        offset_kernel=stage.offset_kernel,
+        offset_range=stage.offset_range,
+        formulation=stage.formulation,
+        bias=stage.bias,
+        map_size=stage.map_size,
+        use_offsets=stage.use_offsets,
+    )
+
+
+def _build_mlp(stage: SimpleNamespace) -> nn.Module:
+    if stage.conv_mlp:
+        residual = stage.formulation == 'v2023'
+        return ConvMlp2d(stage.embed_dims, stage.mlp_ratio, residual)
+    return Mlp2d(stage.embed_dims, stage.mlp_ratio)
+
+
+def _stem(arch: Mapping[str, Any]) -> nn.Sequential:
+    width = arch['embed_dims'][0]
+    channels = arch['stem_dims'] if arch['stem_dims'] is not None else width
+    if not arch['conv_stem']:
+        stem = _conv_norm(3, channels, kernel_size=4, stride=4)
+    elif arch['formulation'] == 'v2022':
+        stem = _conv_norm(3, channels, kernel_size=7, stride=4)
+    else:
+        stem = nn.Sequential(
+            *_conv_norm(3, channels // 2, kernel_size=3, stride=2),
+            nn.GELU(),
+            *_conv_norm(channels // 2, channels, kernel_size=3, stride=2),
+        )
+    if channels != width:
+        stem.add_module('proj', nn.Conv2d(channels, width, kernel_size=1))
+    return stem
+
+
+def _downsample(in_channels: int, out_channels: int, overlap: bool) -> nn.Sequential:
+    kernel_size = 3 if overlap else 2
+    return _conv_norm(in_channels, out_channels, kernel_size, stride=2, bias=False)
+
+
+def _conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int,
+    bias: bool = True,
+) -> nn.Sequential:
+    # Odd kernels overlap and are padded; even ones are as long as their stride.
+    padding = kernel_size // 2 if kernel_size % 2 else 0
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias),
+        LayerNorm2d(out_channels, EPS),
+    )
+
+
+def _check(arch: Mapping[str, Any], out_norm: str) -> None:
+    if arch['formulation'] not in FORMULATIONS:
+        raise ValueError(
+            f'An arch dict must set formulation to one of {sorted(FORMULATIONS)}: the '
+            f'weights do not tell; got {arch["formulation"]!r}.'
+        )
+    for i, kinds in enumerate(arch['kinds']):
+        if not kinds or set(kinds) - set('LSNDM'):
+            raise ValueError(
+                f"kinds[{i}] must be letters of 'LSNDM', one for each block; got "
+                f'{kinds!r}.'
+            )
+    if out_norm not in OUT_NORMS:
+        raise ValueError(f'out_norm must be one of {OUT_NORMS}; got {out_norm!r}.')

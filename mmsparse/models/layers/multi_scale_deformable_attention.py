@@ -1,0 +1,116 @@
+"""Deformable DETR's attention, on one map."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.registry import MODELS
+
+
+@MODELS.register_module()
+class MultiScaleDeformableAttention2d(nn.Module):
+    """Weighted mean of values at points that every position chooses for itself.
+
+    Offsets and weights are linear in the query; there are no keys. The operator is
+    mmcv's: its CUDA kernel where that is compiled, its PyTorch twin elsewhere.
+
+    Paper: `Deformable DETR <https://arxiv.org/abs/2010.04159>`_, equation 2; as a
+    backbone's block in the appendix of `DAT <https://arxiv.org/abs/2201.00520>`_.
+
+    Args:
+        in_channels: C of the map.
+        num_heads: Number of heads; divides ``in_channels``.
+        num_points: Number of points of every position and head.
+
+    Raises:
+        ValueError: An argument is out of range or does not divide.
+    """
+
+    def __init__(
+        self, in_channels: int, num_heads: int = 8, num_points: int = 16
+    ) -> None:
+        super().__init__()
+        check_heads(in_channels, num_heads)
+        if num_points < 1:
+            raise ValueError(f'num_points must be at least 1; got {num_points}.')
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(in_channels, 2 * num_heads * num_points)
+        self.attention_weights = nn.Linear(in_channels, num_heads * num_points)
+        self.value_proj = nn.Linear(in_channels, in_channels)
+        self.output_proj = nn.Linear(in_channels, in_channels)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        size = x.shape[-2:]
+        x = channels_last(x).flatten(1, 2)  # (B, H * W, C)
+        value = self.value_proj(x).unflatten(-1, (self.num_heads, -1))
+        heads_and_points = (self.num_heads, self.num_points)
+        weights = self.attention_weights(x).unflatten(-1, heads_and_points)
+        offsets = self.sampling_offsets(x).unflatten(-1, (*heads_and_points, 2))
+        # Positions need float32; the operator wants one type for all.
+        out = sample_and_sum(
+            value.float(),
+            _cell_centres(size, x.device) + offsets.float() / _as_xy(size, x.device),
+            weights.float().softmax(-1),
+            size,
+        )
+        return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
+
+    def _initialise(self) -> None:
+        """Points on rays, one direction a head; equal weights; the paper's, A.4."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        ray = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        ray = ray / ray.abs().amax(-1, keepdim=True)  # on the border of a square
+        steps = torch.arange(1, self.num_points + 1)[:, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((ray[:, None] * steps).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+def sample_and_sum(
+    value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Weighted sum of values at points of one map.
+
+    Args:
+        value: (B, H * W, heads, D).
+        points: (x, y) from 0 to 1 over the map, (B, N, heads, points, 2).
+        weights: (B, N, heads, points).
+        size: Height and width of the map, (H, W).
+
+    Returns:
+        (B, N, heads * D).
+    """
+    # Here, not above: mmcv may come without compiled operators.
+    from mmcv.ops import get_compiling_cuda_version
+    from mmcv.ops import multi_scale_deform_attn as operators
+
+    points, weights = points.unsqueeze(3), weights.unsqueeze(3)  # the one level
+    if not value.is_cuda or get_compiling_cuda_version() == 'not available':
+        return operators.multi_scale_deformable_attn_pytorch(
+            value, [size], points, weights
+        )
+    shapes = torch.tensor([size], device=value.device)
+    return operators.MultiScaleDeformableAttnFunction.apply(
+        value, shapes, shapes.new_zeros(1), points, weights, len(value)
+    )
+
+
+def _cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(x, y) of the centre of every cell, (H * W, 1, 1, 2)."""
+    rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in size)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij')[::-1], dim=-1)
+    return grid.reshape(-1, 1, 1, 2)
+
+
+def _as_xy(size: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.tensor((size[1], size[0]), device=device)

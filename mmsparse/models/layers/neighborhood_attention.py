@@ -1,0 +1,55 @@
+"""Attention to the square of positions around each."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.ops import neighborhood_attention
+from mmsparse.registry import MODELS
+
+
+@MODELS.register_module()
+class NeighborhoodAttention2d(nn.Module):
+    """Attention of every position to its neighbours.
+
+    At the borders the square of neighbours moves inside the map. A map smaller than the
+    square is padded with zeros at the bottom and at the right, and the padding takes
+    part (so the released models were trained).
+
+    Paper: `Neighborhood Attention Transformer <https://arxiv.org/abs/2204.07143>`_.
+
+    Args:
+        in_channels: C of the map.
+        num_heads: Number of heads; divides ``in_channels``.
+        kernel_size: Odd edge length of the square.
+
+    Raises:
+        ValueError: An argument is out of range or does not divide.
+    """
+
+    def __init__(
+        self, in_channels: int, num_heads: int = 8, kernel_size: int = 7
+    ) -> None:
+        super().__init__()
+        check_heads(in_channels, num_heads)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f'kernel_size must be odd and positive; got {kernel_size}.'
+            )
+        self.kernel_size = kernel_size
+        self.qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
+        span = 2 * kernel_size - 1
+        self.bias_table = nn.Parameter(torch.empty(num_heads, span, span))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        bottom = max(self.kernel_size - height, 0)
+        right = max(self.kernel_size - width, 0)
+        x = F.pad(channels_last(x), (0, 0, 0, right, 0, bottom))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H', W', C) each
+        out = neighborhood_attention(q, k, v, self.bias_table)
+        return channels_first(self.proj(out[:, :height, :width]))

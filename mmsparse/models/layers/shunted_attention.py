@@ -1,0 +1,157 @@
+"""The layers of a Shunted Transformer block: attention, and an MLP that sees around."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import (
+    LayerNorm2d,
+    channels_first,
+    channels_last,
+    check_heads,
+    depthwise_conv,
+)
+from mmsparse.ops import shunted_attention
+from mmsparse.registry import MODELS
+
+SR_RATIOS = (1, 2, 4, 8)
+
+
+@MODELS.register_module()
+class ShuntedSelfAttention(nn.Module):
+    """Attention at two scales: half of the heads see coarse keys, half finer ones.
+
+    Queries keep the resolution of the map. The first half of the heads attends to a map
+    reduced by ``sr_ratio``, the second to one reduced by half of that. Rows and columns
+    that do not fill a patch of the reduction are not seen, as in the released code. A
+    depthwise convolution adds detail to the values. With ``sr_ratio`` 1 all heads
+    attend to every position, and the detail is added after attention.
+
+    Paper: `Shunted Self-Attention via Multi-Scale Token Aggregation
+    <https://arxiv.org/abs/2111.15193>`_.
+
+    Args:
+        in_channels: C of the map.
+        num_heads: Number of heads; divides ``in_channels``, and is even unless
+            ``sr_ratio`` is 1.
+        sr_ratio: Reduction of the coarse keys and values down and across: 1, 2, 4 or 8;
+            a map must not be smaller.
+        qkv_bias: Whether queries, keys and values have a bias.
+
+    Raises:
+        ValueError: An argument is out of range or does not divide, or a map is smaller
+            than ``sr_ratio``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_heads: int = 8,
+        sr_ratio: int = 2,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_heads(in_channels, num_heads)
+        check_sr_ratio(sr_ratio, num_heads)
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.scale = (in_channels // num_heads) ** -0.5
+        self.q = nn.Linear(in_channels, in_channels, bias=qkv_bias)
+        if sr_ratio == 1:
+            self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
+            self.local = depthwise_conv(in_channels, kernel_size=3)
+        else:
+            self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
+            self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
+        self.proj = nn.Linear(in_channels, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        size = x.shape[-2:]
+        if min(size) < self.sr_ratio:
+            raise ValueError(
+                f'The map must be at least sr_ratio={self.sr_ratio} high and wide; got '
+                f'{size[0]}x{size[1]}. Take a larger picture or a smaller sr_ratio.'
+            )
+        q = self.q(channels_last(x)).flatten(1, 2)  # (B, H * W, C)
+        out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
+        return channels_first(self.proj(out))
+
+    def _attend(self, q: Tensor, x: Tensor) -> Tensor:
+        keys, values = zip(self.coarse(x), self.fine(x), strict=True)
+        out = shunted_attention(q, keys, values, self.num_heads, self.scale)
+        return out.unflatten(1, x.shape[-2:])  # (B, H, W, C)
+
+    def _attend_full(self, q: Tensor, x: Tensor) -> Tensor:
+        k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H, W, C)
+        out = shunted_attention(
+            q, [k.flatten(1, 2)], [v.flatten(1, 2)], self.num_heads, self.scale
+        )
+        detail = channels_last(self.local(channels_first(v)))
+        return out.unflatten(1, x.shape[-2:]) + detail
+
+
+class ReducedKeyValue(nn.Module):
+    """Keys and values of one half of the heads, from a reduced map.
+
+    Args:
+        channels: C of the map, even.
+        reduction: Edge length of the patches that become one token each.
+        bias: Whether keys and values have a bias.
+    """
+
+    def __init__(self, channels: int, reduction: int, bias: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
+        self.norm = LayerNorm2d(channels, eps=1e-5)
+        self.kv = nn.Linear(channels, channels, bias=bias)
+        self.local = depthwise_conv(channels // 2, kernel_size=3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
+        x = F.gelu(self.norm(self.reduce(x)))
+        k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
+        v = v + channels_last(self.local(channels_first(v)))
+        return k.flatten(1, 2), v.flatten(1, 2)
+
+
+class DetailMlp2d(nn.Module):
+    """An MLP whose hidden map gets a depthwise convolution of itself added.
+
+    The detail-specific feed-forward layer of the Shunted Transformer.
+
+    Args:
+        channels: C of the map.
+        hidden_channels: Width of the hidden map.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.detail = depthwise_conv(hidden_channels, kernel_size=3)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        x = channels_first(self.fc1(channels_last(x)))
+        x = F.gelu(x + self.detail(x))
+        return channels_first(self.fc2(channels_last(x)))
+
+
+def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:
+    """Raise ValueError unless keys can be reduced so for two halves of the heads.
+
+    Args:
+        sr_ratio: Reduction of the coarse half.
+        num_heads: Number of heads.
+        name: What the caller's user calls the reduction.
+
+    Raises:
+        ValueError: There is no such reduction, or the heads are odd.
+    """
+    if sr_ratio not in SR_RATIOS:
+        raise ValueError(f'{name} must be one of {SR_RATIOS}; got {sr_ratio}.')
+    if sr_ratio > 1 and num_heads % 2:
+        raise ValueError(
+            f'num_heads must be even where keys are reduced; got num_heads={num_heads} '
+            f'and {name}={sr_ratio}.'
+        )

@@ -1,0 +1,79 @@
+"""Attention within windows."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.ops import pad_to_multiple, window_attention, window_bias
+from mmsparse.ops.windows import check_shift
+from mmsparse.registry import MODELS
+
+
+@MODELS.register_module()
+class WindowAttention2d(nn.Module):
+    """Attention of every position to the others of its window.
+
+    A map that the windows do not divide is padded with zeros at the bottom and at the
+    right, and the padding takes part (so the released dense models were trained).
+    Loading a table of another window size resizes it.
+
+    Paper: `Swin Transformer <https://arxiv.org/abs/2103.14030>`_, section 3.2.
+
+    Args:
+        in_channels: C of the map.
+        num_heads: Number of heads; divides ``in_channels``.
+        window_size: Edge length of a window.
+        shift: Positions by which the windows are shifted down and right, 0 to
+            ``window_size`` - 1.
+
+    Raises:
+        ValueError: An argument is out of range or does not divide.
+    """
+
+    def __init__(
+        self, in_channels: int, num_heads: int = 8, window_size: int = 7, shift: int = 0
+    ) -> None:
+        super().__init__()
+        check_heads(in_channels, num_heads)
+        if window_size < 1:
+            raise ValueError(f'window_size must be at least 1; got {window_size}.')
+        check_shift(shift, window_size)
+        self.window_size = window_size
+        self.shift = shift
+        self.proj_qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj_out = nn.Linear(in_channels, in_channels)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
+        q, k, v = self.proj_qkv(x).chunk(3, dim=-1)  # (B, H', W', C) each
+        bias = window_bias(self.relative_position_bias_table, self.window_size)
+        out = window_attention(q, k, v, bias, self.window_size, self.shift)
+        return channels_first(self.proj_out(out[:, :height, :width]))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        name = f'{prefix}relative_position_bias_table'
+        if name in state_dict:
+            span = 2 * self.window_size - 1
+            state_dict[name] = _resized(state_dict[name], span)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _resized(table: Tensor, span: int) -> Tensor:
+    """Resize a (T * T, heads) table to (span * span, heads)."""
+    old = round(len(table) ** 0.5)
+    if old == span or old**2 != len(table):
+        return table  # equal, or none of ours: loading will say so
+    planes = table.t().reshape(1, -1, old, old)
+    planes = F.interpolate(planes, size=(span, span), mode='bicubic')
+    return planes.flatten(2)[0].t()

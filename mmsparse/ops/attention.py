@@ -1,0 +1,78 @@
+"""Attention of every query to every key, with a bias on the logits."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ('auto', 'reference', 'sdpa')
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Scaled dot-product attention with a bias that is added to the logits.
+
+    Args:
+        q: Queries, (..., N, D); products with the keys are scaled by D**-0.5.
+        k: Keys, (..., M, D).
+        v: Values, (..., M, D).
+        bias: Broadcasts to (..., N, M); -inf takes a key away. None adds nothing.
+        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+
+    Returns:
+        (..., N, D).
+
+    Raises:
+        ValueError: ``backend`` is unknown.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    if backend == 'reference':
+        return _reference(q, k, v, bias)
+    if bias is not None:
+        # The fused kernels want as many axes as q has, and its type.
+        bias = bias[(None,) * (q.ndim - bias.ndim)].to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    logits = q.shape[-1] ** -0.5 * q @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """Give every head its own axis.
+
+    Args:
+        tokens: (..., N, C).
+        num_heads: Number of heads; divides C.
+
+    Returns:
+        (..., heads, N, C / heads).
+
+    Raises:
+        ValueError: ``num_heads`` does not divide C.
+    """
+    if tokens.shape[-1] % num_heads:
+        raise ValueError(
+            f'The number of heads must divide the channels, {tokens.shape[-1]}; '
+            f'got {num_heads}.'
+        )
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(tokens: Tensor) -> Tensor:
+    """Line the heads up in the channels; the inverse of :func:`split_heads`.
+
+    Args:
+        tokens: (..., heads, N, C / heads).
+
+    Returns:
+        (..., N, C).
+    """
+    return tokens.transpose(-3, -2).flatten(-2)

@@ -1,0 +1,90 @@
+"""Attention in which groups of heads see keys of different coarseness (Shunted)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ('auto', 'reference', 'sdpa')
+
+
+def shunted_attention(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    num_heads: int,
+    scale: float | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Let every group of heads attend to keys and values of its own.
+
+    Args:
+        q: Queries, (B, N, C); channels in the order of the heads.
+        keys: The keys of each of G groups, (B, N_g, C / G); group g has the g-th G-th
+            of the heads, and the numbers N_g of keys may differ.
+        values: The values of each group, (B, N_g, C / G).
+        num_heads: Number of heads of all groups together; a multiple of G that
+            divides C.
+        scale: Factor on the products of queries and keys; (C / num_heads)**-0.5 if
+            None.
+        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+
+    Returns:
+        (B, N, C), the groups side by side.
+
+    Raises:
+        ValueError: The heads, or the widths of keys and values, do not fit the groups,
+            or ``backend`` is unknown.
+
+    Source: Shunted Self-Attention, arXiv 2111.15193.
+    """
+    _check(q, keys, values, num_heads, backend)
+    if scale is None:
+        scale = (q.shape[-1] // num_heads) ** -0.5
+    group_heads = num_heads // len(keys)
+    attend = _reference if backend == 'reference' else _sdpa
+    outs = []
+    for group in zip(q.chunk(len(keys), dim=-1), keys, values, strict=True):
+        q_heads, k_heads, v_heads = (
+            tokens.unflatten(-1, (group_heads, -1)).transpose(1, 2) for tokens in group
+        )  # (B, heads, tokens, width of a head)
+        out = attend(q_heads, k_heads, v_heads, scale)
+        outs.append(out.transpose(1, 2).flatten(2))  # (B, N, C / G)
+    return torch.cat(outs, dim=-1)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _check(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    num_heads: int,
+    backend: str,
+) -> None:
+    groups, channels = len(keys), q.shape[-1]
+    if groups == 0 or groups != len(values):
+        raise ValueError(
+            f'keys and values need one entry a group, at least one group; got {groups} '
+            f'and {len(values)} entries.'
+        )
+    if num_heads < 1 or num_heads % groups or channels % num_heads:
+        raise ValueError(
+            f'num_heads must be a multiple of the number of groups, {groups}, and '
+            f'divide the width of q, {channels}; got {num_heads}.'
+        )
+    widths = [tokens.shape[-1] for tokens in (*keys, *values)]
+    if any(width != channels // groups for width in widths):
+        raise ValueError(
+            f'Keys and values need the width {channels // groups}, that of q '
+            f'({channels}) over the number of groups ({groups}); got {widths}.'
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')

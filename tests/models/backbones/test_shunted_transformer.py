@@ -1,0 +1,205 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmsparse.models import ShuntedTransformer
+from mmsparse.models.layers import LayerNorm2d
+
+NANO = ShuntedTransformer.arch_settings['nano']
+FOUR_LEVELS = dict(out_indices=(0, 1, 2, 3))
+
+
+def count_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ('arch', 'backbone_only', 'with_head'),
+    [
+        ('tiny', 11_040_576, 11_553_576),
+        ('small', 21_888_256, 22_401_256),
+        ('base', 39_101_376, 39_614_376),
+    ],
+)
+def test_has_the_published_number_of_parameters(arch, backbone_only, with_head):
+    with torch.device('meta'):
+        backbone, head = ShuntedTransformer(arch), nn.Linear(512, 1000)
+
+    assert count_parameters(backbone) == backbone_only
+    assert count_parameters(backbone) + count_parameters(head) == with_head
+
+
+def test_nano_is_small():
+    assert 1.5e6 < count_parameters(ShuntedTransformer('nano')) < 2e6
+
+
+@pytest.mark.parametrize(('size', 'sides'), [(64, [16, 8, 4, 2]), (93, [23, 12, 6, 3])])
+def test_the_stem_rounds_down_and_later_stages_up(size, sides):
+    outs = ShuntedTransformer('nano', **FOUR_LEVELS)(torch.rand(1, 3, size, size))
+
+    assert [out.shape[-1] for out in outs] == sides
+
+
+def test_the_next_stage_goes_on_from_the_normed_map():
+    backbone = ShuntedTransformer('nano', **FOUR_LEVELS).eval()
+
+    outs = backbone(torch.rand(1, 3, 64, 64))
+
+    for i in range(3):
+        x = outs[i]
+        for module in (backbone.downsamples[i + 1], *backbone.stages[i + 1]):
+            x = module(x)
+        torch.testing.assert_close(x, outs[i + 1])
+
+
+def test_weights_of_a_classifier_fill_the_dense_backbone():
+    classifier = ShuntedTransformer('nano')
+    dense = ShuntedTransformer('nano', **FOUR_LEVELS)
+
+    dense.load_state_dict(classifier.state_dict())
+
+
+@pytest.mark.parametrize(('arch', 'convs'), [('tiny', 0), ('small', 1), ('base', 2)])
+def test_the_stem_has_the_published_convolutions(arch, convs):
+    with torch.device('meta'):
+        conv = ShuntedTransformer(arch, out_indices=(0,)).downsamples[0].conv
+    kernels = [m.kernel_size[0] for m in conv if isinstance(m, nn.Conv2d)]
+
+    assert kernels == [7, *[3] * convs, 2]
+
+
+def test_gelu_follows_every_downsampling_where_the_arch_says_so():
+    last = [type(module[-1]) for module in ShuntedTransformer('nano').downsamples]
+
+    assert last == [nn.GELU] * 4
+    assert type(ShuntedTransformer('tiny').downsamples[0][-1]) is LayerNorm2d
+
+
+def test_stochastic_depth_grows_linearly_over_all_blocks():
+    backbone = ShuntedTransformer('nano', drop_path_rate=0.4)
+
+    rates = [
+        block.drop_path.drop_prob for stage in backbone.stages for block in stage[:-1]
+    ]
+
+    assert rates == pytest.approx([0.4 * i / 5 for i in range(6)])
+
+
+def test_norms_have_the_released_epsilon():
+    """1e-6 on the trunk; PyTorch's default where the official class gives none."""
+    backbone = ShuntedTransformer('nano')
+    norms = {
+        name: module.eps
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.LayerNorm)
+    }
+
+    for name, eps in norms.items():
+        on_trunk = 'attn' not in name and 'downsamples' not in name
+        assert eps == (1e-6 if on_trunk else 1e-5), name
+
+
+def test_initialises_convolutions_by_their_fan_out_within_a_group():
+    backbone = ShuntedTransformer('nano')
+    backbone.init_weights()
+    block = backbone.stages[0][0]
+
+    for conv, fan_out in (
+        (backbone.downsamples[0].conv[0], 7 * 7 * 32),
+        (block.attn.coarse.reduce, 8 * 8 * 32),
+        (backbone.stages[3][0].mlp.detail, 3 * 3),
+    ):
+        deviation = (2 / fan_out) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(deviation, rel=0.05)
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert not any(conv.bias.any() for conv in convs if conv.bias is not None)
+
+
+def test_pretrained_weights_win_over_the_initialisation(tmp_path):
+    trained = ShuntedTransformer('nano')
+    torch.save(trained.state_dict(), tmp_path / 'trained.pth')
+
+    backbone = ShuntedTransformer(
+        'nano',
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'trained.pth')),
+    )
+    backbone.init_weights()
+
+    torch.testing.assert_close(backbone.state_dict(), trained.state_dict())
+
+
+def test_compiles_into_one_graph():
+    backbone, x = ShuntedTransformer('nano', **FOUR_LEVELS), torch.rand(1, 3, 65, 93)
+
+    compiled = torch.compile(backbone.eval(), fullgraph=True, backend='eager')
+
+    torch.testing.assert_close(compiled(x), backbone(x))
+
+
+def test_autocast_stays_near_float32():
+    backbone, x = ShuntedTransformer('nano').eval(), torch.rand(1, 3, 65, 93)
+
+    with torch.autocast('cpu', torch.bfloat16):
+        (rounded,) = backbone(x)
+
+    (exact,) = backbone(x)
+    assert (rounded.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_a_given_arch_is_left_as_it_was():
+    arch = {**NANO, 'depths': [1, 1, 1, 1]}
+    before = copy.deepcopy(arch)
+
+    ShuntedTransformer(arch)
+
+    assert arch == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='huge'), r"\['base', 'nano', 'small', 'tiny'\]; got 'huge'"),
+        (
+            dict(arch={**NANO, 'num_heads': (2, 3, 4, 8)}),
+            r'embed_dims\[1\]=64 and num_heads=3',
+        ),
+        (
+            dict(arch={**NANO, 'num_heads': (1, 2, 4, 8)}),
+            r'num_heads=1 and sr_ratios\[0\]=8',
+        ),
+        (
+            dict(arch={**NANO, 'sr_ratios': (8, 4, 3, 1)}),
+            r'sr_ratios\[2\] must be one of \(1, 2, 4, 8\); got 3',
+        ),
+        (dict(arch={**NANO, 'stem_convs': -1}), 'at least 0; got -1'),
+        (dict(arch={**NANO, 'heads': 3}), r"unknown: \['heads'\]"),
+        (dict(arch=dict(depths=(1,))), r"missing: \['embed_dims', 'mlp_ratios'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShuntedTransformer(**{'arch': 'nano', **arguments})
+
+
+@pytest.mark.parametrize(
+    ('sr_ratios', 'smallest'),
+    [
+        ((8, 4, 2, 1), 31),
+        ((2, 4, 2, 1), 27),
+        ((1, 1, 2, 1), 19),
+        ((1, 1, 1, 2), 35),
+        ((1, 1, 1, 1), 3),
+    ],
+)
+def test_pictures_are_refused_from_one_pixel_below_the_smallest_on(sr_ratios, smallest):
+    backbone = ShuntedTransformer({**NANO, 'sr_ratios': sr_ratios}).eval()
+
+    (out,) = backbone(torch.rand(1, 3, smallest, 64))
+    assert out.isfinite().all()
+
+    shape = rf'\(1, 3, 64, {smallest - 1}\)'
+    message = f'at least {smallest} pixels.*got the shape {shape}'
+    with pytest.raises(ValueError, match=message):
+        backbone(torch.rand(1, 3, 64, smallest - 1))

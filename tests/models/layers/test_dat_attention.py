@@ -1,0 +1,279 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.models import ResNet
+from torch import nn
+
+from mmsparse.models import (
+    DeformableAttention2d,
+    NeighborhoodAttention2d,
+    WindowAttention2d,
+)
+from mmsparse.models.layers.deformable_attention import BIASES, FORMULATIONS
+
+LAYERS = {
+    'windows': lambda: WindowAttention2d(8, num_heads=2, window_size=3),
+    'shifted windows': lambda: WindowAttention2d(
+        8, num_heads=2, window_size=3, shift=2
+    ),
+    'neighbourhood': lambda: NeighborhoodAttention2d(8, num_heads=2, kernel_size=5),
+    **{
+        f'deformable, {formulation}, range {offset_range}': (
+            lambda formulation=formulation, offset_range=offset_range: small(
+                formulation=formulation, offset_range=offset_range
+            )
+        )
+        for formulation in FORMULATIONS
+        for offset_range in (2, 0, -1)
+    },
+    **{f'deformable, {bias}': lambda bias=bias: small(bias=bias) for bias in BIASES},
+    'deformable, no offsets': lambda: small(use_offsets=False),
+    'deformable, cells as kernels': lambda: small(stride=3, offset_kernel=3),
+}
+
+
+def small(**arguments):
+    return DeformableAttention2d(
+        **{**dict(in_channels=8, num_heads=4, num_groups=2, map_size=6), **arguments}
+    )
+
+
+@pytest.mark.parametrize('size', [(7, 9), (1, 5), (1, 1), (12, 12)], ids=str)
+@pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
+def test_keeps_the_shape_and_gives_every_parameter_a_gradient(build, size):
+    layer, x = build(), torch.rand(2, 8, *size)
+
+    out = layer(x)
+    out.square().sum().backward()
+
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
+def test_batch_mates_do_not_matter(build):
+    layer, x = build(), torch.rand(3, 8, 7, 9)
+
+    torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
+
+
+@pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
+def test_runs_in_bfloat16(build):
+    layer, x = build(), torch.rand(2, 8, 7, 9)
+    exact = layer(x)
+
+    rounded = copy.deepcopy(layer).bfloat16()(x.bfloat16())
+
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
+def test_compiles_into_one_graph(build):
+    torch.compiler.reset()
+    layer, x = build(), torch.rand(2, 8, 7, 9)
+
+    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize('shift', [0, 2])
+def test_padding_of_windows_holds_the_bias_and_takes_part(shift):
+    layer = WindowAttention2d(4, num_heads=1, window_size=4, shift=shift)
+    x = torch.rand(1, 4, 5, 7)
+    padded = F.pad(x, (0, 1, 0, 3))
+
+    torch.testing.assert_close(layer(x), layer(padded)[..., :5, :7])
+
+
+def test_padding_up_to_the_neighbourhood_holds_the_bias_and_takes_part():
+    layer = NeighborhoodAttention2d(4, num_heads=1, kernel_size=5)
+    x = torch.rand(1, 4, 3, 7)
+
+    torch.testing.assert_close(layer(x), layer(F.pad(x, (0, 0, 0, 2)))[..., :3, :])
+
+
+def test_a_neighbourhood_as_large_as_the_map_is_a_window():
+    """The tables have opposite signs, and other layouts."""
+    near = NeighborhoodAttention2d(8, num_heads=2, kernel_size=5)
+    window = WindowAttention2d(8, num_heads=2, window_size=5)
+    window.proj_qkv.load_state_dict(near.qkv.state_dict())
+    window.proj_out.load_state_dict(near.proj.state_dict())
+    table = near.bias_table.detach().flip(1, 2).flatten(1).t()
+    window.relative_position_bias_table.data.copy_(table)
+    x = torch.rand(2, 8, 5, 5)
+
+    torch.testing.assert_close(near(x), window(x))
+
+
+def test_a_table_of_another_window_is_resized_when_loaded():
+    one, other = (WindowAttention2d(8, 2, window_size=w) for w in (3, 5))
+    planes = one.relative_position_bias_table.detach().t().view(1, 2, 5, 5)
+    expected = F.interpolate(planes, (9, 9), mode='bicubic').view(2, 81).t()
+    given = one.state_dict()
+
+    other.load_state_dict(given)
+
+    torch.testing.assert_close(other.relative_position_bias_table.detach(), expected)
+    assert given['relative_position_bias_table'].shape == (25, 2)
+
+
+@pytest.mark.parametrize('bias', ['table', 'fixed'])
+def test_a_bias_for_another_map_is_resized_when_loaded(bias):
+    one, other = (
+        nn.Sequential(small(bias=bias, map_size=size)) for size in (6, (8, 10))
+    )
+    before = one[0].position_bias.detach()
+    shape = other[0].position_bias.shape
+
+    other.load_state_dict(one.state_dict())
+
+    expected = F.interpolate(before[None], shape[1:], mode='bicubic')[0]
+    torch.testing.assert_close(other[0].position_bias.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [
+        (small(), small(num_heads=2)),
+        (WindowAttention2d(8, 2, 3), WindowAttention2d(8, 4, 3)),
+    ],
+    ids=['deformable', 'windows'],
+)
+def test_a_bias_for_other_heads_does_not_load(one, other):
+    with pytest.raises(RuntimeError, match='size mismatch for .*position_bias'):
+        other.load_state_dict(one.state_dict())
+
+
+def test_the_table_stretches_over_maps_of_other_sizes():
+    """A table that is linear in the displacement is so for any number of entries."""
+    few, many = small(map_size=4), small(map_size=9)
+    for layer in (few, many):
+        span = layer.position_bias.shape[-1]
+        axis = torch.linspace(-1, 1, span)
+        layer.position_bias.data.copy_((axis[:, None] + 2 * axis).expand(4, -1, -1))
+    state = {k: v for k, v in few.state_dict().items() if k != 'position_bias'}
+    many.load_state_dict(state, strict=False)
+    x = torch.rand(1, 8, 13, 7)
+
+    torch.testing.assert_close(few(x), many(x))
+
+
+def test_a_fixed_bias_is_stretched_to_the_map():
+    layer, x = small(bias='fixed', map_size=4), torch.rand(1, 8, 6, 6)
+    layer.position_bias.data[:] = torch.randn(4, 1, 1)  # a shift of all logits
+
+    without = small(bias='none')
+    without.load_state_dict(layer.state_dict(), strict=False)
+
+    torch.testing.assert_close(layer(x), without(x))
+
+
+def test_the_logarithmic_bias_reads_signed_logarithms_of_the_displacement():
+    layer, seen = small(bias='log_cpb', stride=1, offset_kernel=1), []
+    layer.position_bias.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    x = torch.rand(1, 8, 3, 5)
+
+    layer(x)
+
+    positions = layer.sampling_positions(x).flatten(2, 3)  # (B, groups, keys, 2)
+    for n, y, x_ in ((0, -1, -1), (7, 0, 0), (14, 1, 1)):
+        way = 4 * (torch.tensor([y, x_]) - positions)
+        expected = way.sign() * (1 + way.abs()).log2() / 3
+        torch.testing.assert_close(seen[0][:, :, n], expected)
+
+
+def test_the_depthwise_term_is_a_convolution_of_the_queries():
+    layer = small(bias='depthwise')
+    without = small(bias='none')
+    without.load_state_dict(layer.state_dict(), strict=False)
+    nn.init.eye_(layer.proj_out.weight)
+    without.proj_out.load_state_dict(layer.proj_out.state_dict())
+    x = torch.rand(1, 8, 5, 6)
+    q = layer.proj_q(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    torch.testing.assert_close(layer(x) - without(x), layer.position_bias(q))
+
+
+def test_without_offsets_keys_are_means_of_cells_and_the_grid_is_reported():
+    layer, x = small(use_offsets=False), torch.rand(2, 8, 6, 8)
+    positions = layer.sampling_positions(x)
+
+    torch.testing.assert_close(layer.sample(x, positions), F.avg_pool2d(x, 2))
+    assert layer.bias == 'none'
+    assert not any(p.requires_grad for p in layer.offset.parameters())
+    assert positions[0, 0, :, 0, 0].tolist() == [-0.5, 0.5, 1]  # 1.5 is cut
+
+
+def test_groups_are_read_by_one_network_from_their_own_queries():
+    layer, x = small(), torch.rand(1, 8, 6, 6)
+    before = layer.sampling_positions(x)
+    layer.proj_q.weight.data[4:] += 0.5
+
+    after = layer.sampling_positions(x)
+
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.equal(before[:, 1], after[:, 1])
+
+
+def test_formulations_share_weights_but_not_results():
+    old, new = small(formulation='v2022'), small(formulation='v2023')
+    new.load_state_dict(old.state_dict())
+    x = torch.rand(1, 8, 7, 9)
+
+    assert not torch.allclose(old(x), new(x), atol=1e-3)
+
+
+def test_layers_survive_a_copy():
+    layer, x = small(), torch.rand(1, 8, 6, 6)
+
+    torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    'name', ['WindowAttention2d', 'NeighborhoodAttention2d', 'DeformableAttention2d']
+)
+def test_stands_in_the_plugins_of_mmdets_resnet(name):
+    plugin = dict(
+        cfg=dict(type=f'mmsparse.{name}'),
+        stages=(False, False, True, True),
+        position='after_conv3',
+    )
+    backbone = ResNet(50, base_channels=8, plugins=[plugin])
+
+    outs = backbone(torch.rand(1, 3, 65, 93))
+
+    assert [out.shape[1] for out in outs] == [32, 64, 128, 256]
+    assert sum(type(m).__name__ == name for m in backbone.modules()) == 9
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: WindowAttention2d(8, num_heads=3), 'in_channels=8 and num_heads=3'),
+        (lambda: WindowAttention2d(8, window_size=0), 'window_size .* got 0'),
+        (lambda: WindowAttention2d(8, shift=7), 'window - 1, 6 here; got 7'),
+        (lambda: NeighborhoodAttention2d(8, num_heads=3), 'and num_heads=3'),
+        (lambda: NeighborhoodAttention2d(8, kernel_size=4), 'odd and positive; got 4'),
+        (lambda: NeighborhoodAttention2d(8, kernel_size=-1), 'positive; got -1'),
+        (lambda: small(num_heads=3), 'in_channels=8 and num_heads=3'),
+        (lambda: small(num_groups=3), 'divide num_heads=4; got 3'),
+        (lambda: small(num_groups=-1), 'divide num_heads=4; got -1'),
+        (lambda: small(stride=0), 'stride must be at least 1; got 0'),
+        (lambda: small(offset_kernel=0), 'offset_kernel must be at least 1; got 0'),
+        (lambda: small(formulation='v2021'), r"'v2022', 'v2023'\]; got 'v2021'"),
+        (lambda: small(bias='sine'), "'depthwise', 'none'.; got 'sine'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.models import ResNet
+
+from mmsparse.models import ShuntedSelfAttention
+from mmsparse.models.layers import DetailMlp2d
+
+LAYERS = {
+    'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),
+    'sr 4': lambda: ShuntedSelfAttention(8, num_heads=4, sr_ratio=4),
+    'sr 2': lambda: ShuntedSelfAttention(8, num_heads=8, sr_ratio=2),
+    'sr 1': lambda: ShuntedSelfAttention(8, num_heads=1, sr_ratio=1),
+    'sr 2, no bias': lambda: ShuntedSelfAttention(8, 2, sr_ratio=2, qkv_bias=False),
+    'MLP': lambda: DetailMlp2d(8, 12),
+}
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS)
+def layer(request):
+    return request.param()
+
+
+@pytest.mark.parametrize('size', [(8, 8), (9, 15), (17, 10)], ids=str)
+def test_keeps_the_shape_and_gives_every_parameter_a_gradient(layer, size):
+    x = torch.rand(2, 8, *size)
+
+    out = layer(x)
+    out.square().sum().backward()
+
+    assert out.shape == x.shape
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_batch_mates_do_not_matter(layer):
+    x = torch.rand(3, 8, 8, 9)
+
+    torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
+
+
+def test_memory_format_does_not_matter(layer):
+    x = torch.rand(2, 8, 9, 15)
+
+    torch.testing.assert_close(
+        layer(x.contiguous(memory_format=torch.channels_last)), layer(x)
+    )
+
+
+def test_bfloat16_stays_near_float32(layer):
+    x = torch.rand(2, 8, 9, 15)
+    exact = layer(x)
+
+    rounded = layer.bfloat16()(x.bfloat16())
+
+    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+def attend_position_by_position(layer, x):
+    """The equations of the paper in the released weights' layout, for one map."""
+    C, H, W = x.shape
+    width, heads = C // layer.num_heads, layer.num_heads // 2
+    q = torch.einsum('oc,chw->ohw', layer.q.weight, x) + layer.q.bias[:, None, None]
+    halves = []
+    for g, (group, r) in enumerate(
+        [(layer.coarse, layer.sr_ratio), (layer.fine, layer.sr_ratio // 2)]
+    ):
+        tokens = torch.zeros(C, H // r, W // r, dtype=x.dtype)
+        for i in range(H // r):
+            for j in range(W // r):
+                patch = x[:, i * r : (i + 1) * r, j * r : (j + 1) * r]
+                token = (group.reduce.weight * patch).sum((1, 2, 3)) + group.reduce.bias
+                variance, mean = torch.var_mean(token, unbiased=False)
+                token = (token - mean) / (variance + 1e-5).sqrt()
+                tokens[:, i, j] = token * group.norm.weight + group.norm.bias
+        tokens = 0.5 * tokens * (1 + torch.erf(tokens / math.sqrt(2)))
+        kv = torch.einsum('oc,chw->ohw', group.kv.weight, tokens)
+        k, v = (kv + group.kv.bias[:, None, None]).chunk(2)
+        kernel = group.local.weight
+        v = v + F.conv2d(v[None], kernel, group.local.bias, padding=1, groups=C // 2)[0]
+        half = q.chunk(2)[g]
+        logits = torch.einsum(
+            'hdxy,hdij->hxyij', *(m.unflatten(0, (heads, width)) for m in (half, k))
+        )
+        weights = (logits / math.sqrt(width)).flatten(3).softmax(-1)
+        values = v.unflatten(0, (heads, width)).flatten(2)
+        out = torch.einsum('hxyk,hdk->hdxy', weights, values)
+        halves.append(out.flatten(0, 1))
+    out = torch.einsum('oc,chw->ohw', layer.proj.weight, torch.cat(halves))
+    return out + layer.proj.bias[:, None, None]
+
+
+@pytest.mark.parametrize('size', [(8, 16), (9, 15)], ids=str)
+@pytest.mark.parametrize('name', ['sr 8', 'sr 4', 'sr 2'])
+def test_equals_attention_position_by_position(name, size):
+    layer = LAYERS[name]().double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+
+    out = layer(x)
+
+    expected = torch.stack([attend_position_by_position(layer, one) for one in x])
+    torch.testing.assert_close(out, expected)
+
+
+def test_without_reduction_detail_is_added_to_full_attention():
+    layer, x = LAYERS['sr 1'](), torch.rand(2, 8, 5, 7)
+    q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
+    k, v = layer.kv(x.permute(0, 2, 3, 1)).chunk(2, -1)
+    full = F.softmax(q @ k.flatten(1, 2).mT / 8**0.5, -1) @ v.flatten(1, 2)
+    full = full.view(2, 5, 7, 8) + layer.local(v.permute(0, 3, 1, 2)).permute(
+        0, 2, 3, 1
+    )
+
+    torch.testing.assert_close(layer(x), layer.proj(full).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize('name', ['sr 8', 'sr 4'])
+def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
+    layer, x = LAYERS[name](), torch.rand(1, 8, 17, 17)
+    other = x.clone()
+    other[..., 16] = 9.0
+
+    torch.testing.assert_close(layer(other)[..., :16], layer(x)[..., :16])
+
+
+def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
+    layer, x = DetailMlp2d(8, 12), torch.rand(2, 8, 5, 7)
+    hidden = F.conv2d(x, layer.fc1.weight[..., None, None], layer.fc1.bias)
+    detail = F.conv2d(hidden, layer.detail.weight, layer.detail.bias, 1, 1, groups=12)
+    out = F.conv2d(F.gelu(hidden + detail), layer.fc2.weight[..., None, None])
+
+    torch.testing.assert_close(layer(x), out + layer.fc2.bias[:, None, None])
+
+
+def test_stands_in_the_plugins_of_mmdets_resnet():
+    plugin = dict(
+        cfg=dict(type='mmsparse.ShuntedSelfAttention'),
+        stages=(False, False, True, True),
+        position='after_conv3',
+    )
+    backbone = ResNet(50, base_channels=8, plugins=[plugin])
+
+    outs = backbone(torch.rand(1, 3, 65, 93))
+
+    assert [out.shape[1] for out in outs] == [32, 64, 128, 256]
+    assert sum(isinstance(m, ShuntedSelfAttention) for m in backbone.modules()) == 9
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(num_heads=3), 'in_channels=8 and num_heads=3'),
+        (dict(num_heads=0), 'in_channels=8 and num_heads=0'),
+        (dict(num_heads=1), 'must be even .*; got num_heads=1 and sr_ratio=2'),
+        (dict(sr_ratio=3), r'sr_ratio must be one of \(1, 2, 4, 8\); got 3'),
+        (dict(sr_ratio=0), r'sr_ratio must be one of \(1, 2, 4, 8\); got 0'),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ShuntedSelfAttention(8, **arguments)
+
+
+def test_a_map_smaller_than_the_reduction_is_refused():
+    with pytest.raises(ValueError, match='sr_ratio=4 high and wide; got 9x3'):
+        LAYERS['sr 4']()(torch.rand(1, 8, 9, 3))

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from mmsparse.ops import biased_attention
+from mmsparse.ops.attention import BACKENDS, merge_heads, split_heads
+
+
+def random_inputs(B, heads, N, M, D, bias, dtype=torch.float64):
+    q = torch.randn(B, heads, N, D, dtype=dtype, requires_grad=True)
+    k, v = (
+        torch.randn(B, heads, M, D, dtype=dtype, requires_grad=True) for _ in range(2)
+    )
+    return q, k, v, torch.randn(*bias, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize('bias', [(5, 7), (3, 5, 7), (2, 3, 5, 7)], ids=str)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_is_the_softmax_of_scaled_products_plus_bias(backend, bias):
+    q, k, v, bias = random_inputs(2, 3, 5, 7, 4, bias)
+
+    out = biased_attention(q, k, v, bias, backend)
+
+    logits = torch.einsum('bhnd,bhmd->bhnm', q, k) / 2 + bias
+    torch.testing.assert_close(
+        out, torch.einsum('bhnm,bhmd->bhnd', logits.softmax(-1), v)
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_gradients_are_those_of_finite_differences(backend):
+    tensors = random_inputs(1, 2, 2, 3, 2, (2, 2, 3))
+
+    assert gradcheck(lambda *args: biased_attention(*args, backend=backend), tensors)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_without_bias_it_is_plain_attention(backend):
+    q, k, v, _ = random_inputs(2, 3, 5, 7, 4, (1,))
+
+    torch.testing.assert_close(
+        biased_attention(q, k, v, backend=backend),
+        biased_attention(q, k, v, torch.zeros(5, 7).double(), backend),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_minus_infinity_takes_a_key_away(backend):
+    q, k, v, _ = random_inputs(1, 1, 2, 3, 4, (1,))
+    bias = torch.tensor([0.0, -torch.inf, 0.0]).double().expand(2, 3)
+    kept = [0, 2]
+
+    torch.testing.assert_close(
+        biased_attention(q, k, v, bias, backend),
+        biased_attention(q, k[:, :, kept], v[:, :, kept], backend=backend),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_bfloat16_with_a_float32_bias_stays_near_float32(backend):
+    q, k, v, bias = random_inputs(2, 2, 5, 7, 8, (5, 7), torch.float32)
+    exact = biased_attention(q, k, v, bias)
+
+    rounded = biased_attention(*(x.bfloat16() for x in (q, k, v)), bias, backend)
+
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_merging_heads_undoes_splitting_them():
+    tokens = torch.rand(2, 3, 5, 12)
+
+    heads = split_heads(tokens, 4)
+
+    assert heads.shape == (2, 3, 4, 5, 3)
+    assert torch.equal(heads[:, :, 1], tokens[..., 3:6])
+    assert torch.equal(merge_heads(heads), tokens)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match='divide the channels, 8; got 3'):
+        split_heads(torch.rand(1, 2, 8), 3)
+
+
+def test_an_unknown_backend_is_refused():
+    q, k, v, bias = random_inputs(1, 1, 2, 2, 2, (2, 2))
+
+    with pytest.raises(ValueError, match="'reference', 'sdpa'.*got 'fast'"):
+        biased_attention(q, k, v, bias, backend='fast')

@@ -1,0 +1,85 @@
+"""Convert an official checkpoint to weights of the host model with our backbone."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmsparse import __version__
+from mmsparse.checkpoint import read_checkpoint, write_checkpoint
+from mmsparse.checkpoint.convert import convert
+from mmsparse.checkpoint.families import FAMILIES
+from mmsparse.checkpoint.files import sha256
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+
+
+def run(args: argparse.Namespace) -> None:
+    source, target = Path(args.source), Path(args.target)
+    if target.exists() and not args.force:
+        raise ValueError(f'{target} exists; --force overwrites it.')
+    checkpoint = read_checkpoint(source)
+    digest = sha256(source)
+    print(f'{source}: {describe(checkpoint)}; SHA-256 {digest}')
+    converted = convert(checkpoint, args.family, args.arch, args.backbone_only)
+    weights = converted.state_dict
+    parts = sorted({key.partition('.')[0] for key in weights})
+    print(
+        f'{converted.family} {converted.arch}: {len(weights)} entries of '
+        f'{" and ".join(parts)}'
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    meta = dict(
+        family=converted.family,
+        arch=str(converted.arch),
+        source=source.name,
+        source_sha256=digest,
+        mmsparse_version=__version__,
+    )
+    write_checkpoint(target, weights, meta)
+    print(f'written: {target}')
+
+
+def describe(checkpoint: object) -> str:
+    names = list(checkpoint) if isinstance(checkpoint, Mapping) else []
+    if len(names) <= 10:
+        return f'holds {", ".join(map(str, names))}'
+    return f'{len(names)} entries'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'source',
+        metavar='IN',
+        help='official checkpoint, of torch or .safetensors; none of its code is run',
+    )
+    parser.add_argument(
+        'target', metavar='OUT', help='file to write, for mmengine or .safetensors'
+    )
+    parser.add_argument(
+        '--family', choices=sorted(FAMILIES), help='recognised from the keys by default'
+    )
+    parser.add_argument(
+        '--arch',
+        help='name of the arch, for example small; by default the one that fits',
+    )
+    parser.add_argument(
+        '--backbone-only',
+        action='store_true',
+        help="leave out a classifier's head, or a detector around the backbone",
+    )
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite OUT if it exists'
+    )
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()
