@@ -30,6 +30,26 @@ from mmsparse.registry import MODELS
 EPS = 1e-5
 OUT_NORMS = ('class', 'layer')
 
+_OPTIONAL = dict(
+    formulation=None,
+    groups=1,
+    strides=1,
+    offset_kernel=5,
+    offset_range=-1,
+    bias='table',
+    use_offsets=True,
+    window_size=7,
+    neighborhood=7,
+    num_points=16,
+    mlp_ratio=4,
+    conv_mlp=False,
+    local_perception=False,
+    layer_scale=0,
+    img_size=224,
+    conv_stem=False,
+    stem_dims=None,
+    downsample_act=False,
+)
 _DAT = dict(
     formulation='v2022',
     kinds=('LS', 'LS', 'LD', 'LD'),
@@ -80,8 +100,10 @@ class DAT(StagedBackbone):
       scale of attention and MLP, 0 for none;
 
     and for all stages ``img_size``, the side of the pictures that the tables are made
-    for, ``conv_stem`` (overlapping convolutions for stem and downsampling) and
-    ``stem_dims``, the width of the stem if it is not that of the first stage.
+    for, ``conv_stem`` (overlapping convolutions for stem and downsampling),
+    ``stem_dims``, the width of the stem if it is not that of the first stage, and
+    ``downsample_act``: GELU after every downsampling, without which few blocks on small
+    data learn slowly. The published models have none.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
@@ -117,6 +139,7 @@ class DAT(StagedBackbone):
             neighborhood=(5, 5, 3, 3),
             mlp_ratio=3,
             img_size=128,
+            downsample_act=True,
         ),
         'tiny': dict(
             _DAT,
@@ -167,25 +190,7 @@ class DAT(StagedBackbone):
             arch,
             known=self.arch_settings,
             per_stage=('embed_dims', 'depths', 'num_heads', 'kinds'),
-            optional=dict(
-                formulation=None,
-                groups=1,
-                strides=1,
-                offset_kernel=5,
-                offset_range=-1,
-                bias='table',
-                use_offsets=True,
-                window_size=7,
-                neighborhood=7,
-                num_points=16,
-                mlp_ratio=4,
-                conv_mlp=False,
-                local_perception=False,
-                layer_scale=0,
-                img_size=224,
-                conv_stem=False,
-                stem_dims=None,
-            ),
+            optional=_OPTIONAL,
         )
         _check(arch, out_norm)
         widths = arch['embed_dims']
@@ -202,11 +207,14 @@ class DAT(StagedBackbone):
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
         for i in range(max(out_indices) + 1):  # later stages would serve nothing
-            self.downsamples.append(
+            downsample = (
                 _downsample(widths[i - 1], widths[i], arch['conv_stem'])
                 if i
                 else _stem(arch)
             )
+            if arch['downsample_act']:
+                downsample.append(nn.GELU())
+            self.downsamples.append(downsample)
             self.stages.append(_build_stage(_settings(arch, stage=i), rates[i]))
         self.out_norms = nn.ModuleDict(
             {f'{out_norm}{i}': LayerNorm2d(widths[i], EPS) for i in out_indices}

@@ -14,7 +14,7 @@ from mmsparse.models import (
     NeighborhoodAttention2d,
     WindowAttention2d,
 )
-from mmsparse.models.layers import ConvMlp2d, Mlp2d
+from mmsparse.models.layers import ConvMlp2d, LayerNorm2d, Mlp2d
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'dat'
 NANO = DAT.arch_settings['nano']
@@ -199,6 +199,13 @@ def test_compiles_into_one_graph(arch):
     x = torch.rand(2, 3, 65, 93)
 
     torch.testing.assert_close(compiled(x), backbone(x))
+
+
+def test_gelu_follows_every_downsampling_where_the_arch_says_so():
+    last = [type(module[-1]) for module in DAT('nano').downsamples]
+
+    assert last == [nn.GELU] * 4
+    assert type(DAT('pp-tiny').downsamples[0][-1]) is LayerNorm2d
 
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():

@@ -127,3 +127,12 @@ def test_stands_in_the_plugins_of_mmdets_resnet():
 def test_arguments_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MultiScaleDeformableAttention2d(8, **arguments)
+
+
+def test_compiles_into_one_graph():
+    torch.compiler.reset()
+    layer, x = randomised(num_points=4), torch.rand(2, 8, 7, 9)
+
+    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+
+    torch.testing.assert_close(compiled(x), layer(x))
