@@ -153,7 +153,7 @@ def test_a_detector_is_run_up_to_its_neck():
 
     assert parts['total'].macs == parts['backbone'].macs + parts['neck'].macs
     assert parts['encoder'].macs is None
-    assert parts['total'].parameters == 5_422_378
+    assert parts['total'].parameters == 4_720_298
     stages = [parts[f'backbone.stage {i}'].macs for i in (1, 2, 3, 4)]
     assert sum(stages) == parts['backbone'].macs
 

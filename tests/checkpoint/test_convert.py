@@ -42,7 +42,7 @@ def official_weights(family, arch='nano', device='cpu', classes=10, **settings):
     known = FAMILIES[family]
     with torch.device(device):
         backbone = known.backbone(arch, **settings)
-        head = torch.nn.Linear(known.width(arch), classes)
+        head = torch.nn.Linear(known.width(arch), max(classes, 1))
     for tensor in (*backbone.state_dict().values(), *head.parameters()):
         if tensor.is_floating_point():
             tensor.data.uniform_(0.01, 0.1)

@@ -142,3 +142,9 @@ def test_options_say_what_the_keys_do_not(official, tmp_path, run_tool):
     )
 
     assert done.stderr.startswith('error: The keys are not those of dat')
+
+
+def test_help_says_what_the_command_does(tmp_path, run_tool):
+    done = run_tool('convert_checkpoint.py', '--help', cwd=tmp_path)
+
+    assert 'none of its code is run' in ' '.join(done.stdout.split())

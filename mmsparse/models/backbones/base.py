@@ -73,15 +73,15 @@ class StagedBackbone(BaseModule):
         """Compute the maps of the stages in ``out_indices``.
 
         Args:
-            x: Pictures, (B, 3, H, W), H and W at least the stride of the last stage.
+            x: Pictures, (B, 3, H, W), H and W at least ``min_side``.
 
         Returns:
             One (B, C, H', W') for each of ``out_indices``.
 
         Raises:
-            ValueError: ``x`` is no such batch, or smaller than the last stride.
+            ValueError: ``x`` is no such batch, or smaller.
         """
-        _check_pictures(x, stride=4 * 2 ** (len(self.stages) - 1))
+        _check_pictures(x, self.min_side)
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -93,6 +93,11 @@ class StagedBackbone(BaseModule):
             if i in self.out_indices:
                 outs.append(self._out_norm(i)(x))
         return tuple(outs)
+
+    @property
+    def min_side(self) -> int:
+        """Shortest side of a picture: the stride of the last stage, in pixels."""
+        return 4 * 2 ** (len(self.stages) - 1)
 
     def _out_norm(self, stage: int) -> nn.Module:
         if self.out_norm is None:
@@ -214,9 +219,10 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
         )
 
 
-def _check_pictures(x: Tensor, stride: int) -> None:
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or min(x.shape[2:]) < stride:
+def _check_pictures(x: Tensor, min_side: int) -> None:
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or min(x.shape[2:]) < min_side:
         raise ValueError(
             f'x must be pictures of shape (B, 3, H, W) with B at least 1 and H and W '
-            f'at least {stride}, the stride of the last stage; got {tuple(x.shape)}.'
+            f'at least {min_side}, for the last stage; got {tuple(x.shape)}. Enlarge '
+            f'or pad them.'
         )

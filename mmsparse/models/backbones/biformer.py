@@ -18,7 +18,6 @@ from mmsparse.models.layers import (
     FullAttention2d,
     LayerNorm2d,
     Mlp2d,
-    PatchConv2d,
     depthwise_conv,
 )
 from mmsparse.models.layers.biformer_attention import check_choice, check_regions
@@ -273,9 +272,9 @@ def _build_downsampling(arch: Mapping[str, Any], stage: int) -> nn.Sequential:
     norm = NORMS[arch['downsample_norm']]
     if arch['downsampling'] == 'patches':
         layers = (
-            [norm(before), PatchConv2d(before, after, patch_size=2)]
+            [norm(before), nn.Conv2d(before, after, kernel_size=2, stride=2)]
             if stage
-            else [PatchConv2d(before, after, patch_size=4), norm(after)]
+            else [nn.Conv2d(before, after, kernel_size=4, stride=4), norm(after)]
         )
     elif stage:
         layers = [_strided_conv(before, after), norm(after)]
@@ -300,11 +299,6 @@ def _check(
         raise ValueError(
             f'regions_per_side must be one number or one a stage, {num_stages}; got '
             f'{regions_per_side}.'
-        )
-    if len(arch['attn_cfgs']) != num_stages:
-        raise ValueError(
-            f'attn_cfgs of arch must be one dict a stage, {num_stages}; got '
-            f'{len(arch["attn_cfgs"])}.'
         )
     for i in range(num_stages):
         if arch['topks'][i] == 0:

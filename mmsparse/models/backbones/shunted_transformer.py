@@ -114,7 +114,7 @@ class ShuntedTransformer(StagedBackbone):
             init_cfg,
         )
         num_stages = max(out_indices) + 1  # later stages would serve nothing
-        self.min_side = _min_side(arch['sr_ratios'][:num_stages])
+        self.sr_ratios = arch['sr_ratios'][:num_stages]
         self.downsamples = nn.ModuleList(
             _build_downsample(arch, i) for i in range(num_stages)
         )
@@ -131,25 +131,14 @@ class ShuntedTransformer(StagedBackbone):
                     _init_conv(module)
         super().init_weights()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of the stages in ``out_indices``.
-
-        Args:
-            x: Pictures, (B, 3, H, W).
-
-        Returns:
-            One (B, C, H', W') for each of ``out_indices``.
-
-        Raises:
-            ValueError: A side is so short that a reduction would leave no key.
-        """
-        if min(x.shape[-2:]) < self.min_side:
-            raise ValueError(
-                f'Pictures need sides of at least {self.min_side} pixels, so that the '
-                f'reduction of keys (sr_ratios) leaves some in every stage; got the '
-                f'shape {tuple(x.shape)}. Enlarge or pad them.'
-            )
-        return super().forward(x)
+    @property
+    def min_side(self) -> int:
+        """Shortest side of a picture, of which every reduction leaves some keys."""
+        grids = [
+            (sr_ratio - 1) * 2**stage + 1
+            for stage, sr_ratio in enumerate(self.sr_ratios)
+        ]
+        return 4 * max(grids) - 1  # the stem rounds up at first, then down
 
 
 class ShuntedBlock(nn.Module):
@@ -271,12 +260,6 @@ def _init_conv(conv: nn.Conv2d) -> None:
     nn.init.normal_(conv.weight, std=(2 / fan_out) ** 0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-
-
-def _min_side(sr_ratios: Sequence[int]) -> int:
-    """Shortest side of a picture of which every stage's reduction leaves something."""
-    grids = [(sr_ratio - 1) * 2**stage + 1 for stage, sr_ratio in enumerate(sr_ratios)]
-    return 4 * max(grids) - 1  # the stem rounds up at first, then down
 
 
 def _check(arch: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from mmsparse.models.layers.common import (
     ConvMlp2d,
     LayerNorm2d,
     Mlp2d,
-    PatchConv2d,
     depthwise_conv,
 )
 from mmsparse.models.layers.deformable_attention import DeformableAttention2d
@@ -35,7 +34,6 @@ __all__ = [
     'Mlp2d',
     'MultiScaleDeformableAttention2d',
     'NeighborhoodAttention2d',
-    'PatchConv2d',
     'ShuntedSelfAttention',
     'WindowAttention2d',
     'depthwise_conv',

@@ -71,29 +71,6 @@ class Mlp2d(nn.Module):
         return channels_first(self.fc2(F.gelu(x)))
 
 
-class PatchConv2d(nn.Conv2d):
-    """Convolution of patches that do not overlap.
-
-    What is left over at the bottom and at the right is dropped, as in the published
-    models; a map smaller than one patch is padded with zeros.
-
-    Args:
-        in_channels: C of the map.
-        out_channels: C of the output.
-        patch_size: Edge length of a patch.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
-        super().__init__(in_channels, out_channels, patch_size, stride=patch_size)
-        self.patch_size = patch_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (max(self.patch_size - length, 0) for length in x.shape[-2:])
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom))
-        return super().forward(x)
-
-
 class ConvMlp2d(nn.Module):
     """Two linear maps with a depthwise convolution and GELU between them.
 

@@ -54,15 +54,14 @@ def test_the_two_stl_models_share_weights_but_not_the_last_stage():
 
 
 @pytest.mark.parametrize('arch', STL)
-@pytest.mark.parametrize('size', [(31, 40), (9, 5), (1, 1)], ids=str)
-def test_stl_takes_maps_smaller_than_its_regions_and_patches(arch, size):
+@pytest.mark.parametrize('size', [(32, 40), (63, 47)], ids=str)
+def test_stl_takes_maps_smaller_than_its_regions(arch, size):
     backbone = BiFormer(stl_micro(arch), out_indices=(0, 1, 2, 3)).eval()
 
     outs = backbone(torch.rand(1, 3, *size))
 
     for i, out in enumerate(outs):
-        expected = tuple(max(length // 2 ** (i + 2), 1) for length in size)
-        assert out.shape[2:] == expected
+        assert out.shape[2:] == tuple(length // 2 ** (i + 2) for length in size)
         assert out.isfinite().all()
 
 
@@ -191,7 +190,10 @@ def test_a_given_arch_is_left_as_it_was():
         (dict(arch=dict(depths=(1,))), r"missing: \['embed_dims', 'mlp_ratios'"),
         (dict(out_norm='group'), r"\['batch', 'layer'\]; got 'group'"),
         (dict(regions_per_side=(7, 7)), r'one a stage, 4; got \(7, 7\)'),
-        (dict(arch={**NANO, 'attn_cfgs': ({},)}), 'one dict a stage, 4; got 1'),
+        (
+            dict(arch={**NANO, 'attn_cfgs': ({},)}),
+            "the same number of stages; got {'attn_cfgs': 1,",
+        ),
         (dict(arch={**NANO, 'downsampling': 'pool'}), "downsampling .*; got 'pool'"),
         (
             dict(arch={**NANO, 'downsample_norm': 'group'}),

@@ -228,18 +228,22 @@ def test_arguments_out_of_range_are_refused(build, arguments, message):
 
 @pytest.mark.parametrize(
     'shape',
-    [(2, 3, 31, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64), (2, 1, 64, 64)],
+    [(2, 3, 30, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64), (2, 1, 64, 64)],
 )
 def test_what_is_no_batch_of_pictures_is_refused(build, shape):
+    backbone = build()
     message = re.escape(
-        f'H and W at least 32, the stride of the last stage; got {shape}'
+        f'H and W at least {backbone.min_side}, for the last stage; got {shape}'
     )
     with pytest.raises(ValueError, match=message):
-        build()(torch.zeros(shape))
+        backbone(torch.zeros(shape))
 
 
-def test_pictures_may_be_as_small_as_the_last_stride(build):
-    (out,) = build(out_indices=(1,)).eval()(torch.rand(1, 3, 8, 8))
+def test_pictures_may_be_as_small_as_the_least_side(build):
+    backbone = build().eval()
 
-    assert out.shape == (1, 64, 1, 1)
-    assert out.isfinite().all()
+    outs = backbone(torch.rand(1, 3, backbone.min_side, backbone.min_side))
+
+    assert backbone.min_side in (31, 32)
+    assert outs[-1].shape[2:] == (1, 1)
+    assert all(out.isfinite().all() for out in outs)

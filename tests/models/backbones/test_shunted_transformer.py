@@ -199,7 +199,6 @@ def test_pictures_are_refused_from_one_pixel_below_the_smallest_on(sr_ratios, sm
     (out,) = backbone(torch.rand(1, 3, smallest, 64))
     assert out.isfinite().all()
 
-    shape = rf'\(1, 3, 64, {smallest - 1}\)'
-    message = f'at least {smallest} pixels.*got the shape {shape}'
+    message = rf'at least {smallest}, .* got \(1, 3, 64, {smallest - 1}\)'
     with pytest.raises(ValueError, match=message):
         backbone(torch.rand(1, 3, 64, smallest - 1))

@@ -1,8 +1,7 @@
-import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.models.layers import Mlp2d, PatchConv2d
+from mmsparse.models.layers import Mlp2d
 
 
 def test_the_mlp_convolves_its_hidden_map_before_gelu():
@@ -13,16 +12,3 @@ def test_the_mlp_convolves_its_hidden_map_before_gelu():
     expected = F.conv2d(F.gelu(hidden), weights[1], mlp.fc2.bias)
 
     torch.testing.assert_close(mlp(x), expected)
-
-
-@pytest.mark.parametrize(
-    ('size', 'expected'), [((8, 12), (2, 3)), ((11, 7), (2, 1)), ((3, 5), (1, 1))]
-)
-def test_patches_drop_what_is_left_over(size, expected):
-    conv, x = PatchConv2d(3, 6, patch_size=4), torch.rand(1, 3, *size)
-
-    out = conv(x)
-
-    assert out.shape == (1, 6, *expected)
-    corner = F.pad(x, (0, 4, 0, 4))[..., :4, :4]
-    torch.testing.assert_close(out[..., :1, :1], conv(corner))
