@@ -63,7 +63,7 @@ def routed_attention(
         q: Queries, (B, R, L, D).
         k: Keys, (B, R, L', D).
         v: Values, (B, R, L', C).
-        routes: Regions that each region attends to, (B, R, K), as
+        routes: Regions that each region attends to, (B, R, K), each but once, as
             :func:`route_regions` returns them.
         num_heads: Number of heads; divides D and C.
         scale: Factor on the products of queries and keys; D**-0.5 if None. (The
@@ -89,6 +89,8 @@ def routed_attention(
         raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    if backend == 'auto' and route_weights is None and routes.shape[-1] == k.shape[1]:
+        return _attend_all(q, k, v, num_heads, scale)
     attend = _reference if backend == 'reference' else _sdpa
     return attend(q, k, v, routes, num_heads, scale, route_weights)
 
@@ -149,6 +151,17 @@ def _sdpa(
     )  # (B * R, heads, tokens, width)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return _merge_heads(out).unflatten(0, routes.shape[:2])
+
+
+def _attend_all(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    """Where every region routes to all, nothing needs to be gathered."""
+    q_heads, k_heads, v_heads = (
+        _split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
+    )  # (B, heads, R * L, width)
+    out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, scale=scale)
+    return _merge_heads(out).reshape(*q.shape[:3], -1)
 
 
 def gather_regions(

@@ -15,6 +15,7 @@ SHAPES = {  # B, R, L, L', D, C, K, heads
     'narrow-queries': (1, 6, 4, 4, 4, 12, 5, 2),
     'pooled-keys': (2, 4, 9, 4, 8, 8, 3, 4),
     'all-regions': (1, 5, 3, 3, 8, 8, 5, 2),
+    'all-regions-pooled': (2, 4, 9, 4, 8, 12, 4, 4),
 }
 
 

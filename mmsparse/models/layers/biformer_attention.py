@@ -123,21 +123,21 @@ class BiLevelRoutingAttention(nn.Module):
         x = channels_last(x)
         if self.padding == 'input':
             x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        q, k, v = self.qkv(x).split(self.split, dim=-1)  # (B, H', W', ...)
-        out = self._attend(q, k, v)
+        qkv = self.qkv(x)  # (B, H', W', ...)
+        out = self._attend(qkv)
         if self.local is not None:
+            v = qkv.split(self.split, dim=-1)[2]
             out = out + channels_last(self.local(channels_first(v)))
         return channels_first(self.proj(out[:, :height, :width]))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Maps of (B, H, W, ...) to (B, H, W, C)."""
-        height, width = size = q.shape[1:3]
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """(B, H, W, ...), queries, keys and values, to (B, H, W, C)."""
+        height, width = size = qkv.shape[1:3]
         h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
         rows, columns = grid = (-(-height // h), -(-width // w))
-        q, k, v = (
-            partition_regions(pad_to_multiple(tokens, region), grid)
-            for tokens in (q, k, v)
-        )  # (B, R, L, ...)
+        # Partitioned together: one copy instead of three.
+        regions = partition_regions(pad_to_multiple(qkv, region), grid)
+        q, k, v = regions.split(self.split, dim=-1)  # (B, R, L, ...)
         routes, route_weights = self._route(
             region_means(q, region, size), region_means(k, region, size)
         )
