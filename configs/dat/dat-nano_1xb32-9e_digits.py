@@ -5,7 +5,7 @@ model = dict(
         _delete_=True,
         type='mmsparse.DAT',
         arch='nano',
-        # Torch's own initialisation, the default, is for long trainings.
+        # With torch's own initialisation, the default, it stayed at chance.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )

@@ -7,7 +7,7 @@ model = dict(
         arch='nano',
         out_indices=(0, 1, 2, 3),
         out_norm='layer',
-        # Torch's own initialisation, the default, is for long trainings.
+        # As the classifier's.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops.attention import merge_heads, split_heads
+
 BACKENDS = ('auto', 'reference', 'sdpa')
 
 
@@ -106,7 +108,7 @@ def _reference(
 ) -> Tensor:
     weights = attention_weights(q, k, routes, num_heads, scale, route_weights)
     v = gather_regions(v, routes, route_weights)
-    return _merge_heads(weights @ _split_heads(v, num_heads))
+    return merge_heads(weights @ split_heads(v, num_heads))
 
 
 def attention_weights(
@@ -130,8 +132,8 @@ def attention_weights(
     Returns:
         (B, R, heads, L, K * L'), the last axis in the order of the routes; sums to 1.
     """
-    q = _split_heads(q, num_heads)
-    k = _split_heads(gather_regions(k, routes, route_weights), num_heads)
+    q = split_heads(q, num_heads)
+    k = split_heads(gather_regions(k, routes, route_weights), num_heads)
     return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
@@ -147,10 +149,10 @@ def _sdpa(
     """Gather whole regions as rows, then one fused attention call."""
     k, v = (gather_regions(tokens, routes, route_weights) for tokens in (k, v))
     q, k, v = (
-        _split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
+        split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
     )  # (B * R, heads, tokens, width)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return _merge_heads(out).unflatten(0, routes.shape[:2])
+    return merge_heads(out).unflatten(0, routes.shape[:2])
 
 
 def _attend_all(
@@ -158,10 +160,10 @@ def _attend_all(
 ) -> Tensor:
     """Where every region routes to all, nothing needs to be gathered."""
     q_heads, k_heads, v_heads = (
-        _split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
+        split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
     )  # (B, heads, R * L, width)
     out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, scale=scale)
-    return _merge_heads(out).reshape(*q.shape[:3], -1)
+    return merge_heads(out).reshape(*q.shape[:3], -1)
 
 
 def gather_regions(
@@ -183,13 +185,3 @@ def gather_regions(
     if route_weights is not None:
         rows = rows * route_weights.view(-1, 1, 1).to(rows.dtype)
     return rows.reshape(batch, num_regions, -1, channels)
-
-
-def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """(..., L, C) to (..., heads, L, C / heads)."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
-
-
-def _merge_heads(tokens: Tensor) -> Tensor:
-    """(..., heads, L, C / heads) to (..., L, C)."""
-    return tokens.transpose(-3, -2).flatten(-2)

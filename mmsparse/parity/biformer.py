@@ -19,7 +19,7 @@ from mmsparse.ops.routing import attention_weights
 from mmsparse.parity.biformer_models import build
 from mmsparse.parity.cases import Case, Comparison
 from mmsparse.parity.generated import generate_state
-from mmsparse.parity.models import recorded_outputs
+from mmsparse.parity.models import gradient_comparisons, recorded_outputs
 
 SPIED = ('region_means', 'route_regions', 'routed_attention')
 INSIDE_BLOCKS = {  # official name to ours
@@ -58,7 +58,8 @@ def compare(case: Case) -> list[Comparison]:
     ]
     if 'cotangent' in case.tensors:
         (seen['final'] * case.tensors['cotangent']).sum().backward()
-        comparisons += _gradient_comparisons(case, x, model)
+        expected = _convert(case.with_prefix('grad.state.'), model)
+        comparisons += gradient_comparisons(case, x, model, expected)
     return comparisons
 
 
@@ -169,20 +170,6 @@ def _output_comparison(case: Case, name: str, actual: Tensor) -> Comparison:
         return Comparison(name, actual, expected.long(), as_sets=True)
     atol = case.info['outputs'][name]['atol']
     return Comparison(name, actual, expected, atol, case.info['tolerance']['rtol'])
-
-
-def _gradient_comparisons(case: Case, x: Tensor, model: nn.Module) -> list[Comparison]:
-    tolerance = case.info['tolerance']
-    limits = tolerance['grad_atol'], tolerance['grad_rtol']
-    parameters = dict(model.named_parameters())
-    expected = _convert(case.with_prefix('grad.state.'), model)
-    return [
-        Comparison('grad.input', x.grad, case.tensors['grad.input'], *limits),
-        *(
-            Comparison(f'grad.{key}', parameters[key].grad, gradient, *limits)
-            for key, gradient in expected.items()
-        ),
-    ]
 
 
 def _convert(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

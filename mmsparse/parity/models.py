@@ -1,10 +1,12 @@
-"""What the cases of every backbone family need: a classifier, and looking inside."""
+"""What the cases of several families need: a classifier, looking inside, gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from mmsparse.parity.cases import Case, Comparison
 
 
 class Classifier(nn.Module):
@@ -54,3 +56,29 @@ def recorded_outputs(model: nn.Module) -> Iterator[dict[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def gradient_comparisons(
+    case: Case, x: Tensor, model: nn.Module, expected: Mapping[str, Tensor]
+) -> list[Comparison]:
+    """Pair the gradients of a model and of its input with the official ones.
+
+    Args:
+        case: The case.
+        x: The input after the backward pass.
+        model: The model after the backward pass.
+        expected: The official gradients by our keys and in our shapes.
+
+    Returns:
+        One comparison for the input and for each of ``expected``.
+    """
+    tolerance = case.info['tolerance']
+    limits = tolerance['grad_atol'], tolerance['grad_rtol']
+    parameters = dict(model.named_parameters())
+    return [
+        Comparison('grad.input', x.grad, case.tensors['grad.input'], *limits),
+        *(
+            Comparison(f'grad.{key}', parameters[key].grad, gradient, *limits)
+            for key, gradient in expected.items()
+        ),
+    ]

@@ -17,7 +17,7 @@ from mmsparse.models.backbones.shunted_transformer import (
 from mmsparse.models.layers import DetailMlp2d, ShuntedSelfAttention
 from mmsparse.parity.cases import Case, Comparison, UnsupportedCaseError
 from mmsparse.parity.generated import generate_state
-from mmsparse.parity.models import Classifier, recorded_outputs
+from mmsparse.parity.models import Classifier, gradient_comparisons, recorded_outputs
 
 Arguments = Mapping[str, Any]
 
@@ -82,7 +82,8 @@ def compare(case: Case) -> list[Comparison]:
     if 'cotangent' in case.tensors:
         cotangent = case.tensors['cotangent']
         (_layout_of(cotangent, seen['output']) * cotangent).sum().backward()
-        comparisons += _gradient_comparisons(case, x, model, place)
+        expected = _convert(case.with_prefix('grad.state.'), place)
+        comparisons += gradient_comparisons(case, x, model, expected)
     return comparisons
 
 
@@ -137,22 +138,6 @@ def _output_comparison(case: Case, name: str, seen: Mapping[str, Tensor]) -> Com
         return Comparison(name, actual, expected)
     atol = case.info['outputs'][name]['atol']
     return Comparison(name, actual, expected, atol, case.info['tolerance']['rtol'])
-
-
-def _gradient_comparisons(
-    case: Case, x: Tensor, model: nn.Module, place: str
-) -> list[Comparison]:
-    tolerance = case.info['tolerance']
-    limits = tolerance['grad_atol'], tolerance['grad_rtol']
-    parameters = dict(model.named_parameters())
-    expected = _convert(case.with_prefix('grad.state.'), place)
-    return [
-        Comparison('grad.input', x.grad, case.tensors['grad.input'], *limits),
-        *(
-            Comparison(f'grad.{key}', parameters[key].grad, gradient, *limits)
-            for key, gradient in expected.items()
-        ),
-    ]
 
 
 def _convert(state: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:

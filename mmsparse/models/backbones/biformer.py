@@ -49,8 +49,8 @@ class BiFormer(StagedBackbone):
     - ``downsampling``: ``overlapping`` convolutions, each with a norm after it, or
       ``patches`` of 4x4 and then 2x2, the norm before all but the first (the layout of
       Swin); ``downsample_norm``: ``batch`` or ``layer``;
-    - ``downsample_act``: GELU after every downsampling, without which few blocks on
-      small data learn slowly. The published models have none.
+    - ``downsample_act``: GELU after every downsampling, as ``nano`` has it. The
+      published models have none.
 
     The two ``stl`` models (Swin-Tiny's layout) have weights of equal shapes, but differ
     in the padding of the regions and in the local term of the last stage.

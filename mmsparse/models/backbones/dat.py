@@ -102,8 +102,8 @@ class DAT(StagedBackbone):
     and for all stages ``img_size``, the side of the pictures that the tables are made
     for, ``conv_stem`` (overlapping convolutions for stem and downsampling),
     ``stem_dims``, the width of the stem if it is not that of the first stage, and
-    ``downsample_act``: GELU after every downsampling, without which few blocks on small
-    data learn slowly. The published models have none.
+    ``downsample_act``: GELU after every downsampling, as ``nano`` has it. The published
+    models have none.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.

@@ -31,8 +31,7 @@ class ShuntedTransformer(StagedBackbone):
     ``mlp_ratios`` and ``sr_ratios`` (reduction of the coarse keys: 8, 4, 2, or 1 for
     full attention); and for all stages ``stem_convs``, the number of 3x3 convolutions
     within the stem, ``qkv_bias``, and ``downsample_act``: GELU after every
-    downsampling, without which few blocks on small data learn slowly. The published
-    models have none.
+    downsampling, as ``nano`` has it. The published models have none.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
