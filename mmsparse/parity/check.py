@@ -1,15 +1,23 @@
 """Checking one case."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 
 from mmsparse.parity import biformer, dat, shunted
-from mmsparse.parity.cases import Case, UnsupportedCaseError
+from mmsparse.parity.cases import Case, Comparison, UnsupportedCaseError
+
+
+def _compare_focus_detr(case: Case) -> list[Comparison]:
+    # Here, not above: detectors need mmdet, which need not be installed.
+    return import_module('mmsparse.parity.focus_detr').compare(case)
+
 
 FAMILIES = {
     'biformer': biformer.compare,
     'dat': dat.compare,
+    'focus_detr': _compare_focus_detr,
     'shunted': shunted.compare,
 }
 

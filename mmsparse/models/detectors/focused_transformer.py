@@ -115,6 +115,8 @@ class FocusedTransformer:
             ValueError: The neck is for other maps than the backbone returns.
         """
         features = self.backbone(batch_inputs)
+        if not self.with_neck:
+            return features
         expected = [conv.conv.in_channels for conv in getattr(self.neck, 'convs', ())]
         returned = [x.shape[1] for x in features]
         if expected and expected != returned:
