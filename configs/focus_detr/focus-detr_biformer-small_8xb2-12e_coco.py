@@ -1,0 +1,16 @@
+_base_ = './focus-detr_r50_8xb2-12e_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.BiFormer',
+        arch='small',
+        regions_per_side=16,
+        out_indices=(1, 2, 3),
+        out_norm='layer',
+        drop_path_rate=0.2,
+        norm_eval=True,
+        with_cp=True,
+    ),
+    neck=dict(in_channels=[128, 256, 512]),
+)
