@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from mmsparse.parity import biformer, dat, shunted
+from mmsparse.parity import biformer, dat, deformable_detr, shunted
 from mmsparse.parity.cases import Case, UnsupportedCaseError
 
 FAMILIES = {
     'biformer': biformer.compare,
     'dat': dat.compare,
+    'deformable_detr': deformable_detr.compare,
     'shunted': shunted.compare,
 }
 
