@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsparse.checkpoint.focus_detr import rename_key
+from mmsparse.checkpoint.focus_detr import rename
 from mmsparse.models.detectors import (
     FocusEncoder,
     FocusEncoderLayer,
@@ -122,7 +122,6 @@ def _run_layer(case: Case) -> Outputs:
             level_sizes=level_sizes(case),
         )
     (output * given['cotangent']).sum().backward()
-    weights = dict(layer.named_parameters())
     return {
         'out.object_score': scores,
         'out.object_inds': layer.choose_objects(scores),
@@ -134,17 +133,20 @@ def _run_layer(case: Case) -> Outputs:
         'out.after_ffn': seen['ffn'],
         'out.output': output,
         **{f'grad.{name}': x.grad for name, x in inputs.items()},
-        **{
-            f'grad.{name}': weights[_rename(name.removeprefix('param.'))].grad
-            for name in case.with_prefix('grad.')
-            if name.startswith('param.')
-        },
+        **_gradients(case, layer),
     }
 
 
-def _rename(official: str) -> str:
-    whole = rename_key(f'transformer.encoder.layers.0.{official}')
-    return whole.removeprefix(LAYER)
+def _gradients(case: Case, layer: nn.Module) -> Outputs:
+    """Gradients of a layer's weights that are stored, by their official names."""
+    place = 'transformer.encoder.layers.0.'
+    weights = dict(layer.named_parameters())
+    names = rename({key: torch.tensor(0) for key in case.state})
+    ours = dict(zip(case.state, names, strict=True))
+    return {
+        f'grad.param.{name}': weights[ours[place + name].removeprefix(LAYER)].grad
+        for name in case.with_prefix('grad.param.')
+    }
 
 
 def _run_encoder(case: Case) -> Outputs:
@@ -158,7 +160,7 @@ def _run_encoder(case: Case) -> Outputs:
     aliases = 'transformer.encoder.enhance_MCSP.'
     heads = {k: x for k, x in case.state.items() if k.startswith(aliases)}
     load(encoder, {k: x for k, x in case.state.items() if k not in heads}, ENCODER)
-    load(head, heads, f'{aliases}0.'.removeprefix('transformer.'))
+    head.load_state_dict({k.rpartition('.')[2]: x for k, x in heads.items()})
     selection = select_tokens(
         given['masked_logit'],
         given['padding_mask'],

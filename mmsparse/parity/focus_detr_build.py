@@ -7,7 +7,7 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmsparse.checkpoint.focus_detr import rename_key
+from mmsparse.checkpoint.focus_detr import rename
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from mmsparse.parity.cases import Case
 
@@ -135,7 +135,7 @@ def load(
     Raises:
         ValueError: Weights are missing, or left over.
     """
-    renamed = {rename_key(key).removeprefix(prefix): x for key, x in state.items()}
+    renamed = {key.removeprefix(prefix): x for key, x in rename(state).items()}
     missing, left_over = module.load_state_dict(renamed, strict=False)
     if left_over or (missing and not partial):
         raise ValueError(f'left over: {left_over}; missing: {missing}')

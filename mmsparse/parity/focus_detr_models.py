@@ -10,6 +10,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmsparse.checkpoint.focus_detr import FOCUS_DETR
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from mmsparse.ops import cell_centres, foreground_counts, take_rows
 from mmsparse.parity.cases import Case, UnsupportedCaseError
@@ -25,12 +26,6 @@ from mmsparse.parity.models import recorded_outputs
 
 Outputs = dict[str, Tensor]  # ours, by the names of the case
 
-ALIASES = (
-    'enhance_MCSP_layerlist.',
-    'transformer.encoder.enhance_MCSP.',
-    'transformer.decoder.class_embed.',
-    'transformer.decoder.bbox_embed.',
-)
 # What a case of the selector alone does not tell, and what does not matter there.
 ANY_SIZE = dict(
     num_heads=1,
@@ -96,8 +91,8 @@ def run_detector(case: Case) -> Outputs:
             'enc_layers other than dec_layers: a head of another'
         )
     detector = build_detector(arguments)
-    state = {k: x for k, x in case.state.items() if not k.startswith(ALIASES)}
-    load(detector, state, partial='label_enc.weight' not in state)
+    _, converted = FOCUS_DETR.convert(case.state, backbone_only=False)
+    detector.load_state_dict(converted)
     maps = case.with_prefix('in.backbone.')
     pictures = samples(arguments)
     with torch.no_grad():
