@@ -114,7 +114,7 @@ def another_model(path):
         (truncated, '{} is damaged'),
         (
             another_model,
-            'The keys are not those of deformable_detr or dino or biformer',
+            'The keys are not those of deformable_detr or dino or focus_detr',
         ),
     ],
 )
