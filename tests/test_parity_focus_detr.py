@@ -49,6 +49,7 @@ SHAPES = {
     ),
     'ratio 0.3': dict(focus_rho=0.3),
 }
+KINDS = ('loss_class', 'loss_bbox', 'loss_giou')
 TOLERANCE = dict(fp32_atol=1e-4, fp32_rtol=1e-4, grad_fp32_atol=1e-4)
 SEEN_IN_MODEL = (
     *('masked_logit', 'focus_token_nums', 'memory', 'twostage_inds', 'twostage_class'),
@@ -66,8 +67,7 @@ SEEN_IN_SELECTOR = (
 def official_state(module):
     """Random weights under the names of detrex."""
     return {
-        f'state.{detrex_name(prefix + name)}': 0.3 * torch.randn_like(x)
-        + ('norm' in name)
+        f'state.{detrex_name(name)}': 0.3 * torch.randn_like(x) + ('norm' in name)
         for name, x in module.state_dict().items()
     }
 
@@ -203,6 +203,43 @@ def test_a_loss_without_boxes_in_a_picture_is_compared():
 
     assert case.tensors['out.num_pos'][0] > 0
     assert case.tensors['out.num_pos'].tolist()[1:] == [0, 0]
+    assert check_case(case).status == 'passed'
+
+
+def test_a_criterion_of_many_layers_and_an_empty_picture_is_compared():
+    layers, sizes = 6, [[72, 104], [48, 64], [17, 90]]
+    weights = dict(loss_class=1.0, loss_bbox=4.0, loss_giou=3.0)
+    for call in ('enc', *range(layers - 1)):
+        weights |= {f'{kind}_{call}': weights[kind] for kind in KINDS}
+    arguments = dict(
+        num_classes=3,
+        strides=[8, 16],
+        limit_range=[[-1, 64], [64, 999999]],
+        weights=dict(weights, select_loss=1.5),
+        matcher=dict(
+            cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0
+        ),
+        focal=dict(alpha=0.25, gamma=2.0),
+    )
+    tensors = {
+        'in.all_logits': torch.randn(layers, 3, 8, 3),
+        'in.all_boxes': 0.1 + 0.3 * torch.rand(layers, 3, 8, 4),
+        'in.enc_logits': torch.randn(3, 8, 3),
+        'in.enc_boxes': 0.1 + 0.3 * torch.rand(3, 8, 4),
+        'in.foreground_logit': torch.randn(3, 9 * 13 + 5 * 7, 1),
+        'in.level_shapes': torch.tensor([[9, 13], [5, 7]]),
+        'in.image_sizes': torch.tensor(sizes),
+    }
+    for i, count in enumerate((4, 0, 1)):
+        tensors[f'in.labels{i}'] = torch.randint(3, (count,))
+        tensors[f'in.boxes{i}'] = 0.3 + 0.3 * torch.rand(count, 4)
+    outputs = [f'weighted.{name}' for name in arguments['weights']]
+    outputs += [f'match{call}.{i}' for call in range(layers + 1) for i in range(3)]
+
+    case = with_own_outputs('criterion_no_dn_x', arguments, tensors, outputs)
+
+    shapes = [tuple(case.tensors[f'out.match0.{i}'].shape) for i in range(3)]
+    assert shapes == [(2, 4), (2, 0), (2, 1)]
     assert check_case(case).status == 'passed'
 
 
