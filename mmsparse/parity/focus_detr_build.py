@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.structures import DetDataSample
 from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmsparse.checkpoint.focus_detr import rename
@@ -141,7 +141,7 @@ def load(
         raise ValueError(f'left over: {left_over}; missing: {missing}')
 
 
-def samples(arguments: Arguments) -> list[DetDataSample]:
+def samples(arguments: Arguments) -> list[BaseDataElement]:
     """Describe the pictures of a case.
 
     Args:
@@ -151,7 +151,7 @@ def samples(arguments: Arguments) -> list[DetDataSample]:
         One sample a picture.
     """
     return [
-        DetDataSample(
+        BaseDataElement(
             metainfo=dict(
                 img_shape=tuple(size),
                 ori_shape=tuple(size),

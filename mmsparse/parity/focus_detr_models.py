@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import DETRHead
-from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from mmsparse.checkpoint.focus_detr import FOCUS_DETR
@@ -37,7 +34,7 @@ ANY_SIZE = dict(
     topk_sa=1,
     select=1,
 )
-LOSSES = dict(loss_class='loss_cls', loss_bbox='loss_bbox', loss_giou='loss_iou')
+LOSSES = ('loss_class', 'loss_bbox', 'loss_giou')
 
 
 def run_selector(case: Case) -> Outputs:
@@ -124,35 +121,27 @@ def run_criterion(case: Case) -> Outputs:
     pictures = _with_boxes(given, arguments)
     metas = [picture.metainfo for picture in pictures]
     truths = [picture.gt_instances for picture in pictures]
-    # DINOHead's own has denoising queries always.
-    losses = DETRHead.loss_by_feat(
-        head, given['all_logits'], given['all_boxes'], truths, metas
-    )
-    of_encoder = head.loss_by_feat_single(
-        given['enc_logits'], given['enc_boxes'], truths, metas
-    )
-    names = (f'enc_{name}' for name in LOSSES.values())
-    losses.update(zip(names, of_encoder, strict=True))
-    losses['loss_foreground'] = head.loss_foreground(
-        given['foreground_logit'][..., 0], [x.bboxes for x in truths], level_sizes(case)
-    )
-    ours: Outputs = {}
-    for official, weight in arguments['weights'].items():
-        weighted = losses[_our_loss(official)]
-        ours[f'out.weighted.{official}'] = weighted
-        ours[f'out.loss.{official}'] = weighted / weight
     layers = zip(given['all_logits'], given['all_boxes'], strict=True)
     *earlier, last = layers
-    calls = [last, *earlier, (given['enc_logits'], given['enc_boxes'])]
-    for i, (logits, boxes) in enumerate(calls):
+    calls = {'': last, **{f'_{i}': x for i, x in enumerate(earlier)}}
+    calls['_enc'] = given['enc_logits'], given['enc_boxes']
+    ours: Outputs = {}
+    for i, (call, (logits, boxes)) in enumerate(calls.items()):
+        losses = head.loss_by_feat_single(logits, boxes, truths, metas)
+        names = (f'out.weighted.{kind}{call}' for kind in LOSSES)
+        ours.update(zip(names, losses, strict=True))
         for j, picture in enumerate(pictures):
-            match = _match(head, logits[j], boxes[j], picture)
-            ours[f'out.match{i}.{j}'] = match
+            ours[f'out.match{i}.{j}'] = _match(head, logits[j], boxes[j], picture)
+    ours['out.weighted.select_loss'] = head.loss_foreground(
+        given['foreground_logit'][..., 0], [x.bboxes for x in truths], level_sizes(case)
+    )
+    for name, weight in arguments['weights'].items():
+        ours[f'out.loss.{name}'] = ours[f'out.weighted.{name}'] / weight
     return ours
 
 
 def _encode(
-    detector: FocusDETR, maps: Sequence[Tensor], pictures: list[DetDataSample]
+    detector: FocusDETR, maps: Sequence[Tensor], pictures: list[BaseDataElement]
 ) -> dict[str, Any]:
     """Run a detector up to the end of its encoder; all that goes in and out there."""
     inputs, of_decoder = detector.pre_transformer(tuple(maps), pictures)
@@ -169,7 +158,7 @@ def _encode(
 
 
 def _decode(
-    detector: FocusDETR, seen: Mapping[str, Any], pictures: list[DetDataSample]
+    detector: FocusDETR, seen: Mapping[str, Any], pictures: list[BaseDataElement]
 ) -> dict[str, Tensor]:
     """Run a detector from the end of its encoder to the detections."""
     with recorded_outputs(detector) as outputs:
@@ -230,36 +219,30 @@ def _per_level(name: str, tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> O
 
 def _with_boxes(
     given: Mapping[str, Tensor], arguments: Arguments
-) -> list[DetDataSample]:
+) -> list[BaseDataElement]:
     sizes = [tuple(size) for size in given['image_sizes'].tolist()]
     pictures = samples(dict(image_sizes=sizes, padded_image=(0, 0)))
     for i, (picture, (height, width)) in enumerate(zip(pictures, sizes, strict=True)):
         factors = torch.tensor([width, height, width, height])
         picture.gt_instances = InstanceData(
-            bboxes=bbox_cxcywh_to_xyxy(given[f'boxes{i}'] * factors),
+            bboxes=_corners(given[f'boxes{i}'] * factors),
             labels=given[f'labels{i}'],
         )
     return pictures
 
 
-def _our_loss(official: str) -> str:
-    """``loss_class_enc``, ``loss_bbox_0``, ``loss_giou`` or ``select_loss``."""
-    if official == 'select_loss':
-        return 'loss_foreground'
-    kind, _, call = official.removeprefix('loss_').partition('_')
-    name = LOSSES[f'loss_{kind}']
-    if not call:
-        return name
-    return f'enc_{name}' if call == 'enc' else f'd{call}.{name}'
-
-
 def _match(
-    head: FocusDETRHead, logits: Tensor, boxes: Tensor, picture: DetDataSample
+    head: FocusDETRHead, logits: Tensor, boxes: Tensor, picture: BaseDataElement
 ) -> Tensor:
     """Matched queries and their targets, (2, n), by queries."""
     height, width = picture.img_shape
     factors = boxes.new_tensor([width, height, width, height])
-    predicted = InstanceData(scores=logits, bboxes=bbox_cxcywh_to_xyxy(boxes) * factors)
+    predicted = InstanceData(scores=logits, bboxes=_corners(boxes) * factors)
     assigned = head.assigner.assign(predicted, picture.gt_instances, picture.metainfo)
     queries = assigned.gt_inds.nonzero()[:, 0]
     return torch.stack([queries, assigned.gt_inds[queries] - 1])
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    centres, sides = boxes.chunk(2, dim=-1)
+    return torch.cat([centres - 0.5 * sides, centres + 0.5 * sides], dim=-1)

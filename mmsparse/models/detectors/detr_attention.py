@@ -31,7 +31,7 @@ class SelfAttention(MultiheadAttention):
             query_pos: Their positions, (B, N, C).
             attn_mask: True where a token does not see another, (N, N).
             key_padding_mask: True for tokens that none sees, (B, N).
-            unused: What mmdet's layers pass to all of their parts.
+            **unused: What mmdet's layers pass to all of their parts.
 
         Returns:
             The sum with the tokens, (B, N, C).
@@ -77,7 +77,7 @@ class DeformableAttention(MultiScaleDeformableAttention):
             level_sizes: The same as numbers.
             query_pos: Positions of the tokens, (B, K, C).
             key_padding_mask: True for padding in the maps, (B, N).
-            unused: What mmdet's layers pass to all of their parts.
+            **unused: What mmdet's layers pass to all of their parts.
 
         Returns:
             The sum with the tokens, (B, K, C).

@@ -26,9 +26,7 @@ class DinoDecoder(DinoTransformerDecoder):
 
     mmdet 3.3 has 128 features a coordinate whatever the width; onedl-mmdetection has
     C, which official weights do not fit. They have C / 2, and so have we on either.
-
-    Args:
-        arguments: Those of mmdet's decoder, by name.
+    Arguments are those of mmdet's decoder.
     """
 
     def _init_layers(self) -> None:
@@ -61,7 +59,7 @@ class DinoDecoder(DinoTransformerDecoder):
             valid_ratios: Part of the width and of the height of every level that is
                 not padding, (B, levels, 2).
             reg_branches: Heads that refine the boxes, one a layer.
-            maps: What :class:`DeformableAttention` needs to know of the levels.
+            **maps: What :class:`DeformableAttention` needs to know of the levels.
 
         Returns:
             The normed queries of all layers, (layers, B, Q, C), and the boxes before
@@ -94,11 +92,7 @@ class DinoDecoder(DinoTransformerDecoder):
 
 
 class DinoDecoderLayer(DeformableDetrTransformerDecoderLayer):
-    """mmdet's layer with our attention modules.
-
-    Args:
-        arguments: Those of mmdet's layer, by name.
-    """
+    """mmdet's layer with our attention modules; arguments are those of mmdet's."""
 
     def _init_layers(self) -> None:
         super()._init_layers()

@@ -28,7 +28,7 @@ class FocusDETR(FocusedTransformer, DINO):
     depth. The head is of type ``mmsparse.FocusDETRHead``.
 
     Args:
-        arguments: Those of :class:`FocusedTransformer` and of mmdet's DINO, by name.
+        **arguments: Those of :class:`FocusedTransformer` and of mmdet's DINO.
 
     Raises:
         ValueError: An argument is out of range or does not fit another.
@@ -103,7 +103,7 @@ class FocusDETR(FocusedTransformer, DINO):
         """Run the decoder.
 
         Args:
-            inputs: As mmdet's DINO takes them.
+            **inputs: As mmdet's DINO takes them.
 
         Returns:
             Hidden states and references of all layers.

@@ -1,5 +1,6 @@
 """The encoder of Focus-DETR: deformable attention of the tokens that are kept."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,12 +36,12 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
     """Layers that work on fewer and fewer of the tokens; the others stay as they are.
 
     Args:
-        arguments: Those of mmdet's encoder, by name.
         num_object_tokens: Tokens of each layer that attend to each other; 0 leaves this
             attention out.
         value_source: What deformable attention reads: the ``input`` in all layers, or
             the ``current`` tokens.
         object_score: Product of ``logit`` or of ``prob``.
+        **arguments: Those of mmdet's encoder.
 
     Raises:
         ValueError: An argument is out of range.
@@ -79,7 +80,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         centres: Tensor,
         valid_ratios: Tensor,
         selection: TokenSelection,
-        class_head: nn.Module,
+        class_head: Callable[[Tensor], Tensor],
         **maps: Any,
     ) -> Tensor:
         """Update the tokens of a selection.
@@ -94,7 +95,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
             selection: The tokens that each layer keeps.
             class_head: (B, K, C) to class logits, which rank object tokens. It gets no
                 gradient from here.
-            maps: What :class:`DeformableAttention` needs to know of the levels.
+            **maps: What :class:`DeformableAttention` needs to know of the levels.
 
         Returns:
             All tokens, (B, N, C).
@@ -133,7 +134,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
 
     @torch.no_grad()
     def _score_objects(
-        self, tokens: Tensor, foreground: Tensor, class_head: nn.Module
+        self, tokens: Tensor, foreground: Tensor, class_head: Callable[[Tensor], Tensor]
     ) -> Tensor:
         with full_precision(tokens):
             return self.object_score(class_head(tokens.float()), foreground)
@@ -144,7 +145,7 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
 
     Args:
         num_object_tokens: Number of object tokens, 0 for no attention among them.
-        arguments: Those of mmdet's layer, by name.
+        **arguments: Those of mmdet's layer.
     """
 
     def __init__(self, num_object_tokens: int, **arguments: Any) -> None:
@@ -175,7 +176,7 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
             query_pos: Their positions, (B, K, C).
             object_scores: What ranks them as objects, (B, K).
             eligible: True for tokens that may be objects, (B, K); None for all.
-            attention: The other arguments of :class:`DeformableAttention`.
+            **attention: The other arguments of :class:`DeformableAttention`.
 
         Returns:
             (B, K, C).

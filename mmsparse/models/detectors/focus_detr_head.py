@@ -20,7 +20,7 @@ class ForegroundSupervision:
 
     Args:
         loss_foreground: Arguments of :class:`ForegroundLoss`.
-        arguments: Those of the head, by name.
+        **arguments: Those of the head.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ForegroundSupervision:
             foreground_logits: Of all tokens, (B, N).
             level_sizes: Height and width of every level.
             batch_data_samples: Pictures with their boxes.
-            outputs: What the head of mmdet needs.
+            **outputs: What the head of mmdet needs.
 
         Returns:
             Its losses and ``loss_foreground``.
@@ -60,9 +60,7 @@ class ForegroundSupervision:
 class FocusDETRHead(ForegroundSupervision, DINOHead):
     """DINO's head with a foreground loss.
 
-    Args:
-        loss_foreground: Arguments of :class:`ForegroundLoss`.
-        arguments: Those of mmdet's DINOHead, by name.
+    Arguments are those of :class:`ForegroundSupervision` and of mmdet's DINOHead.
     """
 
     def forward(

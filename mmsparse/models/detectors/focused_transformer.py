@@ -1,7 +1,7 @@
 """What Focus-DETR adds to a detection transformer of mmdet: tokens, and an encoder."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmdet.structures import OptSampleList
@@ -40,7 +40,7 @@ class FocusedTransformer:
             the ``valid`` ones, without padding.
         score_border: Score tokens at the border of the picture by their features; in
             the release they all have the same.
-        arguments: Those of the transformer, by name. They are not changed.
+        **arguments: Those of the transformer. They are not changed.
 
     Raises:
         ValueError: An argument is out of range or does not fit another.
@@ -202,7 +202,7 @@ class FocusedTransformer:
             centres=centres,
             valid_ratios=valid_ratios,
             selection=selection,
-            class_head=self.bbox_head.cls_branches[-1],
+            class_head=self.class_head,
             spatial_shapes=spatial_shapes,
             level_sizes=level_sizes,
         )
@@ -214,6 +214,11 @@ class FocusedTransformer:
             foreground_logits=logits,
             level_sizes=level_sizes,
         )
+
+    @property
+    def class_head(self) -> Callable[[Tensor], Tensor]:
+        """Tokens, (B, K, C), to class logits by which object tokens are ranked."""
+        return self.bbox_head.cls_branches[-1]
 
     def project_tokens(self, tokens: Tensor, ignored: Tensor | None) -> Tensor:
         """Prepare tokens for being ranked.

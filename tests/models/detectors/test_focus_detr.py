@@ -8,6 +8,7 @@ from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
+from mmsparse.hosts import build_model, read_config
 from mmsparse.models import FocusDETR
 from mmsparse.ops import valid_sizes
 
@@ -371,3 +372,15 @@ def test_the_encoder_needs_no_number_from_the_device(build, options):
     )
 
     assert out['memory'].shape == (2, tokens, 16)
+
+
+def test_the_nano_config_takes_a_training_step(pictures):
+    cfg = read_config('configs/focus_detr/focus-detr_biformer-nano_1xb8-4e_digits.py')
+    detector = build_model(cfg)
+    torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
+
+    total(detector.train().loss(*pictures([(128, 128)] * 2, classes=10))).backward()
+
+    has_finite_gradients(detector)
+    seen = encoded(detector, *pictures([(128, 128)]))
+    assert seen['selection'].kept == (135, 67)
