@@ -4,6 +4,9 @@ They cannot tell whether these are right. They tell that a case of any arguments
 that all it stores is compared, and that what differs is found.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from detrex import detrex_name
@@ -241,6 +244,15 @@ def test_a_criterion_of_many_layers_and_an_empty_picture_is_compared():
     shapes = [tuple(case.tensors[f'out.match0.{i}'].shape) for i in range(3)]
     assert shapes == [(2, 4), (2, 0), (2, 1)]
     assert check_case(case).status == 'passed'
+
+
+def test_a_case_of_the_operator_may_stand_among_those_of_the_family():
+    folder = Path(__file__).parent / 'data' / 'parity' / 'deformable_detr'
+    case = Case.read(folder / 'msda_core_two_of_odd_sizes.json')
+
+    verdict = check_case(replace(case, family='focus_detr'))
+
+    assert verdict.status == 'passed', verdict
 
 
 def test_another_kind_of_case_is_unsupported():

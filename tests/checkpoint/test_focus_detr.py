@@ -1,5 +1,6 @@
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from detrex import detrex_name
 from mmsparse.checkpoint.convert import convert
 from mmsparse.hosts import build_model, read_config
 
-CONFIG = 'configs/focus_detr/focus-detr_r50_8xb2-12e_coco.py'
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
 
 
 @cache
 def model():
     with torch.device('meta'):
-        return build_model(read_config(CONFIG))
+        return build_model(
+            read_config(str(CONFIGS / 'focus-detr_r50_8xb2-12e_coco.py'))
+        )
 
 
 @pytest.fixture

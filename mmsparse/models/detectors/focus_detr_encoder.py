@@ -124,7 +124,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
             kept = torch.cat([outputs, kept[:, count:]], dim=1)
             if self.value_source == 'current':
                 memory = put_rows(memory, rows, kept)
-        return put_rows(query, rows, kept)
+        return memory if self.value_source == 'current' else put_rows(query, rows, kept)
 
     def _wrapped(self, i: int, layer: nn.Module) -> Any:
         """The first ``num_cp`` layers are computed again in the backward pass."""

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mmsparse.hosts import build_model, read_config
 from mmsparse.models import FocusDETR
 from mmsparse.ops import valid_sizes
 
+CONFIGS = Path(__file__).parents[3] / 'configs' / 'focus_detr'
 SIZES = [(96, 128), (64, 120)]
 OPTIONS = {
     'default': {},
@@ -375,8 +377,8 @@ def test_the_encoder_needs_no_number_from_the_device(build, options):
 
 
 def test_the_nano_config_takes_a_training_step(pictures):
-    cfg = read_config('configs/focus_detr/focus-detr_biformer-nano_1xb8-4e_digits.py')
-    detector = build_model(cfg)
+    name = 'focus-detr_biformer-nano_1xb8-4e_digits.py'
+    detector = build_model(read_config(str(CONFIGS / name)))
     torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
 
     total(detector.train().loss(*pictures([(128, 128)] * 2, classes=10))).backward()
