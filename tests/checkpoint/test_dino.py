@@ -1,6 +1,7 @@
 import re
 from functools import cache
 
+import convert_checkpoint
 import pytest
 import torch
 from mmdet.models.layers.transformer import PatchMerging
@@ -156,6 +157,36 @@ def test_a_fifth_level_is_made_of_the_fourth():
 
     assert found.arch.startswith('5 levels')
     assert found.state_dict['neck.extra_convs.1.gn.weight'].shape == (256,)
+
+
+def test_the_backbone_may_be_left_out_or_taken_alone():
+    official = official_weights('Swin')
+    without = {k: x for k, x in official.items() if not k.startswith('backbone.')}
+
+    found, alone = convert(without), convert(official, backbone_only=True)
+
+    assert found.arch == '4 levels'
+    assert not any(k.startswith('backbone.') for k in found.state_dict)
+    assert all(k.startswith('backbone.') for k in alone.state_dict)
+    assert found.state_dict.keys() | alone.state_dict.keys() == {
+        k for k in built('Swin').state_dict() if not k.endswith('batches_tracked')
+    }
+
+
+def test_the_command_says_what_the_weights_need(tmp_path, monkeypatch, capsys):
+    source, target = tmp_path / 'dino.pth', tmp_path / 'out.pth'
+    torch.save({'model': official_weights('Swin')}, source)
+    monkeypatch.setattr('sys.argv', ['convert', str(source), str(target)])
+
+    convert_checkpoint.main()
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith('dino 4 levels, Swin of 2, 2, 6, 2 blocks')
+    assert lines[2:] == [
+        f'written: {target}',
+        'note: mmdet needs neck=dict(bias=True), and in positional_encoding the '
+        'temperature and offset of the training, which the weights do not tell.',
+    ]
 
 
 def test_faulty_keys_are_listed_by_their_official_names():
