@@ -5,6 +5,8 @@ no_decay_in_slow_backbone = dict.fromkeys(
     (
         *('norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias', 'out_norms.'),
         *('position_bias', 'attn.offset.1.'),  # DAT's tables, and norms before offsets
+        # Swin's, of the hosts, beside the first.
+        *('norm3.weight', 'norm3.bias', 'patch_embed.norm.', 'downsample.norm.'),
         *('coarse.norm.', 'fine.norm.'),  # of Shunted Transformer, as the next
         *(f'stages.{stage}.norm.' for stage in range(4)),
         *(
@@ -15,3 +17,5 @@ no_decay_in_slow_backbone = dict.fromkeys(
     ),
     dict(lr_mult=0.1, decay_mult=0.0),
 )
+# Swin's tables, which are decayed.
+no_decay_in_slow_backbone['relative_position_bias_table'] = dict(lr_mult=0.1)

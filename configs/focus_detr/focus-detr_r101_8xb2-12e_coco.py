@@ -4,5 +4,5 @@ model = dict(
     backbone=dict(
         depth=101,
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101'),
-    )
+    ),
 )

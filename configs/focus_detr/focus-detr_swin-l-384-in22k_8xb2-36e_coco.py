@@ -1,4 +1,4 @@
-_base_ = './focus-detr_r50_8xb2-12e_coco.py'
+_base_ = ['./focus-detr_r50_8xb2-12e_coco.py', '../_base_/slow_backbone.py']
 
 release = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
 model = dict(
@@ -21,15 +21,8 @@ model = dict(
     ),
     neck=dict(in_channels=[384, 768, 1536]),
 )
-max_epochs = 36
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    dict(
-        type='MultiStepLR',
-        begin=0,
-        end=max_epochs,
-        by_epoch=True,
-        milestones=[30],
-        gamma=0.1,
-    )
-]
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={{_base_.no_decay_in_slow_backbone}})
+)
+train_cfg = dict(max_epochs=36)
+param_scheduler = [dict(type='MultiStepLR', milestones=[30], end=36)]
