@@ -55,7 +55,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
         of ours also by stage; and the total at the end.
     """
     model = copy.deepcopy(model).to('meta').eval()
-    formulas = {torch.ops.aten.grid_sampler_2d: _sampling_flops}
+    formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     parts = dict(_parts(model))
     macs: dict[str, int] = {}
@@ -170,6 +170,6 @@ def _num_parameters(*modules: nn.Module) -> int:
     return sum(x.numel() for module in modules for x in module.parameters())
 
 
-def _sampling_flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+def sampling_flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
     """Two for each of the four multiply-adds of a value, as the counter has it."""
     return 2 * 4 * prod(out_shape)

@@ -7,7 +7,9 @@ nothing here imports one by itself.
 import argparse
 import importlib
 import importlib.util
+import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
+from mmsparse.registry import MODELS
+
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DIGITS_COMMAND = 'python tools/prepare_digits.py'
+CONVERT_COMMAND = 'python tools/convert_checkpoint.py'
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """A mistake of the user, told in one line that needs no traceback."""
 
 
@@ -85,7 +90,8 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         The configuration.
 
     Raises:
-        UsageError: The file is missing, or a host that it needs is.
+        UsageError: The file is missing, or a host that it needs is, or its backbone
+            and neck do not fit.
     """
     if not Path(path).is_file():
         raise UsageError(f'config: no such file: {path}')
@@ -98,6 +104,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         ) from error
     cfg.merge_from_dict(options or {})
     register_host(cfg.get('default_scope', ''))
+    check_channels(cfg)
     return cfg
 
 
@@ -144,6 +151,90 @@ def build_model(cfg: Config) -> BaseModel:
     models = importlib.import_module(f'{scope}.registry').MODELS
     with DefaultScope.overwrite_default_scope(scope):
         return models.build(cfg.model)
+
+
+def check_channels(cfg: Config) -> None:
+    """Raise UsageError unless what follows a backbone of ours takes its maps.
+
+    Args:
+        cfg: The configuration.
+
+    Raises:
+        UsageError: Other numbers of channels; names both settings.
+    """
+    model = cfg.get('model', {})
+    backbone = dict(model.get('backbone') or {})
+    returned = _returned_channels(backbone)
+    part, settings = _first_with_channels(model)
+    if not returned or not part:
+        return
+    taken, indices = settings['in_channels'], settings.get('in_index')
+    if isinstance(taken, int):  # a head that takes one map, by default the last
+        taken, indices = [taken], [-1 if indices is None else indices]
+    if indices is not None:
+        returned = [returned[i] for i in indices]
+    if list(taken) != returned:
+        raise UsageError(
+            f'model.{part}.in_channels={settings["in_channels"]} does not fit '
+            f'model.backbone: {backbone["type"]} with '
+            f'arch={backbone.get("arch", "the default")!r} and '
+            f'out_indices={backbone.get("out_indices", "the default")} returns '
+            f'{returned} channels; change in_channels or out_indices.'
+        )
+
+
+def _returned_channels(settings: dict[str, Any]) -> list[int]:
+    """Channels of the maps of a backbone of ours; empty if that cannot be told."""
+    scope, _, name = str(settings.get('type')).partition('.')
+    backbone = MODELS.get(name) if scope == MODELS.scope else None
+    if not hasattr(backbone, 'arch_settings'):
+        return []
+    defaults = inspect.signature(backbone).parameters
+    arch = settings.get('arch', defaults['arch'].default)
+    if isinstance(arch, str):
+        arch = backbone.arch_settings.get(arch, {})
+    widths = dict(enumerate(arch.get('embed_dims', ())))
+    indices = settings.get('out_indices', defaults['out_indices'].default)
+    return [widths[i] for i in indices if i in widths]
+
+
+def _first_with_channels(model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The part of a model that takes the backbone's maps, and its name."""
+    for part in ('neck', 'panoptic_head', 'decode_head', 'head'):
+        settings = model.get(part) or {}
+        if isinstance(settings, (list, tuple)):
+            settings = settings[0]
+        if 'in_channels' in settings:
+            return part, settings
+    return '', {}
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Raise UsageError unless the files that the model starts from exist.
+
+    Args:
+        cfg: The configuration.
+
+    Raises:
+        UsageError: One is missing; says how to make it.
+    """
+    for path in _pretrained(cfg.get('model')):
+        if '://' not in path and not Path(path).is_file():
+            raise UsageError(
+                f'init_cfg: no such file: {path}; convert the official weights: '
+                f'{CONVERT_COMMAND} DOWNLOADED {path}'
+            )
+
+
+def _pretrained(settings: Any) -> Iterator[str]:
+    """Every file that an init_cfg within the settings names."""
+    if isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _pretrained(value)
+    elif isinstance(settings, dict):
+        if settings.get('type') == 'Pretrained':
+            yield str(settings.get('checkpoint'))
+        yield from _pretrained(list(settings.values()))
 
 
 def check_data(cfg: Config) -> None:

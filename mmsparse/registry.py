@@ -4,12 +4,37 @@ MMEngine imports this module by itself when a config names a type with the
 prefix ``mmsparse.``, whatever the host's default scope is.
 """
 
+from importlib import import_module
+
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
 from mmsparse.compat import allow_mmengine_checkpoints
 
-MODELS = Registry(
+DETECTORS = ('FocusDETR', 'FocusDETRHead')
+
+
+class ModelRegistry(Registry):
+    """Registry that imports our detectors, and with them mmdet, when one is named."""
+
+    def get(self, key: str) -> type | None:
+        """Look a type up.
+
+        Args:
+            key: Its name.
+
+        Returns:
+            The type, or None.
+
+        Raises:
+            ModuleNotFoundError: It is a detector, and mmdet is not installed.
+        """
+        if key.rpartition('.')[2] in DETECTORS:
+            import_module('mmsparse.models.detectors')
+        return super().get(key)
+
+
+MODELS = ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
 )
 

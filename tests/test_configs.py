@@ -1,27 +1,52 @@
+import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from mmdet.registry import TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.testing import demo_mm_inputs
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from torch import nn
 
 from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
-LEAVES = sorted(
+METHODS = [
     path
-    for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parent.name
-)
+    for path in sorted((ROOT / 'configs').rglob('*.py'))
+    if path.parent.name != '_base_'
+]
+PROJECTS = sorted((ROOT / 'projects').glob('*/configs/*.py'))
+LEAVES = {path.stem: path for path in (*METHODS, *PROJECTS)}
+DETECTORS = [name for name in LEAVES if '_coco' in name]
+MAX_LINES = 33  # of a detector; about 25 are meant
 
 
-def build(path):
-    return build_model(read_config(str(path)))
+@cache
+def read(name):
+    return read_config(str(LEAVES[name]))
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
-def test_every_config_parses_and_builds_its_model(path):
-    model = build(path)
+@cache
+def built(name):
+    """The model without memory, which is enough to look at."""
+    cfg = read(name)
+    # Swin reads numbers from tensors while it is built.
+    with torch.device(
+        'cpu' if cfg.model.backbone.type == 'SwinTransformer' else 'meta'
+    ):
+        return build_model(cfg)
 
-    assert any(type(m).__module__.startswith('mmsparse.') for m in model.modules())
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_every_config_parses_and_builds_its_model(name):
+    modules = built(name).modules()
+
+    assert any(type(m).__module__.startswith('mmsparse.') for m in modules)
 
 
 def metafile_models():
@@ -34,15 +59,212 @@ MODELS = {model['Name']: model for model in metafile_models()}
 
 
 def test_every_config_stands_in_a_metafile_under_its_name():
-    assert {path.stem for path in LEAVES} == set(MODELS)
+    assert {path.stem for path in METHODS} == set(MODELS)
     for name, model in MODELS.items():
-        assert (ROOT / model['Config']).stem == name
-        assert (ROOT / model['Config']).is_file()
+        assert ROOT / model['Config'] == LEAVES[name]
 
 
-@pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
-def test_the_metafile_has_the_number_of_parameters(model):
-    built = build(ROOT / model['Config'])
+@pytest.mark.parametrize('name', MODELS)
+def test_the_metafile_has_the_number_of_parameters(name):
+    parameters = sum(parameter.numel() for parameter in built(name).parameters())
 
-    parameters = sum(parameter.numel() for parameter in built.parameters())
-    assert parameters == model['Metadata']['Parameters']
+    assert parameters == MODELS[name]['Metadata']['Parameters']
+
+
+@pytest.mark.parametrize('name', [name for name in DETECTORS if name in MODELS])
+def test_the_metafile_has_epochs_and_batch_size(name):
+    cfg, metadata = read(name), MODELS[name]['Metadata']
+
+    assert metadata['Epochs'] == cfg.train_cfg.max_epochs
+    assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert f'-{metadata["Epochs"]}e_' in name or '_1x_' in name
+
+
+def bases(path):
+    """Our files that a config inherits from."""
+    tree = ast.parse(path.read_text())
+    named = next(
+        (
+            ast.literal_eval(statement.value)
+            for statement in tree.body
+            if isinstance(statement, ast.Assign) and statement.targets[0].id == '_base_'
+        ),
+        [],
+    )
+    named = [named] if isinstance(named, str) else named
+    return [(path.parent / base).resolve() for base in named if '::' not in base]
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_a_detector_is_short_and_not_deep(name):
+    parents = [p for p in bases(LEAVES[name]) if p.parent.name != '_base_']
+
+    assert len(LEAVES[name].read_text().splitlines()) <= MAX_LINES
+    assert len(parents) <= 1
+    for parent in parents:
+        assert all(p.parent.name == '_base_' for p in bases(parent))
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_a_detector_starts_from_the_classifier_of_its_backbone(name):
+    backbone = read(name).model.backbone
+    if not backbone.type.startswith('mmsparse.'):
+        return
+    start = backbone.init_cfg
+    assert (start.type, start.prefix) == ('Pretrained', 'backbone.')
+    folder, file = start.checkpoint.split('/')
+    arch = file.removesuffix('_in1k.pth')
+    classifiers = [
+        x for x in LEAVES if x.startswith(f'{arch}_') and x.endswith('_in1k')
+    ]
+    assert folder == 'checkpoints'
+    assert len(classifiers) == 1
+    classifier = read(classifiers[0]).model.backbone
+    assert (classifier.type, classifier.arch) == (backbone.type, backbone.arch)
+
+
+def multipliers(name):
+    """Multipliers of rate and decay of every parameter that is trained."""
+    model, cfg = built(name), read(name)
+    settings = cfg.optim_wrapper.optimizer
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (
+            round(group['lr'] / settings.lr, 6),
+            round(group['weight_decay'] / settings.weight_decay, 6),
+        )
+        for group in optimizer.param_groups
+        for parameter in group['params']
+        if parameter.requires_grad
+    }
+
+
+def norms(model):
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
+    return {name for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+SLOW_BACKBONES = [
+    name
+    for name in DETECTORS
+    if name.startswith(
+        ('deformable-detr_', 'detr_', 'dino', 'focus-detr_', 'mask2former')
+    )
+]
+
+
+@pytest.mark.parametrize('name', SLOW_BACKBONES)
+def test_a_detr_trains_its_backbone_slowly_and_decays_no_norm(name):
+    in_host = {'sampling_offsets', 'reference_points'} if 'deformable' in name else ()
+    without_decay = {'query_embed', 'query_feat', 'level_embed'}
+    without_decay = without_decay if 'mask2former' in name else ()
+    known = norms(built(name))
+
+    for parameter, (rate, decay) in multipliers(name).items():
+        module, _, part = parameter.rpartition('.')
+        own = parameter.startswith('backbone.')
+        slow = own or any(key in parameter for key in in_host)
+        kept = module in known or part == 'position_bias'
+        kept = kept or (not own and any(key in parameter for key in without_decay))
+        assert (rate, decay) == (0.1 if slow else 1.0, 0.0 if kept else 1.0), parameter
+
+
+@pytest.mark.parametrize(
+    ('name', 'norms_decay'),
+    [
+        ('retinanet_dat-pp-tiny_32xb2-12e_coco', False),
+        ('mask-rcnn_dat-pp-small_32xb2-36e_coco', False),
+        ('cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco', False),
+        ('retinanet_biformer-small_8xb2-12e_coco', True),
+        ('mask-rcnn_shunted-small_8xb2-12e_coco', True),
+    ],
+)
+def test_other_detectors_have_one_rate_and_decay_as_published(name, norms_decay):
+    known = norms(built(name))
+    found = multipliers(name) if read(name).optim_wrapper.get('paramwise_cfg') else {}
+
+    assert bool(found) is not norms_decay
+    for parameter, (rate, decay) in found.items():
+        module, _, part = parameter.rpartition('.')
+        kept = module in known or part == 'position_bias'
+        assert (rate, decay) == (1.0, 0.0 if kept else 1.0), parameter
+
+
+def test_biformer_in_mask_rcnn_decays_what_is_not_called_norm():
+    for parameter, found in multipliers(
+        'mask-rcnn_biformer-small_8xb2-12e_coco'
+    ).items():
+        assert found == (1.0, 0.0 if 'norm' in parameter else 1.0), parameter
+
+
+def test_schedules_of_36_epochs_warm_up_and_drop_twice():
+    for name in DETECTORS:
+        cfg = read(name)
+        of_release = name.startswith('focus-detr_')  # by backbone, without warm-up
+        if cfg.train_cfg.get('max_epochs') == 36 and not of_release:
+            warm_up, steps = cfg.param_scheduler
+            assert (warm_up.end, warm_up.by_epoch) == (500, False)
+            assert (steps.milestones, steps.end) == ([27, 33], 36)
+
+
+@pytest.mark.parametrize('size', [(480, 640), (300, 900)], ids=str)
+def test_pictures_of_many_sizes_keep_their_boxes(size):
+    loader = read('retinanet_dat-pp-tiny_32xb2-12e_coco').train_dataloader
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        transforms = [TRANSFORMS.build(cfg) for cfg in loader.dataset.pipeline[2:]]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        item = dict(
+            img=torch.randint(255, (*size, 3)).byte().numpy(),
+            img_shape=size,
+            ori_shape=size,
+            gt_bboxes=HorizontalBoxes(torch.tensor([[10.0, 20, 290, 280]])),
+            gt_bboxes_labels=torch.tensor([3]).numpy(),
+            gt_ignore_flags=torch.tensor([False]).numpy(),
+        )
+        for transform in transforms:
+            item = transform(item)
+
+        height, width = item['inputs'].shape[1:]
+        shorter, longer = sorted((height, width))
+        assert shorter <= 800
+        assert longer <= 1333
+        assert shorter >= 480 or longer >= 1332
+        assert len(item['data_samples'].gt_instances) <= 1
+
+
+SMALL = {
+    'deformable-detr-refine-twostage_dat-pp-tiny_8xb2-50e_coco': (64, 128, 256),
+    'detr_biformer-small_8xb2-150e_coco': (256,),
+    'retinanet_shunted-small_8xb2-12e_coco': (64, 128, 256),
+    'cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco': (32, 64, 128, 256),
+}
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_a_detector_with_a_nano_backbone_takes_a_training_step(name):
+    cfg = read_config(str(LEAVES[name]))
+    cfg.model.backbone.update(arch='nano', init_cfg=None, with_cp=False)
+    cfg.model.neck.in_channels = list(SMALL[name])
+    for coder in ('encoder', 'decoder'):
+        if coder in cfg.model:
+            cfg.model[coder].num_layers = 1
+    if 'num_queries' in cfg.model:
+        cfg.model.num_queries = 20
+    if 'roi_head' in cfg.model:
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 20
+        for head in cfg.model.roi_head.bbox_head:
+            head.norm_cfg = dict(type='BN')  # SyncBN needs a GPU
+    model = build_model(cfg).train()
+    model.init_weights()
+    with_mask = 'mask' in name
+    data = demo_mm_inputs(2, [[3, 96, 128]] * 2, num_items=[2, 1], with_mask=with_mask)
+    data = model.data_preprocessor(data, training=True)
+
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+
+    assert torch.isfinite(loss)
+    for key, parameter in model.backbone.named_parameters():
+        assert parameter.grad.isfinite().all(), key

@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+import mmsparse.models
+
 HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
 
 
@@ -40,3 +42,42 @@ def test_the_registry_resolves_under_a_host_without_custom_imports(scope):
     )
 
     assert 'mmsparse.models' in modules
+
+
+def test_a_detector_brings_mmdet():
+    _, modules = imported_by('from mmsparse.models import FocusDETR, FocusDETRHead')
+
+    assert 'mmdet' in modules
+    assert 'mmseg' not in modules
+
+
+def test_a_detector_is_found_by_its_name_after_a_backbone():
+    _, modules = imported_by(
+        'from mmdet.registry import MODELS\n'
+        "MODELS.build(dict(type='mmsparse.BiFormer', arch='nano'))\n"
+        "assert 'mmsparse.models.detectors' not in sys.modules\n"
+        "assert MODELS.get('mmsparse.FocusDETR').__name__ == 'FocusDETR'"
+    )
+
+    assert 'mmsparse.models.detectors' in modules
+
+
+@pytest.mark.parametrize(
+    'wanted', ["MODELS.get('mmsparse.FocusDETR')", 'mmsparse.models.FocusDETR']
+)
+def test_without_mmdet_all_but_the_detectors_work(wanted):
+    printed, _ = imported_by(
+        "sys.modules['mmdet'] = None\n"
+        'import mmsparse.checkpoint, mmsparse.models, mmsparse.parity\n'
+        'from mmengine.registry import MODELS\n'
+        "MODELS.build(dict(type='mmsparse.BiFormer', arch='nano'))\n"
+        f'try: {wanted}\n'
+        'except ModuleNotFoundError as error: print(error.name)'
+    )
+
+    assert printed == ['mmdet.models']
+
+
+def test_models_has_no_other_names():
+    with pytest.raises(AttributeError, match="has no attribute 'YOLO'"):
+        _ = mmsparse.models.YOLO

@@ -102,6 +102,7 @@ def test_unknown_arguments_are_unsupported(case):
         ([1.0, 2.2], [1.0, 2.0], 0.5),
         ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
         ([1.0], [1.0, 2.0], float('inf')),
+        ([], [], 0.0),
     ],
 )
 def test_error_is_the_largest_difference_over_its_tolerance(actual, expected, error):

@@ -1,4 +1,4 @@
-"""Convert an official checkpoint to weights of the host model with our backbone."""
+"""Convert an official checkpoint to weights of a host model."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from mmsparse import __version__
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
 from mmsparse.checkpoint.convert import convert
-from mmsparse.checkpoint.families import FAMILIES
+from mmsparse.checkpoint.families import DETECTORS, FAMILIES
 from mmsparse.checkpoint.files import sha256
 
 
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     )
     write_checkpoint(target, weights, meta)
     print(f'written: {target}')
+    if converted.note:
+        print(f'note: {converted.note}')
 
 
 def describe(checkpoint: object) -> str:
@@ -64,7 +66,9 @@ def parse_args() -> argparse.Namespace:
         'target', metavar='OUT', help='file to write, for mmengine or .safetensors'
     )
     parser.add_argument(
-        '--family', choices=sorted(FAMILIES), help='recognised from the keys by default'
+        '--family',
+        choices=sorted({**FAMILIES, **DETECTORS}),
+        help='recognised from the keys by default',
     )
     parser.add_argument(
         '--arch',

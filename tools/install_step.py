@@ -77,7 +77,11 @@ class Step:
         self.run(self.venv / 'bin' / 'python', *start, *arguments, **variables)
 
     def run(self, *command: object, **variables: str) -> str:
-        """Run a command in the project, under additional environment variables.
+        """Run a command in the project.
+
+        Args:
+            *command: Program and arguments.
+            **variables: Additional environment variables.
 
         Returns:
             The end of its output.

@@ -7,13 +7,19 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmsparse.hosts import UsageError, config_arguments, load_config
+from mmsparse.hosts import (
+    UsageError,
+    check_pretrained,
+    config_arguments,
+    load_config,
+)
 
 
 def main() -> None:
     args = parse_args()
     try:
         cfg = load_config(args)
+        check_pretrained(cfg)
         apply_training_options(cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')

@@ -1,4 +1,4 @@
-"""Official checkpoints to state dicts of host models that use our backbones."""
+"""Official checkpoints to state dicts of host models."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,13 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mmsparse.checkpoint.detectors import Detector
 from mmsparse.checkpoint.families import Arch, Family
-from mmsparse.checkpoint.official import (
-    find_family,
-    find_model,
-    find_state_dict,
-    listed,
-)
+from mmsparse.checkpoint.names import listed
+from mmsparse.checkpoint.official import find_family, find_model, find_state_dict
 
 
 @dataclass(frozen=True)
@@ -21,13 +18,15 @@ class Conversion:
 
     Args:
         family: Name of the family.
-        arch: The arch that fits.
+        arch: The arch that fits; of a detector, a description of what it is.
         state_dict: The weights under the host model's names.
+        note: What the host's model needs for them, if anything.
     """
 
     family: str
     arch: Arch
     state_dict: dict[str, Tensor]
+    note: str = ''
 
 
 def convert_official(
@@ -36,21 +35,23 @@ def convert_official(
     arch: Arch | None = None,
     backbone_only: bool = False,
 ) -> dict[str, Tensor]:
-    """Convert official weights to those of a host model that uses our backbone.
+    """Convert official weights to those of a host model.
 
     Args:
-        state_dict: An official state dict of a classifier or a dense backbone, or a
-            whole checkpoint that holds one under ``state_dict`` or ``model``; what else
-            is in the checkpoint, a ``model_ema`` for example, is dropped.
+        state_dict: An official state dict of a classifier, a dense backbone or a
+            detector, or a whole checkpoint that holds one under ``state_dict`` or
+            ``model``; what else is in the checkpoint, a ``model_ema`` for example, is
+            dropped.
         family: Name of the family; recognised from the keys if None.
         arch: Name of the arch, or a dict as the backbone takes it; recognised from keys
-            and shapes if None.
+            and shapes if None. Detectors have none.
         backbone_only: Leave out a classifier's head, or what a detector or segmentor
             has around its backbone.
 
     Returns:
         ``backbone.*``, and for a classifier ``head.fc.*``: what mmpretrain's
         ``ImageClassifier`` with ``GlobalAveragePooling`` and ``LinearClsHead`` holds.
+        For a detector what mmdet's of the same name holds, if its neck has biases.
 
     Raises:
         ValueError: Family or arch are unknown or not recognised, or keys are missing,
@@ -82,6 +83,14 @@ def convert(
     weights = find_state_dict(checkpoint)
     chosen = find_family(weights, family)
     weights = find_model(weights, chosen, backbone_only)
+    if isinstance(chosen, Detector):
+        if arch is not None:
+            raise ValueError(
+                f'arch is for backbones of ours; got {arch!r} for a {chosen.name} '
+                f'checkpoint, which tells by itself what it is.'
+            )
+        found, converted = chosen.convert(weights, backbone_only)
+        return Conversion(chosen.name, found, converted, chosen.note)
     names = _rename(weights, chosen)
     converted = {
         ours: chosen.convert_tensor(name, weights[name]) for ours, name in names.items()

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from mmsparse.checkpoint import biformer, dat, shunted
+from mmsparse.checkpoint.deformable_detr import DEFORMABLE_DETR
+from mmsparse.checkpoint.dino import DINO
+from mmsparse.checkpoint.focus_detr import FOCUS_DETR
 from mmsparse.checkpoint.inert_pickle import walk
+from mmsparse.checkpoint.names import find_prefix
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 from mmsparse.models.backbones.base import StagedBackbone
 
@@ -61,10 +65,7 @@ class Family:
         Returns:
             The prefix, mostly empty; None if the keys are not those of this family.
         """
-        for key in keys:
-            if found := re.search(rf'(^|(?<=\.)){self.marker}', key):
-                return key[: found.start()]
-        return None
+        return find_prefix(keys, self.marker)
 
     def rename(self, official: str) -> str | None:
         """Translate a key of the whole model.
@@ -217,4 +218,8 @@ FAMILIES = {
             official_key=lambda ours, arch: shunted.official_key(ours),
         ),
     )
+}
+
+DETECTORS = {
+    detector.name: detector for detector in (DEFORMABLE_DETR, DINO, FOCUS_DETR)
 }

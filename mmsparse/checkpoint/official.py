@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mmsparse.checkpoint.families import FAMILIES, Family
+from mmsparse.checkpoint.detectors import Detector
+from mmsparse.checkpoint.families import DETECTORS, FAMILIES, Family
+from mmsparse.checkpoint.names import listed
 
 WRAPPERS = ('state_dict', 'model')
 
@@ -38,7 +40,7 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
     )
 
 
-def find_family(keys: Collection[str], name: str | None) -> Family:
+def find_family(keys: Collection[str], name: str | None) -> Family | Detector:
     """Recognise the family of a state dict.
 
     Args:
@@ -51,9 +53,10 @@ def find_family(keys: Collection[str], name: str | None) -> Family:
     Raises:
         ValueError: The name is unknown, or the keys are not those of such a family.
     """
-    if name is not None and name not in FAMILIES:
-        raise ValueError(f'family must be one of {sorted(FAMILIES)}; got {name!r}.')
-    families = FAMILIES.values() if name is None else [FAMILIES[name]]
+    known: dict[str, Family | Detector] = {**DETECTORS, **FAMILIES}
+    if name is not None and name not in known:
+        raise ValueError(f'family must be one of {sorted(known)}; got {name!r}.')
+    families = known.values() if name is None else [known[name]]
     fitting = [family for family in families if family.prefix(keys) is not None]
     if not fitting:
         raise ValueError(
@@ -64,7 +67,7 @@ def find_family(keys: Collection[str], name: str | None) -> Family:
 
 
 def find_model(
-    weights: Mapping[str, Tensor], family: Family, backbone_only: bool
+    weights: Mapping[str, Tensor], family: Family | Detector, backbone_only: bool
 ) -> dict[str, Tensor]:
     """Take the family's model out of a state dict, without prefix.
 
@@ -74,7 +77,8 @@ def find_model(
         backbone_only: Leave out what is not the backbone.
 
     Returns:
-        The weights of the backbone, and of the classifier's head if there is one.
+        The weights of the backbone, and of the classifier's head if there is one; all
+        of those of a detector.
 
     Raises:
         ValueError: There is more than that, and it is not to be left out.
@@ -84,7 +88,7 @@ def find_model(
     # What a pretraining method has beside its encoder is of no use afterwards.
     if others and not backbone_only and not prefix.endswith('encoder.'):
         raise ValueError(
-            f'Beside the backbone {prefix!r} the checkpoint holds what is not '
+            f'Beside what begins with {prefix!r} the checkpoint holds what is not '
             f'converted: {listed(others)}. backbone_only leaves it out.'
         )
     model = {
@@ -92,21 +96,7 @@ def find_model(
         for key, tensor in weights.items()
         if key.startswith(prefix)
     }
-    if not backbone_only:
+    if not backbone_only or isinstance(family, Detector):
         return model
     head = f'{family.head}.'
     return {key: value for key, value in model.items() if not key.startswith(head)}
-
-
-def listed(keys: Collection[str], shown: int = 20) -> str:
-    """List keys in a message.
-
-    Args:
-        keys: The keys.
-        shown: How many of them at most.
-
-    Returns:
-        The keys, and the number of those left out.
-    """
-    text = ', '.join(list(keys)[:shown])
-    return f'{text} and {len(keys) - shown} more' if len(keys) > shown else text

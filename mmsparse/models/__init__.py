@@ -1,4 +1,7 @@
-"""Models: backbones, attention layers."""
+"""Models: backbones, attention layers and detectors; the last need mmdet."""
+
+from importlib import import_module
+from typing import Any
 
 from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
 from mmsparse.models.layers import (
@@ -10,12 +13,15 @@ from mmsparse.models.layers import (
     ShuntedSelfAttention,
     WindowAttention2d,
 )
+from mmsparse.registry import DETECTORS
 
 __all__ = [
     'DAT',
     'BiFormer',
     'BiLevelRoutingAttention',
     'DeformableAttention2d',
+    'FocusDETR',
+    'FocusDETRHead',
     'FullAttention2d',
     'MultiScaleDeformableAttention2d',
     'NeighborhoodAttention2d',
@@ -23,3 +29,10 @@ __all__ = [
     'ShuntedTransformer',
     'WindowAttention2d',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the detectors, and with them mmdet, when one is asked for."""
+    if name in DETECTORS:
+        return getattr(import_module('mmsparse.models.detectors'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -12,6 +12,12 @@ from mmsparse.ops.deformable import (
     positions_v2023,
     sample_points,
 )
+from mmsparse.ops.foreground import (
+    binary_focal_loss,
+    cells_by_reach,
+    cells_by_size,
+)
+from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
 from mmsparse.ops.neighborhood import neighborhood_attention
 from mmsparse.ops.regions import (
     merge_regions,
@@ -22,12 +28,31 @@ from mmsparse.ops.regions import (
 )
 from mmsparse.ops.routing import route_regions, routed_attention, weigh_routes
 from mmsparse.ops.shunted import shunted_attention
+from mmsparse.ops.tokens import (
+    TokenSelection,
+    foreground_counts,
+    layer_counts,
+    logit_product,
+    probability_product,
+    put_rows,
+    select_tokens,
+    take_rows,
+)
 from mmsparse.ops.windows import window_attention, window_bias
 
 __all__ = [
+    'TokenSelection',
     'attend_map',
     'biased_attention',
+    'binary_focal_loss',
+    'cell_centres',
+    'cells_by_reach',
+    'cells_by_size',
     'deformable_attention',
+    'foreground_counts',
+    'layer_counts',
+    'level_proposals',
+    'logit_product',
     'merge_regions',
     'neighborhood_attention',
     'pad_to_multiple',
@@ -35,11 +60,16 @@ __all__ = [
     'pool_regions',
     'positions_v2022',
     'positions_v2023',
+    'probability_product',
+    'put_rows',
     'region_means',
     'route_regions',
     'routed_attention',
     'sample_points',
+    'select_tokens',
     'shunted_attention',
+    'take_rows',
+    'valid_sizes',
     'weigh_routes',
     'window_attention',
     'window_bias',

@@ -92,6 +92,8 @@ class Comparison:
         actual, expected = self.actual.detach(), self.expected
         if actual.shape != expected.shape:
             return float('inf')
+        if not actual.numel():
+            return 0.0
         if self.as_sets:
             equal = torch.equal(actual.sort(-1).values, expected.sort(-1).values)
             return 0.0 if equal else float('inf')

@@ -1,15 +1,26 @@
 """Checking one case."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 
-from mmsparse.parity import biformer, dat, shunted
-from mmsparse.parity.cases import Case, UnsupportedCaseError
+from mmsparse.parity import biformer, dat, deformable_detr, shunted
+from mmsparse.parity.cases import Case, Comparison, UnsupportedCaseError
+
+
+def _compare_focus_detr(case: Case) -> list[Comparison]:
+    if case.name.startswith('msda_'):  # the operator that both have
+        return deformable_detr.compare(case)
+    # Here, not above: detectors need mmdet, which need not be installed.
+    return import_module('mmsparse.parity.focus_detr').compare(case)
+
 
 FAMILIES = {
     'biformer': biformer.compare,
     'dat': dat.compare,
+    'deformable_detr': deformable_detr.compare,
+    'focus_detr': _compare_focus_detr,
     'shunted': shunted.compare,
 }
 

@@ -112,7 +112,10 @@ def another_model(path):
         (missing, 'no such file: {}'),
         (malicious, '{} is refused: reading it would call'),
         (truncated, '{} is damaged'),
-        (another_model, 'The keys are not those of biformer or dat or shunted'),
+        (
+            another_model,
+            'The keys are not those of deformable_detr or dino or focus_detr',
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(

@@ -20,8 +20,8 @@ from mmsparse.models.layers import (
     Mlp2d,
     depthwise_conv,
 )
-from mmsparse.models.layers.biformer_attention import check_choice, check_regions
-from mmsparse.models.layers.common import check_heads
+from mmsparse.models.layers.biformer_attention import check_regions
+from mmsparse.models.layers.common import check_choice, check_heads
 from mmsparse.registry import MODELS
 
 NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}

@@ -1,6 +1,6 @@
 """The attention layers of BiFormer: routed, full, and none at all."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmsparse.models.layers.common import (
     channels_first,
     channels_last,
+    check_choice,
     check_heads,
     depthwise_conv,
 )
@@ -259,21 +260,6 @@ def check_regions(regions_per_side: int, topk: int, padding: str = 'input') -> N
             f'topk must be between 1 and the number of regions, {regions_per_side**2} '
             f'(regions_per_side={regions_per_side}); got {topk}.'
         )
-
-
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise ValueError unless a value is among the choices.
-
-    Args:
-        name: What the caller's user calls the argument.
-        value: The value given.
-        choices: What it may be.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {sorted(choices)}; got {value!r}.')
 
 
 def _check_kv_pool(kv_pool: tuple[str, int] | None) -> None:

@@ -1,5 +1,7 @@
 """Small parts that the backbones share, all on maps of (B, C, H, W)."""
 
+from collections.abc import Collection
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -112,3 +114,18 @@ def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> Non
             f'{name} must be divisible by num_heads; got {name}={channels} and '
             f'num_heads={num_heads}.'
         )
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError unless a value is among the choices.
+
+    Args:
+        name: What the caller's user calls the argument.
+        value: The value given.
+        choices: What it may be.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {sorted(choices)}; got {value!r}.')

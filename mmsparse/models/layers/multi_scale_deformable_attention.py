@@ -1,6 +1,7 @@
 """Deformable DETR's attention, on one map."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,16 @@ class MultiScaleDeformableAttention2d(nn.Module):
         # Positions need float32; the operator wants one type for all.
         out = sample_and_sum(
             value.float(),
-            _cell_centres(size, x.device) + offsets.float() / _as_xy(size, x.device),
-            weights.float().softmax(-1),
-            size,
+            self._points(offsets.float(), size).unsqueeze(3),  # the one level
+            weights.float().softmax(-1).unsqueeze(3),
+            [size],
         )
         return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
+
+    def _points(self, offsets: Tensor, size: tuple[int, int]) -> Tensor:
+        """Where offsets in cells, (B, H * W, heads, points, 2), point to."""
+        device = offsets.device
+        return _cell_centres(size, device) + offsets / _as_xy(size, device)
 
     def _initialise(self) -> None:
         """Points on rays, one direction a head; equal weights; the paper's, A.4."""
@@ -77,31 +83,38 @@ class MultiScaleDeformableAttention2d(nn.Module):
 
 
 def sample_and_sum(
-    value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    shapes: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum of values at points of one map.
+    """Weighted sum of values at points of one or several maps.
 
     Args:
-        value: (B, H * W, heads, D).
-        points: (x, y) from 0 to 1 over the map, (B, N, heads, points, 2).
-        weights: (B, N, heads, points).
-        size: Height and width of the map, (H, W).
+        value: The cells of all maps, row-major, (B, N, heads, D).
+        points: (x, y) from 0 to 1 over each map, (B, Q, heads, levels, points, 2).
+        weights: (B, Q, heads, levels, points).
+        sizes: Height and width of every map.
+        shapes: ``sizes`` as a tensor of integers beside ``value``, (levels, 2), where
+            there is one; making it waits for a GPU.
 
     Returns:
-        (B, N, heads * D).
+        (B, Q, heads * D).
     """
     # Here, not above: mmcv may come without compiled operators.
     from mmcv.ops import get_compiling_cuda_version
     from mmcv.ops import multi_scale_deform_attn as operators
 
-    points, weights = points.unsqueeze(3), weights.unsqueeze(3)  # the one level
     if not value.is_cuda or get_compiling_cuda_version() == 'not available':
         return operators.multi_scale_deformable_attn_pytorch(
-            value, [size], points, weights
+            value, sizes, points, weights
         )
-    shapes = torch.tensor([size], device=value.device)
+    if shapes is None:
+        shapes = torch.tensor(sizes, device=value.device)
+    areas = shapes.prod(1)
     return operators.MultiScaleDeformableAttnFunction.apply(
-        value, shapes, shapes.new_zeros(1), points, weights, len(value)
+        value, shapes, areas.cumsum(0) - areas, points, weights, len(value)
     )
 
 

@@ -7,14 +7,21 @@ from mmsparse.models import MultiScaleDeformableAttention2d
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
 
 
-def definition(value, points, weights, size):
-    """Every head's values as a map, read at its points, weighted and summed."""
-    B, _, heads, _ = value.shape
+def definition(value, points, weights, sizes):
+    """Every head's values as maps, read at their points, weighted and summed."""
     outs = []
-    for h in range(heads):
-        plane = value[:, :, h].transpose(1, 2).unflatten(-1, size)
-        read = F.grid_sample(plane, 2 * points[:, :, h] - 1, align_corners=False)
-        outs.append((read * weights[:, None, :, h]).sum(-1).transpose(1, 2))
+    for h in range(value.shape[2]):
+        cells = value[:, :, h].transpose(1, 2).split([H * W for H, W in sizes], -1)
+        read = [
+            F.grid_sample(
+                plane.unflatten(-1, size),
+                2 * points[:, :, h, i] - 1,
+                align_corners=False,
+            )
+            for i, (plane, size) in enumerate(zip(cells, sizes, strict=True))
+        ]
+        read = torch.stack(read, 3)  # (B, D, Q, levels, points)
+        outs.append((read * weights[:, None, :, h]).sum((-2, -1)).transpose(1, 2))
     return torch.cat(outs, -1)
 
 
@@ -25,15 +32,15 @@ def randomised(**arguments):
     return layer
 
 
-def test_the_operator_follows_its_definition_in_value_and_gradient():
-    size = (5, 3)
-    value = torch.randn(2, 15, 2, 4, requires_grad=True)
-    points = 1.4 * torch.rand(2, 7, 2, 6, 2) - 0.2
-    weights = torch.rand(2, 7, 2, 6).softmax(-1).requires_grad_()
+@pytest.mark.parametrize('sizes', [[(5, 3)], [(4, 7), (2, 3), (1, 1)]], ids=str)
+def test_the_operator_follows_its_definition_in_value_and_gradient(sizes):
+    value = torch.randn(2, sum(H * W for H, W in sizes), 2, 4, requires_grad=True)
+    points = 1.4 * torch.rand(2, 7, 2, len(sizes), 6, 2) - 0.2
+    weights = torch.rand(2, 7, 2, len(sizes), 6).softmax(-1).requires_grad_()
     tensors = (value, points.requires_grad_(), weights)
 
-    expected = definition(*tensors, size)
-    actual = sample_and_sum(*tensors, size)
+    expected = definition(*tensors, sizes)
+    actual = sample_and_sum(*tensors, sizes)
     cotangent = torch.randn_like(expected)
 
     torch.testing.assert_close(actual, expected)

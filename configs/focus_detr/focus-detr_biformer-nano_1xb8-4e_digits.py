@@ -1,0 +1,12 @@
+_base_ = '../biformer/dino_biformer-nano_1xb8-4e_digits.py'
+
+model = dict(
+    type='mmsparse.FocusDETR',
+    cascade=(0.8, 0.4),  # times keep_ratio=0.5: 30 % of the tokens
+    num_object_tokens=30,  # of 336 in all
+    neck=dict(bias=True),
+    positional_encoding=dict(offset=-0.5, temperature=10000),
+    bbox_head=dict(
+        type='mmsparse.FocusDETRHead', loss_foreground=dict(strides=(8, 16, 32))
+    ),
+)

@@ -1,0 +1,8 @@
+_base_ = './focus-detr_r50_8xb2-12e_coco.py'
+
+model = dict(
+    backbone=dict(
+        depth=101,
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101'),
+    ),
+)

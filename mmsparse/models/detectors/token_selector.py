@@ -1,0 +1,122 @@
+"""The scorer that tells foreground tokens from background."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import check_choice
+
+GLOBAL_POOLS = ('all', 'valid')
+LARGEST_ALPHA = 0.3  # at the start
+
+
+class ForegroundTokenSelector(nn.Module):
+    """Foreground logits of all tokens, coarse levels guiding finer ones.
+
+    Paper: `Focus-DETR <https://arxiv.org/abs/2307.12612>`_, section 3. One scorer for
+    all levels; half of its channels are averaged over the level. The logits of a level,
+    resized and multiplied by a learned number, scale the tokens of the next finer one.
+
+    Args:
+        embed_dims: C of the tokens, a multiple of 4.
+        num_levels: Number of levels.
+        global_pool: Cells to average over: ``all``, or the ``valid`` ones.
+
+    Raises:
+        ValueError: ``global_pool`` is unknown.
+    """
+
+    def __init__(
+        self, embed_dims: int, num_levels: int, global_pool: str = 'all'
+    ) -> None:
+        super().__init__()
+        check_choice('global_pool', global_pool, GLOBAL_POOLS)
+        self.global_pool = global_pool
+        self.layer1 = nn.Sequential(
+            nn.LayerNorm(embed_dims), nn.Linear(embed_dims, embed_dims), nn.GELU()
+        )
+        self.layer2 = nn.Sequential(
+            nn.Linear(embed_dims, embed_dims // 2),
+            nn.GELU(),
+            nn.Linear(embed_dims // 2, embed_dims // 4),
+            nn.GELU(),
+            nn.Linear(embed_dims // 4, 1),
+        )
+        # From the coarsest level down: alpha[0] scales the second coarsest.
+        self.alpha = nn.Parameter(torch.empty(num_levels - 1))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start as the release does."""
+        nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        level_sizes: Sequence[tuple[int, int]],
+        ignored: Tensor | None = None,
+    ) -> Tensor:
+        """Score the tokens of all levels, in float32.
+
+        Args:
+            tokens: (B, N, C).
+            level_sizes: Height and width of every level.
+            ignored: True for tokens that are not valid, (B, N).
+
+        Returns:
+            Logits, (B, N).
+        """
+        with full_precision(tokens):
+            return self._score_levels(tokens.float(), level_sizes, ignored)
+
+    def _score_levels(
+        self,
+        tokens: Tensor,
+        level_sizes: Sequence[tuple[int, int]],
+        ignored: Tensor | None,
+    ) -> Tensor:
+        lengths = [height * width for height, width in level_sizes]
+        levels = tokens.split(lengths, dim=1)
+        masks: Sequence[Tensor | None] = [None] * len(levels)
+        if self.global_pool == 'valid' and ignored is not None:
+            masks = ignored.split(lengths, dim=1)
+        logits = [self._score(levels[-1], masks[-1])]  # coarse to fine
+        for i, alpha in enumerate(self.alpha):
+            finer = len(levels) - 2 - i
+            coarse = logits[-1].unflatten(1, level_sizes[finer + 1]).unsqueeze(1)
+            guide = F.interpolate(
+                coarse, level_sizes[finer], mode='bilinear', align_corners=True
+            )
+            guided = levels[finer] * (1 + alpha * guide.flatten(1)[..., None])
+            logits.append(self._score(guided, masks[finer]))
+        return torch.cat(logits[::-1], dim=1)
+
+    def _score(self, tokens: Tensor, ignored: Tensor | None) -> Tensor:
+        """(B, n, C) to logits of (B, n)."""
+        local, pooled = self.layer1(tokens).chunk(2, dim=-1)
+        mean = _mean(pooled, ignored).expand_as(pooled)
+        return self.layer2(torch.cat([local, mean], dim=-1)).squeeze(-1)
+
+
+def _mean(tokens: Tensor, ignored: Tensor | None) -> Tensor:
+    if ignored is None:
+        return tokens.mean(1, keepdim=True)
+    total = tokens.masked_fill(ignored[..., None], 0).sum(1, keepdim=True)
+    return total / (~ignored).sum(1).clamp(min=1)[:, None, None]
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switch autocast off: scores that rank must not be rounded.
+
+    Args:
+        x: A tensor of the device in question.
+
+    Returns:
+        The context.
+    """
+    return torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False)
