@@ -98,9 +98,8 @@ def finish(picture: Array, rng: Generator) -> NDArray[np.uint8]:
 def _draw_sides(count: int, rng: Generator) -> list[int]:
     """Draw how long the digits are, longest first: it is the hardest to place."""
     # One pixel inside the range, because rendering may round the other way.
-    low, high = np.log((SIZE_RANGE[0] + 1, SIZE_RANGE[1] - 1))
-    sides = np.exp(rng.uniform(low, high, count))
-    return sorted(np.rint(sides).astype(int).tolist(), reverse=True)
+    sides = rng.integers(SIZE_RANGE[0] + 1, SIZE_RANGE[1], count)
+    return sorted(sides.tolist(), reverse=True)
 
 
 def _find_place(

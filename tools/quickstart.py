@@ -70,19 +70,19 @@ class Result:
 TASKS = (
     Task(
         'classification',
-        'biformer/biformer-nano_1xb32-9e_digits.py',
+        'biformer/biformer-nano_1xb32-7e_digits.py',
         'accuracy/top1',
         'accuracy',
     ),
     Task(
         'segmentation',
-        'biformer/fpn_biformer-nano_1xb8-1600i_digits.py',
+        'biformer/fpn_biformer-nano_1xb8-1800i_digits.py',
         'mIoU',
         'mIoU',
     ),
     Task(
         'detection',
-        'biformer/dino_biformer-nano_1xb8-4e_digits.py',
+        'biformer/dino_biformer-nano_1xb4-4e_digits.py',
         'coco/bbox_mAP',
         'box AP',
         scale=100.0,

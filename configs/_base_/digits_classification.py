@@ -8,7 +8,7 @@ train_pipeline = [
     dict(
         type='RandomResizedCrop',
         scale=64,
-        crop_ratio_range=(0.7, 1.0),
+        crop_ratio_range=(0.85, 1.0),
         aspect_ratio_range=(0.85, 1.18),
     ),
     dict(

@@ -33,7 +33,7 @@ digits_test_pipeline = [
 
 # Named so that a leaf may inherit from a detector's config, which has its own.
 digits_train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -290,7 +290,9 @@ def test_an_empty_folder_is_filled(run, tmp_path):
     out = tmp_path / 'digits'
     out.mkdir()
     assert run(out) is None
-    assert json.loads((out / 'meta.json').read_text())['version'] == 1
+    assert (
+        json.loads((out / 'meta.json').read_text())['version'] == prepare_digits.VERSION
+    )
 
 
 def test_an_interrupted_build_leaves_nothing(run, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ test_evaluator = {{_base_.digits_evaluator}}
 
 # One rate for all, higher than for COCO: few iterations.
 optim_wrapper = dict(
-    optimizer=dict(lr=6e-4),
+    optimizer=dict(lr=4e-4),
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
 )
 max_epochs = 4
@@ -60,4 +60,4 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
-auto_scale_lr = dict(base_batch_size=8)
+auto_scale_lr = dict(base_batch_size=4)
