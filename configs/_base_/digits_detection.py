@@ -34,7 +34,7 @@ digits_test_pipeline = [
 # Named so that a leaf may inherit from a detector's config, which has its own.
 digits_train_dataloader = dict(
     batch_size=4,
-    num_workers=2,
+    num_workers=1,  # more would wait for a core of two
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -48,7 +48,7 @@ digits_train_dataloader = dict(
 )
 digits_val_dataloader = dict(
     batch_size=8,
-    num_workers=2,
+    num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

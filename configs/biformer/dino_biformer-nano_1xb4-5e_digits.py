@@ -46,8 +46,8 @@ optim_wrapper = dict(
     optimizer=dict(lr=4e-4),
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
 )
-max_epochs = 4
-train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+max_epochs = 5
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(
