@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmsparse.benchmark.measure import Candidate, Stopwatch
+from mmsparse.benchmark.timing import Candidate, Stopwatch
 from mmsparse.hosts import UsageError, build_model
 
 ENCODER, WHOLE = 'encoder', 'whole model'

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmsparse.benchmark.measure import Measurement
+from mmsparse.benchmark.timing import Measurement
 
 MEMORY = 'peak memory'
 PACKAGES = (

@@ -135,5 +135,5 @@ def test_any_backbone_is_compared(name):
         )
     set_width(cfg, 32)
 
-    for candidate in detector_candidates(cfg, [0.3], (64, 64), 1, CPU):
+    for candidate in detector_candidates(cfg, [0.3], (64, 96), 1, CPU):
         candidate.run(Stopwatch(CPU))

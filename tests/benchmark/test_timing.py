@@ -17,7 +17,7 @@ def clock(monkeypatch):
         now = 0.0
 
     monkeypatch.setattr(
-        'mmsparse.benchmark.measure.perf_counter', lambda: Clock.now, raising=True
+        'mmsparse.benchmark.timing.perf_counter', lambda: Clock.now, raising=True
     )
     return Clock
 
@@ -126,7 +126,7 @@ def test_every_candidate_has_its_own_peak():
 def test_the_stopwatch_waits_for_a_gpu(monkeypatch):
     ticks, waits = itertools.count(), []
     monkeypatch.setattr(torch.cuda, 'synchronize', waits.append)
-    monkeypatch.setattr('mmsparse.benchmark.measure.perf_counter', lambda: next(ticks))
+    monkeypatch.setattr('mmsparse.benchmark.timing.perf_counter', lambda: next(ticks))
     device = torch.device('cuda', 0)
 
     with Stopwatch(device).time('part'):
