@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,9 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 
 from mmsparse.evaluation import KeptTokenRecall
+from mmsparse.hosts import read_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
 
 # One level of 2x4 cells, on a picture of 40x80 pixels.
 CENTRES = torch.tensor([(x, y) for y in (0.25, 0.75) for x in (1, 3, 5, 7)]) * 1.0
@@ -87,3 +91,13 @@ def test_a_config_names_it_beside_other_metrics(scope):
     evaluator.process(data_samples=[sample()])
 
     assert evaluator.evaluate(1)['mine/layer_2'] == 1 / 5
+
+
+@pytest.mark.parametrize('name', ['r50', 'swin-t', 'biformer-small'])
+def test_the_coco_configs_have_it_beside_the_ap(name):
+    cfg = read_config(str(CONFIGS / f'focus-detr_{name}_8xb2-12e_coco.py'))
+
+    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
+        types = [evaluator.type for evaluator in evaluators]
+        assert types == ['CocoMetric', 'mmsparse.KeptTokenRecall']
+    assert [hook.type for hook in cfg.custom_hooks] == ['mmsparse.KeptTokensHook']

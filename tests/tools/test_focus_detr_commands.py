@@ -148,3 +148,37 @@ def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
                 torch.testing.assert_close(
                     actual[name], expected[name], atol=tolerance, rtol=0
                 )
+
+
+def test_kept_tokens_are_drawn_on_pictures_of_any_shape(
+    files, pictures, small_digits, run_tool
+):
+    done = run_tool(
+        'visualize.py', *files, *pictures, '--out', 'kept', cwd=small_digits
+    )
+
+    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(pictures) :]]
+    assert [path.stem for path in drawn] == [path.stem for path in pictures]
+    for path in drawn:
+        assert min(Image.open(path).size) > 300
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('picture', 'error: no such file: no.jpg'),
+        ('checkpoint', 'error: no such file: no.pth'),
+        ('config', 'error: config: no such file: no.py'),
+    ],
+)
+def test_a_missing_file_is_told_before_anything_is_drawn(
+    change, message, files, pictures, tmp_path, run_tool
+):
+    config, checkpoint = files
+    given = dict(config=config, checkpoint=checkpoint, picture=pictures[0])
+    given[change] = dict(picture='no.jpg', checkpoint='no.pth', config='no.py')[change]
+
+    done = run_tool('visualize.py', *given.values(), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message
