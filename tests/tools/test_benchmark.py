@@ -6,7 +6,7 @@ from PIL import Image
 # The least that the command can be asked for: one layer each, a narrow transformer.
 SMALL = [
     'detector',
-    *('--sizes', '64x96', '64x64', '--width', '32', '--repeats', '2'),
+    *('--sizes', '64x96', '96x64', '--width', '32', '--repeats', '2'),
     *('--threads', '1', '--device', 'cpu', '--cfg-options'),
     *('model.num_queries=20', 'model.backbone.depth=18'),
     'model.neck.in_channels=[128,256,512]',
@@ -27,7 +27,7 @@ def test_every_size_has_a_table(done):
     _, process = done
 
     lines = process.stdout.splitlines()
-    for name in ('1x64x96', '1x64x64'):
+    for name in ('1x64x96', '1x96x64'):
         header, dino, focus = lines[lines.index(name) + 1 :][:3]
         assert header.split() == ['encoder', 'whole', 'model', 'peak', 'memory']
         assert dino.startswith('DINO ')
@@ -49,8 +49,8 @@ def test_figures_are_written_with_the_machine_and_drawn(done):
 
     assert content['command'].split()[1:3] == ['detector', '--json']
     assert content['environment']['threads'] == 1
-    assert list(content['results']) == ['1x64x96', '1x64x64']
-    assert [x['name'] for x in content['results']['1x64x64']] == [
+    assert list(content['results']) == ['1x64x96', '1x96x64']
+    assert [x['name'] for x in content['results']['1x96x64']] == [
         'DINO',
         'Focus-DETR 0.3',
     ]
