@@ -6,6 +6,8 @@ prefix ``mmsparse.``, whatever the host's default scope is.
 
 from importlib import import_module
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
@@ -36,6 +38,15 @@ class ModelRegistry(Registry):
 
 MODELS = ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
+)
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='mmsparse', locations=['mmsparse.evaluation']
+)
+METRICS = Registry(
+    'metric',
+    parent=MMENGINE_METRICS,
+    scope='mmsparse',
+    locations=['mmsparse.evaluation'],
 )
 
 allow_mmengine_checkpoints()

@@ -14,3 +14,8 @@ model = dict(
 # A picture without boxes has a large foreground loss.
 train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=True)))
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
+
+# Beside the AP, the part of the boxes that the layers of the encoder keep.
+custom_hooks = [dict(type='mmsparse.KeptTokensHook')]
+val_evaluator = [{{_base_.val_evaluator}}, dict(type='mmsparse.KeptTokenRecall')]
+test_evaluator = val_evaluator

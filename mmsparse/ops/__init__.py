@@ -31,6 +31,7 @@ from mmsparse.ops.shunted import shunted_attention
 from mmsparse.ops.tokens import (
     TokenSelection,
     foreground_counts,
+    kept_by_layer,
     layer_counts,
     logit_product,
     probability_product,
@@ -50,6 +51,7 @@ __all__ = [
     'cells_by_size',
     'deformable_attention',
     'foreground_counts',
+    'kept_by_layer',
     'layer_counts',
     'level_proposals',
     'logit_product',

@@ -119,6 +119,27 @@ def _row_mask(counts: Tensor, counts_on_cpu: Tensor, rows: int) -> Tensor | None
     return torch.arange(rows, device=counts.device) < counts[:, None]
 
 
+def kept_by_layer(selection: TokenSelection, num_tokens: int) -> Tensor:
+    """Mark the tokens that each layer keeps.
+
+    Args:
+        selection: What the layers keep.
+        num_tokens: N, the number of all tokens.
+
+    Returns:
+        True for tokens that the layer updates, (B, layers, N).
+    """
+    layers = []
+    for count, written in zip(selection.kept, selection.written, strict=True):
+        rows = selection.rows[:, :count]
+        kept = torch.ones_like(rows, dtype=torch.bool) if written is None else written
+        tokens = torch.zeros(
+            len(rows), num_tokens, dtype=torch.bool, device=rows.device
+        )
+        layers.append(tokens.scatter(1, rows, kept))
+    return torch.stack(layers, dim=1)
+
+
 def logit_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
     """Score tokens as objects by a product of logits, as Focus-DETR was released.
 

@@ -1,3 +1,4 @@
+import copy
 import re
 from functools import cache
 
@@ -117,6 +118,35 @@ def test_the_head_of_proposals_keeps_its_first_row():
 
     # Both rank proposals by the first row of this head and never look at the others.
     assert converted['bbox_head.cls_branches.6.bias'].tolist() == [0, *CATEGORIES[1:]]
+
+
+def test_the_converted_model_picks_the_proposals_of_the_authors():
+    official = without_aliases(official_weights('two-stage'))
+    official = {name: torch.randn(x.shape) / 16 for name, x in official.items()}
+    model = copy.deepcopy(built('two-stage'))
+    model.load_state_dict(convert_official(official), assign=True)
+    sizes = torch.tensor([(16, 16), (8, 8), (4, 4), (2, 2)])
+    memory = torch.randn(2, 340, 256)
+
+    chosen, _ = model.eval().pre_decoder(memory, None, sizes)
+
+    tokens, proposals = model.gen_encoder_output_proposals(memory, None, sizes)
+    # Objects have class 0 in the authors' loss of the first stage, of 91.
+    scores = F.linear(
+        tokens, official['class_embed.6.weight'], official['class_embed.6.bias']
+    )[..., 0]
+    x = tokens
+    for i in range(3):
+        names = [f'bbox_embed.6.layers.{i}.{part}' for part in ('weight', 'bias')]
+        x = F.linear(x if i == 0 else x.relu(), *map(official.get, names))
+    best = scores.topk(300).indices[..., None].expand(-1, -1, 4)
+    expected = (x + proposals).gather(1, best).sigmoid()
+    torch.testing.assert_close(chosen['reference_points'], expected)
+
+
+def without_aliases(official):
+    alias = re.compile(r'transformer\.decoder\.(class|bbox)_embed\.')
+    return {name: x for name, x in official.items() if not alias.match(name)}
 
 
 def test_another_number_of_classes_stays_as_it_is():

@@ -3,6 +3,7 @@ import torch
 
 from mmsparse.ops import (
     foreground_counts,
+    kept_by_layer,
     layer_counts,
     logit_product,
     probability_product,
@@ -134,3 +135,16 @@ def test_rows_are_taken_and_put_by_sample():
     assert torch.equal(put, expected)
     torch.autograd.gradcheck(lambda x: take_rows(x, rows), x)
     torch.autograd.gradcheck(lambda x, v: put_rows(x, rows, v), (x, values))
+
+
+def test_kept_tokens_are_marked_by_layer(scores, padding):
+    selection = select(scores, padding, per_image=True)
+
+    kept = kept_by_layer(selection, 40)
+
+    assert kept.sum(-1).tolist() == [[21, 16, 4], [11, 8, 2]]
+    for picture, marks, valid in zip(scores, kept, (40, 20), strict=True):
+        order = picture[:valid].argsort(descending=True)
+        for layer in marks:
+            count = int(layer.sum())
+            assert layer[order[:count]].all()

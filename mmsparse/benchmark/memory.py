@@ -1,0 +1,47 @@
+"""Peak memory of a run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.profiler import profile
+
+# Torch's name for the event of an allocation, or of its end with a negative size.
+ALLOCATION = '[memory]'
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """Tell how much memory a run has in use at most.
+
+    Counted is what torch allocates within the run for tensors and scratch space; what
+    was there before, as weights and inputs, is not, on a GPU as on a CPU.
+
+    Args:
+        run: What to run, once.
+        device: Where it computes.
+
+    Returns:
+        Bytes.
+    """
+    if device.type != 'cuda':
+        return _peak_on_cpu(run)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(run: Callable[[], Any]) -> int:
+    """Follow the allocations; the memory of the process would hold old ones, too."""
+    with profile(profile_memory=True) as profiler:
+        run()
+    events = profiler.kineto_results.events()
+    allocations = [event for event in events if event.name() == ALLOCATION]
+    allocations.sort(key=lambda event: event.start_ns())
+    used = peak = 0
+    for event in allocations:
+        used += event.nbytes()
+        peak = max(peak, used)
+    return peak

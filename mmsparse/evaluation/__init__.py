@@ -1,0 +1,10 @@
+"""Metrics of our own, and the hooks that feed them."""
+
+from mmsparse.evaluation.kept_token_recall import KeptTokenRecall
+from mmsparse.evaluation.kept_tokens import (
+    KeptTokens,
+    KeptTokensHook,
+    watch_kept_tokens,
+)
+
+__all__ = ['KeptTokenRecall', 'KeptTokens', 'KeptTokensHook', 'watch_kept_tokens']

@@ -1,0 +1,103 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement, InstanceData
+
+from mmsparse.evaluation import KeptTokenRecall
+from mmsparse.hosts import read_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
+
+# One level of 2x4 cells, on a picture of 40x80 pixels.
+CENTRES = torch.tensor([(x, y) for y in (0.25, 0.75) for x in (1, 3, 5, 7)]) * 1.0
+CENTRES[:, 0] /= 8
+BOXES = [
+    (0, 0, 80, 40),  # all cells
+    (21, 1, 39, 19),  # cell 1, centre (30, 10)
+    (62, 22, 78, 38),  # cell 7, centre (70, 30)
+    (12, 2, 28, 38),  # between the centres
+    (30, 10, 60, 30),  # centres lie on its border, which is not within
+]
+# The first layer keeps cells 1 and 6, the second cell 6 alone.
+KEPT = torch.zeros(2, 8, dtype=torch.bool)
+KEPT[0, 1] = KEPT[:, 6] = True
+
+
+def sample(boxes=BOXES, kept=KEPT, **changes):
+    sample = BaseDataElement(metainfo=dict(ori_shape=(40, 80)))
+    sample.gt_instances = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4))
+    sample.token_centres, sample.kept_tokens = CENTRES, kept
+    for name, value in changes.items():
+        setattr(sample, name, value)
+    return sample
+
+
+def evaluate(*samples):
+    metric = KeptTokenRecall()
+    metric.process(None, [sample.to_dict() for sample in samples])
+    return metric.evaluate(len(samples))
+
+
+def test_a_box_is_kept_if_a_kept_token_lies_within():
+    found = evaluate(sample())
+
+    # Of five boxes three hold a centre; cell 1 is in two of them and cell 6 in one.
+    assert found == {
+        'kept_token_recall/all_tokens': 3 / 5,
+        'kept_token_recall/layer_1': 2 / 5,
+        'kept_token_recall/layer_2': 1 / 5,
+    }
+
+
+def test_all_boxes_weigh_the_same_in_whatever_picture():
+    found = evaluate(sample(), sample(BOXES[:1], ~KEPT), sample([]))
+
+    assert found['kept_token_recall/layer_1'] == (2 + 1 + 0) / 6
+
+
+def test_padding_lies_in_no_box():
+    centres = CENTRES.clone()
+    centres[1] = torch.tensor([1.2, 0.25])
+
+    found = evaluate(sample(token_centres=centres))
+
+    assert found['kept_token_recall/layer_1'] == 1 / 5
+
+
+def test_without_any_box_there_is_no_number():
+    assert all(math.isnan(value) for value in evaluate(sample([]), sample([])).values())
+
+
+@pytest.mark.parametrize('name', ['gt_instances', 'kept_tokens'])
+def test_samples_that_lack_something_are_told_where_it_comes_from(name):
+    given = sample().to_dict()
+    del given[name]
+    source = dict(gt_instances='LoadAnnotations', kept_tokens='mmsparse.KeptTokensHook')
+
+    with pytest.raises(ValueError, match=f'must have {name}; got .*{source[name]}'):
+        KeptTokenRecall().process(None, [given])
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmengine'])
+def test_a_config_names_it_beside_other_metrics(scope):
+    metrics = [dict(type='mmsparse.KeptTokenRecall', prefix='mine')]
+
+    with DefaultScope.overwrite_default_scope(scope):
+        evaluator = Evaluator(metrics)
+    evaluator.process(data_samples=[sample()])
+
+    assert evaluator.evaluate(1)['mine/layer_2'] == 1 / 5
+
+
+@pytest.mark.parametrize('name', ['r50', 'swin-t', 'biformer-small'])
+def test_the_coco_configs_have_it_beside_the_ap(name):
+    cfg = read_config(str(CONFIGS / f'focus-detr_{name}_8xb2-12e_coco.py'))
+
+    for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
+        types = [evaluator.type for evaluator in evaluators]
+        assert types == ['CocoMetric', 'mmsparse.KeptTokenRecall']
+    assert [hook.type for hook in cfg.custom_hooks] == ['mmsparse.KeptTokensHook']

@@ -1,0 +1,90 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.registry import HOOKS, DefaultScope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmsparse.evaluation import KeptTokensHook, watch_kept_tokens
+from mmsparse.ops import select_tokens
+
+SIZES = ((2, 3), (1, 1))
+CENTRES = torch.rand(2, 7, 2)
+# Best are the tokens 6, 0, 5; in the second picture 3, 4, 1, and two are padding.
+SCORES = torch.tensor([[5, 0, 1, 2, 3, 4, 6], [0, 3, 1, 5, 4, 9, 9]]) * 1.0
+PADDING = torch.zeros(2, 7, dtype=torch.bool)
+PADDING[1, 5:] = True
+
+
+class Encoder(nn.Module):
+    def forward(self, query, **inputs):
+        return query
+
+
+class Detector(nn.Module):
+    """What a detector on foreground tokens is to its watchers."""
+
+    def __init__(self):
+        super().__init__()
+        self.token_selector = nn.Identity()
+        self.encoder = Encoder()
+
+    def forward(self, mode='predict'):
+        selection = select_tokens(SCORES, PADDING, torch.tensor([7, 5]), 0.4, (1, 0.4))
+        self.encoder(
+            query=None, selection=selection, centres=CENTRES, level_sizes=SIZES
+        )
+        return [BaseDataElement(), BaseDataElement()]
+
+
+def test_the_watcher_is_told_of_each_batch_until_it_is_removed():
+    detector, seen = Detector(), []
+    handle = watch_kept_tokens(detector, seen.append)
+
+    detector()
+    handle.remove()
+    detector()
+
+    (tokens,) = seen
+    assert tokens.level_sizes == SIZES
+    assert torch.equal(tokens.centres, CENTRES)
+    kept = [[layer.nonzero().flatten().tolist() for layer in x] for x in tokens.kept]
+    assert kept == [[[0, 5, 6], [6]], [[1, 3, 4], [3]]]
+
+
+@pytest.mark.parametrize('stage', ['val', 'test'])
+def test_samples_have_the_tokens_while_a_validation_or_test_runs(stage):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        hook = HOOKS.build(dict(type='mmsparse.KeptTokensHook'))
+    detector = Detector()
+    runner = SimpleNamespace(model=detector)
+
+    getattr(hook, f'before_{stage}')(runner)
+    during = detector()
+    getattr(hook, f'after_{stage}')(runner)
+    after = detector()
+
+    for i, sample in enumerate(during):
+        assert torch.equal(sample.token_centres, CENTRES[i])
+        assert sample.kept_tokens.sum(1).tolist() == [3, 1]
+    assert 'kept_tokens' not in after[0]
+    assert not detector._forward_hooks
+    assert not detector.encoder._forward_pre_hooks
+
+
+def test_a_wrapped_detector_is_watched():
+    from mmengine.model import MMDistributedDataParallel
+
+    wrapped = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = Detector()
+
+    KeptTokensHook().before_test(SimpleNamespace(model=wrapped))
+
+    assert 'kept_tokens' in wrapped.module()[0]
+
+
+def test_a_detector_that_selects_no_tokens_is_refused():
+    with pytest.raises(ValueError, match='must select tokens, .*; got Linear'):
+        watch_kept_tokens(nn.Linear(1, 1), print)

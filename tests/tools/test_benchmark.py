@@ -1,0 +1,98 @@
+import json
+
+import pytest
+from PIL import Image
+
+# The least that the command can be asked for: one layer each, a narrow transformer.
+SMALL = [
+    'detector',
+    *('--sizes', '64x96', '96x64', '--width', '32', '--repeats', '2'),
+    *('--threads', '1', '--device', 'cpu', '--cfg-options'),
+    *('model.num_queries=20', 'model.backbone.depth=18'),
+    'model.neck.in_channels=[128,256,512]',
+    *('model.encoder.num_layers=1', 'model.cascade=(0.6,)'),
+    'model.decoder.num_layers=1',
+]
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, run_tool):
+    folder = tmp_path_factory.mktemp('benchmark')
+    files = ['--json', 'made/here.json', '--plot', 'made/here.png']
+    command, *options = SMALL
+    return folder, run_tool('benchmark.py', command, *files, *options, cwd=folder)
+
+
+def test_every_size_has_a_table(done):
+    _, process = done
+
+    lines = process.stdout.splitlines()
+    for name in ('1x64x96', '1x96x64'):
+        header, dino, focus = lines[lines.index(name) + 1 :][:3]
+        assert header.split() == ['encoder', 'whole', 'model', 'peak', 'memory']
+        assert dino.startswith('DINO ')
+        assert focus.startswith('Focus-DETR 0.3 ')
+    assert '1 threads, ' in process.stdout
+    assert 'torch 2' in process.stdout
+
+
+def test_progress_is_told(done):
+    _, process = done
+
+    assert '1x64x96: round 2 of 2: DINO' in process.stderr.splitlines()
+    assert 'profiler' not in process.stderr
+
+
+def test_figures_are_written_with_the_machine_and_drawn(done):
+    folder, process = done
+    content = json.loads((folder / 'made/here.json').read_text())
+
+    assert content['command'].split()[1:3] == ['detector', '--json']
+    assert content['environment']['threads'] == 1
+    assert list(content['results']) == ['1x64x96', '1x96x64']
+    assert [x['name'] for x in content['results']['1x96x64']] == [
+        'DINO',
+        'Focus-DETR 0.3',
+    ]
+    assert Image.open(folder / 'made/here.png').size[0] > 500
+    assert process.stdout.splitlines()[-2:] == ['made/here.json', 'made/here.png']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nothing.py'], 'error: config: no such file: nothing.py'),
+        (['--plot', 'x.txt'], "error: --plot must end with one of ('.png', "),
+        (['--repeats', '0'], 'error: repeats must be at least 1; got 0'),
+        (['--threads', '0'], 'error: --threads must be at least 1; got 0'),
+        (['--batch-size', '0'], 'error: --batch-size must be at least 1; got 0'),
+        (['--keep', '0.9'], 'error: A keep ratio must be in (0, 0.6]'),
+        (['--width', '40'], 'error: width must be a multiple of 32; got 40'),
+        (['--sizes', '64x64'], 'error: Pictures of 64x64 have 85 tokens'),
+    ],
+    ids=lambda value: '' if isinstance(value, str) else ' '.join(value),
+)
+def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
+    done = run_tool('benchmark.py', 'detector', *arguments, cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('size', ['800', '0x4', 'x', '4x-2'])
+def test_a_size_that_is_none_is_refused(size, tmp_path, run_tool):
+    done = run_tool(
+        'benchmark.py', 'detector', '--sizes', size, cwd=tmp_path, check=False
+    )
+
+    assert done.returncode == 2
+    assert (
+        f'a size must be HEIGHTxWIDTH, for example 800x1333; got {size}' in done.stderr
+    )
+
+
+def test_help_says_what_is_compared(tmp_path, run_tool):
+    done = run_tool('benchmark.py', 'detector', '--help', cwd=tmp_path)
+
+    assert "Compare Focus-DETR with mmdet's DINO" in ' '.join(done.stdout.split())

@@ -1,0 +1,184 @@
+"""Focus-DETR as users have it: commands, inferencers, and mim."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from PIL import Image
+from torch import nn
+
+from mmsparse.hosts import build_model, read_config
+
+(DIGITS,) = (Path(__file__).parents[2] / 'configs/focus_detr').glob('*_digits.py')
+LEAF = f"""\
+_base_ = '{DIGITS}'
+custom_hooks = [dict(type='mmsparse.KeptTokensHook')]
+val_evaluator = [{{{{_base_.val_evaluator}}}}, dict(type='mmsparse.KeptTokenRecall')]
+test_evaluator = val_evaluator
+test_dataloader = dict(batch_size=3, num_workers=0, persistent_workers=False)
+"""
+
+
+@pytest.fixture(scope='module')
+def files(small_digits):
+    """A config with the recall of kept tokens, and a checkpoint of random weights."""
+    folder = small_digits / 'focus'
+    folder.mkdir()
+    config, checkpoint = folder / 'focus.py', folder / 'focus.pth'
+    config.write_text(LEAF)
+    torch.manual_seed(0)
+    detector = build_model(read_config(str(config)))
+    detector.init_weights()
+    nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
+    for head in detector.bbox_head.cls_branches:  # scores that differ
+        nn.init.normal_(head.weight, std=0.3)
+    torch.save(dict(state_dict=detector.state_dict(), meta={}), checkpoint)
+    return config, checkpoint
+
+
+@pytest.fixture(scope='module')
+def pictures(small_digits):
+    """Pictures of three shapes."""
+    drawn = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:5]
+    shapes = [(128, 128), (200, 100), (128, 128), (64, 128), (300, 301)]
+    found = []
+    for path, shape in zip(drawn, shapes, strict=True):
+        found.append(small_digits / 'focus' / path.name)
+        Image.open(path).resize(shape).save(found[-1])
+    return found
+
+
+@pytest.fixture(scope='module')
+def tested(files, small_digits, run_tool):
+    """The metrics of tools/test.py."""
+    out = small_digits / 'focus' / 'metrics.json'
+    run_tool('test.py', *files, '--out', out, cwd=small_digits)
+    return json.loads(out.read_text())
+
+
+def test_testing_tells_ap_by_size_and_the_recall_of_kept_tokens(tested):
+    layers = [tested[f'kept_token_recall/layer_{i}'] for i in (1, 2)]
+
+    assert 1 > tested['kept_token_recall/all_tokens'] >= layers[0] >= layers[1] > 0 or (
+        tested['kept_token_recall/all_tokens'] == 1 and layers[0] >= layers[1] > 0
+    )
+    assert {f'coco/bbox_mAP{size}' for size in ('', '_s', '_m', '_l')} <= set(tested)
+
+
+@pytest.mark.slow
+def test_mim_tests_to_the_last_digit_as_our_command_does(files, tested, small_digits):
+    mim = Path(sys.executable).with_name('mim')
+    config, checkpoint = files
+    work_dir = small_digits / 'focus' / 'mim'
+    done = subprocess.run(
+        [mim, 'test', 'mmdet', config, '--checkpoint', checkpoint, '--gpus', '0']
+        + ['--work-dir', work_dir],
+        cwd=small_digits,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONWARNINGS': 'ignore'},
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    (written,) = work_dir.glob('*/*.json')
+    of_mim = json.loads(written.read_text())
+    assert {name: of_mim[name] for name in tested} == tested
+
+
+def test_inference_draws_pictures_of_any_shape(files, pictures, small_digits, run_tool):
+    config, checkpoint = files
+    arguments = [*pictures, config, checkpoint, '--score-thr', '0.01', '--out', 'drawn']
+
+    done = run_tool('infer.py', *arguments, cwd=small_digits)
+
+    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(pictures) :]]
+    for before, after in zip(pictures, drawn, strict=True):
+        assert Image.open(after).size == Image.open(before).size
+
+
+@pytest.fixture(scope='module')
+def inferencer(files):
+    config, checkpoint = files
+    return DetInferencer(str(config), weights=str(checkpoint), device='cpu')
+
+
+def detect(inferencer, pictures, **options):
+    names = [str(path) for path in pictures]
+    found = inferencer(names, no_save_vis=True, **options)['predictions']
+    return [
+        {name: torch.tensor(x[name]) for name in ('labels', 'scores', 'bboxes')}
+        for x in found
+    ]
+
+
+@pytest.mark.parametrize('batch_size', [2, 5])
+def test_mmdets_inferencer_takes_pictures_of_many_shapes_at_once(
+    inferencer, pictures, batch_size
+):
+    found = detect(inferencer, pictures, batch_size=batch_size)
+
+    for picture, detections in zip(pictures, found, strict=True):
+        ends = torch.tensor(Image.open(picture).size)
+        corners = detections['bboxes'].unflatten(-1, (2, 2))
+        assert (corners >= 0).all()
+        assert (corners <= ends).all()
+        assert detections['scores'].isfinite().all()
+        assert (detections['scores'].diff() <= 0).all()
+        assert len(detections['scores']) == 50
+
+
+def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
+    inferencer, small_digits
+):
+    same = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:4]
+
+    alone = detect(inferencer, same, batch_size=1)
+    for batch_size in (3, 4):
+        together = detect(inferencer, same, batch_size=batch_size)
+
+        for actual, expected in zip(together, alone, strict=True):
+            assert torch.equal(actual['labels'], expected['labels'])
+            for name, tolerance in (('scores', 1e-4), ('bboxes', 1e-2)):
+                torch.testing.assert_close(
+                    actual[name], expected[name], atol=tolerance, rtol=0
+                )
+
+
+def test_kept_tokens_are_drawn_on_pictures_of_any_shape(
+    files, pictures, small_digits, run_tool
+):
+    done = run_tool(
+        'visualize.py', *files, *pictures, '--out', 'kept', cwd=small_digits
+    )
+
+    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(pictures) :]]
+    assert [path.stem for path in drawn] == [path.stem for path in pictures]
+    for path in drawn:
+        assert min(Image.open(path).size) > 300
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('picture', 'error: no such file: no.jpg'),
+        ('checkpoint', 'error: no such file: no.pth'),
+        ('config', 'error: config: no such file: no.py'),
+    ],
+)
+def test_a_missing_file_is_told_before_anything_is_drawn(
+    change, message, files, pictures, tmp_path, run_tool
+):
+    config, checkpoint = files
+    given = dict(config=config, checkpoint=checkpoint, picture=pictures[0])
+    given[change] = dict(picture='no.jpg', checkpoint='no.pth', config='no.py')[change]
+
+    done = run_tool('visualize.py', *given.values(), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message

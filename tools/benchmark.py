@@ -1,0 +1,198 @@
+"""Compare the time and memory of models on the device at hand."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from mmsparse.benchmark import Measurement, measure
+from mmsparse.benchmark.detector import detector_candidates, set_width
+from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
+from mmsparse.hosts import UsageError, read_config
+
+ROOT = Path(__file__).parents[1]
+FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'
+SIZES = ((800, 1333), (640, 640))
+
+
+def main() -> None:
+    args = parse_args()
+    # Torch's profiler, which follows the memory, tells all that it does.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
+    warnings.filterwarnings('ignore', module='torch')
+    try:
+        prepare_files(args)
+        if args.threads is not None:
+            set_threads(args.threads)
+        args.device = torch.device(args.device)
+        results = COMMANDS[args.command](args)
+    except (UsageError, ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+    write(results, args)
+
+
+def detector(args: argparse.Namespace) -> dict[str, list[Measurement]]:
+    cfg = read_config(str(args.config), args.cfg_options)
+    if args.width is not None:
+        set_width(cfg, args.width)
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
+    results = {}
+    for height, width in args.sizes:
+        name = f'{args.batch_size}x{height}x{width}'
+        tell(f'{name}: building')
+        candidates = detector_candidates(
+            cfg, args.keep, (height, width), args.batch_size, args.device
+        )
+        results[name] = compare(name, candidates, args)
+    return results
+
+
+COMMANDS = {'detector': detector}
+
+
+def compare(name: str, candidates: list, args: argparse.Namespace) -> list[Measurement]:
+    """Measure the candidates of one row, and print their table."""
+    measurements = measure(
+        candidates, args.repeats, args.device, lambda line: tell(f'{name}: {line}')
+    )
+    print(f'\n{name}\n{table(measurements)}\n', flush=True)
+    return measurements
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def prepare_files(args: argparse.Namespace) -> None:
+    """Find out before, not after the measurements, that files cannot be written."""
+    if args.plot and Path(args.plot).suffix not in PLOT_FORMATS:
+        raise UsageError(f'--plot must end with one of {PLOT_FORMATS}; got {args.plot}')
+    for path in filter(None, (args.json, args.plot)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def set_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f'--threads must be at least 1; got {threads}')
+    torch.set_num_threads(threads)
+
+
+def write(results: dict[str, list[Measurement]], args: argparse.Namespace) -> None:
+    where = environment(args.device)
+    versions = ', '.join(f'{k} {v}' for k, v in where['versions'].items())
+    machine = f'{where["device"]}, {where["threads"]} threads'
+    print(
+        f'{machine}, {where["cores"]} cores, load {where["load"]}; '
+        f'Python {where["python"]}, {versions}\n'
+        f'Medians of {args.repeats} rounds, and of the quotients with the first line '
+        'in each round. Memory is what a run allocates, without weights and pictures.'
+    )
+    if args.json:
+        content = dict(
+            command=' '.join(sys.argv),
+            environment=where,
+            results={name: as_json(rows) for name, rows in results.items()},
+        )
+        Path(args.json).write_text(json.dumps(content, indent=2) + '\n')
+        print(args.json)
+    if args.plot:
+        plot(results, args.plot, machine)
+        print(args.plot)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='All candidates of a table run in turns, so that a drifting machine '
+        'does not decide; end other work on the machine all the same.',
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    common = common_arguments()
+    add_detector(commands, common)
+    return parser.parse_args()
+
+
+def common_arguments() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        '--repeats', type=int, default=5, help='rounds that are timed, 5 by default'
+    )
+    common.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu, cuda:0, ...; a GPU if there is one',
+    )
+    common.add_argument('--threads', type=int, help='of torch on the CPU')
+    common.add_argument('--json', metavar='FILE', help='write all figures as JSON')
+    common.add_argument(
+        '--plot', metavar='FILE', help='draw the medians, as .png, .svg or .pdf'
+    )
+    return common
+
+
+def add_detector(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'detector',
+        parents=[common],
+        help="Focus-DETR beside mmdet's DINO of the same parts",
+        description="Compare Focus-DETR with mmdet's DINO of the same backbone, neck, "
+        'depth and width, with random weights on pictures of noise: time of the '
+        'encoder, with the selection of tokens, and of the whole model, and peak '
+        'memory.',
+    )
+    parser.add_argument(
+        'config',
+        nargs='?',
+        default=FOCUS_DETR,
+        help='config of a Focus-DETR, which tells the backbone; R50 by default',
+    )
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=parse_size,
+        default=SIZES,
+        metavar='HxW',
+        help='heights and widths of pictures, 800x1333 640x640 by default',
+    )
+    parser.add_argument(
+        '--keep',
+        nargs='+',
+        type=float,
+        default=[0.3],
+        metavar='RATIO',
+        help='mean parts of the tokens that the layers of the encoder keep, one '
+        "Focus-DETR for each; 0.3 by default, the paper's",
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='1 by default')
+    parser.add_argument(
+        '--width', type=int, help='of the transformers, a multiple of 32'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change settings of both, for example model.backbone.depth=101',
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(
+            f'a size must be HEIGHTxWIDTH, for example 800x1333; got {text}'
+        )
+    return int(height), int(width)
+
+
+if __name__ == '__main__':
+    main()
