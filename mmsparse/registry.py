@@ -7,6 +7,7 @@ prefix ``mmsparse.``, whatever the host's default scope is.
 from importlib import import_module
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from mmsparse.compat import allow_mmengine_checkpoints
@@ -36,6 +37,12 @@ class ModelRegistry(Registry):
 
 MODELS = ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmsparse',
+    locations=['mmsparse.transforms'],
 )
 
 allow_mmengine_checkpoints()
