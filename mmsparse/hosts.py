@@ -19,15 +19,13 @@ from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
+from mmsparse.errors import UsageError
 from mmsparse.registry import MODELS
+from mmsparse.segmentation import check_crops, check_dataset
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 DIGITS_COMMAND = 'python tools/prepare_digits.py'
 CONVERT_COMMAND = 'python tools/convert_checkpoint.py'
-
-
-class UsageError(ValueError):
-    """A mistake of the user, told in one line that needs no traceback."""
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +65,7 @@ def load_config(args: argparse.Namespace) -> Config:
         The configuration with a work directory, its host registered, its data there.
 
     Raises:
-        UsageError: The file, the host or the data is missing.
+        UsageError: The file, the host or the data is missing, or does not fit.
     """
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -91,7 +89,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         UsageError: The file is missing, or a host that it needs is, or its backbone
-            and neck do not fit.
+            and neck do not fit, or crops and pictures.
     """
     if not Path(path).is_file():
         raise UsageError(f'config: no such file: {path}')
@@ -105,6 +103,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     cfg.merge_from_dict(options or {})
     register_host(cfg.get('default_scope', ''))
     check_channels(cfg)
+    check_crops(cfg)
     return cfg
 
 
@@ -238,13 +237,13 @@ def _pretrained(settings: Any) -> Iterator[str]:
 
 
 def check_data(cfg: Config) -> None:
-    """Raise UsageError unless the folders that the data loaders read exist.
+    """Raise UsageError unless the data that the loaders read is there.
 
     Args:
         cfg: The configuration.
 
     Raises:
-        UsageError: One is missing; says how to make it.
+        UsageError: Some is missing; says how to make it.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset', {})
@@ -258,6 +257,8 @@ def check_data(cfg: Config) -> None:
                 else 'put the data there or set the data_root of the data sets'
             )
             raise UsageError(f'{name}: no data at {root}; {advice}')
+        if root and cfg.get('default_scope') == 'mmseg':
+            check_dataset(name, dataset, cfg.get('model') or {})
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
@@ -265,21 +266,9 @@ def _distribute_on_cpu(cfg: Config) -> None:
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')
+    importlib.import_module('mmsparse.cpu_processes')  # registers the wrapper
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
+        type='CPUDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    _replace_sync_batchnorm(cfg.model)
-
-
-def _replace_sync_batchnorm(settings: Any) -> None:
-    """Put BatchNorm for SyncBatchNorm, which torch has for GPUs only."""
-    if isinstance(settings, dict):
-        if settings.get('type') == 'SyncBN':
-            settings['type'] = 'BN'
-        _replace_sync_batchnorm(list(settings.values()))
-    elif isinstance(settings, (list, tuple)):
-        for value in settings:
-            _replace_sync_batchnorm(value)

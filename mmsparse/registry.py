@@ -9,6 +9,7 @@ from importlib import import_module
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from mmsparse.compat import allow_mmengine_checkpoints
@@ -47,6 +48,12 @@ METRICS = Registry(
     parent=MMENGINE_METRICS,
     scope='mmsparse',
     locations=['mmsparse.evaluation'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmsparse',
+    locations=['mmsparse.transforms'],
 )
 
 allow_mmengine_checkpoints()

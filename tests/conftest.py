@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import utils as config_utils
 
 ROOT = Path(__file__).parents[1]
 
@@ -11,6 +13,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def metafiles_read_once():
+    """MMEngine reads all metafiles of a host for every base that a config has there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_utils, 'load', cache(config_utils.load))
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,5 @@
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from mmsparse.complexity import measure
 from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,14 @@ METHODS = [
 PROJECTS = sorted((ROOT / 'projects').glob('*/configs/*.py'))
 LEAVES = {path.stem: path for path in (*METHODS, *PROJECTS)}
 DETECTORS = [name for name in LEAVES if '_coco' in name]
-MAX_LINES = 33  # of a detector; about 25 are meant
+SEGMENTORS = [name for name in LEAVES if '_ade20k' in name]
+COUNTED = (  # a backbone of each family and each head
+    'fpn_dat-tiny_8xb2-80k_ade20k-512x512',
+    'upernet_dat-pp-tiny_8xb2-160k_ade20k-512x512',
+    'upernet_biformer-small_8xb4-160k_ade20k-512x512',
+    'segformer_shunted-small_8xb2-160k_ade20k-512x512',
+)
+MAX_LINES = 33  # of a dense task; about 25 are meant
 
 
 @cache
@@ -80,6 +89,25 @@ def test_the_metafile_has_epochs_and_batch_size(name):
     assert f'-{metadata["Epochs"]}e_' in name or '_1x_' in name
 
 
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_the_metafile_has_iterations_and_batch_size(name):
+    cfg, metadata = read(name), MODELS[name]['Metadata']
+    gpus, batch, thousands = re.search(r'_(\d+)xb(\d+)-(\d+)k_', name).groups()
+
+    assert metadata['Iterations'] == cfg.train_cfg.max_iters == 1000 * int(thousands)
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+    assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert metadata['Batch Size'] == int(gpus) * int(batch)
+    assert cfg.train_dataloader.batch_size == int(batch)
+
+
+@pytest.mark.parametrize('name', COUNTED)
+def test_the_metafile_has_the_multiply_adds(name):
+    total = measure(built(name), (512, 2048))[-1]
+
+    assert total.macs == MODELS[name]['Metadata']['FLOPs']
+
+
 def bases(path):
     """Our files that a config inherits from."""
     tree = ast.parse(path.read_text())
@@ -95,8 +123,8 @@ def bases(path):
     return [(path.parent / base).resolve() for base in named if '::' not in base]
 
 
-@pytest.mark.parametrize('name', DETECTORS)
-def test_a_detector_is_short_and_not_deep(name):
+@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
+def test_a_dense_task_is_short_and_not_deep(name):
     parents = [p for p in bases(LEAVES[name]) if p.parent.name != '_base_']
 
     assert len(LEAVES[name].read_text().splitlines()) <= MAX_LINES
@@ -105,8 +133,8 @@ def test_a_detector_is_short_and_not_deep(name):
         assert all(p.parent.name == '_base_' for p in bases(parent))
 
 
-@pytest.mark.parametrize('name', DETECTORS)
-def test_a_detector_starts_from_the_classifier_of_its_backbone(name):
+@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
+def test_a_dense_task_starts_from_the_classifier_of_its_backbone(name):
     backbone = read(name).model.backbone
     if not backbone.type.startswith('mmsparse.'):
         return
@@ -168,6 +196,25 @@ def test_a_detr_trains_its_backbone_slowly_and_decays_no_norm(name):
         kept = module in known or part == 'position_bias'
         kept = kept or (not own and any(key in parameter for key in without_decay))
         assert (rate, decay) == (0.1 if slow else 1.0, 0.0 if kept else 1.0), parameter
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_segmentors_train_and_decay_as_published(name):
+    of_dat, head = '_dat-' in name, name.partition('_')[0]
+    model = built(name)
+    found = multipliers(name) if read(name).optim_wrapper.get('paramwise_cfg') else {}
+    # In DAT's official code all norms have this name.
+    without_decay = {x for x in norms(model.backbone) if of_dat or 'norm' in x}
+
+    # Semantic FPN decays everything, but in DAT.
+    assert bool(found) is (of_dat or head != 'fpn')
+    for parameter, (rate, decay) in found.items():
+        module, _, part = parameter.removeprefix('backbone.').rpartition('.')
+        table = part in ('position_bias', 'relative_position_bias_table')
+        kept = parameter.startswith('backbone.') and (module in without_decay or table)
+        fast = head == 'segformer' and parameter.startswith('decode_head.')
+        assert rate == (10.0 if fast else 1.0), parameter
+        assert decay == (0.0 if kept else 1.0), parameter
 
 
 @pytest.mark.parametrize(

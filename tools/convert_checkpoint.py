@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
         source_sha256=digest,
         mmsparse_version=__version__,
     )
+    if target.suffix != '.safetensors':  # has room for text only
+        meta |= dataset_meta(checkpoint)
     write_checkpoint(target, weights, meta)
     print(f'written: {target}')
     if converted.note:
@@ -53,6 +55,15 @@ def describe(checkpoint: object) -> str:
     if len(names) <= 10:
         return f'holds {", ".join(map(str, names))}'
     return f'{len(names)} entries'
+
+
+def dataset_meta(checkpoint: object) -> dict[str, dict]:
+    """Classes and colours, which the hosts' inferencers draw results with."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    kept = meta if isinstance(meta, Mapping) else {}
+    found = {key: kept.get(key.upper()) for key in ('classes', 'palette')}
+    plain = all(isinstance(value, (list, tuple)) for value in found.values())
+    return {'dataset_meta': found} if plain else {}
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,7 +88,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backbone-only',
         action='store_true',
-        help="leave out a classifier's head, or a detector around the backbone",
+        help="leave out a classifier's head, or a detector or segmentor around its "
+        'backbone',
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite OUT if it exists'

@@ -10,6 +10,7 @@ from mmcv import imread
 from mmengine.config import Config
 
 from mmsparse.hosts import UsageError, read_config
+from mmsparse.segmentation import build_dataset
 
 
 def main() -> None:
@@ -79,6 +80,11 @@ def segment(cfg: Config, args: argparse.Namespace) -> list[Path]:
     inferencer = _apis('mmseg').MMSegInferencer(
         cfg, weights=args.checkpoint, device=args.device
     )
+    # Else those of Cityscapes stand in, where the checkpoint has no classes.
+    metainfo = build_dataset(cfg.test_dataloader.dataset).metainfo
+    inferencer.model.dataset_meta = {
+        name: metainfo[name] for name in ('classes', 'palette')
+    }
     inferencer(args.images, out_dir=args.out)
     return [Path(args.out, 'vis', Path(path).name) for path in args.images]
 

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
@@ -17,6 +18,8 @@ def main() -> None:
         if not Path(args.checkpoint).is_file():
             raise UsageError(f'checkpoint: no such file: {args.checkpoint}')
         cfg = load_config(args)
+        if args.tta:
+            augment(cfg, args.tta)
     except UsageError as error:
         sys.exit(f'error: {error}')
     cfg.load_from = args.checkpoint
@@ -27,11 +30,27 @@ def main() -> None:
         print(args.out)
 
 
+def augment(cfg: Config, pipeline: str) -> None:
+    """Test each picture in several forms, as the hosts' own commands do."""
+    for name in (pipeline, 'tta_model'):
+        if name not in cfg:
+            raise UsageError(f'--tta needs {name} in the configuration')
+    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='configuration file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
+    parser.add_argument(
+        '--tta',
+        nargs='?',
+        const='tta_pipeline',
+        metavar='PIPELINE',
+        help='test-time augmentation, by the tta_pipeline of CONFIG or by another name',
+    )
     config_arguments(parser)
     return parser.parse_args()
 

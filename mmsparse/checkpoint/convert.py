@@ -9,7 +9,13 @@ from torch import Tensor
 from mmsparse.checkpoint.detectors import Detector
 from mmsparse.checkpoint.families import Arch, Family
 from mmsparse.checkpoint.names import listed
-from mmsparse.checkpoint.official import find_family, find_model, find_state_dict
+from mmsparse.checkpoint.official import (
+    find_family,
+    find_heads,
+    find_model,
+    find_state_dict,
+)
+from mmsparse.checkpoint.segmentors import convert_heads
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ def convert_official(
     """Convert official weights to those of a host model.
 
     Args:
-        state_dict: An official state dict of a classifier, a dense backbone or a
-            detector, or a whole checkpoint that holds one under ``state_dict`` or
-            ``model``; what else is in the checkpoint, a ``model_ema`` for example, is
-            dropped.
+        state_dict: An official state dict of a classifier, a dense backbone, a
+            detector or a segmentor, or a whole checkpoint that holds one under
+            ``state_dict`` or ``model``; what else is in the checkpoint, a ``model_ema``
+            for example, is dropped.
         family: Name of the family; recognised from the keys if None.
         arch: Name of the arch, or a dict as the backbone takes it; recognised from keys
             and shapes if None. Detectors have none.
@@ -51,7 +57,9 @@ def convert_official(
     Returns:
         ``backbone.*``, and for a classifier ``head.fc.*``: what mmpretrain's
         ``ImageClassifier`` with ``GlobalAveragePooling`` and ``LinearClsHead`` holds.
-        For a detector what mmdet's of the same name holds, if its neck has biases.
+        For a detector what mmdet's of the same name holds, if its neck has biases;
+        for a segmentor what mmsegmentation's ``EncoderDecoder`` holds, with ``neck.*``,
+        ``decode_head.*`` and ``auxiliary_head.*``.
 
     Raises:
         ValueError: Family or arch are unknown or not recognised, or keys are missing,
@@ -80,9 +88,9 @@ def convert(
     Raises:
         ValueError: As there.
     """
-    weights = find_state_dict(checkpoint)
-    chosen = find_family(weights, family)
-    weights = find_model(weights, chosen, backbone_only)
+    everything = find_state_dict(checkpoint)
+    chosen = find_family(everything, family)
+    weights = find_model(everything, chosen, backbone_only)
     if isinstance(chosen, Detector):
         if arch is not None:
             raise ValueError(
@@ -91,6 +99,7 @@ def convert(
             )
         found, converted = chosen.convert(weights, backbone_only)
         return Conversion(chosen.name, found, converted, chosen.note)
+    heads = {} if backbone_only else find_heads(everything, chosen)
     names = _rename(weights, chosen)
     converted = {
         ours: chosen.convert_tensor(name, weights[name]) for ours, name in names.items()
@@ -100,6 +109,8 @@ def convert(
     for i, candidate in enumerate(archs):
         faults[i] = _compare(candidate, converted, names, chosen)
         if not faults[i]:
+            if heads:
+                converted |= convert_heads(heads, chosen.widths(candidate))
             return Conversion(chosen.name, candidate, converted)
     nearest = min(faults, key=lambda i: sum(map(len, faults[i].values())))
     details = (f'{kind}: {listed(keys)}' for kind, keys in faults[nearest].items())

@@ -1,7 +1,7 @@
 """What the converter knows of each family; a new family is a new entry here."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +133,19 @@ class Family:
         Returns:
             C of the map that is classified.
         """
+        return self.widths(arch)[-1]
+
+    def widths(self, arch: Arch) -> Sequence[int]:
+        """Look up the widths of all stages.
+
+        Args:
+            arch: Name of the arch, or a dict.
+
+        Returns:
+            C of the map of every stage.
+        """
         settings = self.backbone.arch_settings[arch] if isinstance(arch, str) else arch
-        return settings['embed_dims'][-1]
+        return settings['embed_dims']
 
 
 _OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')

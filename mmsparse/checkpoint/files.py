@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def write_checkpoint(
-    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, str]
+    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
     """Write a checkpoint that mmengine loads, or a safetensors file, by the suffix.
 
@@ -62,7 +62,7 @@ def write_checkpoint(
     Args:
         path: The file to write, in a folder that exists.
         state_dict: The weights.
-        meta: What to say of them.
+        meta: What to say of them; strings, for safetensors.
     """
     path = Path(path)
     weights = {  # tensors of their own, not views of larger ones

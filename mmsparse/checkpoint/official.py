@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mmsparse.checkpoint.detectors import Detector
-from mmsparse.checkpoint.families import DETECTORS, FAMILIES, Family
+from mmsparse.checkpoint.families import BACKBONE, DETECTORS, FAMILIES, Family
 from mmsparse.checkpoint.names import listed
 
 WRAPPERS = ('state_dict', 'model')
@@ -81,22 +81,49 @@ def find_model(
         of those of a detector.
 
     Raises:
-        ValueError: There is more than that, and it is not to be left out.
+        ValueError: There is more than that or a segmentor's heads, and it is not to be
+            left out.
     """
     prefix = family.prefix(weights)
     others = [key for key in weights if not key.startswith(prefix)]
+    if not isinstance(family, Detector) and find_heads(weights, family):
+        root = prefix.removesuffix(BACKBONE)
+        others = [key for key in others if not key.startswith(root)]
     # What a pretraining method has beside its encoder is of no use afterwards.
     if others and not backbone_only and not prefix.endswith('encoder.'):
         raise ValueError(
             f'Beside what begins with {prefix!r} the checkpoint holds what is not '
             f'converted: {listed(others)}. backbone_only leaves it out.'
         )
-    model = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in weights.items()
-        if key.startswith(prefix)
-    }
+    model = _below(weights, prefix)
     if not backbone_only or isinstance(family, Detector):
         return model
     head = f'{family.head}.'
     return {key: value for key, value in model.items() if not key.startswith(head)}
+
+
+def find_heads(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Take what a segmentor has around its backbone out of a state dict.
+
+    Args:
+        weights: The state dict.
+        family: Its family.
+
+    Returns:
+        All that stands beside the backbone, by the names of mmsegmentation; nothing
+        if the model is no segmentor.
+    """
+    prefix = family.prefix(weights)
+    if not prefix.endswith(BACKBONE):
+        return {}
+    beside = {k: x for k, x in weights.items() if not k.startswith(prefix)}
+    heads = _below(beside, prefix.removesuffix(BACKBONE))
+    return heads if any(name.startswith('decode_head.') for name in heads) else {}
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,16 @@
+_base_ = '../biformer/upernet_biformer-nano_1xb8-1500i_digits.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.DAT',
+        arch='nano',
+        out_indices=(0, 1, 2, 3),
+        out_norm='layer',
+        # As the classifier's.
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+    )
+)
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
+)

@@ -1,0 +1,10 @@
+_base_ = '../biformer/upernet_biformer-nano_1xb8-1500i_digits.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.ShuntedTransformer',
+        arch='nano',
+        out_indices=(0, 1, 2, 3),
+    )
+)

@@ -1,0 +1,81 @@
+"""What our configs do to data beyond what the hosts do."""
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmsparse.registry import TRANSFORMS
+
+IGNORED = 255  # the hosts' number of what has no class
+
+
+@TRANSFORMS.register_module()
+class CheckSegLabels(BaseTransform):
+    """Refuse a label map that does not fit its picture or the classes.
+
+    It stands right after mmsegmentation's ``LoadAnnotations``, in training and in test
+    pipelines, and passes what has no label map.
+
+    Args:
+        num_classes: Number of classes, without the label that ``reduce_zero_label``
+            takes away.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Check one sample.
+
+        Args:
+            results: The sample: ``gt_seg_map``, (H, W), as it was loaded, and
+                ``ori_shape``, height and width of the picture's file.
+
+        Returns:
+            The sample.
+
+        Raises:
+            ValueError: The map has another size, more than one channel, or labels out
+                of range; names its file and what was found.
+        """
+        labels = results.get('gt_seg_map')
+        if labels is not None:
+            self._check_size(labels, results)
+            self._check_range(labels, results)
+        return results
+
+    def _check_size(self, labels: np.ndarray, results: dict[str, Any]) -> None:
+        name, size = results['seg_map_path'], tuple(results['ori_shape'])
+        if labels.ndim != 2:
+            raise ValueError(
+                f'{name}: a label map has one number for each pixel, (H, W); found '
+                f'the shape {labels.shape}. Colours are no labels: write their numbers '
+                f'as a grey or palette picture.'
+            )
+        if labels.shape != size:
+            raise ValueError(
+                f'{name}: the label map has height x width {_times(labels.shape)}, '
+                f'but its picture {results["img_path"]} has {_times(size)}.'
+            )
+
+    def _check_range(self, labels: np.ndarray, results: dict[str, Any]) -> None:
+        found = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORED + 1))
+        wrong = found[(found >= self.num_classes) & (found != IGNORED)]
+        if len(wrong):
+            reduced = int(bool(results.get('reduce_zero_label')))
+            wrong = ', '.join(str(label + reduced) for label in wrong)
+            raise ValueError(
+                f'{results["seg_map_path"]}: labels must be from {reduced} to '
+                f'{self.num_classes - 1 + reduced}, or '
+                f'{"0 or " * reduced}{IGNORED} for what has no class; found {wrong} '
+                f'(num_classes={self.num_classes}, '
+                f'reduce_zero_label={bool(reduced)}).'
+            )
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(num_classes={self.num_classes})'
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return ' x '.join(map(str, shape))
