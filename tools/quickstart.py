@@ -74,13 +74,13 @@ class Result:
 TASKS = (
     Task(
         'classification',
-        'biformer/biformer-nano_1xb32-10e_digits.py',
+        'biformer/biformer-nano_1xb32-8e_digits.py',
         'accuracy/top1',
         'accuracy',
     ),
     Task(
         'segmentation',
-        'biformer/fpn_biformer-nano_1xb8-1500i_digits.py',
+        'biformer/fpn_biformer-nano_1xb8-1400i_digits.py',
         'mIoU',
         'mIoU',
     ),
