@@ -16,7 +16,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
     Args:
         module: The model.
-        settings: As of torch's ``DistributedDataParallel``.
+        **settings: As of torch's ``DistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:

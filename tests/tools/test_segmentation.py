@@ -1,0 +1,145 @@
+"""The commands on a segmentor for ADE20K, as one that authors released."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmsparse.checkpoint.biformer import official_key
+from mmsparse.hosts import build_model, read_config
+from mmsparse.segmentation import build_dataset
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+_base_ = '{root}/configs/biformer/fpn_biformer-small_8xb4-80k_ade20k-512x512.py'
+model = dict(
+    backbone=dict(arch='nano', init_cfg=None),
+    neck=dict(in_channels=[32, 64, 128, 256]),
+)
+val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root='data/digits/segmentation', indices=2),
+)
+test_dataloader = val_dataloader
+train_dataloader = val_dataloader
+"""
+PALETTE = [[i, 255 - i, 7] for i in range(150)]
+
+
+@pytest.fixture(scope='module')
+def segmentor(small_digits, run_tool):
+    """Config and converted checkpoint of a small model with ADE20K's 150 classes."""
+    config = small_digits / 'ade20k.py'
+    config.write_text(CONFIG.format(root=ROOT))
+    torch.manual_seed(0)
+    weights = {
+        'backbone.' + official_key(key.removeprefix('backbone.'))
+        if key.startswith('backbone.')
+        else key: tensor
+        for key, tensor in build_model(read_config(str(config))).state_dict().items()
+    }
+    meta = dict(CLASSES=[f'class {i}' for i in range(150)], PALETTE=PALETTE)
+    torch.save({'meta': meta, 'state_dict': weights}, small_digits / 'released.pth')
+    run_tool('convert_checkpoint.py', 'released.pth', 'ours.pth', cwd=small_digits)
+    return config, small_digits / 'ours.pth'
+
+
+def test_mim_finds_the_same_to_the_last_digit(segmentor, small_digits, run_tool):
+    config, checkpoint = segmentor
+    mim = Path(sys.executable).with_name('mim')
+    command = [mim, 'test', 'mmseg', config, '--checkpoint', checkpoint, '--gpus', '0']
+
+    run_tool(
+        'test.py', config, checkpoint, '--tta', '--out', 'a.json', cwd=small_digits
+    )
+    done = subprocess.run(
+        [*command, '--tta', '--work-dir', 'mim'],
+        cwd=small_digits,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    (found,) = (small_digits / 'mim').glob('*/*.json')
+    of_mim = json.loads(found.read_text())
+    assert json.loads((small_digits / 'a.json').read_text()) == {
+        key: of_mim[key] for key in ('aAcc', 'mIoU', 'mAcc')
+    }
+
+
+def test_a_converted_segmentor_keeps_its_classes_and_colours(segmentor):
+    meta = torch.load(segmentor[1], weights_only=True)['meta']
+
+    assert meta['dataset_meta']['classes'][149] == 'class 149'
+    assert meta['dataset_meta']['palette'] == PALETTE
+
+
+def test_pictures_are_drawn_in_the_colours_of_the_data(
+    segmentor, small_digits, run_tool
+):
+    config, checkpoint = segmentor
+    weights = torch.load(checkpoint, weights_only=True)
+    weights['meta'] = {}  # mmsegmentation would take the colours of Cityscapes
+    torch.save(weights, small_digits / 'bare.pth')
+    Image.new('RGB', (160, 96)).save(small_digits / 'black.png')
+
+    run_tool(
+        'infer.py', 'black.png', config, 'bare.pth', '--out', 'drawn', cwd=small_digits
+    )
+
+    drawn = np.asarray(Image.open(small_digits / 'drawn/vis/black.png'))
+    labels = np.asarray(Image.open(small_digits / 'drawn/pred/00000000_pred.png'))
+    dataset = build_dataset(read_config(str(config)).test_dataloader.dataset)
+    assert drawn.shape == (96, 160, 3)
+    palette = np.asarray(dataset.metainfo['palette'])
+    expected = 0.8 * palette[labels]  # mmsegmentation's opacity
+    close = np.abs(drawn - expected).max(-1) <= 1
+    assert close.mean() > 0.7  # the rest is names of classes
+
+
+def test_augmentation_that_a_config_lacks_is_told(segmentor, small_digits, run_tool):
+    done = run_tool(
+        'test.py', *segmentor, '--tta', 'rotate', cwd=small_digits, check=False
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        'error: --tta needs rotate in the configuration'
+    )
+
+
+def test_the_config_of_the_guide_trains_on_its_data(small_digits, run_tool):
+    guide = (ROOT / 'docs/segmentation.md').read_text()
+    (config,) = re.findall(r'```python\n(_base_ = .*?)```', guide, re.DOTALL)
+    config = config.replace("'configs/", f"'{ROOT}/configs/")
+    (small_digits / 'mine.py').write_text(config)
+
+    done = run_tool(
+        'train.py',
+        'mine.py',
+        '--cfg-options',
+        'model.backbone.init_cfg=None',
+        'model.backbone.arch=nano',
+        'model.neck.in_channels=[32,64,128,256]',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=2',
+        *(
+            f'{split}_dataloader.{setting}'
+            for split in ('train', 'val')
+            for setting in ('num_workers=0', 'persistent_workers=False')
+        ),
+        cwd=small_digits,
+    )
+
+    table = done.stdout + done.stderr
+    assert re.search(r'\| +background +\|', table)
+    assert 'mIoU:' in table
