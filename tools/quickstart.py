@@ -80,7 +80,7 @@ TASKS = (
     ),
     Task(
         'segmentation',
-        'biformer/fpn_biformer-nano_1xb8-1400i_digits.py',
+        'biformer/fpn_biformer-nano_1xb8-1300i_digits.py',
         'mIoU',
         'mIoU',
     ),

@@ -27,7 +27,7 @@ SHORT = {  # settings that end a training after two iterations
         'train_dataloader.dataset.indices=4',
         'train_cfg.val_interval=1',
     ),
-    'fpn_biformer-nano_1xb8-1400i_digits': (
+    'fpn_biformer-nano_1xb8-1300i_digits': (
         'train_cfg.max_iters=2',
         'train_cfg.val_interval=2',
         'train_dataloader.batch_size=2',
@@ -152,7 +152,7 @@ def test_mim_trains_the_same_config(trained, small_digits):
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_cpu(small_digits):
-    name = 'fpn_biformer-nano_1xb8-1400i_digits'
+    name = 'fpn_biformer-nano_1xb8-1300i_digits'
     done = subprocess.run(
         [ROOT / 'tools' / 'dist_train.sh', CONFIGS / f'{name}.py', '2']
         + ['--work-dir', 'work_dirs/two', *options(name)],

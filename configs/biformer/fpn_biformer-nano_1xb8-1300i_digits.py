@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/digits_segmentation.py',
 ]
 
-max_iters = 1400
+max_iters = 1300
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     pretrained=None,
@@ -32,8 +32,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
     dict(type='PolyLR', power=0.9, by_epoch=False, begin=60, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=700)
+train_cfg = dict(max_iters=max_iters, val_interval=650)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=350, max_keep_ckpts=2)
+    logger=dict(interval=20), checkpoint=dict(interval=325, max_keep_ckpts=2)
 )
 randomness = dict(seed=0)
