@@ -1,83 +1,5 @@
-import copy
-
 import pytest
-import torch
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
-from torch import nn
-
-
-class Pyramid(nn.Module):
-    """A backbone with the least that gives maps of strides 8, 16 and 32."""
-
-    out_indices = (1, 2, 3)
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, stride=8, padding=1)
-        self.steps = nn.ModuleList(
-            nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2)
-        )
-
-    def forward(self, x):
-        outs = [self.stem(x)]
-        for step in self.steps:
-            outs.append(step(outs[-1].relu()))
-        return tuple(outs)
-
-
-def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **changes):
-    heads = dict(embed_dims=width, num_heads=2, dropout=0.0)
-    maps = dict(heads, num_levels=levels, num_points=2)
-    ffn = dict(embed_dims=width, feedforward_channels=24, ffn_drop=0.0)
-    costs = [
-        dict(type='FocalLossCost', weight=2.0),
-        dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-        dict(type='IoUCost', iou_mode='giou', weight=2.0),
-    ]
-    config = dict(
-        type='mmsparse.FocusDETR',
-        cascade=(1.0, 0.8, 0.6, 0.6, 0.4, 0.2)[:encoder],
-        num_object_tokens=6,
-        num_queries=10,
-        num_feature_levels=levels,
-        with_box_refine=True,
-        as_two_stage=True,
-        data_preprocessor=dict(type='DetDataPreprocessor'),
-        backbone=dict(type=Pyramid),
-        neck=dict(
-            type='ChannelMapper',
-            in_channels=[4, 4, 4],
-            out_channels=width,
-            kernel_size=1,
-            bias=True,
-            act_cfg=None,
-            norm_cfg=dict(type='GN', num_groups=4),
-            num_outs=levels,
-        ),
-        encoder=dict(
-            num_layers=encoder, layer_cfg=dict(self_attn_cfg=maps, ffn_cfg=ffn)
-        ),
-        decoder=dict(
-            num_layers=decoder,
-            layer_cfg=dict(self_attn_cfg=heads, cross_attn_cfg=maps, ffn_cfg=ffn),
-            post_norm_cfg=None,
-        ),
-        positional_encoding=dict(num_feats=width // 2, normalize=True, offset=-0.5),
-        bbox_head=dict(
-            type='mmsparse.FocusDETRHead',
-            num_classes=classes,
-            embed_dims=width,
-            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-            loss_foreground=dict(strides=[8 * 2**i for i in range(levels)]),
-        ),
-        dn_cfg=dict(group_cfg=dict(dynamic=True, num_dn_queries=8)),
-        train_cfg=dict(assigner=dict(type='HungarianAssigner', match_costs=costs)),
-        test_cfg=dict(max_per_img=20),
-    )
-    return copy.deepcopy({**config, **changes})
+from tiny_detectors import build_detector, detector_config, make_pictures
 
 
 @pytest.fixture
@@ -87,47 +9,9 @@ def config():
 
 @pytest.fixture
 def build():
-    """Build a tiny detector whose weights are all random, the same every time."""
-
-    def build_detector(**changes):
-        torch.manual_seed(0)
-        with DefaultScope.overwrite_default_scope('mmdet'):
-            detector = MODELS.build(detector_config(**changes))
-        for name, parameter in detector.named_parameters():
-            std = 0.5 if 'sampling_offsets' in name else 0.2
-            nn.init.normal_(parameter, mean=float('norm' in name), std=std)
-        return detector
-
     return build_detector
 
 
 @pytest.fixture
 def pictures():
-    """Make samples of pictures of some sizes, padded to one canvas, with boxes."""
-
-    def make(sizes, boxes=2, canvas=None, classes=3, generator=None):
-        if isinstance(boxes, int):
-            boxes = [boxes] * len(sizes)
-        canvas = canvas or tuple(max(sides) for sides in zip(*sizes, strict=True))
-        inputs = torch.zeros(len(sizes), 3, *canvas)
-        samples = []
-        for x, (height, width), count in zip(inputs, sizes, boxes, strict=True):
-            x[:, :height, :width] = torch.randn(3, height, width, generator=generator)
-            ends = torch.tensor([width, height])
-            corners = torch.rand(count, 2, 2, generator=generator) * ends
-            sample = DetDataSample(
-                metainfo=dict(
-                    img_shape=(height, width),
-                    ori_shape=(height, width),
-                    batch_input_shape=canvas,
-                    scale_factor=(1.0, 1.0),
-                )
-            )
-            sample.gt_instances = InstanceData(
-                bboxes=torch.cat([corners.amin(1), corners.amax(1)], -1),
-                labels=torch.randint(classes, (count,), generator=generator),
-            )
-            samples.append(sample)
-        return inputs, samples
-
-    return make
+    return make_pictures
