@@ -14,7 +14,8 @@ from torch import nn
 
 from mmsparse.hosts import build_model, read_config
 
-(DIGITS,) = (Path(__file__).parents[2] / 'configs/focus_detr').glob('*_digits.py')
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
+DIGITS = min(CONFIGS.glob('*_digits.py'), key=lambda path: len(path.name))
 LEAF = f"""\
 _base_ = '{DIGITS}'
 custom_hooks = [dict(type='mmsparse.KeptTokensHook')]
@@ -62,11 +63,10 @@ def tested(files, small_digits, run_tool):
 
 
 def test_testing_tells_ap_by_size_and_the_recall_of_kept_tokens(tested):
-    layers = [tested[f'kept_token_recall/layer_{i}'] for i in (1, 2)]
+    names = ('all_tokens', 'layer_1', 'layer_2')
+    recalls = [tested[f'kept_token_recall/{name}'] for name in names]
 
-    assert 1 > tested['kept_token_recall/all_tokens'] >= layers[0] >= layers[1] > 0 or (
-        tested['kept_token_recall/all_tokens'] == 1 and layers[0] >= layers[1] > 0
-    )
+    assert 1 >= recalls[0] >= recalls[1] >= recalls[2] > 0
     assert {f'coco/bbox_mAP{size}' for size in ('', '_s', '_m', '_l')} <= set(tested)
 
 
@@ -130,7 +130,7 @@ def test_mmdets_inferencer_takes_pictures_of_many_shapes_at_once(
         assert (corners <= ends).all()
         assert detections['scores'].isfinite().all()
         assert (detections['scores'].diff() <= 0).all()
-        assert len(detections['scores']) == 50
+        assert len(detections['scores']) == inferencer.cfg.model.test_cfg.max_per_img
 
 
 def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
