@@ -261,6 +261,23 @@ def check_data(cfg: Config) -> None:
             check_dataset(name, dataset, cfg.get('model') or {})
 
 
+def augment_pictures(cfg: Config, pipeline: str) -> None:
+    """Test each picture in several forms, as the hosts' own commands do.
+
+    Args:
+        cfg: The configuration, which is changed.
+        pipeline: Name of its pipeline for that.
+
+    Raises:
+        UsageError: The configuration has no such pipeline, or no ``tta_model``.
+    """
+    for name in (pipeline, 'tta_model'):
+        if name not in cfg:
+            raise UsageError(f'--tta needs {name} in the configuration')
+    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
 def _distribute_on_cpu(cfg: Config) -> None:
     """Do what MMEngine does only for GPUs: a process group, and a wrapper for it."""
     if not is_distributed():

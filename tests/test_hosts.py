@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmsparse import hosts
 from mmsparse.hosts import (
     UsageError,
+    augment_pictures,
     check_channels,
     check_data,
     check_pretrained,
@@ -76,6 +77,25 @@ def test_missing_data_below_a_wrapper_is_told_by_its_path():
 
     with pytest.raises(UsageError, match='val_dataloader: no data at data/nowhere'):
         check_data(cfg)
+
+
+def test_augmentation_takes_the_pipeline_and_wraps_the_model():
+    dataset = dict(type='Any', pipeline=[dict(type='One')])
+    cfg = Config(
+        dict(
+            model=dict(type='Segmentor'),
+            tta_model=dict(type='Merge'),
+            flips=[dict(type='Two')],
+            test_dataloader=dict(dataset=dataset),
+        )
+    )
+
+    augment_pictures(cfg, 'flips')
+
+    assert cfg.test_dataloader.dataset.pipeline == [dict(type='Two')]
+    assert cfg.model == dict(type='Merge', module=dict(type='Segmentor'))
+    with pytest.raises(UsageError, match='--tta needs rotations in the config'):
+        augment_pictures(cfg, 'rotations')
 
 
 def detector(in_channels, **settings):

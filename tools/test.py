@@ -5,11 +5,15 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmsparse.hosts import UsageError, config_arguments, load_config
+from mmsparse.hosts import (
+    UsageError,
+    augment_pictures,
+    config_arguments,
+    load_config,
+)
 
 
 def main() -> None:
@@ -19,7 +23,7 @@ def main() -> None:
             raise UsageError(f'checkpoint: no such file: {args.checkpoint}')
         cfg = load_config(args)
         if args.tta:
-            augment(cfg, args.tta)
+            augment_pictures(cfg, args.tta)
     except UsageError as error:
         sys.exit(f'error: {error}')
     cfg.load_from = args.checkpoint
@@ -28,15 +32,6 @@ def main() -> None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(args.out)
-
-
-def augment(cfg: Config, pipeline: str) -> None:
-    """Test each picture in several forms, as the hosts' own commands do."""
-    for name in (pipeline, 'tta_model'):
-        if name not in cfg:
-            raise UsageError(f'--tta needs {name} in the configuration')
-    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,6 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BACKENDS = ('auto', 'reference', 'sdpa')
+# Queries times keys up to which, on a CPU, plain products are the faster: measured at
+# 16x16 three times, at 64x64 a third (forward and backward), at 256x256 no more.
+SMALL = 64 * 64
 
 
 def biased_attention(
@@ -12,15 +15,17 @@ def biased_attention(
     v: Tensor,
     bias: Tensor | None = None,
     backend: str = 'auto',
+    scale: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention with a bias that is added to the logits.
 
     Args:
-        q: Queries, (..., N, D); products with the keys are scaled by D**-0.5.
+        q: Queries, (..., N, D).
         k: Keys, (..., M, D).
         v: Values, (..., M, D).
         bias: Broadcasts to (..., N, M); -inf takes a key away. None adds nothing.
         backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+        scale: Factor on the products of queries and keys; D**-0.5 if None.
 
     Returns:
         (..., N, D).
@@ -30,16 +35,22 @@ def biased_attention(
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if backend == 'auto' and q.device.type == 'cpu':
+        backend = 'reference' if q.shape[-2] * k.shape[-2] <= SMALL else 'sdpa'
     if backend == 'reference':
-        return _reference(q, k, v, bias)
+        return _reference(q, k, v, bias, scale)
     if bias is not None:
         # The fused kernels want as many axes as q has, and its type.
         bias = bias[(None,) * (q.ndim - bias.ndim)].to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    logits = q.shape[-1] ** -0.5 * q @ k.transpose(-2, -1)
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    logits = scale * q @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
     return logits.softmax(dim=-1).to(v.dtype) @ v

@@ -61,6 +61,7 @@ def attend_map(
     num_heads: int,
     bias: Tensor | None = None,
     backend: str = 'auto',
+    scale: float | None = None,
 ) -> Tensor:
     """Let every place of one map attend to every place of another.
 
@@ -71,13 +72,15 @@ def attend_map(
         num_heads: Number of heads; divides C.
         bias: Added to the logits, broadcasts to (B, heads, H * W, Hk * Wk).
         backend: How to attend: ``reference``, ``sdpa`` or ``auto``.
+        scale: Factor on the products of queries and keys; the width of a head to the
+            power of -0.5 if None.
 
     Returns:
         (B, H, W, C).
     """
     size = q.shape[1:3]
     q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
-    out = merge_heads(biased_attention(q, k, v, bias, backend))
+    out = merge_heads(biased_attention(q, k, v, bias, backend, scale))
     return out.unflatten(1, size)
 
 

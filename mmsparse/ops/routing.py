@@ -1,11 +1,13 @@
 """Attention limited to the regions that a query region routes to (BiFormer)."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops.attention import merge_heads, split_heads
-
-BACKENDS = ('auto', 'reference', 'sdpa')
+from mmsparse.ops.attention import (
+    BACKENDS,
+    biased_attention,
+    merge_heads,
+    split_heads,
+)
 
 
 def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
@@ -93,8 +95,9 @@ def routed_attention(
         scale = q.shape[-1] ** -0.5
     if backend == 'auto' and route_weights is None and routes.shape[-1] == k.shape[1]:
         return _attend_all(q, k, v, num_heads, scale)
-    attend = _reference if backend == 'reference' else _sdpa
-    return attend(q, k, v, routes, num_heads, scale, route_weights)
+    if backend == 'reference':
+        return _reference(q, k, v, routes, num_heads, scale, route_weights)
+    return _gathered(q, k, v, routes, num_heads, scale, route_weights, backend)
 
 
 def _reference(
@@ -137,7 +140,7 @@ def attention_weights(
     return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def _sdpa(
+def _gathered(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -145,13 +148,14 @@ def _sdpa(
     num_heads: int,
     scale: float,
     route_weights: Tensor | None,
+    backend: str,
 ) -> Tensor:
-    """Gather whole regions as rows, then one fused attention call."""
+    """Gather whole regions as rows, then attend as in a batch of B * R."""
     k, v = (gather_regions(tokens, routes, route_weights) for tokens in (k, v))
     q, k, v = (
         split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
     )  # (B * R, heads, tokens, width)
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = biased_attention(q, k, v, backend=backend, scale=scale)
     return merge_heads(out).unflatten(0, routes.shape[:2])
 
 
@@ -162,7 +166,7 @@ def _attend_all(
     q_heads, k_heads, v_heads = (
         split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
     )  # (B, heads, R * L, width)
-    out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, scale=scale)
+    out = biased_attention(q_heads, k_heads, v_heads, scale=scale)
     return merge_heads(out).reshape(*q.shape[:3], -1)
 
 

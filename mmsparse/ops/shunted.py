@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ('auto', 'reference', 'sdpa')
+from mmsparse.ops.attention import (
+    BACKENDS,
+    biased_attention,
+    merge_heads,
+    split_heads,
+)
 
 
 def shunted_attention(
@@ -42,24 +46,14 @@ def shunted_attention(
     _check(q, keys, values, num_heads, backend)
     if scale is None:
         scale = (q.shape[-1] // num_heads) ** -0.5
-    group_heads = num_heads // len(keys)
-    attend = _reference if backend == 'reference' else _sdpa
     outs = []
     for group in zip(q.chunk(len(keys), dim=-1), keys, values, strict=True):
         q_heads, k_heads, v_heads = (
-            tokens.unflatten(-1, (group_heads, -1)).transpose(1, 2) for tokens in group
+            split_heads(tokens, num_heads // len(keys)) for tokens in group
         )  # (B, heads, tokens, width of a head)
-        out = attend(q_heads, k_heads, v_heads, scale)
-        outs.append(out.transpose(1, 2).flatten(2))  # (B, N, C / G)
+        out = biased_attention(q_heads, k_heads, v_heads, backend=backend, scale=scale)
+        outs.append(merge_heads(out))  # (B, N, C / G)
     return torch.cat(outs, dim=-1)
-
-
-def _reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def _check(

@@ -15,19 +15,19 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'biformer'
 SHORT = {  # settings that end a training after two iterations
-    'biformer-nano_1xb32-8e_digits': (
+    'biformer-nano_1xb32-9e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=4',
         'train_dataloader.dataset.data_prefix=val',
         'train_dataloader.dataset.indices=8',
     ),
-    'dino_biformer-nano_1xb4-5e_digits': (
+    'dino_biformer-nano_1xb4-6e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=2',
         'train_dataloader.dataset.indices=4',
         'train_cfg.val_interval=1',
     ),
-    'fpn_biformer-nano_1xb8-1300i_digits': (
+    'fpn_biformer-nano_1xb8-1600i_digits': (
         'train_cfg.max_iters=2',
         'train_cfg.val_interval=2',
         'train_dataloader.batch_size=2',
@@ -152,7 +152,7 @@ def test_mim_trains_the_same_config(trained, small_digits):
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_cpu(small_digits):
-    name = 'fpn_biformer-nano_1xb8-1300i_digits'
+    name = 'fpn_biformer-nano_1xb8-1600i_digits'
     done = subprocess.run(
         [ROOT / 'tools' / 'dist_train.sh', CONFIGS / f'{name}.py', '2']
         + ['--work-dir', 'work_dirs/two', *options(name)],
@@ -174,7 +174,7 @@ def test_two_processes_train_on_the_cpu(small_digits):
     [
         (['nothing.py'], 'error: config: no such file: nothing.py'),
         (
-            [CONFIGS / 'dino_biformer-nano_1xb4-5e_digits.py'],
+            [CONFIGS / 'dino_biformer-nano_1xb4-6e_digits.py'],
             'error: train_dataloader: no data at data/digits/detection/; '
             'make it with: python tools/prepare_digits.py',
         ),
@@ -190,7 +190,7 @@ def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
 
 
 def test_an_unknown_arch_is_told_with_the_known_ones(small_digits, run_tool):
-    name = 'biformer-nano_1xb32-8e_digits'
+    name = 'biformer-nano_1xb32-9e_digits'
     done = run_tool(
         'train.py',
         CONFIGS / f'{name}.py',

@@ -50,7 +50,7 @@ def test_a_classifier_is_counted_by_part_and_stage(tmp_path, run_tool):
 
 
 def test_the_size_of_the_picture_can_be_given(tmp_path, run_tool):
-    config = CONFIGS / 'fpn_biformer-nano_1xb8-1300i_digits.py'
+    config = CONFIGS / 'fpn_biformer-nano_1xb8-1600i_digits.py'
 
     done = run_tool('get_flops.py', config, '--shape', '128', '64', cwd=tmp_path)
 

@@ -13,6 +13,7 @@ from mmsparse.models.layers.common import (
     depthwise_conv,
 )
 from mmsparse.ops import (
+    attend_map,
     merge_regions,
     pad_to_multiple,
     partition_regions,
@@ -212,12 +213,7 @@ class FullAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         q, k, v = self.qkv(channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
-        heads = (
-            tokens.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for tokens in (q, k, v)
-        )  # (B, heads, N, width of a head)
-        out = F.scaled_dot_product_attention(*heads, scale=self.scale)
-        out = out.transpose(1, 2).reshape(v.shape)
+        out = attend_map(q, k, v, self.num_heads, scale=self.scale)
         if self.local is not None:
             source = x if self.local_source == 'input' else channels_first(v)
             out = out + channels_last(self.local(source))

@@ -1,4 +1,4 @@
-_base_ = './fpn_biformer-nano_1xb8-1300i_digits.py'
+_base_ = './fpn_biformer-nano_1xb8-1600i_digits.py'
 
 _norm = dict(type='SyncBN', requires_grad=True)
 # A quarter of the usual width in the head, for two cores.

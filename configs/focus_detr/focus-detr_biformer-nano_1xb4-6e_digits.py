@@ -1,4 +1,4 @@
-_base_ = '../biformer/dino_biformer-nano_1xb4-5e_digits.py'
+_base_ = '../biformer/dino_biformer-nano_1xb4-6e_digits.py'
 
 model = dict(
     type='mmsparse.FocusDETR',

@@ -1,11 +1,11 @@
-_base_ = '../biformer/fpn_biformer-nano_1xb8-1300i_digits.py'
+_base_ = '../biformer/dino_biformer-nano_1xb4-6e_digits.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmsparse.DAT',
         arch='nano',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         out_norm='layer',
         # As the classifier's.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),

@@ -1,4 +1,4 @@
-_base_ = '../biformer/biformer-nano_1xb32-8e_digits.py'
+_base_ = '../biformer/biformer-nano_1xb32-9e_digits.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='mmsparse.ShuntedTransformer', arch='nano')

@@ -1,4 +1,4 @@
-_base_ = '../biformer/fpn_biformer-nano_1xb8-1300i_digits.py'
+_base_ = '../biformer/upernet_biformer-nano_1xb8-1600i_digits.py'
 
 model = dict(
     backbone=dict(

@@ -6,7 +6,6 @@ _base_ = [
     '../_base_/digits_segmentation.py',
 ]
 
-max_iters = 1300
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     pretrained=None,
@@ -30,10 +29,10 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
-    dict(type='PolyLR', power=0.9, by_epoch=False, begin=60, end=max_iters),
+    dict(type='PolyLR', power=0.9, by_epoch=False, begin=60),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=650)
+train_cfg = dict(max_iters=1600, val_interval=800)
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=325, max_keep_ckpts=2)
+    logger=dict(interval=20), checkpoint=dict(interval=400, max_keep_ckpts=2)
 )
 randomness = dict(seed=0)

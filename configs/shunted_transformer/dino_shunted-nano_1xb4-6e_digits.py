@@ -1,10 +1,10 @@
-_base_ = '../biformer/upernet_biformer-nano_1xb8-1300i_digits.py'
+_base_ = '../biformer/dino_biformer-nano_1xb4-6e_digits.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmsparse.ShuntedTransformer',
         arch='nano',
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
     )
 )

@@ -46,15 +46,13 @@ optim_wrapper = dict(
     optimizer=dict(lr=4e-4),
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
 )
-max_epochs = 5
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+train_cfg = dict(max_epochs=6, val_interval=6)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
         convert_to_iter_based=True,
-        end=max_epochs,
         eta_min=4e-6,
     ),
 ]

@@ -1,11 +1,13 @@
-_base_ = '../biformer/biformer-nano_1xb32-8e_digits.py'
+_base_ = '../biformer/fpn_biformer-nano_1xb8-1600i_digits.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmsparse.DAT',
         arch='nano',
-        # With torch's own initialisation, the default, it stayed at chance.
+        out_indices=(0, 1, 2, 3),
+        out_norm='layer',
+        # As the classifier's.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )
