@@ -86,7 +86,7 @@ TASKS = (
     ),
     Task(
         'detection',
-        'focus_detr/focus-detr_biformer-nano_1xb4-6e_digits.py',
+        'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py',
         'coco/bbox_mAP',
         'box AP',
         scale=100.0,

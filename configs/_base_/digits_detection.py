@@ -34,8 +34,8 @@ digits_test_pipeline = [
 # Named so that a leaf may inherit from a detector's config, which has its own.
 digits_train_dataloader = dict(
     batch_size=4,
-    num_workers=1,  # more would wait for a core of two
-    persistent_workers=True,
+    num_workers=0,  # of two cores, none is left for a process that loads
+    persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset',
@@ -48,8 +48,8 @@ digits_train_dataloader = dict(
 )
 digits_val_dataloader = dict(
     batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,
+    persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoDataset',

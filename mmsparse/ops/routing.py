@@ -1,13 +1,15 @@
 """Attention limited to the regions that a query region routes to (BiFormer)."""
 
+import torch
 from torch import Tensor
 
-from mmsparse.ops.attention import (
-    BACKENDS,
-    biased_attention,
-    merge_heads,
-    split_heads,
-)
+from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+
+BACKENDS = ('auto', 'reference', 'gathered', 'masked')
+# Full attention under a mask is faster on maps of at most so many tokens if a region
+# routes to at least this share of all regions: no keys are copied.
+MASKED_TOKENS = 256
+MASKED_SHARE = 1 / 4
 
 
 def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
@@ -72,7 +74,8 @@ def routed_attention(
         num_heads: Number of heads; divides D and C.
         scale: Factor on the products of queries and keys; D**-0.5 if None. (The
             width of all heads together, as BiFormer was trained.)
-        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+        backend: How to compute it: ``reference``, ``gathered``, ``masked`` (not with
+            ``route_weights``) or ``auto``.
         route_weights: Factors on the keys *and* values of each routed region,
             (B, R, K), as :func:`weigh_routes` returns them; all 1 if None.
 
@@ -80,7 +83,8 @@ def routed_attention(
         (B, R, L, C).
 
     Raises:
-        ValueError: ``num_heads`` does not divide D and C, or ``backend`` is unknown.
+        ValueError: ``num_heads`` does not divide D and C, or ``backend`` is unknown or
+            cannot take ``route_weights``.
 
     Source: BiFormer, arXiv 2303.08810, section 3.2, equations 5 and 6.
     """
@@ -91,13 +95,26 @@ def routed_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    if backend == 'masked' and route_weights is not None:
+        raise ValueError(
+            "backend='masked' takes no route_weights; use 'gathered' or 'auto'."
+        )
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    if backend == 'auto' and route_weights is None and routes.shape[-1] == k.shape[1]:
-        return _attend_all(q, k, v, num_heads, scale)
     if backend == 'reference':
         return _reference(q, k, v, routes, num_heads, scale, route_weights)
-    return _gathered(q, k, v, routes, num_heads, scale, route_weights, backend)
+    if route_weights is None and (
+        backend == 'masked' or backend == 'auto' and _suits_mask(k, routes)
+    ):
+        return _masked(q, k, v, routes, num_heads, scale)
+    return _gathered(q, k, v, routes, num_heads, scale, route_weights)
+
+
+def _suits_mask(k: Tensor, routes: Tensor) -> bool:
+    """Whether not to gather pays for products with keys that do not count."""
+    num_regions, num_tokens = k.shape[1], k.shape[1] * k.shape[2]
+    share = routes.shape[-1] / num_regions
+    return share == 1 or (share >= MASKED_SHARE and num_tokens <= MASKED_TOKENS)
 
 
 def _reference(
@@ -148,26 +165,39 @@ def _gathered(
     num_heads: int,
     scale: float,
     route_weights: Tensor | None,
-    backend: str,
 ) -> Tensor:
     """Gather whole regions as rows, then attend as in a batch of B * R."""
     k, v = (gather_regions(tokens, routes, route_weights) for tokens in (k, v))
     q, k, v = (
         split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
     )  # (B * R, heads, tokens, width)
-    out = biased_attention(q, k, v, backend=backend, scale=scale)
+    out = biased_attention(q, k, v, scale=scale)
     return merge_heads(out).unflatten(0, routes.shape[:2])
 
 
-def _attend_all(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float
+def _masked(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
 ) -> Tensor:
-    """Where every region routes to all, nothing needs to be gathered."""
-    q_heads, k_heads, v_heads = (
+    """Attend to all tokens, but those of other regions count nothing."""
+    shape = q.shape[:3]
+    q, k, v = (
         split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
     )  # (B, heads, R * L, width)
-    out = biased_attention(q_heads, k_heads, v_heads, scale=scale)
-    return merge_heads(out).reshape(*q.shape[:3], -1)
+    bias = None
+    if routes.shape[-1] < shape[1]:
+        bias = _routes_bias(q, k, routes)
+    out = biased_attention(q, k, v, bias, scale=scale)
+    return merge_heads(out).reshape(*shape, -1)
+
+
+def _routes_bias(q: Tensor, k: Tensor, routes: Tensor) -> Tensor:
+    """Zero for the tokens of routed regions and -inf for others, (B, 1, N, N')."""
+    batch, num_regions, _ = routes.shape
+    bias = q.new_full((batch, num_regions, num_regions), -torch.inf)
+    bias = bias.scatter(-1, routes, 0)
+    lengths = (q.shape[-2] // num_regions, k.shape[-2] // num_regions)
+    bias = bias[:, :, None, :, None].expand(-1, -1, lengths[0], -1, lengths[1])
+    return bias.reshape(batch, 1, q.shape[-2], k.shape[-2])
 
 
 def gather_regions(

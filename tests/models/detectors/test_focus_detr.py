@@ -372,7 +372,7 @@ def test_the_encoder_needs_no_number_from_the_device(build, options):
 
 
 def test_the_nano_config_takes_a_training_step(pictures):
-    name = 'focus-detr_biformer-nano_1xb4-6e_digits.py'
+    name = 'focus-detr_biformer-nano_1xb4-4e_digits.py'
     detector = build_model(read_config(str(CONFIGS / name)))
     torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
 
