@@ -146,7 +146,7 @@ def test_counting_leaves_the_model_and_the_ops_as_they_were():
 
 def test_a_detector_is_run_up_to_its_neck():
     model = build_model(
-        read_config(str(CONFIGS / 'dino_biformer-nano_1xb4-6e_digits.py'))
+        read_config(str(CONFIGS / 'dino_biformer-nano_1xb4-4e_digits.py'))
     )
 
     parts = {part.name: part for part in measure(model, (128, 128))}

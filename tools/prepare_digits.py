@@ -160,7 +160,7 @@ def parse_args() -> argparse.Namespace:
         help='folder to write (%(default)s)',
     )
     for option, default, text in (
-        ('--train-scenes', 2600, 'scenes for training'),
+        ('--train-scenes', 2100, 'scenes for training'),
         ('--val-scenes', 200, 'scenes for validation'),
         ('--train-looks', 6, 'pictures of each training scan for classification'),
         ('--val-looks', 2, 'pictures of each validation scan for classification'),

@@ -71,27 +71,41 @@ class Result:
     checkpoint: str
 
 
-TASKS = (
-    Task(
-        'classification',
-        'biformer/biformer-nano_1xb32-9e_digits.py',
-        'accuracy/top1',
-        'accuracy',
-    ),
-    Task(
-        'segmentation',
-        'biformer/fpn_biformer-nano_1xb8-1600i_digits.py',
-        'mIoU',
-        'mIoU',
-    ),
-    Task(
-        'detection',
-        'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py',
-        'coco/bbox_mAP',
-        'box AP',
-        scale=100.0,
-    ),
-)
+# Folder of its configs to the name that they have for it.
+BACKBONES = dict(biformer='biformer', dat='dat', shunted_transformer='shunted')
+
+
+def tasks(backbone: str) -> tuple[Task, ...]:
+    """What is trained, in this order.
+
+    Args:
+        backbone: Folder of its configs.
+
+    Returns:
+        One task after the other.
+    """
+    name = f'{BACKBONES[backbone]}-nano'
+    return (
+        Task(
+            'classification',
+            f'{backbone}/{name}_1xb32-9e_digits.py',
+            'accuracy/top1',
+            'accuracy',
+        ),
+        Task(
+            'segmentation',
+            f'{backbone}/fpn_{name}_1xb8-1600i_digits.py',
+            'mIoU',
+            'mIoU',
+        ),
+        Task(
+            'detection',
+            f'focus_detr/focus-detr_{name}_1xb4-4e_digits.py',
+            'coco/bbox_mAP',
+            'box AP',
+            scale=100.0,
+        ),
+    )
 
 
 def main() -> None:
@@ -104,8 +118,9 @@ def main() -> None:
 
     os.environ.update(KEEP_MEMORY)  # read by the processes of the trainings
     results, rows = [], []
-    for number, task in enumerate(TASKS, start=1):
-        label = f'{number}/{len(TASKS)} {task.name}'
+    plan = tasks(args.backbone)
+    for number, task in enumerate(plan, start=1):
+        label = f'{number}/{len(plan)} {task.name}'
         pretrained = results[-1].checkpoint if results else None
         result, row = in_new_process(run_task, task, out / task.name, pretrained, label)
         results.append(result)
@@ -121,6 +136,12 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--backbone',
+        choices=BACKBONES,
+        default='biformer',
+        help='what learns, in its nano size; biformer by default',
     )
     parser.add_argument(
         '--out', default='work_dirs/quickstart', help='folder for all that is written'

@@ -135,7 +135,7 @@ def test_a_dense_backbone_keeps_the_norms_of_its_outputs(family, levels):
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize(
     'config',
-    ['dino_biformer-nano_1xb4-6e_digits', 'fpn_biformer-nano_1xb8-1600i_digits'],
+    ['dino_biformer-nano_1xb4-4e_digits', 'fpn_biformer-nano_1xb8-1600i_digits'],
 )
 def test_a_classifier_starts_the_dense_tasks(family, config, tmp_path):
     official, _ = official_weights(family)

@@ -35,6 +35,18 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+def test_large_matrices_are_the_same_function(backend):
+    q, k, v, bias = random_inputs(1, 2, 70, 65, 4, (70, 65))
+
+    out = biased_attention(q, k, v, bias, backend, scale=0.3)
+
+    logits = 0.3 * torch.einsum('bhnd,bhmd->bhnm', q, k) + bias
+    torch.testing.assert_close(
+        out, torch.einsum('bhnm,bhmd->bhnd', logits.softmax(-1), v)
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_without_bias_it_is_plain_attention(backend):
     q, k, v, _ = random_inputs(2, 3, 5, 7, 4, (1,))
 

@@ -21,10 +21,9 @@ from mmsparse.models.layers import (
     depthwise_conv,
 )
 from mmsparse.models.layers.biformer_attention import check_regions
-from mmsparse.models.layers.common import check_choice, check_heads
+from mmsparse.models.layers.common import NORMS, check_choice, check_heads
 from mmsparse.registry import MODELS
 
-NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
 DOWNSAMPLINGS = ('overlapping', 'patches')
 
 

@@ -24,6 +24,7 @@ from mmsparse.models.layers import (
     WindowAttention2d,
     depthwise_conv,
 )
+from mmsparse.models.layers.common import NORMS, check_choice
 from mmsparse.models.layers.deformable_attention import FORMULATIONS
 from mmsparse.registry import MODELS
 
@@ -48,6 +49,7 @@ _OPTIONAL = dict(
     img_size=224,
     conv_stem=False,
     stem_dims=None,
+    downsample_norm='layer',
     downsample_act=False,
 )
 _DAT = dict(
@@ -102,8 +104,9 @@ class DAT(StagedBackbone):
     and for all stages ``img_size``, the side of the pictures that the tables are made
     for, ``conv_stem`` (overlapping convolutions for stem and downsampling),
     ``stem_dims``, the width of the stem if it is not that of the first stage, and
-    ``downsample_act``: GELU after every downsampling, as ``nano`` has it. The published
-    models have none.
+    ``downsample_norm`` (``batch`` or ``layer``) and ``downsample_act``: the norm of
+    stem and downsampling, and whether GELU follows. The published models have the norm
+    of layers and no GELU; ``nano`` has that of batches and GELU.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
@@ -139,6 +142,7 @@ class DAT(StagedBackbone):
             neighborhood=(5, 5, 3, 3),
             mlp_ratio=3,
             img_size=128,
+            downsample_norm='batch',
             downsample_act=True,
         ),
         'tiny': dict(
@@ -207,14 +211,9 @@ class DAT(StagedBackbone):
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
         for i in range(max(out_indices) + 1):  # later stages would serve nothing
-            downsample = (
-                _downsample(widths[i - 1], widths[i], arch['conv_stem'])
-                if i
-                else _stem(arch)
-            )
+            self.downsamples.append(_downsample(arch, i) if i else _stem(arch))
             if arch['downsample_act']:
-                downsample.append(nn.GELU())
-            self.downsamples.append(downsample)
+                self.downsamples[i].append(nn.GELU())
             self.stages.append(_build_stage(_settings(arch, stage=i), rates[i]))
         self.out_norms = nn.ModuleDict(
             {f'{out_norm}{i}': LayerNorm2d(widths[i], EPS) for i in out_indices}
@@ -325,31 +324,35 @@ def _build_mlp(stage: SimpleNamespace) -> nn.Module:
 
 
 def _stem(arch: Mapping[str, Any]) -> nn.Sequential:
-    width = arch['embed_dims'][0]
+    width, norm = arch['embed_dims'][0], arch['downsample_norm']
     channels = arch['stem_dims'] if arch['stem_dims'] is not None else width
     if not arch['conv_stem']:
-        stem = _conv_norm(3, channels, kernel_size=4, stride=4)
+        stem = _conv_norm(3, channels, norm, kernel_size=4, stride=4)
     elif arch['formulation'] == 'v2022':
-        stem = _conv_norm(3, channels, kernel_size=7, stride=4)
+        stem = _conv_norm(3, channels, norm, kernel_size=7, stride=4)
     else:
         stem = nn.Sequential(
-            *_conv_norm(3, channels // 2, kernel_size=3, stride=2),
+            *_conv_norm(3, channels // 2, norm, kernel_size=3, stride=2),
             nn.GELU(),
-            *_conv_norm(channels // 2, channels, kernel_size=3, stride=2),
+            *_conv_norm(channels // 2, channels, norm, kernel_size=3, stride=2),
         )
     if channels != width:
         stem.add_module('proj', nn.Conv2d(channels, width, kernel_size=1))
     return stem
 
 
-def _downsample(in_channels: int, out_channels: int, overlap: bool) -> nn.Sequential:
-    kernel_size = 3 if overlap else 2
-    return _conv_norm(in_channels, out_channels, kernel_size, stride=2, bias=False)
+def _downsample(arch: Mapping[str, Any], stage: int) -> nn.Sequential:
+    before, after = arch['embed_dims'][stage - 1 : stage + 1]
+    kernel_size = 3 if arch['conv_stem'] else 2
+    return _conv_norm(
+        before, after, arch['downsample_norm'], kernel_size, stride=2, bias=False
+    )
 
 
 def _conv_norm(
     in_channels: int,
     out_channels: int,
+    norm: str,
     kernel_size: int,
     stride: int,
     bias: bool = True,
@@ -358,7 +361,7 @@ def _conv_norm(
     padding = kernel_size // 2 if kernel_size % 2 else 0
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias),
-        LayerNorm2d(out_channels, EPS),
+        NORMS[norm](out_channels, EPS),
     )
 
 
@@ -374,5 +377,5 @@ def _check(arch: Mapping[str, Any], out_norm: str) -> None:
                 f"kinds[{i}] must be letters of 'LSNDM', one for each block; got "
                 f'{kinds!r}.'
             )
-    if out_norm not in OUT_NORMS:
-        raise ValueError(f'out_norm must be one of {OUT_NORMS}; got {out_norm!r}.')
+    check_choice('out_norm', out_norm, OUT_NORMS)
+    check_choice('downsample_norm', arch['downsample_norm'], NORMS)

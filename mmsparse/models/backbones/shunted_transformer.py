@@ -13,7 +13,7 @@ from mmsparse.models.backbones.base import (
     resolve_arch,
 )
 from mmsparse.models.layers import DetailMlp2d, LayerNorm2d, ShuntedSelfAttention
-from mmsparse.models.layers.common import check_heads
+from mmsparse.models.layers.common import NORMS, check_choice, check_heads
 from mmsparse.models.layers.shunted_attention import check_sr_ratio
 from mmsparse.registry import MODELS
 
@@ -30,8 +30,10 @@ class ShuntedTransformer(StagedBackbone):
     An architecture has, per stage, ``embed_dims``, ``depths``, ``num_heads``,
     ``mlp_ratios`` and ``sr_ratios`` (reduction of the coarse keys: 8, 4, 2, or 1 for
     full attention); and for all stages ``stem_convs``, the number of 3x3 convolutions
-    within the stem, ``qkv_bias``, and ``downsample_act``: GELU after every
-    downsampling, as ``nano`` has it. The published models have none.
+    within the stem, ``qkv_bias``, and ``downsample_norm`` (``batch`` or ``layer``) and
+    ``downsample_act``: the norm at the end of stem and downsampling, and whether GELU
+    follows. The published models have the norm of layers and no GELU; ``nano`` has that
+    of batches and GELU.
 
     Args:
         arch: Name of an entry of ``arch_settings``, or such an entry.
@@ -58,6 +60,7 @@ class ShuntedTransformer(StagedBackbone):
             mlp_ratios=(4, 4, 3, 3),
             sr_ratios=(8, 4, 2, 1),
             stem_convs=2,
+            downsample_norm='batch',
             downsample_act=True,
         ),
         'tiny': dict(
@@ -99,7 +102,12 @@ class ShuntedTransformer(StagedBackbone):
             arch,
             known=self.arch_settings,
             per_stage=('embed_dims', 'depths', 'num_heads', 'mlp_ratios', 'sr_ratios'),
-            optional=dict(stem_convs=0, qkv_bias=True, downsample_act=False),
+            optional=dict(
+                stem_convs=0,
+                qkv_bias=True,
+                downsample_norm='layer',
+                downsample_act=False,
+            ),
         )
         _check(arch)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
@@ -175,11 +183,11 @@ class ShuntedBlock(nn.Module):
 
 
 def _build_downsample(arch: Mapping[str, Any], i: int) -> nn.Sequential:
-    widths = arch['embed_dims']
+    widths, norm = arch['embed_dims'], arch['downsample_norm']
     downsample = (
-        patch_embedding(widths[i - 1], widths[i])
+        patch_embedding(widths[i - 1], widths[i], norm=norm)
         if i
-        else stem(widths[0], arch['stem_convs'])
+        else stem(widths[0], arch['stem_convs'], norm)
     )
     if arch['downsample_act']:
         downsample.append(nn.GELU())
@@ -205,12 +213,13 @@ def _build_stage(
     return stage
 
 
-def stem(channels: int, num_convs: int = 0) -> nn.Sequential:
+def stem(channels: int, num_convs: int = 0, norm: str = 'layer') -> nn.Sequential:
     """Convolutions that take a picture to a quarter of its size, and a norm.
 
     Args:
         channels: C of the map.
         num_convs: Number of 3x3 convolutions between the two that reduce.
+        norm: ``batch`` or ``layer``.
 
     Returns:
         (B, 3, H, W) to (B, C, H / 4, W / 4), the size rounded up, then down.
@@ -226,12 +235,16 @@ def stem(channels: int, num_convs: int = 0) -> nn.Sequential:
     layers.append(nn.Conv2d(channels, channels, kernel_size=2, stride=2))
     # An own name for the norm: then no other key depends on the number of convolutions.
     return nn.Sequential(
-        OrderedDict(conv=nn.Sequential(*layers), norm=LayerNorm2d(channels, eps=1e-5))
+        OrderedDict(conv=nn.Sequential(*layers), norm=NORMS[norm](channels, eps=1e-5))
     )
 
 
 def patch_embedding(
-    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 2
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    stride: int = 2,
+    norm: str = 'layer',
 ) -> nn.Sequential:
     """A convolution over overlapping patches, and a norm.
 
@@ -240,6 +253,7 @@ def patch_embedding(
         out_channels: C of the map after.
         kernel_size: Edge length of the patches.
         stride: Distance of the patches.
+        norm: ``batch`` or ``layer``.
 
     Returns:
         (B, C, H, W) to (B, C', H / stride, W / stride), rounded up for odd kernels.
@@ -248,7 +262,7 @@ def patch_embedding(
     return nn.Sequential(
         OrderedDict(
             proj=nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding),
-            norm=LayerNorm2d(out_channels, eps=1e-5),
+            norm=NORMS[norm](out_channels, eps=1e-5),
         )
     )
 
@@ -266,5 +280,6 @@ def _check(arch: Mapping[str, Any]) -> None:
     for i, (channels, num_heads, sr_ratio) in enumerate(stages):
         check_heads(channels, num_heads, name=f'embed_dims[{i}]')
         check_sr_ratio(sr_ratio, num_heads, name=f'sr_ratios[{i}]')
+    check_choice('downsample_norm', arch['downsample_norm'], NORMS)
     if arch['stem_convs'] < 0:
         raise ValueError(f'stem_convs must be at least 0; got {arch["stem_convs"]}.')

@@ -49,6 +49,9 @@ class LayerNorm2d(nn.LayerNorm):
         return channels_first(x)
 
 
+NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
+
+
 class Mlp2d(nn.Module):
     """Two linear maps with GELU between them, on every position.
 

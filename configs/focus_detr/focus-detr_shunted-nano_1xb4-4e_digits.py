@@ -1,4 +1,4 @@
-_base_ = '../biformer/dino_biformer-nano_1xb4-6e_digits.py'
+_base_ = './focus-detr_biformer-nano_1xb4-4e_digits.py'
 
 model = dict(
     backbone=dict(

@@ -46,7 +46,7 @@ optim_wrapper = dict(
     optimizer=dict(lr=4e-4),
     paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
 )
-train_cfg = dict(max_epochs=6, val_interval=6)
+train_cfg = dict(max_epochs=4, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
     dict(
