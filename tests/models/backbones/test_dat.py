@@ -279,6 +279,10 @@ def test_a_given_arch_is_left_as_it_was():
         (dict(arch={**NANO, 'strides': (1, 2)}), "stages; got .*'strides': 2"),
         (dict(arch={**NANO, 'heads': 3}), r"unknown: \['heads'\]"),
         (dict(out_norm='batch'), r"'class', 'layer'.; got 'batch'"),
+        (
+            dict(arch={**NANO, 'downsample_norm': 'group'}),
+            "downsample_norm must be one of .*; got 'group'",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -174,6 +174,10 @@ def test_a_given_arch_is_left_as_it_was():
             r'sr_ratios\[2\] must be one of \(1, 2, 4, 8\); got 3',
         ),
         (dict(arch={**NANO, 'stem_convs': -1}), 'at least 0; got -1'),
+        (
+            dict(arch={**NANO, 'downsample_norm': 'group'}),
+            "downsample_norm must be one of .*; got 'group'",
+        ),
         (dict(arch={**NANO, 'heads': 3}), r"unknown: \['heads'\]"),
         (dict(arch=dict(depths=(1,))), r"missing: \['embed_dims', 'mlp_ratios'"),
     ],
