@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 from mmsparse.benchmark import Measurement, measure
 from mmsparse.benchmark.detector import detector_candidates, set_width
 from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
+from mmsparse.benchmark.segmentor import prediction_candidate, training_candidates
 from mmsparse.hosts import UsageError, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,25 @@ def detector(args: argparse.Namespace) -> dict[str, list[Measurement]]:
     return results
 
 
-COMMANDS = {'detector': detector}
+def segmentor(args: argparse.Namespace) -> dict[str, list[Measurement]]:
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
+    results = {}
+    for path in args.configs:
+        tell(f'{path}: building')
+        cfg = read_config(path, args.cfg_options)
+        height, width = args.crop
+        name = f'{Path(path).stem}, training on {args.batch_size}x{height}x{width}'
+        candidates = training_candidates(cfg, args.crop, args.batch_size, args.device)
+        results[name] = compare(name, candidates, args)
+        height, width = args.picture
+        name = f'{Path(path).stem}, prediction of 1x{height}x{width}'
+        candidate = prediction_candidate(cfg, args.picture, args.device)
+        results[name] = compare(name, [candidate], args)
+    return results
+
+
+COMMANDS = {'detector': detector, 'segmentor': segmentor}
 
 
 def compare(name: str, candidates: list, args: argparse.Namespace) -> list[Measurement]:
@@ -115,6 +134,7 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = common_arguments()
     add_detector(commands, common)
+    add_segmentor(commands, common)
     return parser.parse_args()
 
 
@@ -132,6 +152,15 @@ def common_arguments() -> argparse.ArgumentParser:
     common.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     common.add_argument(
         '--plot', metavar='FILE', help='draw the medians, as .png, .svg or .pdf'
+    )
+    common.add_argument('--batch-size', type=int, default=1, help='1 by default')
+    common.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change settings of all, for example model.backbone.depth=101',
     )
     return common
 
@@ -171,17 +200,36 @@ def add_detector(
         help='mean parts of the tokens that the layers of the encoder keep, one '
         "Focus-DETR for each; 0.3 by default, the paper's",
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='1 by default')
     parser.add_argument(
         '--width', type=int, help='of the transformers, a multiple of 32'
     )
+
+
+def add_segmentor(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'segmentor',
+        parents=[common],
+        help='training with and without recomputation, and prediction',
+        description='Time and peak memory of segmentors with random weights on noise: '
+        'training on crops, as it is and with the blocks of the backbone recomputed in '
+        'the backward pass (with_cp), and the prediction of a whole picture.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs of segmentors')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='change settings of both, for example model.backbone.depth=101',
+        '--crop',
+        type=parse_size,
+        default=(512, 512),
+        metavar='HxW',
+        help='height and width of the crops, 512x512 by default',
+    )
+    parser.add_argument(
+        '--picture',
+        type=parse_size,
+        default=(512, 2048),
+        metavar='HxW',
+        help='height and width of the picture, 512x2048 by default',
     )
 
 

@@ -5,7 +5,7 @@ model = dict(
         _delete_=True,
         type='mmsparse.DAT',
         arch='nano',
-        # With torch's own initialisation, the default, it stayed at chance.
+        # As the other backbones start; the default is torch's own, as the release's.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,6 +57,28 @@ def test_figures_are_written_with_the_machine_and_drawn(done):
     ]
     assert Image.open(folder / 'made/here.png').size[0] > 500
     assert process.stdout.splitlines()[-2:] == ['made/here.json', 'made/here.png']
+
+
+def test_segmentors_have_a_table_for_each_of_training_and_prediction(
+    tmp_path, run_tool
+):
+    name = 'fpn_biformer-nano_1xb8-1600i_digits'
+    config = Path(__file__).parents[2] / 'configs' / 'biformer' / f'{name}.py'
+    sizes = ['--crop', '64x96', '--picture', '64x128', '--batch-size', '2']
+    options = [*sizes, '--repeats', '1', '--device', 'cpu', '--plot', 'drawn.png']
+
+    process = run_tool('benchmark.py', 'segmentor', config, *options, cwd=tmp_path)
+
+    lines = process.stdout.splitlines()
+    header, plain, with_cp = lines[lines.index(f'{name}, training on 2x64x96') + 1 :][
+        :3
+    ]
+    assert header.split() == ['time', 'peak', 'memory']
+    assert plain.startswith('plain ')
+    assert with_cp.startswith('with_cp ')
+    (row,) = lines[lines.index(f'{name}, prediction of 1x64x128') + 2 :][:1]
+    assert row.startswith('predict ')
+    assert Image.open(tmp_path / 'drawn.png').size[0] > 500
 
 
 @pytest.mark.parametrize(
