@@ -38,6 +38,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,  # of two cores, none is left for a process that loads
+    persistent_workers=False,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='BaseSegDataset',
@@ -52,6 +53,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
+    persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='BaseSegDataset',

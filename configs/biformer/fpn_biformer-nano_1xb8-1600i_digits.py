@@ -29,7 +29,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
-    dict(type='PolyLR', power=0.9, by_epoch=False, begin=60),
+    dict(type='PolyLR', power=0.9, by_epoch=False),
 ]
 train_cfg = dict(max_iters=1600, val_interval=800)
 default_hooks = dict(

@@ -6,7 +6,7 @@ import torch
 from mmsparse.checkpoint.shunted import official_key, rename_key
 from mmsparse.models import ShuntedTransformer
 
-ARCHS = ('nano', 'tiny', 'small', 'base')
+ARCHS = ('tiny', 'small', 'base')
 BATCHNORM = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
 OFFICIAL = (
     r'patch_embed1\.conv\.0\.weight',
