@@ -30,6 +30,8 @@ def main() -> None:
         prepare_files(args)
         if args.threads is not None:
             set_threads(args.threads)
+        if args.batch_size < 1:
+            raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
         args.device = torch.device(args.device)
         results = COMMANDS[args.command](args)
     except (UsageError, ValueError, OSError) as error:
@@ -41,8 +43,6 @@ def detector(args: argparse.Namespace) -> dict[str, list[Measurement]]:
     cfg = read_config(str(args.config), args.cfg_options)
     if args.width is not None:
         set_width(cfg, args.width)
-    if args.batch_size < 1:
-        raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
     results = {}
     for height, width in args.sizes:
         name = f'{args.batch_size}x{height}x{width}'
@@ -55,8 +55,6 @@ def detector(args: argparse.Namespace) -> dict[str, list[Measurement]]:
 
 
 def segmentor(args: argparse.Namespace) -> dict[str, list[Measurement]]:
-    if args.batch_size < 1:
-        raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
     results = {}
     for path in args.configs:
         tell(f'{path}: building')

@@ -13,8 +13,9 @@ from mmsparse.benchmark.timing import Measurement
 
 MEMORY = 'peak memory'
 PACKAGES = (
-    *('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet'),
-    *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'mmsparse'),
+    *('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
+    *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+    'mmsparse',
 )
 PLOT_FORMATS = ('.png', '.svg', '.pdf')
 

