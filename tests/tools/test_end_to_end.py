@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs' / 'biformer'
+CONFIGS = ROOT / 'configs'
 SHORT = {  # settings that end a training after two iterations
-    'biformer-nano_1xb32-9e_digits': (
+    'biformer/biformer-nano_1xb32-9e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=4',
         'train_dataloader.dataset.data_prefix=val',
         'train_dataloader.dataset.indices=8',
     ),
-    'dino_biformer-nano_1xb4-4e_digits': (
+    'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=2',
         'train_dataloader.dataset.indices=4',
         'train_cfg.val_interval=1',
     ),
-    'fpn_biformer-nano_1xb8-1600i_digits': (
+    'biformer/fpn_biformer-nano_1xb8-1600i_digits': (
         'train_cfg.max_iters=2',
         'train_cfg.val_interval=2',
         'train_dataloader.batch_size=2',
@@ -46,7 +46,7 @@ def options(name, *more):
 def trained(request, small_digits, run_tool):
     """A config after a training of two iterations: name, work directory, checkpoint."""
     name = request.param
-    work_dir = small_digits / 'work_dirs' / name
+    work_dir = small_digits / 'work_dirs' / Path(name).name
     run_tool('train.py', CONFIGS / f'{name}.py', *options(name), cwd=small_digits)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
     return name, work_dir, small_digits / checkpoint
@@ -61,8 +61,8 @@ def test_training_evaluates_and_saves_a_checkpoint(trained):
 
 
 def test_testing_writes_the_metric(trained, small_digits, run_tool):
-    name, _, checkpoint = trained
-    out = small_digits / f'{name}.json'
+    name, work_dir, checkpoint = trained
+    out = work_dir / 'metrics.json'
     run_tool(
         'test.py',
         CONFIGS / f'{name}.py',
@@ -80,7 +80,7 @@ def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_to
     name, work_dir, checkpoint = trained
     further = ('train_cfg.max_iters=4' if 'fpn' in name else 'train_cfg.max_epochs=2',)
     before = torch.load(checkpoint, weights_only=False)
-    resumed = shutil.copytree(work_dir, work_dir.with_name(f'{name}-resumed'))
+    resumed = shutil.copytree(work_dir, work_dir.with_name(f'{work_dir.name}-resumed'))
 
     run_tool(
         'train.py',
@@ -107,9 +107,9 @@ def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_to
 
 
 def test_inference_draws_each_picture(trained, small_digits, run_tool):
-    name, _, checkpoint = trained
+    name, work_dir, checkpoint = trained
     pictures = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:2]
-    out = small_digits / 'drawn' / name
+    out = work_dir / 'drawn'
 
     done = run_tool(
         'infer.py',
@@ -129,11 +129,12 @@ def test_inference_draws_each_picture(trained, small_digits, run_tool):
 
 
 def test_mim_trains_the_same_config(trained, small_digits):
-    name, _, _ = trained
+    name, work_dir, _ = trained
+    out = work_dir.with_name(f'mim-{work_dir.name}')
     mim = Path(sys.executable).with_name('mim')
     done = subprocess.run(
         [mim, 'train', HOSTS[name], CONFIGS / f'{name}.py', '--gpus', '0']
-        + ['--work-dir', f'work_dirs/mim-{name}', *options(name)],
+        + ['--work-dir', out, *options(name)],
         cwd=small_digits,
         capture_output=True,
         text=True,
@@ -142,12 +143,12 @@ def test_mim_trains_the_same_config(trained, small_digits):
     )
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert (small_digits / f'work_dirs/mim-{name}' / 'last_checkpoint').is_file()
+    assert (out / 'last_checkpoint').is_file()
 
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_cpu(small_digits):
-    name = 'fpn_biformer-nano_1xb8-1600i_digits'
+    name = 'biformer/fpn_biformer-nano_1xb8-1600i_digits'
     done = subprocess.run(
         [ROOT / 'tools' / 'dist_train.sh', CONFIGS / f'{name}.py', '2']
         + ['--work-dir', 'work_dirs/two', *options(name)],
@@ -169,7 +170,7 @@ def test_two_processes_train_on_the_cpu(small_digits):
     [
         (['nothing.py'], 'error: config: no such file: nothing.py'),
         (
-            [CONFIGS / 'dino_biformer-nano_1xb4-4e_digits.py'],
+            [CONFIGS / 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'],
             'error: train_dataloader: no data at data/digits/detection/; '
             'make it with: python tools/prepare_digits.py',
         ),
@@ -185,7 +186,7 @@ def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
 
 
 def test_an_unknown_arch_is_told_with_the_known_ones(small_digits, run_tool):
-    name = 'biformer-nano_1xb32-9e_digits'
+    name = 'biformer/biformer-nano_1xb32-9e_digits'
     done = run_tool(
         'train.py',
         CONFIGS / f'{name}.py',
