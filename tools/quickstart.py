@@ -71,8 +71,12 @@ class Result:
     checkpoint: str
 
 
-# Folder of its configs to the name that they have for it.
-BACKBONES = dict(biformer='biformer', dat='dat', shunted_transformer='shunted')
+# Folder of a backbone's configs to the name of its classifier's.
+BACKBONES = dict(
+    biformer='biformer-nano_1xb32-9e_digits',
+    dat='dat-nano_1xb32-9e_digits',
+    shunted_transformer='shunted-nano_1xb32-14e_digits',
+)
 
 
 def tasks(backbone: str) -> tuple[Task, ...]:
@@ -84,11 +88,12 @@ def tasks(backbone: str) -> tuple[Task, ...]:
     Returns:
         One task after the other.
     """
-    name = f'{BACKBONES[backbone]}-nano'
+    classifier = BACKBONES[backbone]
+    name, _, _ = classifier.partition('_')
     return (
         Task(
             'classification',
-            f'{backbone}/{name}_1xb32-9e_digits.py',
+            f'{backbone}/{classifier}.py',
             'accuracy/top1',
             'accuracy',
         ),
