@@ -6,15 +6,10 @@ Nothing is computed: tensors on torch's meta device have shapes only.
 """
 
 import copy
-import inspect
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -62,7 +57,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
     for name, modules in parts.items():
         for module in modules:
             _watch(module, name, counter, macs)
-    with torch.no_grad(), reference_ops(), counter:
+    with torch.no_grad(), ops.reference_only(), counter:
         _run(model, torch.empty(1, 3, *shape, device='meta'))
     measured = [
         Part(name, _num_parameters(*modules), macs.get(name))
@@ -93,36 +88,6 @@ def _classifier(family: Family, arch: str, side: int, name: str) -> Part:
     total = measure(backbone, (side, side))[-1]
     weights = 1000 * family.width(arch)  # of the linear map to 1000 classes
     return Part(name, total.parameters + weights + 1000, total.macs + weights)
-
-
-@contextmanager
-def reference_ops() -> Iterator[None]:
-    """Let layers compute their ops by the definition.
-
-    Fast paths may compute more, for example products that a mask takes away again.
-
-    Yields:
-        Nothing.
-    """
-    with_backends = [
-        op
-        for op in vars(ops).values()
-        if inspect.isfunction(op) and 'backend' in inspect.signature(op).parameters
-    ]
-    layers = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith('mmsparse.models.layers.')
-    ]
-    with ExitStack() as stack:
-        for op in with_backends:
-            for layer in layers:
-                if vars(layer).get(op.__name__) is op:
-                    reference = partial(op, backend='reference')
-                    stack.enter_context(
-                        mock.patch.object(layer, op.__name__, reference)
-                    )
-        yield
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:

@@ -11,6 +11,12 @@ import torch
 from mmengine.config import DictAction
 
 from mmsparse.benchmark import Measurement, measure
+from mmsparse.benchmark.backbone import (
+    FORWARD,
+    TRAINING,
+    backbone_candidates,
+    product_rate,
+)
 from mmsparse.benchmark.detector import detector_candidates, set_width
 from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
 from mmsparse.benchmark.segmentor import prediction_candidate, training_candidates
@@ -70,7 +76,39 @@ def segmentor(args: argparse.Namespace) -> dict[str, list[Measurement]]:
     return results
 
 
-COMMANDS = {'detector': detector, 'segmentor': segmentor}
+def backbone(args: argparse.Namespace) -> dict[str, list[Measurement]]:
+    results = {}
+    for path in args.configs:
+        tell(f'{path}: building')
+        cfg = read_config(path, args.cfg_options)
+        height, width = args.size
+        name = f'{Path(path).stem}, {args.batch_size}x{height}x{width}'
+        candidates, macs = backbone_candidates(
+            cfg,
+            args.size,
+            args.batch_size,
+            args.device,
+            reference=not args.no_reference,
+            training=not args.no_training,
+        )
+        results[name] = compare(name, candidates, args)
+        print_shares(results[name], macs, product_rate(args.device))
+    return results
+
+
+def print_shares(measurements: list[Measurement], macs: int, rate: float) -> None:
+    """Print which share of a large matrix product's speed is reached."""
+    print(f'a product of large matrices: {2 * rate / 1e9:,.0f} GFLOP/s; of that')
+    for measured in measurements:
+        shares = (
+            f'{part} {100 * work * macs / measured.median_seconds(part) / rate:.0f} %'
+            for part, work in ((FORWARD, 1), (TRAINING, 3))
+            if part in measured.seconds
+        )
+        print(f'  {measured.name}: {", ".join(shares)}')
+
+
+COMMANDS = {'backbone': backbone, 'detector': detector, 'segmentor': segmentor}
 
 
 def compare(name: str, candidates: list, args: argparse.Namespace) -> list[Measurement]:
@@ -131,6 +169,7 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = common_arguments()
+    add_backbone(commands, common)
     add_detector(commands, common)
     add_segmentor(commands, common)
     return parser.parse_args()
@@ -161,6 +200,36 @@ def common_arguments() -> argparse.ArgumentParser:
         help='change settings of all, for example model.backbone.depth=101',
     )
     return common
+
+
+def add_backbone(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'backbone',
+        parents=[common],
+        help='the fast paths of a backbone beside the definition',
+        description='Compare the fast paths of backbones with the plain definition of '
+        'their attention, with random weights on pictures of noise: time of a forward '
+        'pass without gradients, of a forward and a backward pass in training, and '
+        'peak memory of the two.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs with a backbone of ours')
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(224, 224),
+        metavar='HxW',
+        help='height and width of the pictures, 224x224 by default',
+    )
+    parser.add_argument(
+        '--no-reference',
+        action='store_true',
+        help='leave the definition out: it may need more memory than there is',
+    )
+    parser.add_argument(
+        '--no-training', action='store_true', help='measure the forward pass alone'
+    )
 
 
 def add_detector(

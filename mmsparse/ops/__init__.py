@@ -5,6 +5,7 @@ the same function; ``backend='auto'`` chooses among them.
 """
 
 from mmsparse.ops.attention import biased_attention
+from mmsparse.ops.backends import reference_only
 from mmsparse.ops.deformable import (
     attend_map,
     deformable_attention,
@@ -64,6 +65,7 @@ __all__ = [
     'positions_v2023',
     'probability_product',
     'put_rows',
+    'reference_only',
     'region_means',
     'route_regions',
     'routed_attention',

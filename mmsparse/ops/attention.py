@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops.backends import pick_backend
+
 BACKENDS = ('auto', 'reference', 'sdpa')
 # Queries times keys up to which, on a CPU, plain products are faster forward and
 # backward: measured, they took a third of the time at 16x16, two thirds at 64x64, all
@@ -34,8 +36,7 @@ def biased_attention(
     Raises:
         ValueError: ``backend`` is unknown.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    backend = pick_backend(backend, BACKENDS)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if backend == 'auto' and q.device.type == 'cpu':

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops import attention
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.recompute import attend_in_parts
+
+BACKENDS = (*attention.BACKENDS, 'parts')
+PART = 2**20  # logits that are there at a time
 
 
 def deformable_attention(
@@ -33,7 +39,7 @@ def deformable_attention(
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
         axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
-        backend: How to attend: ``reference``, ``sdpa`` or ``auto``.
+        backend: How to attend: ``reference``, ``sdpa``, ``parts`` or ``auto``.
 
     Returns:
         (B, H, W, C).
@@ -50,8 +56,62 @@ def deformable_attention(
             f'The number of groups must divide the number of heads, {num_heads}; got '
             f'{num_groups}.'
         )
+    backend = pick_backend(backend, BACKENDS)
+    if backend in ('auto', 'parts'):
+        return _in_parts(q, k, v, positions, table, axes)
     bias = lookup_bias(table, displacements(positions, axes))
     return attend_map(q, k, v, num_heads, bias, backend)
+
+
+def _in_parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    axes: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Attend with a few rows of queries at a time."""
+    batch, height, width, _ = q.shape
+    num_heads, num_keys = len(table), k.shape[1] * k.shape[2]
+    k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (k, v))
+    out = attend_in_parts(
+        _attend_rows,
+        (q.transpose(0, 1), axes[0]),
+        (k, v, positions, table, axes[1]),
+        max(PART // (batch * num_heads * width * num_keys), 1),
+    )
+    return out.transpose(0, 1)
+
+
+def _attend_rows(
+    q: Tensor,
+    rows: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """Let the queries of some rows attend.
+
+    Args:
+        q: (R, B, W, C).
+        rows: Their coordinates, (R,).
+        k: (B, heads, M, D).
+        v: (B, heads, M, D).
+        positions: (B, groups, Hk, Wk, 2).
+        table: (heads, Ty, Tx).
+        columns: Coordinates of the columns of queries, (W,).
+
+    Returns:
+        (R, B, W, C).
+    """
+    num_rows = len(q)
+    bias = lookup_bias(table, displacements(positions, (rows, columns)))
+    q = split_heads(q.transpose(0, 1).flatten(1, 2), len(table))
+    out = merge_heads(biased_attention(q, k, v, bias))
+    return out.unflatten(1, (num_rows, -1)).transpose(0, 1)
 
 
 def attend_map(
@@ -95,8 +155,8 @@ def displacements(positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
         (B, groups, H * W, Hk * Wk, 2).
     """
     rows, columns = axes
-    queries = _grid(rows, columns).reshape(-1, 1, 2)
-    return (queries - positions.flatten(2, 3).unsqueeze(2)) / 2
+    queries = _grid(rows / 2, columns / 2).reshape(-1, 1, 2)
+    return queries - positions.flatten(2, 3).unsqueeze(2) / 2
 
 
 def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
@@ -112,7 +172,8 @@ def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
     batch, num_groups = displacement.shape[:2]
     planes = table.to(displacement.dtype).unflatten(0, (num_groups, -1))
     planes = planes.expand(batch, *planes.shape).flatten(0, 1)
-    bias = _sample(planes, displacement.flatten(0, 1))
+    # The sampler wants (x, y): of the transposed table, that is (y, x).
+    bias = _sample(planes.transpose(-2, -1), displacement.flatten(0, 1))
     return bias.unflatten(0, (batch, num_groups)).flatten(1, 2)
 
 
@@ -128,13 +189,13 @@ def sample_points(x: Tensor, positions: Tensor) -> Tensor:
     """
     batch, num_groups = positions.shape[:2]
     groups = x.to(positions.dtype).unflatten(1, (num_groups, -1)).flatten(0, 1)
-    sampled = _sample(groups, positions.flatten(0, 1))
+    sampled = _sample(groups, positions.flatten(0, 1).flip(-1))
     return sampled.unflatten(0, (batch, num_groups)).flatten(1, 2).to(x.dtype)
 
 
-def _sample(x: Tensor, positions: Tensor) -> Tensor:
-    xy = positions.flip(-1)  # the sampler's order
-    return F.grid_sample(x, xy, mode='bilinear', align_corners=True)
+def _sample(x: Tensor, places: Tensor) -> Tensor:
+    """Read (B, C, H, W) at (B, h, w, 2) as (x, y), to (B, C, h, w)."""
+    return F.grid_sample(x, places, mode='bilinear', align_corners=True)
 
 
 def positions_v2022(offsets: Tensor, offset_range: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops.backends import pick_backend
 from mmsparse.ops.regions import merge_regions, partition_regions
 
 BACKENDS = ('auto', 'reference', 'tiles')
@@ -38,8 +39,7 @@ def neighborhood_attention(
 
     Source: Neighborhood Attention Transformer, arXiv 2204.07143, section 3.1.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    backend = pick_backend(backend, BACKENDS)
     height, width = q.shape[1:3]
     kernel = (table.shape[-1] + 1) // 2
     if kernel % 2 == 0 or kernel > min(height, width):

@@ -1,9 +1,13 @@
 """Attention limited to the regions that a query region routes to (BiFormer)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.recompute import attend_in_parts
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked')
 # Up to so many tokens, and from this share of the regions on, full attention under a
@@ -11,6 +15,7 @@ BACKENDS = ('auto', 'reference', 'gathered', 'masked')
 # 196 tokens and a third, and at 256 and a quarter; twice it at 400 and a quarter.
 MASKED_TOKENS = 256
 MASKED_SHARE = 1 / 4
+PART = 2**23  # numbers in the copies of keys and values that are there at a time
 
 
 def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
@@ -94,8 +99,7 @@ def routed_attention(
             f'num_heads={num_heads} must divide the width of q and k '
             f'({q.shape[-1]}) and of v ({v.shape[-1]}).'
         )
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    backend = pick_backend(backend, BACKENDS)
     if backend == 'masked' and route_weights is not None:
         raise ValueError(
             "backend='masked' takes no route_weights; use 'gathered' or 'auto'."
@@ -167,13 +171,43 @@ def _gathered(
     scale: float,
     route_weights: Tensor | None,
 ) -> Tensor:
-    """Gather whole regions as rows, then attend as in a batch of B * R."""
-    k, v = (gather_regions(tokens, routes, route_weights) for tokens in (k, v))
-    q, k, v = (
-        split_heads(tokens, num_heads).flatten(0, 1) for tokens in (q, k, v)
-    )  # (B * R, heads, tokens, width)
-    out = biased_attention(q, k, v, scale=scale)
-    return merge_heads(out).unflatten(0, routes.shape[:2])
+    """Copy whole regions as rows, for so many query regions at a time as fit."""
+    queries: tuple[Tensor, ...] = (q.flatten(0, 1), _rows(routes).flatten(0, 1))
+    if route_weights is not None:
+        queries = (*queries, route_weights.flatten(0, 1))
+    regions = (k.flatten(0, 1), v.flatten(0, 1))
+    numbers = k.numel() + v.numel()
+    # A part adds to the gradients of all regions: it must not be small beside them.
+    parts = routes.shape[-1] * numbers // max(PART, 2 * numbers)
+    out = attend_in_parts(
+        partial(_attend_regions, num_heads, scale),
+        queries,
+        regions,
+        length=-(-len(queries[0]) // max(parts, 1)),
+    )
+    return out.unflatten(0, routes.shape[:2])
+
+
+def _attend_regions(
+    num_heads: int, scale: float, q: Tensor, rows: Tensor, *others: Tensor
+) -> Tensor:
+    """Let some query regions attend.
+
+    Args:
+        num_heads: Number of heads.
+        scale: Factor on the products of queries and keys.
+        q: (N, L, D).
+        rows: Regions of keys that each attends to, (N, K).
+        others: Factors on these, (N, K), if there are any; then keys and values of all
+            regions, (B * R, L', ...).
+
+    Returns:
+        (N, L, C).
+    """
+    *weights, k, v = others
+    k, v = (_take(x, rows, *weights) for x in (k, v))
+    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+    return merge_heads(biased_attention(q, k, v, scale=scale))
 
 
 def _masked(
@@ -214,9 +248,24 @@ def gather_regions(
     Returns:
         (B, R, K * L, C), in the order of the routes.
     """
-    batch, num_regions, _, channels = tokens.shape
-    first = num_regions * routes.new_tensor(range(batch)).view(-1, 1, 1)
-    rows = tokens.flatten(0, 1).index_select(0, (routes + first).flatten())
+    index = routes[..., None, None].expand(-1, -1, -1, *tokens.shape[2:])
+    seen = tokens[:, None].expand(-1, routes.shape[1], -1, -1, -1)
+    gathered = seen.gather(2, index)  # (B, R, K, L, C)
     if route_weights is not None:
-        rows = rows * route_weights.view(-1, 1, 1).to(rows.dtype)
-    return rows.reshape(batch, num_regions, -1, channels)
+        gathered = gathered * route_weights[..., None, None].to(tokens.dtype)
+    return gathered.flatten(2, 3)
+
+
+def _rows(routes: Tensor) -> Tensor:
+    """Count the regions of all pictures through, (B, R, K)."""
+    batch, num_regions, _ = routes.shape
+    first = num_regions * routes.new_tensor(range(batch))
+    return routes + first.view(-1, 1, 1)
+
+
+def _take(regions: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Regions (B * R, L, C) by their numbers (N, K), to (N, K * L, C)."""
+    taken = regions.index_select(0, rows.flatten())
+    if weights is not None:
+        taken = taken * weights.reshape(-1, 1, 1).to(taken.dtype)
+    return taken.view(len(rows), -1, taken.shape[-1])

@@ -11,6 +11,7 @@ from mmsparse.ops.attention import (
     merge_heads,
     split_heads,
 )
+from mmsparse.ops.backends import pick_backend
 
 
 def shunted_attention(
@@ -80,5 +81,4 @@ def _check(
             f'Keys and values need the width {channels // groups}, that of q '
             f'({channels}) over the number of groups ({groups}); got {widths}.'
         )
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    pick_backend(backend, BACKENDS)

@@ -7,13 +7,18 @@ from torch.autograd import gradcheck
 from mmsparse.ops import (
     attend_map,
     biased_attention,
+    deformable,
     deformable_attention,
     positions_v2022,
     positions_v2023,
     sample_points,
 )
-from mmsparse.ops.attention import BACKENDS
-from mmsparse.ops.deformable import cell_centres, displacements, pixel_centres
+from mmsparse.ops.deformable import (
+    BACKENDS,
+    cell_centres,
+    displacements,
+    pixel_centres,
+)
 
 CASES = {  # B, H, W, C, Hk, Wk, heads, groups, Ty, Tx
     'groups': (2, 4, 3, 8, 3, 2, 4, 2, 9, 5),
@@ -63,9 +68,11 @@ def loop_oracle(q, k, v, positions, table, axes):
     return out
 
 
+@pytest.mark.parametrize('part', [1, deformable.PART])
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_equals_the_equation_in_value_and_gradient(case, backend):
+def test_equals_the_equation_in_value_and_gradient(case, backend, part, monkeypatch):
+    monkeypatch.setattr(deformable, 'PART', part)
     *tensors, axes = random_inputs(*case)
     expected = loop_oracle(*tensors, axes)
     actual = deformable_attention(*tensors, axes, backend)

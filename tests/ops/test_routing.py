@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from mmsparse.ops import route_regions, routed_attention, weigh_routes
+from mmsparse.ops import route_regions, routed_attention, routing, weigh_routes
 from mmsparse.ops.routing import BACKENDS, attention_weights
 
 SHAPES = {  # B, R, L, L', D, C, K, heads
@@ -21,6 +21,12 @@ SHAPES = {  # B, R, L, L', D, C, K, heads
 }
 # Which of them know factors on the routed regions.
 WEIGHTING = [backend for backend in BACKENDS if backend != 'masked']
+
+
+@pytest.fixture(params=[1, routing.PART], ids=['in-parts', 'at-once'])
+def part(request, monkeypatch):
+    """Numbers of a part; one alone cuts where regions have four routes and more."""
+    monkeypatch.setattr(routing, 'PART', request.param)
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)
@@ -66,6 +72,7 @@ def dense_oracle(q, k, v, routes, num_heads, scale):
     return torch.cat(outs, -1).view(B, R, L, -1)
 
 
+@pytest.mark.usefixtures('part')
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_equals_masked_full_attention_in_value_and_gradient(inputs, backend):
     *_, heads = inputs
@@ -81,6 +88,7 @@ def test_equals_masked_full_attention_in_value_and_gradient(inputs, backend):
     )
 
 
+@pytest.mark.usefixtures('part')
 @pytest.mark.parametrize('backend', WEIGHTING)
 def test_weighted_regions_equal_the_loop_in_value_and_gradient(inputs, backend):
     *tensors, routes, _ = inputs

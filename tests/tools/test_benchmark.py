@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+ROOT = Path(__file__).parents[2]
+
 # The least that the command can be asked for: one layer each, a narrow transformer.
 SMALL = [
     'detector',
@@ -119,3 +121,46 @@ def test_help_says_what_is_compared(tmp_path, run_tool):
     done = run_tool('benchmark.py', 'detector', '--help', cwd=tmp_path)
 
     assert "Compare Focus-DETR with mmdet's DINO" in ' '.join(done.stdout.split())
+
+
+def test_backbones_are_compared_with_the_definition(tmp_path, run_tool):
+    name = 'biformer-nano_1xb32-9e_digits'
+    done = run_tool(
+        'benchmark.py',
+        'backbone',
+        ROOT / 'configs' / 'biformer' / f'{name}.py',
+        *('--size', '48x64', '--repeats', '1', '--threads', '1', '--device', 'cpu'),
+        cwd=tmp_path,
+    )
+
+    lines = done.stdout.splitlines()
+    header, reference, fast = lines[lines.index(f'{name}, 1x48x64') + 1 :][:3]
+    assert header.split() == ['forward', 'forward', '+', 'backward', 'peak', 'memory']
+    assert reference.startswith('reference ')
+    assert fast.startswith('fast paths ')
+    shares = lines[lines.index(next(x for x in lines if 'product of large' in x)) + 1 :]
+    assert shares[0].startswith('  reference: forward ')
+    assert shares[1].startswith('  fast paths: forward ')
+
+
+def test_the_definition_and_training_may_be_left_out(tmp_path, run_tool):
+    done = run_tool(
+        'benchmark.py',
+        'backbone',
+        ROOT / 'configs' / 'dat' / 'dat-nano_1xb32-9e_digits.py',
+        *('--no-reference', '--no-training', '--size', '48x48', '--repeats', '1'),
+        cwd=tmp_path,
+    )
+
+    assert 'reference' not in done.stdout
+    assert 'backward' not in done.stdout
+
+
+def test_a_backbone_of_the_host_has_no_fast_paths(tmp_path, run_tool):
+    config = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'
+    done = run_tool('benchmark.py', 'backbone', config, cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        'error: model.backbone must be one of mmsparse; got ResNet.'
+    )

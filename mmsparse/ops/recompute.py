@@ -1,0 +1,88 @@
+"""Attention part by part, computed anew in the backward pass."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def attend_in_parts(
+    attend: Callable[..., Tensor],
+    queries: tuple[Tensor, ...],
+    others: tuple[Tensor, ...],
+    length: int,
+) -> Tensor:
+    """Attend with a part of the queries at a time, and keep nothing but the inputs.
+
+    What is large, such as logits, biases and copies of keys, lives as long as its part
+    does; the backward pass computes it again. A single part is an ordinary call.
+    Autocast is off in the parts. Of several there are no gradients of gradients.
+
+    Args:
+        attend: Computes a part: called with that of every tensor of ``queries`` and
+            then with ``others``, it returns (n, ...).
+        queries: Tensors of (N, ...) that are cut along their first axis.
+        others: What all parts need. Tensors of integers or without gradient, too.
+        length: Queries of a part, n; the last may have fewer.
+
+    Returns:
+        (N, ...).
+    """
+    # The compiler sees through a single part, and decides for itself what to keep.
+    if len(queries[0]) <= length or torch.compiler.is_compiling():
+        with _no_autocast(queries[0]):
+            return attend(*queries, *others)
+    return _InParts.apply(attend, length, len(queries), *queries, *others)
+
+
+class _InParts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, attend: Callable, length: int, num_queries: int, *tensors: Tensor
+    ) -> Tensor:
+        ctx.attend, ctx.length, ctx.num_queries = attend, length, num_queries
+        ctx.save_for_backward(*tensors)
+        queries, others = tensors[:num_queries], tensors[num_queries:]
+        with _no_autocast(queries[0]):
+            return torch.cat([attend(*x, *others) for x in _cut(queries, length)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[3:]
+        of_queries, of_others = wanted[: ctx.num_queries], wanted[ctx.num_queries :]
+        queries = ctx.saved_tensors[: ctx.num_queries]
+        # The gradients of all parts gather in these.
+        others = _leaves(ctx.saved_tensors[ctx.num_queries :], of_others)
+        grads = []
+        for part, part_grad in zip(
+            _cut(queries, ctx.length), grad.split(ctx.length), strict=True
+        ):
+            part = _leaves(part, of_queries)
+            with torch.enable_grad(), _no_autocast(grad):
+                out = ctx.attend(*part, *others)
+            torch.autograd.backward(out, part_grad)
+            grads.append([x.grad for x in part])
+        joined = (
+            torch.cat(found) if want else None
+            for found, want in zip(zip(*grads, strict=True), of_queries, strict=True)
+        )
+        return (None, None, None, *joined, *(x.grad for x in others))
+
+
+def _cut(tensors: Iterable[Tensor], length: int) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(x.split(length) for x in tensors), strict=True)
+
+
+def _leaves(tensors: Iterable[Tensor], wanted: Iterable[bool]) -> tuple[Tensor, ...]:
+    """The same values, at the begin of a graph."""
+    return tuple(
+        x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)
+    )
+
+
+def _no_autocast(like: Tensor) -> AbstractContextManager:
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from mmsparse.ops.recompute import attend_in_parts
+
+
+def inputs():
+    """Seven queries of width 3, with an offset each, and five keys."""
+    q, offset, k = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((7, 3), (7,), (5, 3))
+    )
+    return q, offset, k
+
+
+def attend(q, offset, picked, k):
+    return (q @ k.T + offset[:, None]).softmax(-1) @ k + k[picked]
+
+
+@pytest.mark.parametrize('length', [1, 3, 7, 8])
+def test_equals_all_at_once_in_value_and_gradient(length):
+    q, offset, k = inputs()
+    picked = torch.tensor([0, 4, 4, 2, 1, 0, 3])
+    expected = attend(q, offset, picked, k)
+    cotangent = torch.randn_like(expected)
+
+    actual = attend_in_parts(attend, (q, offset, picked), (k,), length)
+
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, (q, offset, k), cotangent),
+        torch.autograd.grad(expected, (q, offset, k), cotangent),
+    )
+
+
+@pytest.mark.parametrize('name', ['queries', 'others'])
+def test_what_needs_no_gradient_gets_none(name):
+    q, offset, k = inputs()
+    picked = torch.zeros(7, dtype=torch.long)
+    fixed = q if name == 'queries' else k
+    fixed.requires_grad_(False)
+
+    out = attend_in_parts(attend, (q, offset, picked), (k,), 2)
+    out.sum().backward()
+
+    assert fixed.grad is None
+    assert (k if name == 'queries' else q).grad is not None
+
+
+def test_a_part_never_outlives_itself():
+    """Nothing but the inputs is kept for the backward pass."""
+    q, offset, k = inputs()
+    picked = torch.zeros(7, dtype=torch.long)
+    kept = []
+
+    def pack(x):
+        kept.append(x.data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        attend_in_parts(attend, (q, offset, picked), (k,), 2)
+
+    assert set(kept) == {x.data_ptr() for x in (q, offset, picked, k)}
+
+
+def test_the_parts_compute_without_autocast():
+    q, k = (torch.randn(4, 3) for _ in range(2))
+    types = []
+
+    def product(q, k):
+        types.append((q @ k.T).dtype)
+        return q
+
+    with torch.autocast('cpu', torch.bfloat16):
+        attend_in_parts(product, (q,), (k,), 4)
+        attend_in_parts(product, (q,), (k,), 2)
+
+    assert types == 3 * [torch.float32]
