@@ -9,6 +9,11 @@ model = dict(
     neck=dict(bias=True),
     positional_encoding=dict(offset=-0.5, temperature=10000),
     bbox_head=dict(
-        type='mmsparse.FocusDETRHead', loss_foreground=dict(strides=(8, 16, 32))
+        type='mmsparse.FocusDETRHead',
+        # By the default ranges, digits of 17 to 63 pixels are all of the finest level.
+        loss_foreground=dict(
+            strides=(8, 16, 32),
+            size_ranges=((-1, 32), (16, 64), (32, float('inf'))),
+        ),
     ),
 )
