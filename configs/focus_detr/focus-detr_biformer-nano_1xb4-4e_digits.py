@@ -13,7 +13,7 @@ model = dict(
         # By the default ranges, digits of 17 to 63 pixels are all of the finest level.
         loss_foreground=dict(
             strides=(8, 16, 32),
-            size_ranges=((-1, 32), (16, 64), (32, float('inf'))),
+            size_ranges=((-1, 32), (16, 64), (32, 128)),
         ),
     ),
 )
