@@ -18,6 +18,7 @@ from mmsparse.benchmark.backbone import (
     product_rate,
 )
 from mmsparse.benchmark.detector import detector_candidates, set_width
+from mmsparse.benchmark.operators import operator_candidates, plot_scaling
 from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
 from mmsparse.benchmark.segmentor import prediction_candidate, training_candidates
 from mmsparse.hosts import UsageError, read_config
@@ -96,6 +97,18 @@ def backbone(args: argparse.Namespace) -> dict[str, list[Measurement]]:
     return results
 
 
+def operators(args: argparse.Namespace) -> dict[int, list[Measurement]]:
+    limit = args.limit * 2**30
+    return {
+        pixels: compare(
+            f'{pixels}x{pixels}',
+            operator_candidates(pixels, args.device, limit, not args.no_training),
+            args,
+        )
+        for pixels in args.pixels
+    }
+
+
 def print_shares(measurements: list[Measurement], macs: int, rate: float) -> None:
     """Print which share of a large matrix product's speed is reached."""
     print(f'a product of large matrices: {2 * rate / 1e9:,.0f} GFLOP/s; of that')
@@ -108,7 +121,12 @@ def print_shares(measurements: list[Measurement], macs: int, rate: float) -> Non
         print(f'  {measured.name}: {", ".join(shares)}')
 
 
-COMMANDS = {'backbone': backbone, 'detector': detector, 'segmentor': segmentor}
+COMMANDS = {
+    'ops': operators,
+    'backbone': backbone,
+    'detector': detector,
+    'segmentor': segmentor,
+}
 
 
 def compare(name: str, candidates: list, args: argparse.Namespace) -> list[Measurement]:
@@ -157,7 +175,8 @@ def write(results: dict[str, list[Measurement]], args: argparse.Namespace) -> No
         Path(args.json).write_text(json.dumps(content, indent=2) + '\n')
         print(args.json)
     if args.plot:
-        plot(results, args.plot, machine)
+        draw = plot_scaling if args.command == 'ops' else plot
+        draw(results, args.plot, machine)
         print(args.plot)
 
 
@@ -169,6 +188,7 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = common_arguments()
+    add_operators(commands, common)
     add_backbone(commands, common)
     add_detector(commands, common)
     add_segmentor(commands, common)
@@ -200,6 +220,38 @@ def common_arguments() -> argparse.ArgumentParser:
         help='change settings of all, for example model.backbone.depth=101',
     )
     return common
+
+
+def add_operators(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'ops',
+        parents=[common],
+        help='the attention patterns alone, over sizes of pictures',
+        description='Compare the definition and the fast path of every attention '
+        'pattern, and dense attention, on the map of a second stage (an eighth of the '
+        'picture, 128 channels, 4 heads): how time and memory grow with the picture.',
+    )
+    parser.add_argument(
+        '--pixels',
+        nargs='+',
+        type=int,
+        default=[224, 448, 800, 1344, 2048],
+        metavar='SIDE',
+        help='sides of pictures, multiples of 32; 224 448 800 1344 2048 by default',
+    )
+    parser.add_argument(
+        '--limit',
+        type=float,
+        default=4.0,
+        metavar='GIB',
+        help='memory that a definition may take for its logits, 4 GiB by default; '
+        'what takes more is left out',
+    )
+    parser.add_argument(
+        '--no-training', action='store_true', help='measure the forward pass alone'
+    )
 
 
 def add_backbone(

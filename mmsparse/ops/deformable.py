@@ -15,7 +15,8 @@ from mmsparse.ops.backends import pick_backend
 from mmsparse.ops.recompute import attend_in_parts
 
 BACKENDS = (*attention.BACKENDS, 'parts')
-PART = 2**20  # logits that are there at a time
+WHOLE = 2**23  # logits up to which all queries attend at once
+PART = 2**20  # logits that are there at a time where there are more
 
 
 def deformable_attention(
@@ -75,11 +76,12 @@ def _in_parts(
     batch, height, width, _ = q.shape
     num_heads, num_keys = len(table), k.shape[1] * k.shape[2]
     k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (k, v))
+    of_a_row = batch * num_heads * width * num_keys
     out = attend_in_parts(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
         (k, v, positions, table, axes[1]),
-        max(PART // (batch * num_heads * width * num_keys), 1),
+        height if height * of_a_row <= WHOLE else max(PART // of_a_row, 1),
     )
     return out.transpose(0, 1)
 

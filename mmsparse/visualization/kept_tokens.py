@@ -54,7 +54,7 @@ def draw_kept_tokens(
         ends = (cell * cell.new_tensor(size[::-1])).tolist()
         for layer, axis in enumerate(axes[level]):
             mask = kept[level][layer].view(size)
-            axis.imshow(picture)
+            axis.imshow(picture, extent=(0, width, height, 0))
             _darken(axis, ~mask.numpy(), ends)
             _frame(axis, boxes)
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])

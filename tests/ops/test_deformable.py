@@ -68,11 +68,12 @@ def loop_oracle(q, k, v, positions, table, axes):
     return out
 
 
-@pytest.mark.parametrize('part', [1, deformable.PART])
+@pytest.mark.parametrize('whole', [1, deformable.WHOLE])
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_equals_the_equation_in_value_and_gradient(case, backend, part, monkeypatch):
-    monkeypatch.setattr(deformable, 'PART', part)
+def test_equals_the_equation_in_value_and_gradient(case, backend, whole, monkeypatch):
+    monkeypatch.setattr(deformable, 'WHOLE', whole)
+    monkeypatch.setattr(deformable, 'PART', 1)
     *tensors, axes = random_inputs(*case)
     expected = loop_oracle(*tensors, axes)
     actual = deformable_attention(*tensors, axes, backend)

@@ -123,6 +123,34 @@ def test_help_says_what_is_compared(tmp_path, run_tool):
     assert "Compare Focus-DETR with mmdet's DINO" in ' '.join(done.stdout.split())
 
 
+def test_patterns_are_compared_over_sizes(tmp_path, run_tool):
+    done = run_tool(
+        'benchmark.py',
+        'ops',
+        *('--pixels', '64', '96', '--repeats', '1', '--threads', '1'),
+        *('--device', 'cpu', '--plot', 'scaling.png', '--limit', '0.0005'),
+        cwd=tmp_path,
+    )
+
+    lines = done.stdout.splitlines()
+    names = ('dense', 'routed', 'deformable', 'neighbourhood', 'shunted')
+    for size, end in (('64x64', 9), ('96x96', 8)):
+        rows = [x.partition('  ')[0] for x in lines[lines.index(size) + 2 :][:10]]
+        fast = [x for x in rows if x.endswith(', fast')]
+        assert fast == [f'{name}, fast' for name in names]
+        assert ('dense, reference' in rows) == (end == 9)
+    assert Image.open(tmp_path / 'scaling.png').size[0] > 1000
+
+
+def test_a_side_that_no_regions_fit_is_told(tmp_path, run_tool):
+    done = run_tool('benchmark.py', 'ops', '--pixels', '50', cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        'error: A size must be a multiple of 32; got 50.'
+    )
+
+
 def test_backbones_are_compared_with_the_definition(tmp_path, run_tool):
     name = 'biformer-nano_1xb32-9e_digits'
     done = run_tool(
