@@ -54,9 +54,10 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[3:]
         of_queries, of_others = wanted[: ctx.num_queries], wanted[ctx.num_queries :]
-        queries = ctx.saved_tensors[: ctx.num_queries]
+        saved = ctx.saved_tensors  # activation checkpointing lets them be read once
+        queries = saved[: ctx.num_queries]
         # The gradients of all parts gather in these.
-        others = _leaves(ctx.saved_tensors[ctx.num_queries :], of_others)
+        others = _leaves(saved[ctx.num_queries :], of_others)
         grads = []
         for part, part_grad in zip(
             _cut(queries, ctx.length), grad.split(ctx.length), strict=True

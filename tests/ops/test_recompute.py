@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mmsparse.ops.recompute import attend_in_parts
 
@@ -30,6 +31,24 @@ def test_equals_all_at_once_in_value_and_gradient(length):
     torch.testing.assert_close(
         torch.autograd.grad(actual, (q, offset, k), cotangent),
         torch.autograd.grad(expected, (q, offset, k), cotangent),
+    )
+
+
+def test_composes_with_activation_checkpointing():
+    q, offset, k = inputs()
+    picked = torch.zeros(7, dtype=torch.long)
+
+    def run(q, offset, k):
+        return attend_in_parts(attend, (2 * q, offset, picked), (k,), 2).exp()
+
+    expected, actual = (
+        run(q, offset, k),
+        checkpoint(run, q, offset, k, use_reentrant=False),
+    )
+
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.sum(), (q, offset, k)),
+        torch.autograd.grad(expected.sum(), (q, offset, k)),
     )
 
 
