@@ -37,7 +37,7 @@ def main() -> None:
         prepare_files(args)
         if args.threads is not None:
             set_threads(args.threads)
-        if args.batch_size < 1:
+        if getattr(args, 'batch_size', 1) < 1:
             raise ValueError(f'--batch-size must be at least 1; got {args.batch_size}')
         args.device = torch.device(args.device)
         results = COMMANDS[args.command](args)
@@ -110,7 +110,10 @@ def operators(args: argparse.Namespace) -> dict[int, list[Measurement]]:
 
 
 def print_shares(measurements: list[Measurement], macs: int, rate: float) -> None:
-    """Print which share of a large matrix product's speed is reached."""
+    """Print which share of a large matrix product's speed is reached.
+
+    A backward pass is counted as two forward passes.
+    """
     print(f'a product of large matrices: {2 * rate / 1e9:,.0f} GFLOP/s; of that')
     for measured in measurements:
         shares = (
@@ -188,10 +191,11 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     common = common_arguments()
+    of_models = model_arguments(common)
     add_operators(commands, common)
-    add_backbone(commands, common)
-    add_detector(commands, common)
-    add_segmentor(commands, common)
+    add_backbone(commands, of_models)
+    add_detector(commands, of_models)
+    add_segmentor(commands, of_models)
     return parser.parse_args()
 
 
@@ -210,8 +214,13 @@ def common_arguments() -> argparse.ArgumentParser:
     common.add_argument(
         '--plot', metavar='FILE', help='draw the medians, as .png, .svg or .pdf'
     )
-    common.add_argument('--batch-size', type=int, default=1, help='1 by default')
-    common.add_argument(
+    return common
+
+
+def model_arguments(common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    of_models = argparse.ArgumentParser(add_help=False, parents=[common])
+    of_models.add_argument('--batch-size', type=int, default=1, help='1 by default')
+    of_models.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -219,7 +228,7 @@ def common_arguments() -> argparse.ArgumentParser:
         metavar='KEY=VALUE',
         help='change settings of all, for example model.backbone.depth=101',
     )
-    return common
+    return of_models
 
 
 def add_operators(
@@ -246,7 +255,7 @@ def add_operators(
         type=float,
         default=4.0,
         metavar='GIB',
-        help='memory that a definition may take for its logits, 4 GiB by default; '
+        help='memory that a definition may take, by estimate; 4 GiB by default; '
         'what takes more is left out',
     )
     parser.add_argument(
@@ -255,11 +264,11 @@ def add_operators(
 
 
 def add_backbone(
-    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+    commands: argparse._SubParsersAction, of_models: argparse.ArgumentParser
 ) -> None:
     parser = commands.add_parser(
         'backbone',
-        parents=[common],
+        parents=[of_models],
         help='the fast paths of a backbone beside the definition',
         description='Compare the fast paths of backbones with the plain definition of '
         'their attention, with random weights on pictures of noise: time of a forward '
@@ -285,11 +294,11 @@ def add_backbone(
 
 
 def add_detector(
-    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+    commands: argparse._SubParsersAction, of_models: argparse.ArgumentParser
 ) -> None:
     parser = commands.add_parser(
         'detector',
-        parents=[common],
+        parents=[of_models],
         help="Focus-DETR beside mmdet's DINO of the same parts",
         description="Compare Focus-DETR with mmdet's DINO of the same backbone, neck, "
         'depth and width, with random weights on pictures of noise: time of the '
@@ -325,11 +334,11 @@ def add_detector(
 
 
 def add_segmentor(
-    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+    commands: argparse._SubParsersAction, of_models: argparse.ArgumentParser
 ) -> None:
     parser = commands.add_parser(
         'segmentor',
-        parents=[common],
+        parents=[of_models],
         help='training with and without recomputation, and prediction',
         description='Time and peak memory of segmentors with random weights on noise: '
         'training on crops, as it is and with the blocks of the backbone recomputed in '

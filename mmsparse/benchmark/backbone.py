@@ -1,6 +1,7 @@
 """Backbones of ours: the definition beside the fast paths."""
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from statistics import median
@@ -86,7 +87,7 @@ def _run(
     backbone: nn.Module,
     pictures: Tensor,
     training: bool,
-    paths: type[AbstractContextManager],
+    paths: Callable[[], AbstractContextManager],
     watch: Stopwatch,
 ) -> None:
     backbone.eval()

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from mmsparse import ops
+from mmsparse.benchmark.backbone import FORWARD, TRAINING
 from mmsparse.benchmark.timing import Candidate, Measurement, Stopwatch
 
-FORWARD, TRAINING = 'forward', 'forward + backward'
-DENSE, REFERENCE, FAST = 'dense', 'reference', 'fast'
+REFERENCE, FAST = 'reference', 'fast'
 STRIDE, CHANNELS, HEADS = 8, 128, 4
 REGION = 4  # tokens down and across, as BiFormer has at 224
-COPIES = 4  # of the logits that a definition holds at a time, about
+COPIES = 4  # of its largest tensor that a definition holds at a time, about
 
 Attend = Callable[[str], Tensor]
 
@@ -30,12 +30,12 @@ class Pattern:
     Args:
         attend: Computes it by a backend.
         inputs: What it is differentiated by.
-        logits: How many the definition has at a time.
+        numbers: In the largest tensor of the definition, as its logits.
     """
 
     attend: Attend
     inputs: tuple[Tensor, ...]
-    logits: int
+    numbers: int
 
 
 def operator_candidates(
@@ -46,8 +46,8 @@ def operator_candidates(
     Args:
         pixels: Side of the square picture, a multiple of 32.
         device: Where to compute.
-        limit: Bytes that a definition may need for its logits; others are left out.
-            The fast path of dense attention is not.
+        limit: Bytes that a definition may need for its largest tensor and its copies;
+            what needs more is left out.
         training: Whether to go backward, too.
 
     Returns:
@@ -63,7 +63,7 @@ def operator_candidates(
     candidates = []
     for name, pattern in _patterns(pixels // STRIDE, device):
         for kind, backend in ((REFERENCE, 'reference'), (FAST, 'auto')):
-            if kind == REFERENCE and 4 * COPIES * pattern.logits > limit:
+            if kind == REFERENCE and 4 * COPIES * pattern.numbers > limit:
                 continue
             run = partial(_run, pattern, backend, training)
             candidates.append(Candidate(f'{name}, {kind}', run))
@@ -77,7 +77,7 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
     tokens = side * side
     q, k, v = inputs = tuple(draw(1, side, side, CHANNELS) for _ in range(3))
     yield (
-        DENSE,
+        'dense',
         Pattern(
             lambda backend: ops.attend_map(q, k, v, HEADS, backend=backend),
             inputs,

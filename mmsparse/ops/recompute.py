@@ -79,7 +79,7 @@ def _cut(tensors: Iterable[Tensor], length: int) -> Iterable[tuple[Tensor, ...]]
 
 
 def _leaves(tensors: Iterable[Tensor], wanted: Iterable[bool]) -> tuple[Tensor, ...]:
-    """The same values, at the begin of a graph."""
+    """The same values, at the beginning of a graph."""
     return tuple(
         x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)
     )
