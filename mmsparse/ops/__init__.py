@@ -13,6 +13,7 @@ from mmsparse.ops.deformable import (
     positions_v2023,
     sample_points,
 )
+from mmsparse.ops.depthwise import depthwise_conv2d
 from mmsparse.ops.foreground import (
     binary_focal_loss,
     cells_by_reach,
@@ -21,6 +22,8 @@ from mmsparse.ops.foreground import (
 from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
 from mmsparse.ops.neighborhood import neighborhood_attention
 from mmsparse.ops.regions import (
+    add_regions,
+    blank_outside,
     merge_regions,
     pad_to_multiple,
     partition_regions,
@@ -44,13 +47,16 @@ from mmsparse.ops.windows import window_attention, window_bias
 
 __all__ = [
     'TokenSelection',
+    'add_regions',
     'attend_map',
     'biased_attention',
     'binary_focal_loss',
+    'blank_outside',
     'cell_centres',
     'cells_by_reach',
     'cells_by_size',
     'deformable_attention',
+    'depthwise_conv2d',
     'foreground_counts',
     'kept_by_layer',
     'layer_counts',

@@ -44,9 +44,14 @@ def partition_regions(x: Tensor, grid: tuple[int, int]) -> Tensor:
             f'The map of {height}x{width} does not divide into a grid of '
             f'{rows}x{columns} regions; pad it first (pad_to_multiple).'
         )
-    x = x.reshape(batch, rows, height // rows, columns, width // columns, channels)
-    x = x.transpose(2, 3)  # (B, rows, columns, h, w, C)
-    return x.reshape(batch, rows * columns, -1, channels)
+    return _by_region(x, grid).reshape(batch, rows * columns, -1, channels)
+
+
+def _by_region(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """View (B, H, W, C) as (B, rows, columns, h, w, C)."""
+    rows, columns = grid
+    x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+    return x.transpose(2, 3)
 
 
 def merge_regions(
@@ -63,11 +68,50 @@ def merge_regions(
         The map, (B, H, W, C).
     """
     batch, _, _, channels = regions.shape
-    (rows, columns), (height, width) = grid, size
-    x = regions.reshape(
-        batch, rows, columns, height // rows, width // columns, channels
-    )
-    return x.transpose(2, 3).reshape(batch, height, width, channels)
+    merged = _spread(regions, grid, (size[0] // grid[0], size[1] // grid[1]))
+    return merged.transpose(2, 3).reshape(batch, *size, channels)
+
+
+def add_regions(x: Tensor, regions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Add regions to the map in their places, without putting them together before.
+
+    Args:
+        x: Map, (B, H, W, C).
+        regions: (B, R, L, C).
+        grid: Number of regions down and across, (rows, columns).
+
+    Returns:
+        (B, H, W, C).
+    """
+    cells = _by_region(x, grid)
+    added = cells + _spread(regions, grid, cells.shape[3:5])
+    return added.transpose(2, 3).reshape(x.shape)
+
+
+def _spread(regions: Tensor, grid: tuple[int, int], region: tuple[int, int]) -> Tensor:
+    """View (B, R, L, C) as (B, rows, columns, h, w, C)."""
+    return regions.unflatten(2, region).unflatten(1, grid)
+
+
+def blank_outside(
+    regions: Tensor, region: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Set the positions of regions to zero that lie outside the map.
+
+    Args:
+        regions: (B, R, L, C).
+        region: Height and width of a region, (h, w); L = h * w.
+        size: Height and width of the map before padding, (H, W).
+
+    Returns:
+        (B, R, L, C); ``regions`` itself if none lies outside.
+    """
+    (h, w), (height, width) = region, size
+    if height % h == 0 and width % w == 0:
+        return regions
+    inside = pad_to_multiple(regions.new_ones(1, height, width, 1), region)
+    grid = (inside.shape[1] // h, inside.shape[2] // w)
+    return regions.masked_fill(partition_regions(inside, grid) == 0, 0)
 
 
 def region_means(

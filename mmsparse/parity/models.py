@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmsparse.models.layers import DepthwiseConv2d
 from mmsparse.parity.cases import Case, Comparison
 
 
@@ -37,13 +38,14 @@ def recorded_outputs(model: nn.Module) -> Iterator[dict[str, Any]]:
 
     Yields:
         The last output of every module that ran, by its name without ``backbone.``, in
-        the order of the runs.
+        the order of the runs; a depthwise convolution's without the map that it adds.
     """
     outputs: dict[str, Any] = {}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            outputs[name] = output
+            adds = isinstance(module, DepthwiseConv2d) and module.residual
+            outputs[name] = output - inputs[0] if adds else output
 
         return hook
 

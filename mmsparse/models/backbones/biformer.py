@@ -15,10 +15,10 @@ from mmsparse.models.backbones.base import (
 from mmsparse.models.layers import (
     BiLevelRoutingAttention,
     ConvMixer2d,
+    DepthwiseConv2d,
     FullAttention2d,
     LayerNorm2d,
     Mlp2d,
-    depthwise_conv,
 )
 from mmsparse.models.layers.biformer_attention import check_regions
 from mmsparse.models.layers.common import NORMS, check_choice, check_heads
@@ -224,7 +224,9 @@ class BiFormerBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.pos_conv = depthwise_conv(channels, pos_kernel) if pos_kernel else None
+        self.pos_conv = (
+            DepthwiseConv2d(channels, pos_kernel, residual=True) if pos_kernel else None
+        )
         self.norm1 = LayerNorm2d(channels)
         self.attn = attn
         self.layer_scale1 = _layer_scale(channels, layer_scale)
@@ -237,7 +239,7 @@ class BiFormerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         if self.pos_conv is not None:
-            x = x + self.pos_conv(x)
+            x = self.pos_conv(x)
         if self.post_norm:
             x = self.norm1(x + self.drop_path(self.layer_scale1(self.attn(x))))
             return self.norm2(x + self.drop_path(self.layer_scale2(self.mlp(x))))

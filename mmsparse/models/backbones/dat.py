@@ -17,12 +17,12 @@ from mmsparse.models.backbones.base import (
 from mmsparse.models.layers import (
     ConvMlp2d,
     DeformableAttention2d,
+    DepthwiseConv2d,
     LayerNorm2d,
     Mlp2d,
     MultiScaleDeformableAttention2d,
     NeighborhoodAttention2d,
     WindowAttention2d,
-    depthwise_conv,
 )
 from mmsparse.models.layers.common import NORMS, check_choice
 from mmsparse.models.layers.deformable_attention import FORMULATIONS
@@ -249,7 +249,9 @@ class DATBlock(nn.Module):
                 return nn.Identity()
             return LayerScale(channels, data_format='channels_first', scale=layer_scale)
 
-        self.local = depthwise_conv(channels, 3) if local_perception else None
+        self.local = (
+            DepthwiseConv2d(channels, 3, residual=True) if local_perception else None
+        )
         self.norm1 = LayerNorm2d(channels, EPS)
         self.attn = attn
         self.scale1 = scale()
@@ -261,7 +263,7 @@ class DATBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         if self.local is not None:
-            x = x + self.local(x)
+            x = self.local(x)
         x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 

@@ -11,9 +11,9 @@ from mmsparse.models.layers.biformer_attention import (
 )
 from mmsparse.models.layers.common import (
     ConvMlp2d,
+    DepthwiseConv2d,
     LayerNorm2d,
     Mlp2d,
-    depthwise_conv,
 )
 from mmsparse.models.layers.deformable_attention import DeformableAttention2d
 from mmsparse.models.layers.multi_scale_deformable_attention import (
@@ -28,6 +28,7 @@ __all__ = [
     'ConvMixer2d',
     'ConvMlp2d',
     'DeformableAttention2d',
+    'DepthwiseConv2d',
     'DetailMlp2d',
     'FullAttention2d',
     'LayerNorm2d',
@@ -36,5 +37,4 @@ __all__ = [
     'NeighborhoodAttention2d',
     'ShuntedSelfAttention',
     'WindowAttention2d',
-    'depthwise_conv',
 ]

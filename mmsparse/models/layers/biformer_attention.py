@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
+    DepthwiseConv2d,
     channels_first,
     channels_last,
     check_choice,
     check_heads,
-    depthwise_conv,
 )
 from mmsparse.ops import (
+    add_regions,
     attend_map,
+    blank_outside,
     merge_regions,
     pad_to_multiple,
     partition_regions,
@@ -116,7 +118,9 @@ class BiLevelRoutingAttention(nn.Module):
         self.router = (
             nn.Linear(qk_channels, qk_channels) if routing == 'projected' else None
         )
-        self.local = depthwise_conv(in_channels, local_kernel) if local_kernel else None
+        self.local = (
+            DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
+        )
         self.proj = nn.Linear(in_channels, in_channels) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,29 +129,34 @@ class BiLevelRoutingAttention(nn.Module):
         x = channels_last(x)
         if self.padding == 'input':
             x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        qkv = self.qkv(x)  # (B, H', W', ...)
-        out = self._attend(qkv)
-        if self.local is not None:
-            v = qkv.split(self.split, dim=-1)[2]
-            out = out + channels_last(self.local(channels_first(v)))
-        return channels_first(self.proj(out[:, :height, :width]))
+        return channels_first(self.proj(self._attend(x)[:, :height, :width]))
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, ...), queries, keys and values, to (B, H, W, C)."""
-        height, width = size = qkv.shape[1:3]
-        h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
-        rows, columns = grid = (-(-height // h), -(-width // w))
-        # Partitioned together: one copy instead of three.
-        regions = partition_regions(pad_to_multiple(qkv, region), grid)
-        q, k, v = regions.split(self.split, dim=-1)  # (B, R, L, ...)
+    def _attend(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H', W', C), padded so that the regions fit."""
+        size = x.shape[1:3]
+        region = tuple(max(length // self.regions_per_side, 1) for length in size)
+        x = pad_to_multiple(x, region)
+        grid = (x.shape[1] // region[0], x.shape[2] // region[1])
+        # The map is cut before the projection makes three of it.
+        qkv = blank_outside(self.qkv(partition_regions(x, grid)), region, size)
+        q, k, v = qkv.split(self.split, dim=-1)  # (B, R, L, ...)
         routes, route_weights = self._route(
             region_means(q, region, size), region_means(k, region, size)
         )
-        k, v = self._pool(k, region), self._pool(v, region)
         out = routed_attention(
-            q, k, v, routes, self.num_heads, self.scale, route_weights=route_weights
+            q,
+            self._pool(k, region),
+            self._pool(v, region),
+            routes,
+            self.num_heads,
+            self.scale,
+            route_weights=route_weights,
         )
-        return merge_regions(out, grid, (rows * h, columns * w))[:, :height, :width]
+        if self.local is None:
+            return merge_regions(out, grid, x.shape[1:3])
+        values = merge_regions(v, grid, x.shape[1:3])[:, : size[0], : size[1]]
+        detail = channels_last(self.local(channels_first(values)))
+        return add_regions(pad_to_multiple(detail, region), out, grid)
 
     def _route(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean queries and keys, (B, R, D), to routes and their weights, (B, R, K)."""
@@ -207,7 +216,9 @@ class FullAttention2d(nn.Module):
         self.scale = qk_scale
         self.local_source = local_source
         self.qkv = nn.Linear(in_channels, 3 * in_channels, bias=qkv_bias)
-        self.local = depthwise_conv(in_channels, local_kernel) if local_kernel else None
+        self.local = (
+            DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
+        )
         self.proj = nn.Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +241,7 @@ class ConvMixer2d(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(
             nn.Conv2d(channels, channels, kernel_size=1),
-            depthwise_conv(channels, kernel_size=5),
+            DepthwiseConv2d(channels, kernel_size=5),
             nn.Conv2d(channels, channels, kernel_size=1),
         )
 

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.ops import depthwise_conv2d
+
 
 def channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
@@ -16,19 +18,24 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def depthwise_conv(channels: int, kernel_size: int) -> nn.Conv2d:
-    """Depthwise convolution that keeps the size of the map.
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise convolution with bias that keeps the size of the map.
 
     Args:
         channels: C of the map.
         kernel_size: Odd edge length of the kernel.
-
-    Returns:
-        The convolution, with bias.
+        residual: Whether the map itself is added.
     """
-    return nn.Conv2d(
-        channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-    )
+
+    def __init__(self, channels: int, kernel_size: int, residual: bool = False) -> None:
+        super().__init__(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+        )
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        return depthwise_conv2d(x, self.weight, self.bias, self.residual)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -66,7 +73,7 @@ class Mlp2d(nn.Module):
         super().__init__()
         hidden = int(ratio * channels)
         self.fc1 = nn.Linear(channels, hidden)
-        self.local = depthwise_conv(hidden, local_kernel) if local_kernel else None
+        self.local = DepthwiseConv2d(hidden, local_kernel) if local_kernel else None
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,17 +95,13 @@ class ConvMlp2d(nn.Module):
     def __init__(self, channels: int, ratio: float, residual: bool = True) -> None:
         super().__init__()
         hidden = int(ratio * channels)
-        self.residual = residual
         self.linear1 = nn.Linear(channels, hidden)
-        self.conv = depthwise_conv(hidden, kernel_size=3)
+        self.conv = DepthwiseConv2d(hidden, kernel_size=3, residual=residual)
         self.linear2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = channels_first(self.linear1(channels_last(x)))
-        mixed = self.conv(x)
-        if self.residual:
-            mixed = x + mixed
-        return channels_first(self.linear2(channels_last(F.gelu(mixed))))
+        x = self.conv(channels_first(self.linear1(channels_last(x))))
+        return channels_first(self.linear2(F.gelu(channels_last(x))))
 
 
 def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> None:

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
+    DepthwiseConv2d,
     LayerNorm2d,
     channels_first,
     channels_last,
     check_heads,
-    depthwise_conv,
 )
 from mmsparse.ops import (
     attend_map,
@@ -197,7 +197,7 @@ class DeformableAttention2d(nn.Module):
                 nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, share, bias=False)
             )
         if self.bias == 'depthwise':
-            return depthwise_conv(in_channels, kernel_size=3)
+            return DepthwiseConv2d(in_channels, kernel_size=3)
         return None
 
     def _load_from_state_dict(

@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
+    DepthwiseConv2d,
     LayerNorm2d,
     channels_first,
     channels_last,
     check_heads,
-    depthwise_conv,
 )
 from mmsparse.ops import shunted_attention
 from mmsparse.registry import MODELS
@@ -58,7 +58,7 @@ class ShuntedSelfAttention(nn.Module):
         self.q = nn.Linear(in_channels, in_channels, bias=qkv_bias)
         if sr_ratio == 1:
             self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
-            self.local = depthwise_conv(in_channels, kernel_size=3)
+            self.local = DepthwiseConv2d(in_channels, kernel_size=3)
         else:
             self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
             self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
@@ -104,13 +104,13 @@ class ReducedKeyValue(nn.Module):
         self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
         self.kv = nn.Linear(channels, channels, bias=bias)
-        self.local = depthwise_conv(channels // 2, kernel_size=3)
+        self.local = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
         x = F.gelu(self.norm(self.reduce(x)))
         k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
-        v = v + channels_last(self.local(channels_first(v)))
+        v = channels_last(self.local(channels_first(v)))
         return k.flatten(1, 2), v.flatten(1, 2)
 
 
@@ -127,14 +127,13 @@ class DetailMlp2d(nn.Module):
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden_channels)
-        self.detail = depthwise_conv(hidden_channels, kernel_size=3)
+        self.detail = DepthwiseConv2d(hidden_channels, kernel_size=3, residual=True)
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        x = channels_first(self.fc1(channels_last(x)))
-        x = F.gelu(x + self.detail(x))
-        return channels_first(self.fc2(channels_last(x)))
+        x = self.detail(channels_first(self.fc1(channels_last(x))))
+        return channels_first(self.fc2(F.gelu(channels_last(x))))
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:
