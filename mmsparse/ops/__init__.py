@@ -20,6 +20,7 @@ from mmsparse.ops.foreground import (
     cells_by_size,
 )
 from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
+from mmsparse.ops.linear import linear
 from mmsparse.ops.neighborhood import neighborhood_attention
 from mmsparse.ops.regions import (
     add_regions,
@@ -61,6 +62,7 @@ __all__ = [
     'kept_by_layer',
     'layer_counts',
     'level_proposals',
+    'linear',
     'logit_product',
     'merge_regions',
     'neighborhood_attention',

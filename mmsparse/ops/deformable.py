@@ -40,7 +40,8 @@ def deformable_attention(
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
         axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
-        backend: How to attend: ``reference``, ``sdpa``, ``parts`` or ``auto``.
+        backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts`` or
+            ``auto``.
 
     Returns:
         (B, H, W, C).
@@ -133,7 +134,7 @@ def attend_map(
         v: Values, (B, Hk, Wk, C).
         num_heads: Number of heads; divides C.
         bias: Added to the logits, broadcasts to (B, heads, H * W, Hk * Wk).
-        backend: How to attend: ``reference``, ``sdpa`` or ``auto``.
+        backend: How to attend: ``reference``, ``products``, ``sdpa`` or ``auto``.
         scale: Factor on the products of queries and keys; the width of a head to the
             power of -0.5 if None.
 

@@ -171,11 +171,12 @@ def _gathered(
     scale: float,
     route_weights: Tensor | None,
 ) -> Tensor:
-    """Copy whole regions as rows, for so many query regions at a time as fit."""
+    """Copy whole regions of a head as rows, for so many query regions as fit."""
     queries: tuple[Tensor, ...] = (q.flatten(0, 1), _rows(routes).flatten(0, 1))
     if route_weights is not None:
         queries = (*queries, route_weights.flatten(0, 1))
-    regions = (k.flatten(0, 1), v.flatten(0, 1))
+    # Heads first: else every copy would have to be copied again for its products.
+    regions = tuple(split_heads(x, num_heads).flatten(0, 2) for x in (k, v))
     numbers = k.numel() + v.numel()
     # A part adds to the gradients of all regions: it must not be small beside them.
     parts = routes.shape[-1] * numbers // max(PART, 2 * numbers)
@@ -198,16 +199,17 @@ def _attend_regions(
         scale: Factor on the products of queries and keys.
         q: (N, L, D).
         rows: Regions of keys that each attends to, (N, K).
-        others: Factors on these, (N, K), if there are any; then keys and values of all
-            regions, (B * R, L', ...).
+        others: Factors on these, (N, K), if there are any; then keys and values of the
+            heads of all regions, (B * R * heads, L', ...).
 
     Returns:
         (N, L, C).
     """
     *weights, k, v = others
+    heads = torch.arange(num_heads, device=rows.device).unsqueeze(-1)
+    rows = num_heads * rows.unsqueeze(1) + heads  # (N, heads, K)
     k, v = (_take(x, rows, *weights) for x in (k, v))
-    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
-    return merge_heads(biased_attention(q, k, v, scale=scale))
+    return merge_heads(biased_attention(split_heads(q, num_heads), k, v, scale=scale))
 
 
 def _masked(
@@ -264,8 +266,8 @@ def _rows(routes: Tensor) -> Tensor:
 
 
 def _take(regions: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Regions (B * R, L, C) by their numbers (N, K), to (N, K * L, C)."""
-    taken = regions.index_select(0, rows.flatten())
+    """Regions of heads by their numbers (N, heads, K), to (N, heads, K * L, d)."""
+    taken = regions.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     if weights is not None:
-        taken = taken * weights.reshape(-1, 1, 1).to(taken.dtype)
-    return taken.view(len(rows), -1, taken.shape[-1])
+        taken = taken * weights[:, None, :, None, None].to(taken.dtype)
+    return taken.flatten(2, 3)

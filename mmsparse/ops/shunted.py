@@ -33,7 +33,7 @@ def shunted_attention(
             divides C.
         scale: Factor on the products of queries and keys; (C / num_heads)**-0.5 if
             None.
-        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+        backend: How to compute it: ``reference``, ``products``, ``sdpa`` or ``auto``.
 
     Returns:
         (B, N, C), the groups side by side.

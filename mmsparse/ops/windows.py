@@ -31,7 +31,7 @@ def window_attention(
         bias: Added to the logits of every window, (heads, N, N) with N = window**2.
         window: Edge length of a window.
         shift: Tokens by which the windows are shifted, 0 to ``window`` - 1.
-        backend: How to compute it: ``reference``, ``sdpa`` or ``auto``.
+        backend: How to compute it: ``reference``, ``products``, ``sdpa`` or ``auto``.
 
     Returns:
         (B, H, W, C).

@@ -134,7 +134,8 @@ class Recorder(ExitStack):
 
     def _one_routing(self, nchw: bool) -> dict[str, Tensor]:
         """All that a single routed attention had in it."""
-        (*_, query_mean), (*_, key_mean) = self.calls['region_means']
+        ((*_, means),) = self.calls['region_means']
+        query_mean, key_mean = means.chunk(2, dim=-1)
         (((query, key, _), _, routes),) = self.calls['route_regions']
         ((arguments, options, _),) = self.calls['routed_attention']
         q, k, _, _, num_heads, scale = arguments

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
+    Linear,
     channels_first,
     channels_last,
     check_choice,
@@ -114,14 +115,14 @@ class BiLevelRoutingAttention(nn.Module):
         self.kv_pool = kv_pool
         self.split = (qk_channels, qk_channels, in_channels)
         self.scale = qk_channels**-0.5 if qk_scale is None else qk_scale
-        self.qkv = nn.Linear(in_channels, sum(self.split))
+        self.qkv = Linear(in_channels, sum(self.split))
         self.router = (
             nn.Linear(qk_channels, qk_channels) if routing == 'projected' else None
         )
         self.local = (
             DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
         )
-        self.proj = nn.Linear(in_channels, in_channels) if out_proj else nn.Identity()
+        self.proj = Linear(in_channels, in_channels) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -140,9 +141,8 @@ class BiLevelRoutingAttention(nn.Module):
         # The map is cut before the projection makes three of it.
         qkv = blank_outside(self.qkv(partition_regions(x, grid)), region, size)
         q, k, v = qkv.split(self.split, dim=-1)  # (B, R, L, ...)
-        routes, route_weights = self._route(
-            region_means(q, region, size), region_means(k, region, size)
-        )
+        means = region_means(qkv[..., : -self.split[2]], region, size)
+        routes, route_weights = self._route(*means.split(self.split[:2], dim=-1))
         out = routed_attention(
             q,
             self._pool(k, region),
@@ -215,11 +215,11 @@ class FullAttention2d(nn.Module):
         self.num_heads = num_heads
         self.scale = qk_scale
         self.local_source = local_source
-        self.qkv = nn.Linear(in_channels, 3 * in_channels, bias=qkv_bias)
+        self.qkv = Linear(in_channels, 3 * in_channels, bias=qkv_bias)
         self.local = (
             DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
         )
-        self.proj = nn.Linear(in_channels, in_channels)
+        self.proj = Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""

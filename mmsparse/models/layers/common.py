@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.ops import depthwise_conv2d
+from mmsparse.ops import depthwise_conv2d, linear
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -16,6 +16,14 @@ def channels_last(x: Tensor) -> Tensor:
 def channels_first(x: Tensor) -> Tensor:
     """View (B, H, W, C) as (B, C, H, W)."""
     return x.permute(0, 3, 1, 2)
+
+
+class Linear(nn.Linear):
+    """A linear map of the channels of (B, H, W, C); options are those of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C')."""
+        return linear(x, self.weight, self.bias)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -72,9 +80,9 @@ class Mlp2d(nn.Module):
     def __init__(self, channels: int, ratio: float, local_kernel: int = 0) -> None:
         super().__init__()
         hidden = int(ratio * channels)
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.local = DepthwiseConv2d(hidden, local_kernel) if local_kernel else None
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(channels_last(x))
@@ -95,9 +103,9 @@ class ConvMlp2d(nn.Module):
     def __init__(self, channels: int, ratio: float, residual: bool = True) -> None:
         super().__init__()
         hidden = int(ratio * channels)
-        self.linear1 = nn.Linear(channels, hidden)
+        self.linear1 = Linear(channels, hidden)
         self.conv = DepthwiseConv2d(hidden, kernel_size=3, residual=residual)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.linear2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(channels_first(self.linear1(channels_last(x))))
