@@ -45,12 +45,16 @@ def depthwise_conv2d(
             f'of {height}x{width}.'
         )
     backend = pick_backend(backend, BACKENDS)
-    single = x.dtype == weight.dtype == torch.float32 and not _autocasts(x)
-    if backend == 'auto' and x.device.type == 'cpu' and single and width > QUICK_WIDTH:
+    single_on_cpu = (
+        x.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and not _autocasts()
+    )
+    if backend == 'auto' and single_on_cpu and width > QUICK_WIDTH:
         backend = 'strips'
     if backend == 'reference':
         x = x.contiguous()
-    elif residual and single:  # a half would round 1 + weight too much
+    elif residual and single_on_cpu:  # a half would round 1 + weight too much
         weight, residual = weight + _identity(weight), False
     convolve = _Stripwise.apply if backend == 'strips' else _convolve
     out = convolve(x, weight, bias)
@@ -112,8 +116,9 @@ def _identity(weight: Tensor) -> Tensor:
     return identity
 
 
-def _autocasts(x: Tensor) -> bool:
+def _autocasts() -> bool:
+    """Whether operations on the CPU take halves."""
     try:
-        return torch.is_autocast_enabled(x.device.type)
+        return torch.is_autocast_enabled('cpu')
     except TypeError:  # torch before 2.4
-        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+        return torch.is_autocast_cpu_enabled()
