@@ -125,8 +125,8 @@ def test_a_stem_of_another_width_is_projected():
 def test_the_mlp_with_a_convolution_is_residual_in_v2023_alone():
     new, old = DAT('nano'), DAT({**NANO, 'formulation': 'v2022'})
 
-    assert new.stages[0][0].mlp.residual
-    assert not old.stages[0][0].mlp.residual
+    assert new.stages[0][0].mlp.conv.residual
+    assert not old.stages[0][0].mlp.conv.residual
     assert type(DAT({**NANO, 'conv_mlp': False}).stages[0][0].mlp) is Mlp2d
 
 
@@ -134,7 +134,10 @@ def test_the_mlp_with_a_convolution_is_residual_in_v2023_alone():
 def test_the_convolution_stands_between_the_linear_maps(residual):
     mlp, x = ConvMlp2d(4, ratio=2, residual=residual), torch.rand(2, 4, 5, 6)
     hidden = mlp.linear1(x.movedim(1, -1)).movedim(-1, 1)
-    mixed = mlp.conv(hidden) + (hidden if residual else 0)
+    kernels, bias = mlp.conv.weight, mlp.conv.bias
+    mixed = nn.functional.conv2d(hidden, kernels, bias, padding=1, groups=8)
+    if residual:
+        mixed = mixed + hidden
 
     expected = mlp.linear2(nn.functional.gelu(mixed).movedim(1, -1)).movedim(-1, 1)
 
@@ -145,7 +148,7 @@ def test_layer_scale_scales_attention_and_mlp():
     arch = {**NANO, 'layer_scale': (0, 0.5, 0, 0)}
     backbone = DAT(arch, out_indices=(1,), out_norm='layer').eval()
     block, x = backbone.stages[1][0], torch.rand(1, 64, 8, 8)
-    middle = x + block.local(x)
+    middle = block.local(x)
     middle = middle + 0.5 * block.attn(block.norm1(middle))
 
     expected = middle + 0.5 * block.mlp(block.norm2(middle))

@@ -1,14 +1,23 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.models.layers import Mlp2d
+from mmsparse.models.layers.common import DepthwiseConv2d, Linear
 
 
-def test_the_mlp_convolves_its_hidden_map_before_gelu():
-    mlp, x = Mlp2d(4, ratio=2, local_kernel=3), torch.rand(2, 4, 5, 7)
-    weights = [fc.weight[..., None, None] for fc in (mlp.fc1, mlp.fc2)]
-    hidden = mlp.local(F.conv2d(x, weights[0], mlp.fc1.bias))
+@pytest.mark.parametrize('residual', [False, True])
+def test_a_depthwise_convolution_may_add_its_map(residual):
+    conv, x = DepthwiseConv2d(4, 5, residual), torch.rand(2, 4, 6, 7)
 
-    expected = F.conv2d(F.gelu(hidden), weights[1], mlp.fc2.bias)
+    expected = F.conv2d(x, conv.weight, conv.bias, padding=2, groups=4)
+    if residual:
+        expected = expected + x
 
-    torch.testing.assert_close(mlp(x), expected)
+    torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize('side', [3, 40])  # few positions and many
+def test_a_linear_map_is_that_of_torch(side):
+    linear, x = Linear(4, 6), torch.rand(1, side, side, 4)
+
+    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
