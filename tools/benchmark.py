@@ -91,6 +91,7 @@ def backbone(args: argparse.Namespace) -> dict[str, list[Measurement]]:
             args.device,
             reference=not args.no_reference,
             training=not args.no_training,
+            others=not args.no_timm,
         )
         results[name] = compare(name, candidates, args)
         print_shares(results[name], macs, product_rate(args.device))
@@ -109,7 +110,9 @@ def operators(args: argparse.Namespace) -> dict[int, list[Measurement]]:
     }
 
 
-def print_shares(measurements: list[Measurement], macs: int, rate: float) -> None:
+def print_shares(
+    measurements: list[Measurement], macs: dict[str, int], rate: float
+) -> None:
     """Print which share of a large matrix product's speed is reached.
 
     A backward pass is counted as two forward passes.
@@ -117,11 +120,15 @@ def print_shares(measurements: list[Measurement], macs: int, rate: float) -> Non
     print(f'a product of large matrices: {2 * rate / 1e9:,.0f} GFLOP/s; of that')
     for measured in measurements:
         shares = (
-            f'{part} {100 * work * macs / measured.median_seconds(part) / rate:.0f} %'
-            for part, work in ((FORWARD, 1), (TRAINING, 3))
+            f'{part} {work / measured.median_seconds(part) / rate:.0%}'
+            for part, work in (
+                (FORWARD, macs[measured.name]),
+                (TRAINING, 3 * macs[measured.name]),
+            )
             if part in measured.seconds
         )
-        print(f'  {measured.name}: {", ".join(shares)}')
+        multiplied = f'{macs[measured.name] / 1e9:.1f} G multiply-adds'
+        print(f'  {measured.name} ({multiplied}): {", ".join(shares)}')
 
 
 COMMANDS = {
@@ -271,9 +278,10 @@ def add_backbone(
         parents=[of_models],
         help='the fast paths of a backbone beside the definition',
         description='Compare the fast paths of backbones with the plain definition of '
-        'their attention, with random weights on pictures of noise: time of a forward '
-        'pass without gradients, of a forward and a backward pass in training, and '
-        'peak memory of the two.',
+        'their attention, and with the Swin Transformer and the ConvNeXt of timm that '
+        'have about as many parameters, if timm is installed; all with random weights '
+        'on pictures of noise: time of a forward pass without gradients, of a forward '
+        'and a backward pass in training, and peak memory of the two.',
     )
     parser.add_argument('configs', nargs='+', help='configs with a backbone of ours')
     parser.add_argument(
@@ -290,6 +298,11 @@ def add_backbone(
     )
     parser.add_argument(
         '--no-training', action='store_true', help='measure the forward pass alone'
+    )
+    parser.add_argument(
+        '--no-timm',
+        action='store_true',
+        help="leave timm's Swin and ConvNeXt out, which run beside if it is installed",
     )
 
 

@@ -1,4 +1,4 @@
-"""Backbones of ours: the definition beside the fast paths."""
+"""Backbones of ours: the definition beside the fast paths, and other backbones."""
 
 import copy
 from collections.abc import Callable
@@ -11,13 +11,17 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmsparse.benchmark.timing import Candidate, Stopwatch
+from mmsparse.benchmark.timm_backbones import count_parameters, timm_backbones
 from mmsparse.complexity import measure
 from mmsparse.hosts import UsageError, build_model
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.ops import reference_only
 
+REFERENCE, FAST = 'reference', 'fast paths'
 FORWARD, TRAINING = 'forward', 'forward + backward'
 PRODUCT_SIDE = 2048
+
+Paths = Callable[[], AbstractContextManager]  # which paths the ops take within
 
 
 def backbone_candidates(
@@ -27,7 +31,8 @@ def backbone_candidates(
     device: torch.device,
     reference: bool = True,
     training: bool = True,
-) -> tuple[list[Candidate], int]:
+    others: bool = True,
+) -> tuple[list[Candidate], dict[str, int]]:
     """Prepare the backbone of a model, with random weights, for pictures of noise.
 
     Args:
@@ -37,10 +42,12 @@ def backbone_candidates(
         device: Where to compute.
         reference: Whether to compute by the definition, too.
         training: Whether to go backward, too.
+        others: Whether to run timm's backbones of the same size beside it, if timm is
+            installed.
 
     Returns:
-        The definition and the fast paths of the same weights, and the multiply-adds of
-        one forward pass.
+        The definition and the fast paths of the same weights, then the others; and the
+        multiply-adds of one forward pass of each, by name.
 
     Raises:
         UsageError: The backbone is not one of ours.
@@ -52,13 +59,22 @@ def backbone_candidates(
         raise UsageError(
             f'model.backbone must be one of mmsparse; got {type(backbone).__name__}.'
         )
-    macs = batch_size * measure(backbone, size)[-1].macs
+    alternatives: list[tuple[str, nn.Module, Paths]] = [(FAST, backbone, nullcontext)]
+    if reference:
+        alternatives.insert(0, (REFERENCE, backbone, reference_only))
+    if others:
+        for name, other in timm_backbones(count_parameters(backbone), size).items():
+            alternatives.append((name, other, nullcontext))
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(batch_size, 3, *size, generator=generator).to(device)
-    run = partial(_run, backbone.to(device), pictures, training)
-    candidates = [Candidate('fast paths', partial(run, nullcontext))]
-    if reference:
-        candidates.insert(0, Candidate('reference', partial(run, reference_only)))
+    candidates = [
+        Candidate(name, partial(_run, model.to(device), pictures, training, paths))
+        for name, model, paths in alternatives
+    ]
+    macs = {
+        name: batch_size * measure(model, size)[-1].macs
+        for name, model, _ in alternatives
+    }
     return candidates, macs
 
 
@@ -87,7 +103,7 @@ def _run(
     backbone: nn.Module,
     pictures: Tensor,
     training: bool,
-    paths: Callable[[], AbstractContextManager],
+    paths: Paths,
     watch: Stopwatch,
 ) -> None:
     backbone.eval()

@@ -84,7 +84,8 @@ def add_regions(x: Tensor, regions: Tensor, grid: tuple[int, int]) -> Tensor:
         (B, H, W, C).
     """
     cells = _by_region(x, grid)
-    added = cells + _spread(regions, grid, cells.shape[3:5])
+    height, width = cells.shape[3:5]
+    added = cells + _spread(regions, grid, (height, width))
     return added.transpose(2, 3).reshape(x.shape)
 
 
