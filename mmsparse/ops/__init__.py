@@ -13,13 +13,16 @@ from mmsparse.ops.deformable import (
     positions_v2023,
     sample_points,
 )
+from mmsparse.ops.detail import add_detail
 from mmsparse.ops.foreground import (
     binary_focal_loss,
     cells_by_reach,
     cells_by_size,
 )
 from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
+from mmsparse.ops.linear import linear
 from mmsparse.ops.neighborhood import neighborhood_attention
+from mmsparse.ops.recompute import recomputed
 from mmsparse.ops.regions import (
     merge_regions,
     pad_to_multiple,
@@ -44,6 +47,7 @@ from mmsparse.ops.windows import window_attention, window_bias
 
 __all__ = [
     'TokenSelection',
+    'add_detail',
     'attend_map',
     'biased_attention',
     'binary_focal_loss',
@@ -55,6 +59,7 @@ __all__ = [
     'kept_by_layer',
     'layer_counts',
     'level_proposals',
+    'linear',
     'logit_product',
     'merge_regions',
     'neighborhood_attention',
@@ -65,6 +70,7 @@ __all__ = [
     'positions_v2023',
     'probability_product',
     'put_rows',
+    'recomputed',
     'reference_only',
     'region_means',
     'route_regions',

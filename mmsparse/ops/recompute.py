@@ -1,4 +1,4 @@
-"""Attention part by part, computed anew in the backward pass."""
+"""What the backward pass computes anew instead of keeping it."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -7,6 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from mmsparse.ops.backends import pick_backend
+
+BACKENDS = ('auto', 'reference', 'recompute')
+
+
+def recomputed(
+    function: Callable[[Tensor], Tensor], x: Tensor, backend: str = 'auto'
+) -> Tensor:
+    """Call a function, and keep nothing of what it computes but its result.
+
+    Args:
+        function: Maps a tensor to a tensor, the same whenever it is called. Of its last
+            step the inputs are computed again, not the step itself.
+        x: What it is called with.
+        backend: What to keep: ``reference`` (all that the backward pass needs),
+            ``recompute`` (``x``) or ``auto``.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        ValueError: ``backend`` is unknown.
+    """
+    backend = pick_backend(backend, BACKENDS)
+    # The compiler decides for itself what to keep.
+    whole = backend == 'reference' or torch.compiler.is_compiling()
+    if whole or not x.requires_grad:
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def attend_in_parts(

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse import ops
+
 
 def channels_last(x: Tensor) -> Tensor:
     """View (B, C, H, W) as (B, H, W, C)."""
@@ -29,6 +31,13 @@ def depthwise_conv(channels: int, kernel_size: int) -> nn.Conv2d:
     return nn.Conv2d(
         channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
     )
+
+
+class Linear(nn.Linear):
+    """A linear map of the channels of (B, H, W, C); options are those of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
 
 
 class LayerNorm2d(nn.LayerNorm):

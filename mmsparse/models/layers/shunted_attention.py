@@ -5,12 +5,13 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
     LayerNorm2d,
+    Linear,
     channels_first,
     channels_last,
     check_heads,
     depthwise_conv,
 )
-from mmsparse.ops import shunted_attention
+from mmsparse.ops import add_detail, recomputed, shunted_attention
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
@@ -55,14 +56,14 @@ class ShuntedSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.scale = (in_channels // num_heads) ** -0.5
-        self.q = nn.Linear(in_channels, in_channels, bias=qkv_bias)
+        self.q = Linear(in_channels, in_channels, bias=qkv_bias)
         if sr_ratio == 1:
-            self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
+            self.kv = Linear(in_channels, 2 * in_channels, bias=qkv_bias)
             self.local = depthwise_conv(in_channels, kernel_size=3)
         else:
             self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
             self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
-        self.proj = nn.Linear(in_channels, in_channels)
+        self.proj = Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -103,15 +104,15 @@ class ReducedKeyValue(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
-        self.kv = nn.Linear(channels, channels, bias=bias)
+        self.kv = Linear(channels, channels, bias=bias)
         self.local = depthwise_conv(channels // 2, kernel_size=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
-        x = F.gelu(self.norm(self.reduce(x)))
-        k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
-        v = v + channels_last(self.local(channels_first(v)))
-        return k.flatten(1, 2), v.flatten(1, 2)
+        x = F.gelu(channels_last(self.norm(self.reduce(x))))
+        k, v = self.kv(x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
+        v = add_detail(channels_first(v), self.local.weight, self.local.bias)
+        return k.flatten(1, 2), channels_last(v).flatten(1, 2)
 
 
 class DetailMlp2d(nn.Module):
@@ -126,15 +127,18 @@ class DetailMlp2d(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.detail = depthwise_conv(hidden_channels, kernel_size=3)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        x = channels_first(self.fc1(channels_last(x)))
-        x = F.gelu(x + self.detail(x))
-        return channels_first(self.fc2(channels_last(x)))
+        x = self.fc1(channels_last(x))  # (B, H, W, hidden), the largest of a block
+        return channels_first(recomputed(self._project, x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        x = add_detail(channels_first(x), self.detail.weight, self.detail.bias)
+        return self.fc2(F.gelu(channels_last(x)))
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:
