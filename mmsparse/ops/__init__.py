@@ -20,9 +20,9 @@ from mmsparse.ops.foreground import (
     cells_by_size,
 )
 from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
-from mmsparse.ops.linear import linear
+from mmsparse.ops.linear import linear_map
 from mmsparse.ops.neighborhood import neighborhood_attention
-from mmsparse.ops.recompute import recomputed
+from mmsparse.ops.recompute import by_pictures, recomputed
 from mmsparse.ops.regions import (
     merge_regions,
     pad_to_multiple,
@@ -51,6 +51,7 @@ __all__ = [
     'attend_map',
     'biased_attention',
     'binary_focal_loss',
+    'by_pictures',
     'cell_centres',
     'cells_by_reach',
     'cells_by_size',
@@ -59,7 +60,7 @@ __all__ = [
     'kept_by_layer',
     'layer_counts',
     'level_proposals',
-    'linear',
+    'linear_map',
     'logit_product',
     'merge_regions',
     'neighborhood_attention',

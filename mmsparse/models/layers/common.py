@@ -37,7 +37,7 @@ class Linear(nn.Linear):
     """A linear map of the channels of (B, H, W, C); options are those of torch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear_map(x, self.weight, self.bias)
 
 
 class LayerNorm2d(nn.LayerNorm):

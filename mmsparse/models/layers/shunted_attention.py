@@ -11,7 +11,7 @@ from mmsparse.models.layers.common import (
     check_heads,
     depthwise_conv,
 )
-from mmsparse.ops import add_detail, recomputed, shunted_attention
+from mmsparse.ops import add_detail, by_pictures, recomputed, shunted_attention
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
@@ -133,8 +133,12 @@ class DetailMlp2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        x = self.fc1(channels_last(x))  # (B, H, W, hidden), the largest of a block
-        return channels_first(recomputed(self._project, x))
+        # The hidden map is the largest of a block: little of it is there at a time.
+        numbers = x.shape[-2:].numel() * self.fc1.out_features
+        return channels_first(by_pictures(self._run, channels_last(x), numbers))
+
+    def _run(self, x: Tensor) -> Tensor:
+        return recomputed(self._project, self.fc1(x))
 
     def _project(self, x: Tensor) -> Tensor:
         x = add_detail(channels_first(x), self.detail.weight, self.detail.bias)
