@@ -20,8 +20,9 @@ from mmsparse.ops.foreground import (
     cells_by_size,
 )
 from mmsparse.ops.levels import cell_centres, level_proposals, valid_sizes
-from mmsparse.ops.linear import linear
+from mmsparse.ops.linear import linear_map
 from mmsparse.ops.neighborhood import neighborhood_attention
+from mmsparse.ops.recompute import by_pictures, recomputed
 from mmsparse.ops.regions import (
     add_regions,
     blank_outside,
@@ -53,6 +54,7 @@ __all__ = [
     'biased_attention',
     'binary_focal_loss',
     'blank_outside',
+    'by_pictures',
     'cell_centres',
     'cells_by_reach',
     'cells_by_size',
@@ -62,7 +64,7 @@ __all__ = [
     'kept_by_layer',
     'layer_counts',
     'level_proposals',
-    'linear',
+    'linear_map',
     'logit_product',
     'merge_regions',
     'neighborhood_attention',
@@ -73,6 +75,7 @@ __all__ = [
     'positions_v2023',
     'probability_product',
     'put_rows',
+    'recomputed',
     'reference_only',
     'region_means',
     'route_regions',

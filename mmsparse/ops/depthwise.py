@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmsparse.ops.backends import pick_backend
 
-BACKENDS = ('auto', 'reference', 'plain', 'strips')
+BACKENDS = ('auto', 'reference', 'folded', 'strips')
 # Columns of a kernel whose gradient oneDNN is quick to find: measured, it took 0.7 ms
 # for kernels of 5x3, and 9.5 ms for 5x5 (8 maps of 64x56x56, two threads).
 QUICK_WIDTH = 3
@@ -28,8 +28,8 @@ def depthwise_conv2d(
         weight: Kernels with odd edges, (C, 1, k, k').
         bias: Added to every channel, (C,).
         residual: Add the map itself.
-        backend: How to compute it: ``reference`` (on the map stored channel by
-            channel), ``plain``, ``strips`` (finds the gradient of wide kernels a few
+        backend: How to compute it: ``reference``, ``folded`` (the kernels add the map),
+            ``strips`` (the same, and the gradient of wide kernels is found a few
             columns at a time) or ``auto``.
 
     Returns:
@@ -45,20 +45,22 @@ def depthwise_conv2d(
             f'of {height}x{width}.'
         )
     backend = pick_backend(backend, BACKENDS)
-    single_on_cpu = (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
-        and not _autocasts()
-    )
-    if backend == 'auto' and single_on_cpu and width > QUICK_WIDTH:
-        backend = 'strips'
+    if backend == 'auto':
+        strips = 'strips' if width > QUICK_WIDTH else 'folded'
+        backend = strips if _is_single_on_cpu(x, weight) else 'reference'
     if backend == 'reference':
-        x = x.contiguous()
-    elif residual and single_on_cpu:  # a half would round 1 + weight too much
-        weight, residual = weight + _identity(weight), False
+        out = _convolve(x, weight, bias)
+        return x + out if residual else out
+    if residual:
+        weight = weight + _identity(weight)
     convolve = _Stripwise.apply if backend == 'strips' else _convolve
-    out = convolve(x, weight, bias)
-    return x + out if residual else out
+    return convolve(x, weight, bias)
+
+
+def _is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether strips pay, and a kernel next to 1 keeps its digits."""
+    single = x.dtype == weight.dtype == torch.float32
+    return single and x.device.type == 'cpu' and not _autocasts()
 
 
 class _Stripwise(torch.autograd.Function):

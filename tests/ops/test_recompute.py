@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops.recompute import attend_in_parts
+from mmsparse.ops import by_pictures, recompute, recomputed, reference_only
+from mmsparse.ops.recompute import BACKENDS, PICTURE_BACKENDS, attend_in_parts
 
 
 def inputs():
@@ -95,3 +96,69 @@ def test_the_parts_compute_without_autocast():
         attend_in_parts(product, (q,), (k,), 2)
 
     assert types == 3 * [torch.float32]
+
+
+def bend(x):
+    return x.sin().exp() @ torch.ones(3, 2, dtype=x.dtype)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_recomputed_is_the_function_in_value_and_gradient(backend):
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    actual = recomputed(bend, x, backend)
+
+    torch.testing.assert_close(actual, bend(x))
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.cos().sum(), x),
+        torch.autograd.grad(bend(x).cos().sum(), x),
+    )
+
+
+def test_recomputed_keeps_only_what_it_is_called_with():
+    x = torch.randn(4, 3, requires_grad=True)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        recomputed(bend, x)
+        assert not [tensor for tensor in kept if tensor is not x]
+        with reference_only():
+            recomputed(bend, x)
+
+    assert len(kept) > 1
+
+
+@pytest.mark.parametrize('part', [1, 12, 24, 100])
+@pytest.mark.parametrize('backend', PICTURE_BACKENDS)
+def test_by_pictures_is_the_function_in_value_and_gradient(monkeypatch, backend, part):
+    monkeypatch.setattr(recompute, 'PART', part)
+    x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
+    lengths = []
+
+    def watched(x):
+        lengths.append(len(x))
+        return bend(x)
+
+    actual = by_pictures(watched, x, numbers=12, backend=backend)
+
+    most = 5 if backend == 'reference' else {1: 1, 12: 1, 24: 2, 100: 5}[part]
+    assert max(lengths) == most
+    assert sum(lengths) == 5
+    torch.testing.assert_close(actual, bend(x))
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.cos().sum(), x),
+        torch.autograd.grad(bend(x).cos().sum(), x),
+    )
+
+
+def test_unknown_backends_are_refused():
+    x = torch.zeros(1, 3)
+
+    with pytest.raises(ValueError, match="'recompute'.*got 'fast'"):
+        recomputed(bend, x, 'fast')
+    with pytest.raises(ValueError, match="'parts'.*got 'fast'"):
+        by_pictures(bend, x, 1, 'fast')

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.ops import depthwise_conv2d, linear
+from mmsparse.ops import depthwise_conv2d, linear_map
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C')."""
-        return linear(x, self.weight, self.bias)
+        return linear_map(x, self.weight, self.bias)
 
 
 class DepthwiseConv2d(nn.Conv2d):

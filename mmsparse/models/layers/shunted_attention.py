@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     LayerNorm2d,
+    Linear,
     channels_first,
     channels_last,
     check_heads,
 )
-from mmsparse.ops import shunted_attention
+from mmsparse.ops import by_pictures, recomputed, shunted_attention
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
@@ -55,14 +56,14 @@ class ShuntedSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.scale = (in_channels // num_heads) ** -0.5
-        self.q = nn.Linear(in_channels, in_channels, bias=qkv_bias)
+        self.q = Linear(in_channels, in_channels, bias=qkv_bias)
         if sr_ratio == 1:
-            self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
+            self.kv = Linear(in_channels, 2 * in_channels, bias=qkv_bias)
             self.local = DepthwiseConv2d(in_channels, kernel_size=3)
         else:
             self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
             self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
-        self.proj = nn.Linear(in_channels, in_channels)
+        self.proj = Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -103,13 +104,13 @@ class ReducedKeyValue(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
-        self.kv = nn.Linear(channels, channels, bias=bias)
+        self.kv = Linear(channels, channels, bias=bias)
         self.local = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
-        x = F.gelu(self.norm(self.reduce(x)))
-        k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
+        x = F.gelu(channels_last(self.norm(self.reduce(x))))
+        k, v = self.kv(x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
         v = channels_last(self.local(channels_first(v)))
         return k.flatten(1, 2), v.flatten(1, 2)
 
@@ -126,14 +127,21 @@ class DetailMlp2d(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.detail = DepthwiseConv2d(hidden_channels, kernel_size=3, residual=True)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        x = self.detail(channels_first(self.fc1(channels_last(x))))
-        return channels_first(self.fc2(F.gelu(channels_last(x))))
+        # The hidden map is the largest of a block: little of it is there at a time.
+        numbers = x.shape[-2:].numel() * self.fc1.out_features
+        return channels_first(by_pictures(self._run, channels_last(x), numbers))
+
+    def _run(self, x: Tensor) -> Tensor:
+        return recomputed(self._project, self.fc1(x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(channels_last(self.detail(channels_first(x)))))
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:

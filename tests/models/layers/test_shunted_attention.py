@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import ResNet
+from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
 from mmsparse.models.layers import DetailMlp2d
+from mmsparse.ops import recompute, reference_only
 
 LAYERS = {
     'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),
@@ -34,6 +36,59 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(layer, size):
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def value_and_gradients(run, layer, x):
+    x = x.detach().requires_grad_()
+    out = run(x)
+    grads = torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])
+    return out, grads
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('size', [(8, 8), (33, 35)], ids=str)
+def test_fast_paths_equal_the_definition(layer, size, batch, monkeypatch):
+    monkeypatch.setattr(recompute, 'PART', 12 * 33 * 35)  # a picture at a time
+    x = torch.rand(batch, 8, *size)
+
+    fast = value_and_gradients(layer, layer, x)
+    with reference_only():
+        expected = value_and_gradients(layer, layer, x)
+
+    torch.testing.assert_close(fast, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_composes_with_activation_checkpointing(layer):
+    x = torch.rand(2, 8, 9, 15)
+
+    def run(x):
+        return checkpoint(layer, x, use_reentrant=False)
+
+    torch.testing.assert_close(
+        value_and_gradients(run, layer, x), value_and_gradients(layer, layer, x)
+    )
+
+
+def test_compiles_without_a_break(layer):
+    torch._dynamo.reset()
+    x = torch.rand(2, 8, 33, 35)
+
+    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+
+    torch.testing.assert_close(
+        value_and_gradients(compiled, layer, x), value_and_gradients(layer, layer, x)
+    )
+
+
+def test_runs_under_autocast_with_gradients(layer):
+    x = torch.rand(2, 8, 33, 35)
+    exact = layer(x)
+
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded, grads = value_and_gradients(layer, layer, x)
+
+    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 def test_batch_mates_do_not_matter(layer):
