@@ -1,7 +1,6 @@
 """What the backward pass computes anew instead of keeping it."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.precision import no_autocast
 
 BACKENDS = ('auto', 'reference', 'recompute')
 PICTURE_BACKENDS = ('auto', 'reference', 'parts')
@@ -101,7 +101,7 @@ def attend_in_parts(
     """
     # The compiler sees through a single part, and decides for itself what to keep.
     if len(queries[0]) <= length or torch.compiler.is_compiling():
-        with _no_autocast(queries[0]):
+        with no_autocast(queries[0]):
             return attend(*queries, *others)
     return _InParts.apply(attend, length, len(queries), *queries, *others)
 
@@ -114,7 +114,7 @@ class _InParts(torch.autograd.Function):
         ctx.attend, ctx.length, ctx.num_queries = attend, length, num_queries
         ctx.save_for_backward(*tensors)
         queries, others = tensors[:num_queries], tensors[num_queries:]
-        with _no_autocast(queries[0]):
+        with no_autocast(queries[0]):
             return torch.cat([attend(*x, *others) for x in _cut(queries, length)])
 
     @staticmethod
@@ -131,7 +131,7 @@ class _InParts(torch.autograd.Function):
             _cut(queries, ctx.length), grad.split(ctx.length), strict=True
         ):
             part = _leaves(part, of_queries)
-            with torch.enable_grad(), _no_autocast(grad):
+            with torch.enable_grad(), no_autocast(grad):
                 out = ctx.attend(*part, *others)
             torch.autograd.backward(out, part_grad)
             grads.append([x.grad for x in part])
@@ -158,7 +158,3 @@ def _leaves(tensors: Iterable[Tensor], wanted: Iterable[bool]) -> tuple[Tensor, 
     return tuple(
         x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)
     )
-
-
-def _no_autocast(like: Tensor) -> AbstractContextManager:
-    return torch.autocast(like.device.type, enabled=False)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops.precision import precise_type
+
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Pad with zeros at the bottom and at the right.
@@ -126,13 +128,12 @@ def region_means(
         size: Height and width of the map before padding, (H, W).
 
     Returns:
-        (B, R, C).
+        (B, R, C), float32 at least.
     """
     (h, w), (height, width) = region, size
-    means = regions.mean(dim=2)
+    means = regions.mean(dim=2, dtype=precise_type(regions))
     if height % h == 0 and width % w == 0:
         return means
-    # A quotient near 1 instead of sums over counts: sums can leave float16's range.
     upscale = [
         (h / min(h, height - top)) * (w / min(w, width - left))
         for top in range(0, height, h)

@@ -18,7 +18,6 @@ from mmsparse.models.detectors.detr_attention import (
     DeformableAttention,
     SelfAttention,
 )
-from mmsparse.models.detectors.token_selector import full_precision
 from mmsparse.models.layers.common import check_choice
 from mmsparse.ops import (
     TokenSelection,
@@ -27,6 +26,7 @@ from mmsparse.ops import (
     put_rows,
     take_rows,
 )
+from mmsparse.ops.precision import no_autocast
 
 VALUE_SOURCES = ('input', 'current')
 OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
@@ -136,7 +136,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
     def _score_objects(
         self, tokens: Tensor, foreground: Tensor, class_head: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        with full_precision(tokens):
+        with no_autocast(tokens):
             return self.object_score(class_head(tokens.float()), foreground)
 
 

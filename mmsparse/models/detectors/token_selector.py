@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import check_choice
+from mmsparse.ops.precision import no_autocast
 
 GLOBAL_POOLS = ('all', 'valid')
 LARGEST_ALPHA = 0.3  # at the start
@@ -71,7 +72,7 @@ class ForegroundTokenSelector(nn.Module):
         Returns:
             Logits, (B, N).
         """
-        with full_precision(tokens):
+        with no_autocast(tokens):
             return self._score_levels(tokens.float(), level_sizes, ignored)
 
     def _score_levels(
@@ -108,15 +109,3 @@ def _mean(tokens: Tensor, ignored: Tensor | None) -> Tensor:
         return tokens.mean(1, keepdim=True)
     total = tokens.masked_fill(ignored[..., None], 0).sum(1, keepdim=True)
     return total / (~ignored).sum(1).clamp(min=1)[:, None, None]
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """Switch autocast off: scores that rank must not be rounded.
-
-    Args:
-        x: A tensor of the device in question.
-
-    Returns:
-        The context.
-    """
-    return torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False)

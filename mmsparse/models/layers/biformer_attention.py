@@ -26,6 +26,7 @@ from mmsparse.ops import (
     routed_attention,
     weigh_routes,
 )
+from mmsparse.ops.precision import no_autocast
 from mmsparse.registry import MODELS
 
 PADDINGS = ('input', 'tokens')
@@ -142,7 +143,8 @@ class BiLevelRoutingAttention(nn.Module):
         qkv = blank_outside(self.qkv(partition_regions(x, grid)), region, size)
         q, k, v = qkv.split(self.split, dim=-1)  # (B, R, L, ...)
         means = region_means(qkv[..., : -self.split[2]], region, size)
-        routes, route_weights = self._route(*means.split(self.split[:2], dim=-1))
+        with no_autocast(means):  # a rounded affinity would choose other regions
+            routes, route_weights = self._route(*means.split(self.split[:2], dim=-1))
         out = routed_attention(
             q,
             self._pool(k, region),
