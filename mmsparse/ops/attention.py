@@ -1,5 +1,6 @@
 """Attention of every query to every key, with a bias on the logits."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,13 +41,19 @@ def biased_attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if backend == 'auto' and q.device.type == 'cpu':
-        backend = 'reference' if q.shape[-2] * k.shape[-2] <= SMALL else 'sdpa'
+        plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
+        backend = 'reference' if plain else 'sdpa'
     if backend == 'reference':
         return _reference(q, k, v, bias, scale)
     if bias is not None:
         # The fused kernels want as many axes as q has, and its type.
         bias = bias[(None,) * (q.ndim - bias.ndim)].to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def _learned(bias: Tensor | None) -> bool:
+    """Whether the bias wants a gradient, which no fused kernel of the CPU gives."""
+    return bias is not None and bias.requires_grad and torch.is_grad_enabled()
 
 
 def _reference(
