@@ -13,9 +13,11 @@ from mmsparse.ops import attention
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.backends import pick_backend
 from mmsparse.ops.recompute import attend_in_parts
+from mmsparse.ops.strips import attend_in_strips
 
-BACKENDS = (*attention.BACKENDS, 'parts')
+BACKENDS = (*attention.BACKENDS, 'parts', 'strips')
 WHOLE = 2**23  # logits up to which all queries attend at once
+MANY = 2**21  # logits of a head, from which on a CPU is faster in strips
 PART = 2**20  # logits that are there at a time where there are more
 
 
@@ -40,7 +42,8 @@ def deformable_attention(
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
         axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
-        backend: How to attend: ``reference``, ``sdpa``, ``parts`` or ``auto``.
+        backend: How to attend: ``reference``, ``sdpa``, ``parts``, ``strips`` or
+            ``auto``.
 
     Returns:
         (B, H, W, C).
@@ -58,10 +61,23 @@ def deformable_attention(
             f'{num_groups}.'
         )
     backend = pick_backend(backend, BACKENDS)
-    if backend in ('auto', 'parts'):
+    num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
+    if backend == 'auto' and num_logits >= MANY and _runs_strips(q):
+        backend = 'strips'
+    if backend == 'auto' and len(q) * num_heads * num_logits > WHOLE:
+        backend = 'parts'
+    if backend == 'strips':
+        return attend_in_strips(q, k, v, positions, table, axes)
+    if backend == 'parts':
         return _in_parts(q, k, v, positions, table, axes)
     bias = lookup_bias(table, displacements(positions, axes))
     return attend_map(q, k, v, num_heads, bias, backend)
+
+
+def _runs_strips(q: Tensor) -> bool:
+    """Whether strips are fast here: the compiler cannot see into them."""
+    eager = q.device.type == 'cpu' and not torch.compiler.is_compiling()
+    return eager and q.dtype == torch.float32
 
 
 def _in_parts(
@@ -81,7 +97,7 @@ def _in_parts(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
         (k, v, positions, table, axes[1]),
-        height if height * of_a_row <= WHOLE else max(PART // of_a_row, 1),
+        max(PART // of_a_row, 1),
     )
     return out.transpose(0, 1)
 
