@@ -28,7 +28,8 @@ def biased_attention(
         k: Keys, (..., M, D).
         v: Values, (..., M, D).
         bias: Broadcasts to (..., N, M); -inf takes a key away. None adds nothing.
-        backend: How to compute it: ``reference``, ``products``, ``sdpa`` or ``auto``.
+        backend: How to compute it: ``reference``, ``products`` (the same in fewer
+            steps), ``sdpa`` or ``auto``.
         scale: Factor on the products of queries and keys; D**-0.5 if None.
 
     Returns:
@@ -41,15 +42,21 @@ def biased_attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if backend == 'auto' and q.device.type == 'cpu':
-        backend = 'products' if q.shape[-2] * k.shape[-2] <= SMALL else 'sdpa'
-    if backend == 'products' and bias is None:
-        return _products(q, k, v, scale)
+        plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
+        backend = 'products' if plain else 'sdpa'
+    if backend == 'products' and (bias is None or bias.dtype == q.dtype):
+        return _products(q, k, v, bias, scale)
     if backend in ('reference', 'products'):
         return _reference(q, k, v, bias, scale)
     if bias is not None:
         # The fused kernels want as many axes as q has, and its type.
         bias = bias[(None,) * (q.ndim - bias.ndim)].to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def _learned(bias: Tensor | None) -> bool:
+    """Whether the bias wants a gradient, which no fused kernel of the CPU gives."""
+    return bias is not None and bias.requires_grad and torch.is_grad_enabled()
 
 
 def _reference(
@@ -61,13 +68,19 @@ def _reference(
     return logits.softmax(dim=-1).to(v.dtype) @ v
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The reference without a copy of the queries for the scale."""
-    shape = (*q.shape[:-1], v.shape[-1])
-    q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    unused = q.new_empty(())
-    logits = torch.baddbmm(unused, q, k.transpose(1, 2), beta=0, alpha=scale)
-    return (logits.softmax(dim=-1) @ v).view(shape)
+def _products(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """The reference with scale and bias within the first product."""
+    shape = (*q.shape[:-1], k.shape[-2])
+    q, k, value = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    if bias is None:
+        start = q.new_empty(())  # not read
+    else:
+        start = bias.expand(shape).reshape(-1, *shape[-2:])
+    added = 0 if bias is None else 1
+    logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=added, alpha=scale)
+    return (logits.softmax(dim=-1) @ value).view(*shape[:-1], v.shape[-1])
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

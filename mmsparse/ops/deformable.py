@@ -12,10 +12,13 @@ from torch import Tensor
 from mmsparse.ops import attention
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.precision import no_autocast, precise_type
 from mmsparse.ops.recompute import attend_in_parts
+from mmsparse.ops.strips import attend_in_strips
 
-BACKENDS = (*attention.BACKENDS, 'parts')
+BACKENDS = (*attention.BACKENDS, 'parts', 'strips')
 WHOLE = 2**23  # logits up to which all queries attend at once
+MANY = 2**21  # logits of a head, from which on a CPU is faster in strips
 PART = 2**20  # logits that are there at a time where there are more
 
 
@@ -40,8 +43,8 @@ def deformable_attention(
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
         axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
-        backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts`` or
-            ``auto``.
+        backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts``,
+            ``strips`` or ``auto``.
 
     Returns:
         (B, H, W, C).
@@ -59,10 +62,24 @@ def deformable_attention(
             f'{num_groups}.'
         )
     backend = pick_backend(backend, BACKENDS)
-    if backend in ('auto', 'parts'):
+    num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
+    if backend == 'auto' and num_logits >= MANY and _runs_strips(q):
+        backend = 'strips'
+    if backend == 'auto' and len(q) * num_heads * num_logits > WHOLE:
+        backend = 'parts'
+    if backend == 'strips':
+        return attend_in_strips(q, k, v, positions, table, axes)
+    if backend == 'parts':
         return _in_parts(q, k, v, positions, table, axes)
     bias = lookup_bias(table, displacements(positions, axes))
-    return attend_map(q, k, v, num_heads, bias, backend)
+    with no_autocast(q):  # which would make halves of the logits
+        return attend_map(q, k, v, num_heads, bias, backend)
+
+
+def _runs_strips(q: Tensor) -> bool:
+    """Whether strips are fast here: the compiler cannot see into them."""
+    eager = q.device.type == 'cpu' and not torch.compiler.is_compiling()
+    return eager and q.dtype == torch.float32
 
 
 def _in_parts(
@@ -82,7 +99,7 @@ def _in_parts(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
         (k, v, positions, table, axes[1]),
-        height if height * of_a_row <= WHOLE else max(PART // of_a_row, 1),
+        max(PART // of_a_row, 1),
     )
     return out.transpose(0, 1)
 
@@ -212,7 +229,7 @@ def positions_v2022(offsets: Tensor, offset_range: float) -> Tensor:
     Returns:
         (B, groups, Hk, Wk, 2), float32 at least.
     """
-    offsets = _precise(offsets)
+    offsets = offsets.to(precise_type(offsets))
     counts = offsets.shape[2:4]
     reference = _grid(*(cell_centres(count, offsets) for count in counts))
     if offset_range < 0:
@@ -236,7 +253,7 @@ def positions_v2023(offsets: Tensor, offset_range: float) -> Tensor:
     Returns:
         (B, groups, Hk, Wk, 2), float32 at least.
     """
-    offsets = _precise(offsets)
+    offsets = offsets.to(precise_type(offsets))
     counts = offsets.shape[2:4]
     reference = _grid(*(_overhanging_centres(count, offsets) for count in counts))
     if offset_range < 0:
@@ -285,7 +302,3 @@ def _count(count: int, like: Tensor) -> Tensor:
 
 def _grid(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing='ij'), dim=-1)
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

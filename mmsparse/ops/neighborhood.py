@@ -100,7 +100,7 @@ def _tiles(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
     bias = _tile_bias(table, down, across)  # (R, heads, queries, keys)
     q, k, v = (split_heads(x, num_heads).flatten(1, 2) for x in (q, k, v))
-    out = biased_attention(q, k, v, bias.flatten(0, 1), backend='sdpa')
+    out = biased_attention(q, k, v, bias.flatten(0, 1))
     out = merge_heads(out.unflatten(1, (-1, num_heads)))
     return merge_regions(out, grid, size=padded)[:, :height, :width]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from mmsparse.ops import biased_attention
+from mmsparse.ops import attention, biased_attention
 from mmsparse.ops.attention import BACKENDS, merge_heads, split_heads
 
 
@@ -99,3 +99,19 @@ def test_an_unknown_backend_is_refused():
 
     with pytest.raises(ValueError, match="'reference', 'products', 'sdpa'.*got 'fast'"):
         biased_attention(q, k, v, bias, backend='fast')
+
+
+@pytest.mark.parametrize('learned', [True, False])
+def test_a_bias_that_wants_a_gradient_takes_no_fused_kernel_on_a_cpu(
+    learned, monkeypatch
+):
+    called = []
+    monkeypatch.setattr(
+        attention.F, 'scaled_dot_product_attention', lambda *_, **__: called.append(1)
+    )
+    q, k, v = torch.randn(3, 1, 65, 4)
+    bias = torch.randn(65, 65, requires_grad=learned)
+
+    biased_attention(q, k, v, bias)
+
+    assert bool(called) != learned

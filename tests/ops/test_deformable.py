@@ -12,6 +12,7 @@ from mmsparse.ops import (
     positions_v2022,
     positions_v2023,
     sample_points,
+    strips,
 )
 from mmsparse.ops.deformable import (
     BACKENDS,
@@ -25,6 +26,8 @@ CASES = {  # B, H, W, C, Hk, Wk, heads, groups, Ty, Tx
     'one-group': (1, 4, 4, 4, 4, 4, 2, 1, 7, 7),
     'one-pixel-high': (1, 1, 5, 4, 1, 3, 2, 2, 3, 9),
     'another-table': (1, 5, 6, 4, 2, 2, 1, 1, 5, 3),
+    'large-table': (1, 12, 2, 4, 2, 1, 2, 1, 23, 4),
+    'one-entry': (1, 3, 2, 4, 2, 2, 2, 1, 1, 1),
 }
 
 
@@ -74,6 +77,8 @@ def loop_oracle(q, k, v, positions, table, axes):
 def test_equals_the_equation_in_value_and_gradient(case, backend, whole, monkeypatch):
     monkeypatch.setattr(deformable, 'WHOLE', whole)
     monkeypatch.setattr(deformable, 'PART', 1)
+    monkeypatch.setattr(strips, 'LEAST', 1 if whole == 1 else 16)
+    monkeypatch.setattr(strips, 'STRIP', whole)
     *tensors, axes = random_inputs(*case)
     expected = loop_oracle(*tensors, axes)
     actual = deformable_attention(*tensors, axes, backend)
@@ -93,6 +98,46 @@ def test_gradients_are_those_of_finite_differences(backend):
     assert gradcheck(
         lambda *args: deformable_attention(*args, axes, backend=backend), tensors
     )
+
+
+def test_strips_read_at_integers_as_the_definition():
+    """There the slope is that to the right."""
+    *tensors, axes = random_inputs(1, 5, 4, 4, 5, 4, 2, 1, 9, 7)
+    pixels = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+    tensors[3] = pixels[None, None].requires_grad_()
+    cotangent = torch.randn_like(tensors[0])
+
+    actual, expected = (
+        torch.autograd.grad(deformable_attention(*tensors, axes, x), tensors, cotangent)
+        for x in ('strips', 'reference')
+    )
+
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_positions_that_are_no_numbers_give_no_numbers(backend):
+    *tensors, axes = random_inputs(1, 5, 4, 4, 2, 2, 2, 1, 9, 7)
+    positions = torch.full_like(tensors[3], torch.nan, requires_grad=True)
+
+    out = deformable_attention(*tensors[:3], positions, tensors[4], axes, backend)
+    out.sum().backward()
+
+    assert out.isnan().all()
+
+
+def test_many_logits_take_strips_and_save_none(monkeypatch):
+    *tensors, axes = random_inputs(1, 6, 5, 8, 3, 4, 2, 1, 5, 5, torch.float32)
+    expected = deformable_attention(*tensors, axes)
+    saved = []
+    monkeypatch.setattr(deformable, 'MANY', 6 * 5 * 3 * 4)
+
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        actual = deformable_attention(*tensors, axes)
+
+    torch.testing.assert_close(actual, expected)
+    assert type(actual.grad_fn.next_functions[0][0]).__name__ == '_InStripsBackward'
+    assert max(x.numel() for x in saved) == 6 * 5 * 8
 
 
 def test_a_table_of_zeros_leaves_full_attention():
