@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.ops import depthwise_conv2d, linear_map
+from mmsparse.ops import depthwise_conv2d, linear_map, recomputed
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -88,7 +88,10 @@ class Mlp2d(nn.Module):
         x = self.fc1(channels_last(x))
         if self.local is not None:
             x = channels_last(self.local(channels_first(x)))
-        return channels_first(self.fc2(F.gelu(x)))
+        return channels_first(recomputed(self._project, x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(x))
 
 
 class ConvMlp2d(nn.Module):
@@ -108,8 +111,12 @@ class ConvMlp2d(nn.Module):
         self.linear2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(channels_first(self.linear1(channels_last(x))))
-        return channels_first(self.linear2(F.gelu(channels_last(x))))
+        x = self.linear1(channels_last(x))
+        return channels_first(recomputed(self._project, x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        x = channels_last(self.conv(channels_first(x)))
+        return self.linear2(F.gelu(x))
 
 
 def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> None:

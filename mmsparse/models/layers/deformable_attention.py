@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     LayerNorm2d,
+    Linear,
     channels_first,
     channels_last,
     check_heads,
@@ -92,10 +93,10 @@ class DeformableAttention2d(nn.Module):
         self.use_offsets = use_offsets
         self.place, self.query_axis = FORMULATIONS[formulation]
 
-        self.proj_q = nn.Linear(in_channels, in_channels)
-        self.proj_k = nn.Linear(in_channels, in_channels)
-        self.proj_v = nn.Linear(in_channels, in_channels)
-        self.proj_out = nn.Linear(in_channels, in_channels)
+        self.proj_q = Linear(in_channels, in_channels)
+        self.proj_k = Linear(in_channels, in_channels)
+        self.proj_v = Linear(in_channels, in_channels)
+        self.proj_out = Linear(in_channels, in_channels)
         cells = formulation == 'v2023' and offset_kernel == stride
         self.least_size = offset_kernel if cells else 1
         self.offset = _offset_network(

@@ -4,7 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.models.layers.common import (
+    Linear,
+    channels_first,
+    channels_last,
+    check_heads,
+)
 from mmsparse.ops import neighborhood_attention
 from mmsparse.registry import MODELS
 
@@ -38,8 +43,8 @@ class NeighborhoodAttention2d(nn.Module):
                 f'kernel_size must be odd and positive; got {kernel_size}.'
             )
         self.kernel_size = kernel_size
-        self.qkv = nn.Linear(in_channels, 3 * in_channels)
-        self.proj = nn.Linear(in_channels, in_channels)
+        self.qkv = Linear(in_channels, 3 * in_channels)
+        self.proj = Linear(in_channels, in_channels)
         span = 2 * kernel_size - 1
         self.bias_table = nn.Parameter(torch.empty(num_heads, span, span))
         nn.init.trunc_normal_(self.bias_table, std=0.02)

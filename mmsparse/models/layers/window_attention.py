@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.models.layers.common import (
+    Linear,
+    channels_first,
+    channels_last,
+    check_heads,
+)
 from mmsparse.ops import pad_to_multiple, window_attention, window_bias
 from mmsparse.ops.windows import check_shift
 from mmsparse.registry import MODELS
@@ -43,8 +48,8 @@ class WindowAttention2d(nn.Module):
         check_shift(shift, window_size)
         self.window_size = window_size
         self.shift = shift
-        self.proj_qkv = nn.Linear(in_channels, 3 * in_channels)
-        self.proj_out = nn.Linear(in_channels, in_channels)
+        self.proj_qkv = Linear(in_channels, 3 * in_channels)
+        self.proj_out = Linear(in_channels, in_channels)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
         )
