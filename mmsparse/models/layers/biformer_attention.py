@@ -1,7 +1,9 @@
 """The attention layers of BiFormer: routed, full, and none at all."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from mmsparse.models.layers.common import (
     check_heads,
     depthwise_conv,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_all, look_at_own
 from mmsparse.ops import (
     attend_map,
     merge_regions,
@@ -34,6 +37,23 @@ POOLS: dict[str, Callable[..., Tensor]] = {
     'adaptive_avg': F.adaptive_avg_pool2d,
     'adaptive_max': F.adaptive_max_pool2d,
 }
+
+
+class Routing(NamedTuple):
+    """Which regions of a map attend to which.
+
+    Args:
+        grid: Number R of regions, as rows and columns.
+        region: Height and width of a region, in cells of the map; the last regions may
+            reach beyond it.
+        routes: Regions that each region attends to, best first, (B, R, K).
+        scores: Softmax of the affinities to these, (B, R, K).
+    """
+
+    grid: tuple[int, int]
+    region: tuple[int, int]
+    routes: Tensor
+    scores: Tensor
 
 
 @MODELS.register_module()
@@ -122,21 +142,93 @@ class BiLevelRoutingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
-        x = channels_last(x)
-        if self.padding == 'input':
-            x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        qkv = self.qkv(x)  # (B, H', W', ...)
+        qkv = self._project(x)
         out = self._attend(qkv)
         if self.local is not None:
             v = qkv.split(self.split, dim=-1)[2]
             out = out + channels_last(self.local(channels_first(v)))
         return channels_first(self.proj(out[:, :height, :width]))
 
+    def regions(self, x: Tensor) -> Routing:
+        """Tell which regions of a map attend to which.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+
+        Returns:
+            The regions and their routes.
+        """
+        return self._look(self._project(x))[0]
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see. Keys may lie in padding, beyond the map.
+        """
+        routing, q, k, route_weights = self._look(self._project(x))
+        (h, w), (rows, columns) = routing.region, routing.grid
+        y, x = queries // x.shape[-1], queries % x.shape[-1]
+        own = y // h * columns + x // w
+        routes = routing.routes[:, own]  # (B, n, K)
+        batch = torch.arange(len(k), device=k.device)[:, None, None]
+        keys = k[batch, routes]  # (B, n, K, L, D)
+        if route_weights is not None:
+            keys = keys * route_weights[:, own, :, None, None]
+        counts, extent = self._pooled(routing.region)
+        length = k.shape[2]
+        seen = routes[..., None] * length + torch.arange(length, device=k.device)
+        corners = (grid_centres((rows, columns), k) - 0.5) * k.new_tensor([h, w])
+        places = corners[:, None] + grid_centres(counts, k, extent)
+        return (
+            Look(
+                '',
+                look_at_own(
+                    q[:, own, y % h * w + x % w],
+                    keys.flatten(2, 3),
+                    self.scale,
+                    self.num_heads,
+                ),
+                seen.flatten(2),
+                places.flatten(0, 1).expand(len(k), -1, -1),
+                extent,
+            ),
+        )
+
+    def _look(self, qkv: Tensor) -> tuple[Routing, Tensor, Tensor, Tensor | None]:
+        """The routing; queries and keys by region; factors on the routed keys."""
+        size = qkv.shape[1:3]
+        region, grid = self._grid(size)
+        tokens = partition_regions(pad_to_multiple(qkv, region), grid)
+        q, k, _ = tokens.split(self.split, dim=-1)
+        query, key = self._descriptors(
+            region_means(q, region, size), region_means(k, region, size)
+        )
+        routes = route_regions(query, key, min(self.topk, key.shape[1]))
+        scores = weigh_routes(query, key, routes)
+        factors = None if self.routing == 'hard' else scores
+        return Routing(grid, region, routes, scores), q, self._pool(k, region), factors
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to queries, keys and values, (B, H', W', ...)."""
+        x = channels_last(x)
+        if self.padding == 'input':
+            x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
+        return self.qkv(x)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of a region of a map, and the number of them."""
+        h, w = (max(n // self.regions_per_side, 1) for n in size)
+        return (h, w), (-(-size[0] // h), -(-size[1] // w))
+
     def _attend(self, qkv: Tensor) -> Tensor:
         """(B, H, W, ...), queries, keys and values, to (B, H, W, C)."""
         height, width = size = qkv.shape[1:3]
-        h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
-        rows, columns = grid = (-(-height // h), -(-width // w))
+        region, grid = self._grid(size)
         # Partitioned together: one copy instead of three.
         regions = partition_regions(pad_to_multiple(qkv, region), grid)
         q, k, v = regions.split(self.split, dim=-1)  # (B, R, L, ...)
@@ -147,19 +239,24 @@ class BiLevelRoutingAttention(nn.Module):
         out = routed_attention(
             q, k, v, routes, self.num_heads, self.scale, route_weights=route_weights
         )
-        return merge_regions(out, grid, (rows * h, columns * w))[:, :height, :width]
+        padded = (grid[0] * region[0], grid[1] * region[1])
+        return merge_regions(out, grid, padded)[:, :height, :width]
 
     def _route(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean queries and keys, (B, R, D), to routes and their weights, (B, R, K)."""
-        if self.routing in ('hard', 'soft'):
-            query, key = query.detach(), key.detach()
-        if self.router is not None:
-            query, key = self.router(query), self.router(key)
-        query = self.scale * query
+        query, key = self._descriptors(query, key)
         routes = route_regions(query, key, min(self.topk, key.shape[1]))
         if self.routing == 'hard':
             return routes, None
         return routes, weigh_routes(query, key, routes)
+
+    def _descriptors(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean queries and keys to what their affinities are products of."""
+        if self.routing in ('hard', 'soft'):
+            query, key = query.detach(), key.detach()
+        if self.router is not None:
+            query, key = self.router(query), self.router(key)
+        return self.scale * query, key
 
     def _pool(self, tokens: Tensor, region: tuple[int, int]) -> Tensor:
         if self.kv_pool is None:
@@ -169,6 +266,19 @@ class BiLevelRoutingAttention(nn.Module):
         if not kind.startswith('adaptive'):
             size = tuple(min(length, edge) for edge in region)
         return pool_regions(tokens, region, lambda maps: POOLS[kind](maps, size))
+
+    def _pooled(
+        self, region: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Keys of a region down and across, and height and width of each, in cells."""
+        if self.kv_pool is None:
+            return region, (1, 1)
+        kind, length = self.kv_pool
+        h, w = region
+        if kind.startswith('adaptive'):
+            return (length, length), (h / length, w / length)
+        size = (min(length, h), min(length, w))
+        return (h // size[0], w // size[1]), size
 
 
 @MODELS.register_module()
@@ -218,6 +328,24 @@ class FullAttention2d(nn.Module):
             source = x if self.local_source == 'input' else channels_first(v)
             out = out + channels_last(self.local(source))
         return channels_first(self.proj(out))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see.
+        """
+        q, k, _ = self.qkv(channels_last(x)).flatten(1, 2).chunk(3, dim=-1)
+        scale = self.scale
+        if scale is None:
+            scale = (x.shape[1] // self.num_heads) ** -0.5
+        seen = look_at_all(q[:, queries], k, scale, self.num_heads)
+        keys = grid_centres(x.shape[-2:], x)
+        return (Look('', *seen, keys.expand(len(x), -1, -1)),)
 
 
 class ConvMixer2d(nn.Sequential):
