@@ -29,7 +29,7 @@ def test_sampled_keys_are_drawn_where_the_planted_offset_puts_them(look, drawn):
     _, axis = figure.axes
     of = drawn(axis)
     (moves,) = of.lines
-    keys = of.dots[-1].get_offsets()
+    keys = np.asarray(of.dots[-1].get_offsets())
     rows, columns = np.meshgrid(range(6), range(8), indexing='ij')
     # DAT++ lays its grid from the first cell's centre plus half a step.
     y = ((2 * rows + 1) / 5 * 11 / 2 - 1).clip(0, 11) * 8 + 4

@@ -117,7 +117,8 @@ def test_foreground_is_drawn_as_probability(detector_scene):
         figure.axes, scores.split([12 * 17, 6 * 9, 3 * 5]), strict=True
     ):
         image = axis.images[-1]
-        assert image.get_array().flatten() == pytest.approx(part.numpy())
+        shown = np.asarray(image.get_array()).flatten()
+        assert shown == pytest.approx(part.numpy())
         assert image.get_clim() == (0, 1)
 
 
