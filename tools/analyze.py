@@ -143,7 +143,9 @@ def distance_table(distances: dict[str, list[float]]) -> str:
 def table(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
-        '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        '  '.join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        ).rstrip()
         for row in rows
     )
 

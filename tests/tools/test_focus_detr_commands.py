@@ -157,7 +157,7 @@ def test_a_detector_is_drawn_on_pictures_of_any_shape(
         'visualize.py', *files, *pictures, '--out', 'seen', cwd=small_digits
     )
 
-    names = ('attention', 'regions', 'foreground', 'kept', 'sampling', 'field')
+    names = ('attention', 'keys', 'foreground', 'kept', 'sampling', 'field')
     expected = [f'seen/{x.stem}_{name}.png' for x in pictures for name in names]
     assert done.stdout.splitlines()[-len(expected) :] == expected
     for path in expected:
