@@ -68,6 +68,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmsparse', 'mmsparse.*']),
+    package_data={'mmsparse.visualization': ['page.html']},
     python_requires='>=3.10,<3.13',
     install_requires=['torch>=2.1', 'numpy'],
     extras_require=EXTRAS,

@@ -37,13 +37,16 @@ class Part:
     macs: int | None
 
 
-def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
+def measure(
+    model: nn.Module, shape: tuple[int, int], blocks: bool = False
+) -> list[Part]:
     """Count the parameters and multiply-adds of a model.
 
     Args:
         model: A backbone, or a host's model: classifiers and segmentors are run as a
             whole, without auxiliary heads, and detectors up to their neck.
         shape: Height and width of the picture.
+        blocks: Count the blocks of every stage, too.
 
     Returns:
         The parts that have parameters or are run, in the order of the model, a backbone
@@ -52,7 +55,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
     model = copy.deepcopy(model).to('meta').eval()
     formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    parts = dict(_parts(model))
+    parts = dict(named_parts(model, blocks))
     macs: dict[str, int] = {}
     for name, modules in parts.items():
         for module in modules:
@@ -90,19 +93,34 @@ def _classifier(family: Family, arch: str, side: int, name: str) -> Part:
     return Part(name, total.parameters + weights + 1000, total.macs + weights)
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """The parts of a model with the modules that are called in them."""
+def named_parts(
+    model: nn.Module, blocks: bool = False
+) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Find the parts of a model with the modules that are called in them.
+
+    Args:
+        model: A backbone, or a host's model.
+        blocks: Find the blocks of every stage, too.
+
+    Yields:
+        Name and modules; parts of a part have its name and a dot before.
+    """
     if isinstance(model, StagedBackbone):
         for i, stage in enumerate(model.stages):
             yield f'stage {i + 1}', [model.downsamples[i], *stage]
+            if blocks:
+                yield f'stage {i + 1}.downsampling', [model.downsamples[i]]
+                for name, block in stage.named_children():
+                    name = f'block {int(name) + 1}' if name.isdigit() else name
+                    yield f'stage {i + 1}.{name}', [block]
         if hasattr(model, 'out_norms'):
             yield 'out_norms', list(model.out_norms.values())
         return
     for name, child in model.named_children():
         yield name, [child]
         if isinstance(child, StagedBackbone):
-            for stage, modules in _parts(child):
-                yield f'{name}.{stage}', modules
+            for part, modules in named_parts(child, blocks):
+                yield f'{name}.{part}', modules
 
 
 def _watch(

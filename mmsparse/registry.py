@@ -41,7 +41,10 @@ MODELS = ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
 )
 HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='mmsparse', locations=['mmsparse.evaluation']
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmsparse',
+    locations=['mmsparse.evaluation', 'mmsparse.visualization'],
 )
 METRICS = Registry(
     'metric',

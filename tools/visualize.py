@@ -1,37 +1,72 @@
-"""Draw what a sparse model looks at: the tokens that a Focus-DETR keeps."""
+"""Draw what a sparse model looks at, on pictures.
+
+Works for classifiers, detectors and segmentors. Written are, as far as the model has
+the parts for it:
+
+  NAME_attention.png   what the query at a point attends to, in the last layer of each
+                       stage
+  NAME_keys.png        DAT: sampled keys, their offsets, the attention they receive
+  NAME_regions.png     BiFormer: routed regions, and the attention inside them
+  NAME_foreground.png  Focus-DETR: foreground score of the tokens of each level
+  NAME_kept.png        Focus-DETR: tokens that each layer keeps; dots on object tokens
+  NAME_sampling.png    Focus-DETR, DINO, Deformable DETR: points that a detection reads
+  NAME_field.png       effective receptive field of the backbone at the point
+  NAME.html            with --html: all layers by a slider, the query by a click; one
+                       file that needs no network
+"""
 
 import argparse
-import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmcv import imread
 
-from mmsparse.evaluation import KeptTokens, watch_kept_tokens
-from mmsparse.hosts import UsageError, read_config
-from mmsparse.visualization import draw_kept_tokens
+from mmsparse.hosts import HOSTS, UsageError, read_config
+from mmsparse.visualization import (
+    choose_point,
+    draw_all,
+    load_model,
+    read_pipeline,
+    view,
+    write_page,
+)
+
+DPI = 130
 
 
 def main() -> None:
     args = parse_args()
     try:
-        drawn = draw(args)
+        for path in draw(args):
+            print(path, flush=True)
     except (UsageError, ValueError) as error:
         sys.exit(f'error: {error}')
-    print('\n'.join(str(path) for path in drawn))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog='One row for each level of maps, one column for each layer of the '
-        'encoder; what a layer does not keep is dark.',
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='configuration file of a Focus-DETR')
+    parser.add_argument('config', help='configuration file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture files')
     parser.add_argument(
-        '--out', default='work_dirs/visualize', help='folder for the drawings'
+        '--out',
+        default='work_dirs/visualize',
+        metavar='DIR',
+        help='folder for the drawings, work_dirs/visualize by default',
+    )
+    parser.add_argument(
+        '--point',
+        type=float,
+        nargs=2,
+        metavar=('X', 'Y'),
+        help='the query, and the detection, in pixels of the picture; by default the '
+        'middle of the best detection, or the spot that the backbone heeds most',
+    )
+    parser.add_argument(
+        '--html', action='store_true', help='write a page for the browser, too'
     )
     parser.add_argument('--device', default='cpu', help='cpu by default, cuda:0, ...')
     parser.add_argument(
@@ -43,29 +78,41 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw(args: argparse.Namespace) -> list[Path]:
+def draw(args: argparse.Namespace) -> Iterator[Path]:
+    check_files(args)
+    cfg = read_config(args.config)
+    if cfg.get('default_scope') not in HOSTS:
+        raise UsageError(
+            f'{args.config} has default_scope={cfg.get("default_scope")!r}; pictures '
+            f'can be run with {sorted(HOSTS)}'
+        )
+    model = load_model(cfg, args.checkpoint, args.device)
+    transforms, names = read_pipeline(cfg)
+    out = Path(args.out)
+    for path in args.images:
+        scene = view(model, transforms, path, names, args.score_thr)
+        point = args.point or choose_point(scene, model.backbone)
+        for name, figure in draw_all(scene, tuple(point), model.backbone):
+            out.mkdir(parents=True, exist_ok=True)
+            target = out / f'{Path(path).stem}_{name}.png'
+            figure.savefig(target, dpi=DPI)
+            yield target
+        if args.html:
+            target = out / f'{Path(path).stem}.html'
+            write_page(scene, tuple(point), target)
+            yield target
+
+
+def check_files(args: argparse.Namespace) -> None:
     for path in (*args.images, args.checkpoint):
         if not Path(path).is_file():
             raise UsageError(f'no such file: {path}')
-    pictures = {path: imread(path, channel_order='rgb') for path in args.images}
-    for path, picture in pictures.items():
-        if picture is None:
+    names = [Path(path).stem for path in args.images]
+    if len(set(names)) < len(names):
+        raise UsageError('two pictures have the same name; draw them in two runs')
+    for path in args.images:
+        if imread(path) is None:
             raise UsageError(f'not a readable picture: {path}')
-    cfg = read_config(args.config)
-    if cfg.get('default_scope') != 'mmdet':
-        raise UsageError(f'{args.config} must be of a detector of mmdet')
-    apis = importlib.import_module('mmdet.apis')
-    detector = apis.init_detector(cfg, args.checkpoint, device=args.device)
-    seen: list[KeptTokens] = []
-    watch_kept_tokens(detector, seen.append)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for path, picture in pictures.items():
-        found = apis.inference_detector(detector, path).pred_instances.cpu()
-        boxes = found.bboxes[found.scores >= args.score_thr]
-        drawn.append(Path(args.out, f'{Path(path).stem}.png'))
-        draw_kept_tokens(picture, seen.pop(), boxes).savefig(drawn[-1], dpi=130)
-    return drawn
 
 
 if __name__ == '__main__':

@@ -1,5 +1,43 @@
 """Pictures of what a sparse model looks at."""
 
-from mmsparse.visualization.kept_tokens import draw_kept_tokens
+from mmsparse.visualization.attention import (
+    draw_attention,
+    draw_regions,
+    draw_sampled_keys,
+)
+from mmsparse.visualization.detections import draw_sampling_points
+from mmsparse.visualization.drawings import draw_all
+from mmsparse.visualization.fields import draw_receptive_field
+from mmsparse.visualization.frame import Frame
+from mmsparse.visualization.hook import LookHook
+from mmsparse.visualization.page import write_page
+from mmsparse.visualization.scene import (
+    Scene,
+    choose_point,
+    load_model,
+    read_pipeline,
+    view,
+)
+from mmsparse.visualization.tokens import draw_foreground, draw_kept_tokens
+from mmsparse.visualization.watcher import Seen, watch
 
-__all__ = ['draw_kept_tokens']
+__all__ = [
+    'Frame',
+    'LookHook',
+    'Scene',
+    'Seen',
+    'choose_point',
+    'draw_all',
+    'draw_attention',
+    'draw_foreground',
+    'draw_kept_tokens',
+    'draw_receptive_field',
+    'draw_regions',
+    'draw_sampled_keys',
+    'draw_sampling_points',
+    'load_model',
+    'read_pipeline',
+    'view',
+    'watch',
+    'write_page',
+]

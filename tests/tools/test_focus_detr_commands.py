@@ -150,17 +150,18 @@ def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
                 )
 
 
-def test_kept_tokens_are_drawn_on_pictures_of_any_shape(
+def test_a_detector_is_drawn_on_pictures_of_any_shape(
     files, pictures, small_digits, run_tool
 ):
     done = run_tool(
-        'visualize.py', *files, *pictures, '--out', 'kept', cwd=small_digits
+        'visualize.py', *files, *pictures, '--out', 'seen', cwd=small_digits
     )
 
-    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(pictures) :]]
-    assert [path.stem for path in drawn] == [path.stem for path in pictures]
-    for path in drawn:
-        assert min(Image.open(path).size) > 300
+    names = ('attention', 'keys', 'foreground', 'kept', 'sampling', 'field')
+    expected = [f'seen/{x.stem}_{name}.png' for x in pictures for name in names]
+    assert done.stdout.splitlines()[-len(expected) :] == expected
+    for path in expected:
+        assert min(Image.open(small_digits / path).size) > 200
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The attention layers of BiFormer: routed, full, and none at all."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from mmsparse.models.layers.common import (
     check_choice,
     check_heads,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_all, look_at_own
 from mmsparse.ops import (
     add_regions,
     attend_map,
@@ -38,6 +41,37 @@ POOLS: dict[str, Callable[..., Tensor]] = {
     'adaptive_avg': F.adaptive_avg_pool2d,
     'adaptive_max': F.adaptive_max_pool2d,
 }
+
+
+class Cut(NamedTuple):
+    """How a map is cut into regions.
+
+    Args:
+        size: Height and width of the map; the last regions may reach beyond.
+        region: Height and width of a region.
+        grid: Number of regions down and across.
+    """
+
+    size: tuple[int, int]
+    region: tuple[int, int]
+    grid: tuple[int, int]
+
+
+class Routing(NamedTuple):
+    """Which regions of a map attend to which.
+
+    Args:
+        grid: Number R of regions, as rows and columns.
+        region: Height and width of a region, in cells of the map; the last regions may
+            reach beyond it.
+        routes: Regions that each region attends to, best first, (B, R, K).
+        scores: Softmax of the affinities to these, (B, R, K).
+    """
+
+    grid: tuple[int, int]
+    region: tuple[int, int]
+    routes: Tensor
+    scores: Tensor
 
 
 @MODELS.register_module()
@@ -128,49 +162,119 @@ class BiLevelRoutingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
+        out = self._attend(*self._project(x))
+        return channels_first(self.proj(out[:, :height, :width]))
+
+    def regions(self, x: Tensor) -> Routing:
+        """Tell which regions of a map attend to which.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+
+        Returns:
+            The regions and their routes.
+        """
+        return self._routing(*self._project(x))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see. Keys may lie in padding, beyond the map.
+        """
+        qkv, cut = self._project(x)
+        q, k, _ = qkv.split(self.split, dim=-1)
+        k, routing = self._pool(k, cut.region), self._routing(qkv, cut)
+        (h, w), (rows, columns) = cut.region, cut.grid
+        y, x = queries // x.shape[-1], queries % x.shape[-1]
+        own = y // h * columns + x // w
+        routes = routing.routes[:, own]  # (B, n, K)
+        batch = torch.arange(len(k), device=k.device)[:, None, None]
+        keys = k[batch, routes]  # (B, n, K, L, D)
+        if self.routing != 'hard':
+            keys = keys * routing.scores[:, own, :, None, None]
+        counts, extent = self._pooled(cut.region)
+        length = k.shape[2]
+        seen = routes[..., None] * length + torch.arange(length, device=k.device)
+        corners = (grid_centres((rows, columns), k) - 0.5) * k.new_tensor([h, w])
+        places = corners[:, None] + grid_centres(counts, k, extent)
+        return (
+            Look(
+                '',
+                look_at_own(
+                    q[:, own, y % h * w + x % w],
+                    keys.flatten(2, 3),
+                    self.scale,
+                    self.num_heads,
+                ),
+                seen.flatten(2),
+                places.flatten(0, 1).expand(len(k), -1, -1),
+                extent,
+            ),
+        )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Cut]:
+        """(B, C, H, W) to queries, keys and values by region, (B, R, L, ...)."""
         x = channels_last(x)
         if self.padding == 'input':
             x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        return channels_first(self.proj(self._attend(x)[:, :height, :width]))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H', W', C), padded so that the regions fit."""
-        size = x.shape[1:3]
-        region = tuple(max(length // self.regions_per_side, 1) for length in size)
-        x = pad_to_multiple(x, region)
-        grid = (x.shape[1] // region[0], x.shape[2] // region[1])
+        size = height, width = x.shape[1:3]
+        h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
+        grid = (-(-height // h), -(-width // w))
         # The map is cut before the projection makes three of it.
-        qkv = blank_outside(self.qkv(partition_regions(x, grid)), region, size)
-        q, k, v = qkv.split(self.split, dim=-1)  # (B, R, L, ...)
-        means = region_means(qkv[..., : -self.split[2]], region, size)
-        with no_autocast(means):  # a rounded affinity would choose other regions
-            routes, route_weights = self._route(*means.split(self.split[:2], dim=-1))
+        qkv = self.qkv(partition_regions(pad_to_multiple(x, region), grid))
+        return blank_outside(qkv, region, size), Cut(size, region, grid)
+
+    def _attend(self, qkv: Tensor, cut: Cut) -> Tensor:
+        """Queries, keys and values to (B, H', W', C), padded so that regions fit."""
+        q, k, v = qkv.split(self.split, dim=-1)
+        routes, route_weights = self._route(qkv, cut)
         out = routed_attention(
             q,
-            self._pool(k, region),
-            self._pool(v, region),
+            self._pool(k, cut.region),
+            self._pool(v, cut.region),
             routes,
             self.num_heads,
             self.scale,
             route_weights=route_weights,
         )
+        padded = (cut.grid[0] * cut.region[0], cut.grid[1] * cut.region[1])
         if self.local is None:
-            return merge_regions(out, grid, x.shape[1:3])
-        values = merge_regions(v, grid, x.shape[1:3])[:, : size[0], : size[1]]
+            return merge_regions(out, cut.grid, padded)
+        height, width = cut.size
+        values = merge_regions(v, cut.grid, padded)[:, :height, :width]
         detail = channels_last(self.local(channels_first(values)))
-        return add_regions(pad_to_multiple(detail, region), out, grid)
+        return add_regions(pad_to_multiple(detail, cut.region), out, cut.grid)
 
-    def _route(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean queries and keys, (B, R, D), to routes and their weights, (B, R, K)."""
+    def _route(self, qkv: Tensor, cut: Cut) -> tuple[Tensor, Tensor | None]:
+        """Routes and, unless routing is hard, their weights, both (B, R, K)."""
+        with no_autocast(qkv):  # a rounded affinity would choose other regions
+            query, key = self._descriptors(qkv, cut)
+            routes = route_regions(query, key, min(self.topk, key.shape[1]))
+            if self.routing == 'hard':
+                return routes, None
+            return routes, weigh_routes(query, key, routes)
+
+    def _routing(self, qkv: Tensor, cut: Cut) -> Routing:
+        routes, scores = self._route(qkv, cut)
+        if scores is None:
+            with no_autocast(qkv):
+                scores = weigh_routes(*self._descriptors(qkv, cut), routes)
+        return Routing(cut.grid, cut.region, routes, scores)
+
+    def _descriptors(self, qkv: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+        """What the affinities of the regions are products of, (B, R, D) each."""
+        means = region_means(qkv[..., : -self.split[2]], cut.region, cut.size)
+        query, key = means.split(self.split[:2], dim=-1)
         if self.routing in ('hard', 'soft'):
             query, key = query.detach(), key.detach()
         if self.router is not None:
             query, key = self.router(query), self.router(key)
-        query = self.scale * query
-        routes = route_regions(query, key, min(self.topk, key.shape[1]))
-        if self.routing == 'hard':
-            return routes, None
-        return routes, weigh_routes(query, key, routes)
+        return self.scale * query, key
 
     def _pool(self, tokens: Tensor, region: tuple[int, int]) -> Tensor:
         if self.kv_pool is None:
@@ -180,6 +284,19 @@ class BiLevelRoutingAttention(nn.Module):
         if not kind.startswith('adaptive'):
             size = tuple(min(length, edge) for edge in region)
         return pool_regions(tokens, region, lambda maps: POOLS[kind](maps, size))
+
+    def _pooled(
+        self, region: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[float, float]]:
+        """Keys of a region down and across, and height and width of each, in cells."""
+        if self.kv_pool is None:
+            return region, (1, 1)
+        kind, length = self.kv_pool
+        h, w = region
+        if kind.startswith('adaptive'):
+            return (length, length), (h / length, w / length)
+        size = (min(length, h), min(length, w))
+        return (h // size[0], w // size[1]), size
 
 
 @MODELS.register_module()
@@ -231,6 +348,24 @@ class FullAttention2d(nn.Module):
             source = x if self.local_source == 'input' else channels_first(v)
             out = out + channels_last(self.local(source))
         return channels_first(self.proj(out))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see.
+        """
+        q, k, _ = self.qkv(channels_last(x)).flatten(1, 2).chunk(3, dim=-1)
+        scale = self.scale
+        if scale is None:
+            scale = (x.shape[1] // self.num_heads) ** -0.5
+        seen = look_at_all(q[:, queries], k, scale, self.num_heads)
+        keys = grid_centres(x.shape[-2:], x)
+        return (Look('', *seen, keys.expand(len(x), -1, -1)),)
 
 
 class ConvMixer2d(nn.Sequential):

@@ -14,6 +14,7 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_all
 from mmsparse.ops import (
     attend_map,
     deformable_attention,
@@ -21,7 +22,12 @@ from mmsparse.ops import (
     positions_v2023,
     sample_points,
 )
-from mmsparse.ops.deformable import cell_centres, displacements, pixel_centres
+from mmsparse.ops.deformable import (
+    cell_centres,
+    displacements,
+    lookup_bias,
+    pixel_centres,
+)
 from mmsparse.registry import MODELS
 
 # What the two releases differ in: where keys are sampled, and where queries are.
@@ -144,6 +150,63 @@ class DeformableAttention2d(nn.Module):
             return sample_points(x, positions)
         cell = tuple(min(self.stride, length) for length in x.shape[-2:])
         return F.avg_pool2d(x, cell)
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What the heads of each group see.
+        """
+        q = self.proj_q(channels_last(x))  # (B, H, W, C)
+        positions = self._positions(q)
+        features = self.sample(x, positions)
+        k = self.proj_k(channels_last(features)).flatten(1, 2)
+        weights, rows = look_at_all(
+            q.flatten(1, 2)[:, queries],
+            k,
+            (x.shape[1] // self.num_heads) ** -0.5,
+            self.num_heads,
+            self._bias_of(queries, x.shape[-2:], positions),
+        )
+        keys, extent = self._key_cells(x, positions)
+        groups = zip(weights.chunk(self.num_groups, 1), keys.unbind(1), strict=True)
+        return tuple(
+            Look(f'group {i}', share, rows, places, extent)
+            for i, (share, places) in enumerate(groups, start=1)
+        )
+
+    def _bias_of(
+        self, queries: Tensor, size: tuple[int, int], positions: Tensor
+    ) -> Tensor | None:
+        """What is added to the logits of some queries, (B, heads, n, Hk * Wk)."""
+        if self.bias == 'fixed':
+            num_keys = positions.shape[2] * positions.shape[3]
+            return self._stretched(size[0] * size[1], num_keys)[:, queries]
+        if self.bias not in ('table', 'log_cpb'):
+            return None
+        rows, columns = (self.query_axis(length, positions) for length in size)
+        y, x = rows[queries // size[1]], columns[queries % size[1]]
+        places = torch.stack([y, x], dim=-1)[:, None]
+        displacement = (places - positions.flatten(2, 3).unsqueeze(2)) / 2
+        if self.bias == 'table':
+            return lookup_bias(self.position_bias, displacement)
+        return self._read_network(displacement)
+
+    def _key_cells(
+        self, x: Tensor, positions: Tensor
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """The keys' places, (B, groups, Hk * Wk, 2), and their extent, in cells."""
+        size = x.shape[-2:]
+        if not self.use_offsets:
+            cell = tuple(min(self.stride, length) for length in size)
+            places = grid_centres(positions.shape[2:4], x, cell)
+            return places.expand(*positions.shape[:2], -1, -1), cell
+        last = positions.new_tensor(size) - 1
+        return (positions.flatten(2, 3) + 1) / 2 * last + 0.5, (1, 1)
 
     def _positions(self, q: Tensor) -> Tensor:
         bottom, right = (max(self.least_size - length, 0) for length in q.shape[1:3])

@@ -10,6 +10,7 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_own
 from mmsparse.ops import neighborhood_attention
 from mmsparse.registry import MODELS
 
@@ -52,9 +53,44 @@ class NeighborhoodAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
+        q, k, v = self._project(x)
+        out = neighborhood_attention(q, k, v, self.bias_table)
+        return channels_first(self.proj(out[:, :height, :width]))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see. Keys may lie in padding, beyond the map.
+        """
+        q, k, _ = self._project(x)
+        size, kernel = q.shape[1:3], self.kernel_size
+        places = queries // x.shape[-1], queries % x.shape[-1]
+        seen, steps = [], []
+        for place, length in zip(places, size, strict=True):
+            first = (place - kernel // 2).clamp(0, length - kernel)[:, None]
+            seen.append(first + torch.arange(kernel, device=x.device))  # (n, kernel)
+            steps.append(seen[-1] - place[:, None] + kernel - 1)
+        bias = self.bias_table[:, steps[0][:, :, None], steps[1][:, None]].flatten(2)
+        rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
+        weights = look_at_own(
+            q[:, places[0], places[1]],
+            k.flatten(1, 2)[:, rows],
+            (x.shape[1] // len(self.bias_table)) ** -0.5,
+            len(self.bias_table),
+            bias,
+        )
+        keys = grid_centres(size, x).expand(len(x), -1, -1)
+        return (Look('', weights, rows.expand(len(x), -1, -1), keys),)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
+        height, width = x.shape[-2:]
         bottom = max(self.kernel_size - height, 0)
         right = max(self.kernel_size - width, 0)
         x = F.pad(channels_last(x), (0, 0, 0, right, 0, bottom))
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H', W', C) each
-        out = neighborhood_attention(q, k, v, self.bias_table)
-        return channels_first(self.proj(out[:, :height, :width]))
+        return self.qkv(x).chunk(3, dim=-1)

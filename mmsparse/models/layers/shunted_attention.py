@@ -11,6 +11,7 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_all
 from mmsparse.ops import by_pictures, recomputed, shunted_attention
 from mmsparse.registry import MODELS
 
@@ -76,6 +77,36 @@ class ShuntedSelfAttention(nn.Module):
         q = self.q(channels_last(x)).flatten(1, 2)  # (B, H * W, C)
         out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
         return channels_first(self.proj(out))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What the heads of the coarse and of the fine keys see; what all heads see
+            with ``sr_ratio`` 1.
+        """
+        q = self.q(channels_last(x)).flatten(1, 2)[:, queries]
+        if self.sr_ratio == 1:
+            k = self.kv(channels_last(x)).flatten(1, 2).chunk(2, dim=-1)[0]
+            groups = [('', q, k, 1)]
+        else:
+            coarse, fine = q.chunk(2, dim=-1)
+            groups = [
+                ('coarse', coarse, self.coarse(x)[0], self.sr_ratio),
+                ('fine', fine, self.fine(x)[0], self.sr_ratio // 2),
+            ]
+        found = []
+        for name, own, k, reduction in groups:
+            size = tuple(length // reduction for length in x.shape[-2:])
+            keys = grid_centres(size, x, (reduction, reduction))
+            seen = look_at_all(own, k, self.scale, self.num_heads // len(groups))
+            places = keys.expand(len(x), -1, -1)
+            found.append(Look(name, *seen, places, (reduction, reduction)))
+        return tuple(found)
 
     def _attend(self, q: Tensor, x: Tensor) -> Tensor:
         keys, values = zip(self.coarse(x), self.fine(x), strict=True)

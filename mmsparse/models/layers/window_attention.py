@@ -12,8 +12,9 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.look import Look, grid_centres, look_at_own
 from mmsparse.ops import pad_to_multiple, window_attention, window_bias
-from mmsparse.ops.windows import check_shift
+from mmsparse.ops.windows import MASKED, check_shift
 from mmsparse.registry import MODELS
 
 
@@ -58,11 +59,51 @@ class WindowAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
-        x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
-        q, k, v = self.proj_qkv(x).chunk(3, dim=-1)  # (B, H', W', C) each
+        q, k, v = self._project(x)
         bias = window_bias(self.relative_position_bias_table, self.window_size)
         out = window_attention(q, k, v, bias, self.window_size, self.shift)
         return channels_first(self.proj_out(out[:, :height, :width]))
+
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What all heads see. Keys may lie in padding, beyond the map.
+        """
+        q, k, _ = self._project(x)
+        size, window = q.shape[1:3], self.window_size
+        places = queries // x.shape[-1], queries % x.shape[-1]
+        inner, seen, cut = [], [], []
+        for place, length in zip(places, size, strict=True):
+            # Windows are cut from a map that is rolled back by the shift.
+            rolled = (place - self.shift) % length
+            inner.append(rolled % window)
+            others = (rolled - inner[-1])[:, None] + torch.arange(window).to(place)
+            seen.append((others + self.shift) % length)  # (n, window)
+            joined = length - self.shift  # from here on comes the other end of the map
+            cut.append((others >= joined) != (rolled >= joined)[:, None])
+        bias = window_bias(self.relative_position_bias_table, window)
+        bias = bias[:, inner[0] * window + inner[1]]  # (heads, n, window ** 2)
+        masked = (cut[0][:, :, None] | cut[1][:, None]).flatten(1)
+        rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
+        weights = look_at_own(
+            q[:, places[0], places[1]],
+            k.flatten(1, 2)[:, rows],
+            (x.shape[1] // len(bias)) ** -0.5,
+            len(bias),
+            bias + MASKED * masked,
+        )
+        keys = grid_centres(size, x).expand(len(x), -1, -1)
+        return (Look('', weights, rows.expand(len(x), -1, -1), keys),)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
+        x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
+        return self.proj_qkv(x).chunk(3, dim=-1)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

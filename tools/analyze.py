@@ -1,0 +1,154 @@
+"""Tell what the parts of a model cost, and how far its heads look.
+
+Two tables: parameters, multiply-adds and time of every stage and block; and for every
+attention layer the mean distance from query to key, weighed by attention, head by head,
+in pixels of what the model is given. Both are of the pictures that are named.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv import imread
+
+from mmsparse.benchmark.parts import time_parts
+from mmsparse.complexity import measure
+from mmsparse.hosts import HOSTS, UsageError, read_config
+from mmsparse.visualization import load_model, read_pipeline, watch
+from mmsparse.visualization.frame import run_pipeline
+from mmsparse.visualization.measures import attention_distance
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        found = analyze(args)
+    except (UsageError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1))
+    height, width = found['shape']
+    print(f'{args.config}, one picture of {height}x{width} pixels, as the model has it')
+    print(cost_table(found['parts']))
+    if found['distances']:
+        print(f'\nmean distance of attention in pixels, {len(args.images)} pictures')
+        print(distance_table(found['distances']))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='configuration file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture files')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers there, too')
+    parser.add_argument('--device', default='cpu', help='cpu by default, cuda:0, ...')
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=5,
+        help='timed runs on the first picture, 5 by default; the median counts',
+    )
+    return parser.parse_args()
+
+
+def analyze(args: argparse.Namespace) -> dict[str, Any]:
+    for path in (*args.images, args.checkpoint):
+        if not Path(path).is_file():
+            raise UsageError(f'no such file: {path}')
+    for path in args.images:
+        if imread(path) is None:
+            raise UsageError(f'not a readable picture: {path}')
+    cfg = read_config(args.config)
+    if cfg.get('default_scope') not in HOSTS:
+        raise UsageError(
+            f'{args.config} has default_scope={cfg.get("default_scope")!r}; models can '
+            f'be run with {sorted(HOSTS)}'
+        )
+    model = load_model(cfg, args.checkpoint, args.device)
+    transforms, _ = read_pipeline(cfg)
+    batches = []
+    for path in args.images:
+        data, _, _ = run_pipeline(transforms, path)
+        batches.append(
+            dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+        )
+    shape, distances = look_at(model, batches)
+    with torch.no_grad():
+        seconds = time_parts(
+            model,
+            lambda: model.test_step(batches[0]),
+            args.repeats,
+            torch.device(args.device),
+        )
+    parts = [
+        dict(
+            name=part.name,
+            parameters=part.parameters,
+            macs=part.macs,
+            seconds=seconds.get(part.name),
+        )
+        for part in measure(model, shape, blocks=True)
+    ]
+    return dict(shape=shape, parts=parts, distances=distances)
+
+
+def look_at(
+    model: torch.nn.Module, batches: list[dict]
+) -> tuple[tuple[int, int], dict[str, list[float]]]:
+    """The size of the first input, and distances in pixels by layer and head."""
+    shape, found = None, {}
+    with watch(model) as seen, torch.no_grad():
+        for batch in batches:
+            model.test_step(batch)
+            shape = shape or tuple(seen.inputs.shape[-2:])
+            for layer in seen.layers:
+                distance = attention_distance(layer.layer, layer.x) * layer.stride
+                found.setdefault(layer.title, []).append(distance)
+    means = {title: torch.stack(x).mean(0).tolist() for title, x in found.items()}
+    return shape, means
+
+
+def cost_table(parts: list[dict[str, Any]]) -> str:
+    rows = [['', 'parameters', 'multiply-adds', 'ms']]
+    for part in parts:
+        name = part['name'].rpartition('.')[2]
+        indent = '  ' * part['name'].count('.')
+        macs, seconds = part['macs'], part['seconds']
+        rows.append(
+            [
+                indent + name,
+                f'{part["parameters"]:,}',
+                'not run' if macs is None else f'{macs:,}',
+                '' if seconds is None else f'{1000 * seconds:.2f}',
+            ]
+        )
+    return table(rows)
+
+
+def distance_table(distances: dict[str, list[float]]) -> str:
+    heads = max(map(len, distances.values()))
+    rows = [['', 'mean', *(f'head {i + 1}' for i in range(heads))]]
+    for title, values in distances.items():
+        numbers = [sum(values) / len(values), *values]
+        cells = [f'{x:.1f}' for x in numbers]
+        rows.append([title, *cells, *[''] * (heads - len(values))])
+    return table(rows)
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join(
+        '  '.join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        ).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == '__main__':
+    main()
