@@ -94,7 +94,8 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
         out = ops.routed_attention(*regions, routes, HEADS, backend=backend)
         return ops.merge_regions(out, grid, (side, side))
 
-    yield 'routed', Pattern(routed, inputs, HEADS * tokens * topk * REGION**2)
+    # Its gather passes back a gradient for every pair of regions.
+    yield 'routed', Pattern(routed, inputs, routes.shape[1] * tokens * CHANNELS)
 
     few_k, few_v = (draw(1, side // 4, side // 4, CHANNELS) for _ in range(2))
     positions = 2 * torch.rand(1, 2, *few_k.shape[1:3], 2, device=device) - 1

@@ -71,9 +71,23 @@ def deformable_attention(
         return attend_in_strips(q, k, v, positions, table, axes)
     if backend == 'parts':
         return _in_parts(q, k, v, positions, table, axes)
-    bias = lookup_bias(table, displacements(positions, axes))
+    read = _bias_by_definition if backend == 'reference' else _bias
+    bias = read(table, positions, axes)
     with no_autocast(q):  # which would make halves of the logits
         return attend_map(q, k, v, num_heads, bias, backend)
+
+
+def _bias_by_definition(
+    table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Read the table at half the way from every key to every query."""
+    queries = _grid(*axes).reshape(-1, 1, 2)
+    displacement = (queries - positions.flatten(2, 3).unsqueeze(2)) / 2
+    return _read(table, displacement.flip(-1))  # the sampler wants (x, y)
+
+
+def _bias(table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    return lookup_bias(table, displacements(positions, axes))
 
 
 def _runs_strips(q: Tensor) -> bool:
@@ -128,7 +142,7 @@ def _attend_rows(
         (R, B, W, C).
     """
     num_rows = len(q)
-    bias = lookup_bias(table, displacements(positions, (rows, columns)))
+    bias = _bias(table, positions, (rows, columns))
     q = split_heads(q.transpose(0, 1).flatten(1, 2), len(table))
     out = merge_heads(biased_attention(q, k, v, bias))
     return out.unflatten(1, (num_rows, -1)).transpose(0, 1)
@@ -189,11 +203,16 @@ def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
     Returns:
         (B, heads, N, M), zero where the displacement leaves the table.
     """
-    batch, num_groups = displacement.shape[:2]
-    planes = table.to(displacement.dtype).unflatten(0, (num_groups, -1))
-    planes = planes.expand(batch, *planes.shape).flatten(0, 1)
     # The sampler wants (x, y): of the transposed table, that is (y, x).
-    bias = _sample(planes.transpose(-2, -1), displacement.flatten(0, 1))
+    return _read(table.transpose(-2, -1), displacement)
+
+
+def _read(table: Tensor, places: Tensor) -> Tensor:
+    """Read (heads, h, w) at (B, groups, N, M, 2) as (x, y), to (B, heads, N, M)."""
+    batch, num_groups = places.shape[:2]
+    planes = table.to(places.dtype).unflatten(0, (num_groups, -1))
+    planes = planes.expand(batch, *planes.shape).flatten(0, 1)
+    bias = _sample(planes, places.flatten(0, 1))
     return bias.unflatten(0, (batch, num_groups)).flatten(1, 2)
 
 
