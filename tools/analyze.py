@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv import imread
 
 from mmsparse.benchmark.parts import time_parts
+from mmsparse.benchmark.report import align
 from mmsparse.complexity import measure
-from mmsparse.hosts import HOSTS, UsageError, read_config
-from mmsparse.visualization import load_model, read_pipeline, watch
+from mmsparse.hosts import UsageError, read_config
+from mmsparse.visualization import check_files, load_model, read_pipeline, watch
 from mmsparse.visualization.frame import run_pipeline
 from mmsparse.visualization.measures import attention_distance
 
@@ -28,14 +28,17 @@ def main() -> None:
         found = analyze(args)
     except (UsageError, ValueError) as error:
         sys.exit(f'error: {error}')
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1))
     height, width = found['shape']
     print(f'{args.config}, one picture of {height}x{width} pixels, as the model has it')
     print(cost_table(found['parts']))
     if found['distances']:
         print(f'\nmean distance of attention in pixels, {len(args.images)} pictures')
         print(distance_table(found['distances']))
+    if args.json:
+        target = Path(args.json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(found, indent=1) + '\n')
+        print(target)
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,18 +60,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def analyze(args: argparse.Namespace) -> dict[str, Any]:
-    for path in (*args.images, args.checkpoint):
-        if not Path(path).is_file():
-            raise UsageError(f'no such file: {path}')
-    for path in args.images:
-        if imread(path) is None:
-            raise UsageError(f'not a readable picture: {path}')
+    check_files(args.images, args.checkpoint)
     cfg = read_config(args.config)
-    if cfg.get('default_scope') not in HOSTS:
-        raise UsageError(
-            f'{args.config} has default_scope={cfg.get("default_scope")!r}; models can '
-            f'be run with {sorted(HOSTS)}'
-        )
     model = load_model(cfg, args.checkpoint, args.device)
     transforms, _ = read_pipeline(cfg)
     batches = []
@@ -127,7 +120,7 @@ def cost_table(parts: list[dict[str, Any]]) -> str:
                 '' if seconds is None else f'{1000 * seconds:.2f}',
             ]
         )
-    return table(rows)
+    return align(rows)
 
 
 def distance_table(distances: dict[str, list[float]]) -> str:
@@ -137,17 +130,7 @@ def distance_table(distances: dict[str, list[float]]) -> str:
         numbers = [sum(values) / len(values), *values]
         cells = [f'{x:.1f}' for x in numbers]
         rows.append([title, *cells, *[''] * (heads - len(values))])
-    return table(rows)
-
-
-def table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        ).rstrip()
-        for row in rows
-    )
+    return align(rows)
 
 
 if __name__ == '__main__':

@@ -20,10 +20,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmcv import imread
-
-from mmsparse.hosts import HOSTS, UsageError, read_config
+from mmsparse.hosts import UsageError, read_config
 from mmsparse.visualization import (
+    check_files,
     choose_point,
     draw_all,
     load_model,
@@ -79,18 +78,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw(args: argparse.Namespace) -> Iterator[Path]:
-    check_files(args)
+    check_files(args.images, args.checkpoint)
+    names = [Path(path).stem for path in args.images]
+    if len(set(names)) < len(names):
+        raise UsageError('two pictures have the same name; draw them in two runs')
     cfg = read_config(args.config)
-    if cfg.get('default_scope') not in HOSTS:
-        raise UsageError(
-            f'{args.config} has default_scope={cfg.get("default_scope")!r}; pictures '
-            f'can be run with {sorted(HOSTS)}'
-        )
     model = load_model(cfg, args.checkpoint, args.device)
-    transforms, names = read_pipeline(cfg)
+    transforms, classes = read_pipeline(cfg)
     out = Path(args.out)
     for path in args.images:
-        scene = view(model, transforms, path, names, args.score_thr)
+        scene = view(model, transforms, path, classes, args.score_thr)
         point = args.point or choose_point(scene, model.backbone)
         for name, figure in draw_all(scene, tuple(point), model.backbone):
             out.mkdir(parents=True, exist_ok=True)
@@ -101,18 +98,6 @@ def draw(args: argparse.Namespace) -> Iterator[Path]:
             target = out / f'{Path(path).stem}.html'
             write_page(scene, tuple(point), target)
             yield target
-
-
-def check_files(args: argparse.Namespace) -> None:
-    for path in (*args.images, args.checkpoint):
-        if not Path(path).is_file():
-            raise UsageError(f'no such file: {path}')
-    names = [Path(path).stem for path in args.images]
-    if len(set(names)) < len(names):
-        raise UsageError('two pictures have the same name; draw them in two runs')
-    for path in args.images:
-        if imread(path) is None:
-            raise UsageError(f'not a readable picture: {path}')
 
 
 if __name__ == '__main__':

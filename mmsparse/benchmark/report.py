@@ -40,9 +40,23 @@ def table(measurements: Sequence[Measurement]) -> str:
         cells.append(_memory(measured.peak_bytes))
         cells.append(f'{_memory_ratio(measured, first):.2f}')
         rows.append(cells)
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Set cells below each other, those of the first column to the left.
+
+    Args:
+        rows: As many cells in each.
+
+    Returns:
+        A line for each.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
-        '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        '  '.join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        ).rstrip()
         for row in rows
     )
 

@@ -13,6 +13,7 @@ from mmsparse.visualization.hook import LookHook
 from mmsparse.visualization.page import write_page
 from mmsparse.visualization.scene import (
     Scene,
+    check_files,
     choose_point,
     load_model,
     read_pipeline,
@@ -26,6 +27,7 @@ __all__ = [
     'LookHook',
     'Scene',
     'Seen',
+    'check_files',
     'choose_point',
     'draw_all',
     'draw_attention',

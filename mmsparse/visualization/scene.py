@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv import imread
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmsparse.errors import UsageError
-from mmsparse.hosts import build_model
+from mmsparse.hosts import HOSTS, build_model
 from mmsparse.visualization.frame import Frame, Pixels, run_pipeline
 from mmsparse.visualization.watcher import Seen, watch
 
@@ -58,6 +60,24 @@ class Scene:
         return scores, labels, self.frame.boxes_to_picture(boxes * ends)
 
 
+def check_files(pictures: Sequence[str], checkpoint: str) -> None:
+    """Find out before a model is built that there is nothing to run it on.
+
+    Args:
+        pictures: Files of pictures.
+        checkpoint: A file.
+
+    Raises:
+        UsageError: One is missing, or no picture that can be read.
+    """
+    for path in (*pictures, checkpoint):
+        if not Path(path).is_file():
+            raise UsageError(f'no such file: {path}')
+    for path in pictures:
+        if imread(path) is None:
+            raise UsageError(f'not a readable picture: {path}')
+
+
 def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
     """Build the model of a configuration, with the weights of a checkpoint.
 
@@ -70,9 +90,14 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
         The model in eval mode. A segmentor takes pictures as a whole.
 
     Raises:
-        UsageError: The checkpoint does not fit; tells the missing, the unexpected or
-            the misshapen keys.
+        UsageError: The configuration is of no host; or the checkpoint does not fit:
+            tells the missing, the unexpected or the misshapen keys.
     """
+    if cfg.get('default_scope') not in HOSTS:
+        raise UsageError(
+            f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
+            f'can be run with {sorted(HOSTS)}'
+        )
     model = build_model(cfg)
     loaded = CheckpointLoader.load_checkpoint(
         checkpoint, map_location='cpu', logger='silent'
