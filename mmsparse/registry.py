@@ -44,7 +44,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmsparse',
-    locations=['mmsparse.evaluation', 'mmsparse.visualization'],
+    locations=['mmsparse.evaluation', 'mmsparse.resume', 'mmsparse.visualization'],
 )
 METRICS = Registry(
     'metric',

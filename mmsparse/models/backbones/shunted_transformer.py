@@ -7,15 +7,32 @@ from typing import Any
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from mmsparse.models.backbones.base import (
-    StagedBackbone,
-    drop_path_rates,
+from mmsparse.models.backbones.arch import (
+    FLAG,
+    INTEGER,
+    POSITIVE,
+    Setting,
+    integer,
+    one_of,
     resolve_arch,
 )
+from mmsparse.models.backbones.base import StagedBackbone, drop_path_rates
 from mmsparse.models.layers import DetailMlp2d, LayerNorm2d, ShuntedSelfAttention
-from mmsparse.models.layers.common import NORMS, check_choice, check_heads
+from mmsparse.models.layers.common import NORMS, check_heads
 from mmsparse.models.layers.shunted_attention import check_sr_ratio
 from mmsparse.registry import MODELS
+
+_SETTINGS = dict(
+    embed_dims=Setting(integer(2)),
+    depths=Setting(integer(1)),
+    num_heads=Setting(integer(1)),
+    mlp_ratios=Setting(POSITIVE),
+    sr_ratios=Setting(INTEGER),
+    stem_convs=Setting(integer(0), 0),
+    qkv_bias=Setting(FLAG, True),
+    downsample_norm=Setting(one_of(NORMS), 'layer'),
+    downsample_act=Setting(FLAG, False),
+)
 
 
 @MODELS.register_module()
@@ -98,17 +115,7 @@ class ShuntedTransformer(StagedBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        arch = resolve_arch(
-            arch,
-            known=self.arch_settings,
-            per_stage=('embed_dims', 'depths', 'num_heads', 'mlp_ratios', 'sr_ratios'),
-            optional=dict(
-                stem_convs=0,
-                qkv_bias=True,
-                downsample_norm='layer',
-                downsample_act=False,
-            ),
-        )
+        arch = resolve_arch(arch, self.arch_settings, _SETTINGS)
         _check(arch)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
@@ -280,6 +287,3 @@ def _check(arch: Mapping[str, Any]) -> None:
     for i, (channels, num_heads, sr_ratio) in enumerate(stages):
         check_heads(channels, num_heads, name=f'embed_dims[{i}]')
         check_sr_ratio(sr_ratio, num_heads, name=f'sr_ratios[{i}]')
-    check_choice('downsample_norm', arch['downsample_norm'], NORMS)
-    if arch['stem_convs'] < 0:
-        raise ValueError(f'stem_convs must be at least 0; got {arch["stem_convs"]}.')

@@ -259,8 +259,8 @@ def test_initialises_linear_maps_and_norms(build):
         (dict(out_indices=(2, 1)), r'got \(2, 1\)'),
         (dict(out_indices=(4,)), r'got \(4,\)'),
         (dict(out_indices=(-1,)), r'got \(-1,\)'),
-        (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4; got 5'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\); got 1.0'),
+        (dict(frozen_stages=5), 'frozen_stages must be an integer from -1 to 4; got 5'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\); got 1.0'),
     ],
 )
 def test_arguments_out_of_range_are_refused(build, arguments, message):
