@@ -149,7 +149,8 @@ def resolve_arch(
     """Look an architecture up, or check one that is given as a dict.
 
     Args:
-        arch: A name in ``known``, or the architecture itself.
+        arch: A name in ``known``, or the architecture itself: all of its settings, or
+            such a name under ``base`` and those that differ.
         known: The published architectures by name.
         per_stage: Names of the required settings, one entry a stage each.
         optional: The other settings with their defaults; a tuple or list has one entry
@@ -162,17 +163,19 @@ def resolve_arch(
         ValueError: The name is unknown, a setting is missing or unknown, or the numbers
             of stages differ.
     """
-    if isinstance(arch, str):
-        if arch not in known:
-            raise ValueError(f'arch must be one of {sorted(known)}; got {arch!r}.')
-        arch = known[arch]
+    given = {'base': arch} if isinstance(arch, str) else dict(arch)
+    base = given.pop('base', None)
+    if base is not None and base not in known:
+        name = 'arch' if isinstance(arch, str) else "arch['base']"
+        raise ValueError(f'{name} must be one of {sorted(known)}; got {base!r}.')
+    arch = {**known.get(base, {}), **given}
     missing = set(per_stage) - set(arch)
     unknown = set(arch) - set(per_stage) - set(optional)
     if missing or unknown:
         raise ValueError(
-            f'An arch dict needs the settings {sorted(per_stage)} and may have '
-            f'{sorted(optional)}; missing: {sorted(missing)}, unknown: '
-            f'{sorted(unknown)}.'
+            f'An arch dict needs the settings {sorted(per_stage)}, or the name of an '
+            f'arch that has them as its base, and may have {sorted(optional)}; '
+            f'missing: {sorted(missing)}, unknown: {sorted(unknown)}.'
         )
     settings = {**optional, **arch}
     settings.update((name, tuple(settings[name])) for name in per_stage)
