@@ -100,7 +100,8 @@ def resolve_arch(
     """Look an architecture up, or check one that is given as a dict.
 
     Args:
-        arch: A name in ``known``, or the architecture itself.
+        arch: A name in ``known``, or the architecture itself: all of its settings, or
+            such a name under ``base`` and those that differ.
         known: The published architectures by name.
         settings: What it may say.
 
@@ -111,21 +112,27 @@ def resolve_arch(
         ValueError: The name is unknown, a setting is missing, unknown or of another
             kind, or the numbers of stages differ.
     """
-    if not isinstance(arch, Mapping):
-        if not isinstance(arch, str) or arch not in known:
-            raise ValueError(f'arch must be one of {sorted(known)}; got {arch!r}.')
-        arch = known[arch]
-    missing = [name for name, x in settings.items() if x.required and name not in arch]
-    unknown = [name for name in arch if name not in settings]
+    by_name = not isinstance(arch, Mapping)
+    given = dict(base=arch) if by_name else dict(arch)
+    if 'base' in given:
+        base = given.pop('base')
+        if not isinstance(base, str) or base not in known:
+            name = 'arch' if by_name else "arch['base']"
+            raise ValueError(f'{name} must be one of {sorted(known)}; got {base!r}.')
+        given = {**known[base], **given}
+    missing = [name for name, x in settings.items() if x.required and name not in given]
+    unknown = [name for name in given if name not in settings]
     if missing or unknown:
         needed = [name for name, x in settings.items() if x.required]
         raise ValueError(
-            f'An arch dict needs the settings {sorted(needed)} and may have '
+            f'An arch dict needs the settings {sorted(needed)}, or the name of an arch '
+            f'that has them as its base, and may have '
             f'{sorted(set(settings) - set(needed))}; missing: {sorted(missing)}, '
             f'unknown: {sorted(map(str, unknown))}.'
         )
     resolved = {
-        name: _check(name, arch.get(name, x.default), x) for name, x in settings.items()
+        name: _check(name, given.get(name, x.default), x)
+        for name, x in settings.items()
     }
     lengths = {name: len(x) for name, x in resolved.items() if isinstance(x, tuple)}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):

@@ -81,7 +81,8 @@ class BiFormer(StagedBackbone):
     in the padding of the regions and in the local term of the last stage.
 
     Args:
-        arch: Name of an entry of ``arch_settings``, or such an entry.
+        arch: Name of an entry of ``arch_settings``, or such an entry, or a dict with
+            the name of one under ``base`` and the settings that differ.
         regions_per_side: Regions down and across the map of every routed stage, or one
             number a stage. The published models use 7 for classification at 224x224, 16
             for detection, 8 for segmentation; the weights do not depend on it.

@@ -130,7 +130,8 @@ class DAT(StagedBackbone):
     of layers and no GELU; ``nano`` has that of batches and GELU.
 
     Args:
-        arch: Name of an entry of ``arch_settings``, or such an entry.
+        arch: Name of an entry of ``arch_settings``, or such an entry, or a dict with
+            the name of one under ``base`` and the settings that differ.
         out_indices: Stages to return, counted from 0.
         out_norm: Norm of the returned maps: ``class`` as before the classifier, or
             ``layer`` as for dense tasks. They differ in name only, so that weights of

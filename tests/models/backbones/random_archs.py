@@ -139,6 +139,7 @@ def _shunted(rng: random.Random, stages: int) -> tuple[type, dict, dict]:
         sr_ratios=ratios,
         stem_convs=rng.randint(0, 2),
         qkv_bias=rng.random() < 0.5,
+        mlp_detail=rng.random() < 0.5,
         downsample_norm=rng.choice(['layer', 'batch']),
         downsample_act=rng.random() < 0.5,
     )
@@ -182,6 +183,7 @@ _BAD = dict(
     sr_ratios=(0, 3, '2', None),
     stem_convs=(-1, 1.5, '1', None),
     qkv_bias=_NO_FLAGS,
+    mlp_detail=_NO_FLAGS,
 )
 _BAD_ARGUMENTS = dict(
     out_indices=[(), (9,), (-1,), (0, 0), 3, None, ('0',)],
@@ -194,5 +196,5 @@ _OPTIONAL = {
     *('window_size', 'neighborhood', 'num_points', 'mlp_ratio', 'conv_mlp'),
     *('local_perception', 'layer_scale', 'img_size', 'conv_stem', 'stem_dims'),
     *('downsample_norm', 'downsample_act', 'attn_cfgs', 'pos_kernel', 'mlp_kernel'),
-    *('post_norm', 'downsampling', 'stem_convs', 'qkv_bias'),
+    *('post_norm', 'downsampling', 'stem_convs', 'qkv_bias', 'mlp_detail'),
 }
