@@ -44,7 +44,12 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmsparse',
-    locations=['mmsparse.evaluation', 'mmsparse.resume', 'mmsparse.visualization'],
+    locations=[
+        'mmsparse.evaluation',
+        'mmsparse.guard',
+        'mmsparse.resume',
+        'mmsparse.visualization',
+    ],
 )
 METRICS = Registry(
     'metric',

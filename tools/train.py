@@ -22,7 +22,7 @@ def main() -> None:
     try:
         cfg = load_config(args)
         check_pretrained(cfg)
-        make_resumable(cfg)
+        add_safeguards(cfg)
         apply_training_options(cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
@@ -67,13 +67,14 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
         resume(cfg, args.resume)
 
 
-def make_resumable(cfg: Config) -> None:
-    """Write whole checkpoints, and draw the same numbers after a stop."""
+def add_safeguards(cfg: Config) -> None:
+    """Write whole checkpoints, draw the same numbers after a stop, stop at NaN."""
     saving = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {})
     saving.setdefault('type', 'CheckpointHook')
     saving.setdefault('backend_args', dict(backend='whole_file'))
+    names = ('mmsparse.RepeatableRandomness', 'mmsparse.StopAtNaN')
     hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [*hooks, dict(type='mmsparse.RepeatableRandomness')]
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in names)]
 
 
 def resume(cfg: Config, wanted: str) -> None:
