@@ -39,6 +39,7 @@ EXTRAS = {
     'dev': [
         *DIGITS,
         'codespell',
+        'hypothesis',
         'import-linter',
         'mypy',
         'pre-commit',
