@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -32,7 +33,7 @@ from mmsparse.hosts import UsageError, check_data, check_pretrained, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / 'configs' / 'ablations'
-ROUNDS = 20  # of timed iterations
+ROUNDS = 10  # of timed iterations
 ITERATION = 'iteration'
 
 
@@ -175,6 +176,7 @@ def read_study(name: str) -> Study:
 def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cost]:
     """Build and measure all variants; mistakes show before hours of training."""
     warnings.simplefilter('ignore')
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # of torch's profiler
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
         cfg = variant_config(study, variant, epochs, 0, pretrained)
