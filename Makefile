@@ -19,13 +19,14 @@ test: export OMP_NUM_THREADS ?= 1
 test: install  ## Run the tests
 	$(BIN)/python -m pytest
 
-lint: install  ## Check style, docstrings, import directions, spelling and types
+lint: install  ## Check style, docstrings, import directions, spelling, types and tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pydoclint --quiet mmsparse tools
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python tools/zoo_tables.py --check
 
 format: install  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
