@@ -15,7 +15,7 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'mmsparse'
 FOR_MIM = ('configs', 'tools', 'model-index.yml')
-FOR_CLONES = ('install*.py', '__pycache__')
+FOR_CLONES = ('install*.py', 'quickstart*.py', '__pycache__')
 
 
 class BuildWithMim(build_py):
@@ -75,6 +75,7 @@ EXTRAS = {
         'mmsegmentation>=1.2.2,<2',
         'mmpretrain>=1.2,<2',
         'openmim>=0.3.9',
+        'setuptools>=70,<81',  # openmim and mmengine import its pkg_resources.
         'ftfy',  # mmsegmentation imports it and regex but does not require them.
         'regex',
     ],

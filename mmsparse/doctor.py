@@ -170,7 +170,7 @@ def find_conflicts(
 
     Args:
         setup: What is installed.
-        required: Versions that mmsparse needs of packages, if they are installed.
+        required: What mmsparse requires; an extra counts if its hosts are installed.
 
     Returns:
         What to mend, in this order.
@@ -208,8 +208,12 @@ def _mmcv_lite(versions: dict[str, str]) -> Iterator[Conflict]:
 def _outside_range(
     versions: dict[str, str], required: Sequence[Requirement]
 ) -> Iterator[Conflict]:
+    extras = ('', *_stacks(versions))
     for requirement in required:
         name, allowed = requirement.name, requirement.specifier
+        marker = requirement.marker
+        if marker and not any(marker.evaluate({'extra': extra}) for extra in extras):
+            continue
         found = versions.get(name)
         if found and not allowed.contains(found, prereleases=True):
             wanted = f'{name}{allowed}'
@@ -268,8 +272,6 @@ def describe(setup: Setup) -> Iterator[str]:
     Yields:
         Lines.
     """
-    names = setup.versions.keys()
-    stacks = {'OpenMMLab': HOSTS.keys() & names, 'OneDL': {*HOSTS.values()} & names}
     folder = Path(mmsparse.__file__).resolve().parent
     configs = folder / '.mim' / 'configs'
     if not configs.is_dir():
@@ -277,7 +279,7 @@ def describe(setup: Setup) -> Iterator[str]:
     rows = {
         'Python': platform.python_version(),
         **setup.versions,
-        'stack': ' and '.join(x for x in stacks if stacks[x]) or 'no hosts',
+        'stack': ' and '.join(_stacks(setup.versions)) or 'no hosts',
         'mmcv.ops': setup.operators or 'not looked at',
         'GPU': setup.gpu or 'none that torch can use',
         'driver': _driver() or 'none of NVIDIA',
@@ -286,6 +288,12 @@ def describe(setup: Setup) -> Iterator[str]:
     width = max(map(len, rows))
     for name, value in rows.items():
         yield f'{name:{width}}  {value}'
+
+
+def _stacks(versions: dict[str, str]) -> list[str]:
+    """The extras of setup.py whose hosts are installed."""
+    names = {'openmmlab': set(HOSTS), 'onedl': set(HOSTS.values())}
+    return [stack for stack in names if names[stack] & versions.keys()]
 
 
 def _operators(versions: dict[str, str]) -> str:

@@ -28,6 +28,7 @@ REQUIRED = [
     Requirement('torch>=2.1'),
     Requirement("mmcv>=2.1,<2.2; extra == 'openmmlab'"),
     Requirement("mmdet>=3.3,<4; extra == 'openmmlab'"),
+    Requirement("setuptools>=70,<81; extra == 'openmmlab'"),
     Requirement("onedl-mmcv>=2.3.3,<2.4; extra == 'onedl'"),
 ]
 
@@ -88,7 +89,13 @@ def test_a_sound_setup_has_no_conflicts():
             with_failure('pkg_resources', "No module named 'pkg_resources'"),
             'import pkg_resources: No module',
             "pip install 'setuptools>=70,<81'",
-            id='setuptools without pkg_resources',
+            id='no pkg_resources',
+        ),
+        pytest.param(
+            with_versions(setuptools='84.2.1'),
+            'setuptools 84.2.1 is outside <81,>=70',
+            "pip install 'setuptools<81,>=70'",
+            id='setuptools that has no pkg_resources',
         ),
         pytest.param(
             with_failure('mmcv.ops', "No module named 'mmcv._ext'"),
@@ -141,7 +148,7 @@ def test_a_conflict_is_told_with_the_command_that_mends_it(setup, problem, comma
 
 
 def test_a_stack_of_onedl_alone_is_sound():
-    versions = {'torch': '2.12.1', 'numpy': '2.2.6', 'onedl-mmcv': '2.3.6'}
+    versions = {'torch': '2.12.1', 'setuptools': '84.2.1', 'onedl-mmcv': '2.3.6'}
     assert find_conflicts(Setup(versions), REQUIRED) == []
 
 
@@ -165,7 +172,7 @@ def test_the_command_prints_versions_and_fails_on_a_conflict(monkeypatch, capsys
     assert doctor.main() == 1
     printed = capsys.readouterr().out
     assert 'numpy           2.4.6\n' in printed
-    assert 'stack           OpenMMLab\n' in printed
+    assert 'stack           openmmlab\n' in printed
     assert 'conflict: mmcv-lite' in printed
     assert 'no conflicts found' not in printed
 
