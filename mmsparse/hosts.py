@@ -24,8 +24,10 @@ from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
-DIGITS_COMMAND = 'python tools/prepare_digits.py'
-CONVERT_COMMAND = 'python tools/convert_checkpoint.py'
+IN_CLONE = (Path(__file__).parents[1] / 'tools').is_dir()
+COMMAND = 'python tools/{}.py' if IN_CLONE else 'mim run mmsparse {}'
+DIGITS_COMMAND = COMMAND.format('prepare_digits')
+CONVERT_COMMAND = COMMAND.format('convert_checkpoint')
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
