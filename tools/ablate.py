@@ -3,7 +3,7 @@
 A study is a file of configs/ablations, or a file of your own like those: a
 configuration, and for each variant the settings that differ. Variants that are finished
 are not trained again, and one that was stopped goes on from its last epoch. Written
-are table.md, results.json and plot.png.
+after every variant are table.md, results.json and plot.png.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,26 +98,24 @@ def main() -> None:
         if epochs < 1:
             raise UsageError(f'--epochs must be at least 1; got {epochs}')
         costs = in_new_process(measure_costs, study, epochs, args.pretrained)
-        rows = compare(study, costs, epochs, args, out)
+        described = dict(
+            study=study.name,
+            title=study.title,
+            config=study.config,
+            epochs=epochs,
+            seeds=args.seeds,
+            pretrained=args.pretrained,
+            commit=commit(),
+            environment=environment(torch.device('cpu')),
+        )
+        rows = []
+        for row in train_variants(study, costs, epochs, args, out):
+            rows.append(row)
+            written = write(out, described, rows)
     except UsageError as error:
         sys.exit(f'error: {error}')
-    results = dict(
-        study=study.name,
-        title=study.title,
-        config=study.config,
-        epochs=epochs,
-        seeds=args.seeds,
-        pretrained=args.pretrained,
-        commit=commit(),
-        environment=environment(torch.device('cpu')),
-        variants=rows,
-    )
-    paths = out / 'table.md', out / 'results.json', out / 'plot.png'
-    paths[0].write_text(ablation_report.table(rows))
-    paths[1].write_text(json.dumps(results, indent=2) + '\n')
-    ablation_report.plot(rows, paths[2], study.title)
-    print(paths[0].read_text())
-    print('\n'.join(map(str, paths)))
+    print(written[0].read_text())
+    print('\n'.join(map(str, written)))
 
 
 def parse_args() -> argparse.Namespace:
@@ -242,11 +241,10 @@ def training(name: str, runner: Runner) -> Candidate:
     return Candidate(name, run)
 
 
-def compare(
+def train_variants(
     study: Study, costs: list[Cost], epochs: int, args: argparse.Namespace, out: Path
-) -> list[ablation_report.Row]:
-    """Train all variants."""
-    rows = []
+) -> Iterator[ablation_report.Row]:
+    """Train one variant after the other."""
     for number, (variant, cost) in enumerate(
         zip(study.variants, costs, strict=True), start=1
     ):
@@ -260,18 +258,15 @@ def compare(
             )
             for seed in args.seeds
         ]
-        rows.append(
-            dict(
-                name=variant.name,
-                about=variant.about,
-                changes=variant.changes,
-                **asdict(cost),
-                metric=trained[0].metric,
-                values=[result.value for result in trained],
-                train_seconds=[result.train_seconds for result in trained],
-            )
+        yield dict(
+            name=variant.name,
+            about=variant.about,
+            changes=variant.changes,
+            **asdict(cost),
+            metric=trained[0].metric,
+            values=[result.value for result in trained],
+            train_seconds=[result.train_seconds for result in trained],
         )
-    return rows
 
 
 def run_variant(described: tuple, work_dir: Path, label: str) -> Trained:
@@ -291,6 +286,15 @@ def run_variant(described: tuple, work_dir: Path, label: str) -> Trained:
     _, trained = train(cfg, work_dir, label, resume=True)
     result.write_text(json.dumps(asdict(trained), indent=2) + '\n')
     return trained
+
+
+def write(out: Path, described: dict, rows: list[ablation_report.Row]) -> list[Path]:
+    """Write the variants that are finished as a table, as JSON and as a picture."""
+    table, results, plot = (out / x for x in ('table.md', 'results.json', 'plot.png'))
+    table.write_text(ablation_report.table(rows))
+    results.write_text(json.dumps({**described, 'variants': rows}, indent=2) + '\n')
+    ablation_report.plot(rows, plot, described['title'])
+    return [table, results, plot]
 
 
 def commit() -> str | None:
