@@ -20,7 +20,7 @@ quickstart: install  ## Train and evaluate the three tasks on handwritten digits
 # Threads only slow down tensors as small as those of the tests.
 test: export OMP_NUM_THREADS ?= 1
 test: install  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install  ## Check style, docstrings, import directions, spelling, types and tables
 	$(BIN)/ruff check .

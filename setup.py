@@ -97,6 +97,7 @@ EXTRAS = {
         'pre-commit',
         'pydoclint',
         'pytest',
+        'pytest-xdist',
         'ruff',
         'safetensors',
     ],
