@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -301,6 +302,8 @@ def write(out: Path, described: dict, rows: list[ablation_report.Row]) -> list[P
 
 def commit() -> str | None:
     """That of the clone, with a plus if files differ; None where there is no clone."""
+    if shutil.which('git') is None:
+        return None
     command = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None
