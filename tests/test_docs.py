@@ -9,6 +9,7 @@ from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
+FILES = r'(?:\bprojects/\w+/)?\b(?:tools|configs)/[\w/.-]+\.py\b'
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
@@ -22,7 +23,7 @@ def test_links_to_files_lead_somewhere(page):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_commands_and_configs_exist(page):
-    for name in re.findall(r'\b(?:tools|configs)/[\w/.-]+\.py\b', page.read_text()):
+    for name in re.findall(FILES, page.read_text()):
         assert (ROOT / name).is_file(), name
 
 
