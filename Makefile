@@ -20,15 +20,16 @@ quickstart: install  ## Train and evaluate the three tasks on handwritten digits
 # Threads only slow down tensors as small as those of the tests.
 test: export OMP_NUM_THREADS ?= 1
 test: install  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-lint: install  ## Check style, docstrings, import directions, spelling and types
+lint: install  ## Check style, docstrings, import directions, spelling, types and tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pydoclint --quiet mmsparse tools
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python tools/zoo_tables.py --check
 
 format: install  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -91,11 +91,13 @@ EXTRAS = {
     'dev': [
         *DIGITS,
         'codespell',
+        'hypothesis',
         'import-linter',
         'mypy',
         'pre-commit',
         'pydoclint',
         'pytest',
+        'pytest-xdist',
         'ruff',
         'safetensors',
     ],

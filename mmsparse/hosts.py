@@ -193,7 +193,8 @@ def _returned_channels(settings: dict[str, Any]) -> list[int]:
     defaults = inspect.signature(backbone).parameters
     arch = settings.get('arch', defaults['arch'].default)
     if isinstance(arch, str):
-        arch = backbone.arch_settings.get(arch, {})
+        arch = {'base': arch}
+    arch = {**backbone.arch_settings.get(arch.get('base'), {}), **arch}
     widths = dict(enumerate(arch.get('embed_dims', ())))
     indices = settings.get('out_indices', defaults['out_indices'].default)
     return [widths[i] for i in indices if i in widths]

@@ -74,7 +74,10 @@ def write_checkpoint(
         if _is_safetensors(path):
             _safetensors(path).save_file(weights, unfinished, metadata=meta)
         else:
-            torch.save({'meta': meta, 'state_dict': weights}, unfinished)
+            # Into an open file: else torch writes the file's name into it, and equal
+            # weights would have unequal hashes.
+            with unfinished.open('wb') as file:
+                torch.save({'meta': meta, 'state_dict': weights}, file)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

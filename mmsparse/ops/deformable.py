@@ -18,7 +18,7 @@ from mmsparse.ops.strips import attend_in_strips
 
 BACKENDS = (*attention.BACKENDS, 'parts', 'strips')
 WHOLE = 2**23  # logits up to which all queries attend at once
-MANY = 2**21  # logits of a head, from which on a CPU is faster in strips
+MANY = 2**21  # logits of a head from which strips are faster on a CPU
 PART = 2**20  # logits that are there at a time where there are more
 
 
@@ -42,7 +42,8 @@ def deformable_attention(
             the i-th share of the heads.
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
-        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
+        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,), in
+            even steps upwards; without gradient.
         backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts``,
             ``strips`` or ``auto``.
 
