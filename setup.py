@@ -75,7 +75,7 @@ EXTRAS = {
         'mmsegmentation>=1.2.2,<2',
         'mmpretrain>=1.2,<2',
         'openmim>=0.3.9',
-        'setuptools>=70,<81',  # openmim and mmengine import its pkg_resources.
+        'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
         'ftfy',  # mmsegmentation imports it and regex but does not require them.
         'regex',
     ],

@@ -3,6 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
+# torch 2.1 has it under its other name only.
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+
 _reference_only = False
 
 

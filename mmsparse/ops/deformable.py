@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmsparse.ops import attention
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.precision import no_autocast, precise_type
 from mmsparse.ops.recompute import attend_in_parts
 from mmsparse.ops.strips import attend_in_strips
@@ -93,7 +93,7 @@ def _bias(table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tens
 
 def _runs_strips(q: Tensor) -> bool:
     """Whether strips are fast here: the compiler cannot see into them."""
-    eager = q.device.type == 'cpu' and not torch.compiler.is_compiling()
+    eager = q.device.type == 'cpu' and not is_compiling()
     return eager and q.dtype == torch.float32
 
 
