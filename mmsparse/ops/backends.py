@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
 _reference_only = False
 
 
@@ -22,6 +24,15 @@ def reference_only() -> Iterator[None]:
         yield
     finally:
         _reference_only = before
+
+
+def is_exporting() -> bool:
+    """Tell whether ``torch.export`` traces what runs; torch can tell from 2.7 on.
+
+    Returns:
+        Whether it does.
+    """
+    return getattr(torch.compiler, 'is_exporting', bool)()
 
 
 def pick_backend(backend: str, known: Sequence[str]) -> str:
