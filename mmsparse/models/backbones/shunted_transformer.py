@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from mmsparse.models.backbones.base import (
@@ -12,7 +11,12 @@ from mmsparse.models.backbones.base import (
     drop_path_rates,
     resolve_arch,
 )
-from mmsparse.models.layers import DetailMlp2d, LayerNorm2d, ShuntedSelfAttention
+from mmsparse.models.layers import (
+    DetailMlp2d,
+    DropPath,
+    LayerNorm2d,
+    ShuntedSelfAttention,
+)
 from mmsparse.models.layers.common import NORMS, check_choice, check_heads
 from mmsparse.models.layers.shunted_attention import check_sr_ratio
 from mmsparse.registry import MODELS
@@ -112,7 +116,7 @@ class ShuntedTransformer(StagedBackbone):
         _check(arch)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
-            len(arch['depths']),
+            arch['embed_dims'],
             out_indices,
             None,
             frozen_stages,
