@@ -2,9 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmdet.registry import MODELS
 from torch import nn
 
+from mmsparse.checkpoint import write_checkpoint
 from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -56,3 +58,23 @@ def test_every_option_of_focus_detr_has_a_row():
     assert len(changed) == 10
     assert changed['cascade'] == (0.6,) * 6
     assert changed['norm'] == 'batch'
+
+
+def test_the_example_with_a_backbone_prints_what_the_page_says(
+    tmp_path, monkeypatch, capsys
+):
+    text = (ROOT / 'docs' / 'backbones.md').read_text()
+    example, loading = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    (printed,) = re.findall(r'```\n(\[.*?)```', text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    names = {}
+    exec(example, names)
+
+    assert capsys.readouterr().out == printed
+    weights = names['backbone'].state_dict()
+    write_checkpoint('dat-pp-tiny.safetensors', weights, meta={})
+    exec(loading, names)
+    for key, tensor in names['backbone'].state_dict().items():
+        if not key.startswith('out_norms'):
+            assert torch.equal(tensor, weights[key])

@@ -1,5 +1,6 @@
 import argparse
 import importlib.util
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -8,12 +9,16 @@ from mmsparse import hosts
 from mmsparse.hosts import (
     UsageError,
     augment_pictures,
+    build_model,
     check_channels,
     check_data,
     check_pretrained,
     config_arguments,
     load_config,
+    read_config,
 )
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 def parse(*arguments):
@@ -195,3 +200,12 @@ def test_a_missing_file_of_pretrained_weights_is_told_with_the_command(tmp_path)
     check_pretrained(cfg)
     cfg.model.backbone.init_cfg[0].checkpoint = 'torchvision://resnet50'
     check_pretrained(cfg)
+
+
+def test_a_classifier_normalises_as_its_config_says():
+    cfg = read_config(str(CONFIGS / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'))
+
+    model = build_model(cfg)
+
+    assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+    assert 'data_preprocessor' not in cfg.model
