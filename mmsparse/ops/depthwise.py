@@ -120,7 +120,6 @@ def _identity(weight: Tensor) -> Tensor:
 
 def _autocasts() -> bool:
     """Whether operations on the CPU take halves."""
-    try:
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4 and later
         return torch.is_autocast_enabled('cpu')
-    except TypeError:  # torch before 2.4
-        return torch.is_autocast_cpu_enabled()
+    return torch.is_autocast_cpu_enabled()
