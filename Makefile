@@ -6,7 +6,7 @@ PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo 
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test lint docs format clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +30,11 @@ lint: install  ## Check style, docstrings, import directions, spelling, types an
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/python tools/zoo_tables.py --check
+
+docs: install  ## Build the site into build/docs and check the links between its pages
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
+	  --conf-dir docs . build/docs
+	@echo build/docs/index.html
 
 format: install  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

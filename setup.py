@@ -65,6 +65,7 @@ def read_version() -> str:
 
 
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
+DOCS = ['furo', 'myst-parser', 'sphinx']
 
 EXTRAS = {
     # One of the next two, never both: they install the same modules.
@@ -88,8 +89,10 @@ EXTRAS = {
         'onedl-mim>=0.5,<1',
     ],
     'digits': DIGITS,
+    'docs': DOCS,
     'dev': [
         *DIGITS,
+        *DOCS,
         'codespell',
         'hypothesis',
         'import-linter',

@@ -5,6 +5,7 @@ nothing here imports one by itself.
 """
 
 import argparse
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +20,9 @@ from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
+from mmsparse.checkpoint.files import read_trained
+from mmsparse.checkpoint.names import listed
+from mmsparse.checkpoint.official import find_state_dict
 from mmsparse.errors import UsageError
 from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
@@ -28,6 +32,7 @@ IN_CLONE = (Path(__file__).parents[1] / 'tools').is_dir()
 COMMAND = 'python tools/{}.py' if IN_CLONE else 'mim run mmsparse {}'
 DIGITS_COMMAND = COMMAND.format('prepare_digits')
 CONVERT_COMMAND = COMMAND.format('convert_checkpoint')
+SHOWN_KEYS = 5  # of a checkpoint that does not fit
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,8 +160,53 @@ def build_model(cfg: Config) -> BaseModel:
             f'default_scope={scope!r} and {sorted(cfg)}'
         )
     models = importlib.import_module(f'{scope}.registry').MODELS
+    settings = cfg.model.copy()
+    if 'data_preprocessor' in cfg:  # where mmpretrain has it; the runner does so, too
+        settings.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(scope):
-        return models.build(cfg.model)
+        return models.build(settings)
+
+
+def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
+    """Build the model of a configuration, with the weights of a checkpoint.
+
+    Args:
+        cfg: The configuration, of a host that is registered.
+        checkpoint: The file, of torch or safetensors.
+        device: Where the model shall compute.
+
+    Returns:
+        The model in eval mode. A segmentor takes pictures as a whole.
+
+    Raises:
+        UsageError: The configuration is of no host; or the checkpoint does not fit:
+            tells the missing, the unexpected or the misshapen keys.
+        ValueError: The file is missing, damaged or no checkpoint.
+    """
+    if cfg.get('default_scope') not in HOSTS:
+        raise UsageError(
+            f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
+            f'can be run with {sorted(HOSTS)}'
+        )
+    state = find_state_dict(read_trained(checkpoint))
+    state = {name.removeprefix('module.'): x for name, x in state.items()}
+    model = build_model(cfg)
+    told = []
+    try:
+        keys = model.load_state_dict(state, strict=False)
+        for kind in ('missing', 'unexpected'):
+            if names := getattr(keys, f'{kind}_keys'):
+                told.append(f'{kind} keys: {listed(names, SHOWN_KEYS)}')
+    except RuntimeError as error:  # other shapes; the first line only names the model
+        told = [line.strip() for line in str(error).splitlines()[1:]]
+    if told:
+        raise UsageError(
+            f'checkpoint: {checkpoint} does not fit the configuration; '
+            f'{"; ".join(told)}'
+        )
+    if hasattr(model, 'test_cfg') and (model.test_cfg or {}).get('mode') == 'slide':
+        model.test_cfg.mode = 'whole'
+    return model.to(device).eval()
 
 
 def check_channels(cfg: Config) -> None:

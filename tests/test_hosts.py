@@ -10,6 +10,7 @@ from mmsparse.doctor import installed_versions
 from mmsparse.hosts import (
     UsageError,
     augment_pictures,
+    build_model,
     check_channels,
     check_data,
     check_pretrained,
@@ -219,3 +220,12 @@ def test_a_fork_that_does_not_find_its_mmsegmentation_is_told(monkeypatch, confi
     monkeypatch.setattr(hosts.Config, 'fromfile', fail)
     with pytest.raises(UsageError, match="based on mmseg::, which OneDL's mmengine"):
         read_config(str(config))
+
+
+def test_a_classifier_normalises_as_its_config_says():
+    cfg = read_config(str(CONFIGS / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'))
+
+    model = build_model(cfg)
+
+    assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+    assert 'data_preprocessor' not in cfg.model

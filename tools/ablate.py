@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -61,7 +62,8 @@ class Study:
     Args:
         name: Name of its file.
         title: Of the picture.
-        config: The configuration that all variants start from.
+        config: The configuration that all variants start from, a file from where the
+            command runs or of the repository.
         epochs: How long they are trained.
         variants: The first is what the others are compared with.
     """
@@ -204,7 +206,8 @@ def variant_config(
         key: dict(value, _delete_=True) if isinstance(value, dict) else value
         for key, value in variant.changes.items()
     }
-    cfg = read_config(str(ROOT / study.config), changes)
+    path = Path(study.config)
+    cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
     if 'max_epochs' not in cfg.train_cfg:
         raise UsageError(f'{study.config} trains by iterations; a study needs epochs')
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
@@ -299,6 +302,8 @@ def write(out: Path, described: dict, rows: list[ablation_report.Row]) -> list[P
 
 def commit() -> str | None:
     """That of the clone, with a plus if files differ; None where there is no clone."""
+    if shutil.which('git') is None:
+        return None
     command = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None

@@ -66,7 +66,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
                 label=row['name'],
             )
         axis.set_xlabel(label)
-        axis.set_xlim(left=0)
+        axis.margins(x=0.15, y=0.1)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits')

@@ -16,8 +16,8 @@ import torch
 from mmsparse.benchmark.parts import time_parts
 from mmsparse.benchmark.report import align
 from mmsparse.complexity import measure
-from mmsparse.hosts import UsageError, read_config
-from mmsparse.visualization import check_files, load_model, read_pipeline, watch
+from mmsparse.hosts import UsageError, load_model, read_config
+from mmsparse.visualization import check_files, read_pipeline, watch
 from mmsparse.visualization.frame import run_pipeline
 from mmsparse.visualization.measures import attention_distance
 

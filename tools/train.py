@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 from mmsparse.hosts import (
     UsageError,
@@ -26,7 +26,7 @@ def main() -> None:
         apply_training_options(cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
-    Runner.from_cfg(cfg).train()
+    RUNNERS.build(cfg).train()  # MMEngine's Runner, or the cfg.runner_type
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,12 +20,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmsparse.hosts import UsageError, read_config
+from mmsparse.hosts import UsageError, load_model, read_config
 from mmsparse.visualization import (
     check_files,
     choose_point,
     draw_all,
-    load_model,
     read_pipeline,
     view,
     write_page,

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_exporting, pick_backend
 
 BACKENDS = ('auto', 'reference', 'products', 'sdpa')
 # Queries times keys up to which, on a CPU, plain products are faster forward and
@@ -41,6 +41,9 @@ def biased_attention(
     backend = pick_backend(backend, BACKENDS)
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    # Fused kernels lay their result out as ONNX's products do not.
+    if backend == 'auto' and is_exporting():
+        backend = 'products'
     if backend == 'auto' and q.device.type == 'cpu':
         plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
         backend = 'products' if plain else 'sdpa'

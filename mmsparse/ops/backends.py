@@ -29,6 +29,15 @@ def reference_only() -> Iterator[None]:
         _reference_only = before
 
 
+def is_exporting() -> bool:
+    """Tell whether ``torch.export`` traces what runs; torch can tell from 2.7 on.
+
+    Returns:
+        Whether it does.
+    """
+    return getattr(torch.compiler, 'is_exporting', bool)()
+
+
 def pick_backend(backend: str, known: Sequence[str]) -> str:
     """Check the name of a backend.
 

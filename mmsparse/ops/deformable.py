@@ -66,7 +66,7 @@ def deformable_attention(
     num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
     if backend == 'auto' and num_logits >= MANY and _runs_strips(q):
         backend = 'strips'
-    if backend == 'auto' and len(q) * num_heads * num_logits > WHOLE:
+    if backend == 'auto' and _exceeds(WHOLE, q, num_heads * num_logits):
         backend = 'parts'
     if backend == 'strips':
         return attend_in_strips(q, k, v, positions, table, axes)
@@ -95,6 +95,11 @@ def _runs_strips(q: Tensor) -> bool:
     """Whether strips are fast here: the compiler cannot see into them."""
     eager = q.device.type == 'cpu' and not is_compiling()
     return eager and q.dtype == torch.float32
+
+
+def _exceeds(most: int, q: Tensor, num_logits: int) -> bool:
+    """Whether there are too many logits at once; the compiler decides for itself."""
+    return not is_compiling() and q.shape[0] * num_logits > most
 
 
 def _in_parts(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.precision import autocasts
 
 BACKENDS = ('auto', 'reference', 'folded', 'strips')
 # Columns of a kernel whose gradient oneDNN is quick to find: measured, it took 0.7 ms
@@ -60,7 +61,7 @@ def depthwise_conv2d(
 def _is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether strips pay, and a kernel next to 1 keeps its digits."""
     single = x.dtype == weight.dtype == torch.float32
-    return single and x.device.type == 'cpu' and not _autocasts()
+    return single and x.device.type == 'cpu' and not autocasts('cpu')
 
 
 class _Stripwise(torch.autograd.Function):
@@ -116,10 +117,3 @@ def _identity(weight: Tensor) -> Tensor:
     identity = torch.zeros_like(weight[0, 0])
     identity[height // 2, width // 2] = 1
     return identity
-
-
-def _autocasts() -> bool:
-    """Whether operations on the CPU take halves."""
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4 and later
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()

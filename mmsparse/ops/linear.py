@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_exporting, pick_backend
 
 BACKENDS = ('auto', 'reference', 'convolution')
 # Positions from which, on a CPU, oneDNN's convolutions replace torch's BLAS library.
@@ -45,6 +45,7 @@ def linear_map(
 def _suits_convolution(x: Tensor) -> bool:
     return (
         ONEDNN
+        and not is_exporting()  # a graph does not count its positions
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and x.shape[:-1].numel() >= MANY

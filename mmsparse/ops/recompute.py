@@ -71,8 +71,8 @@ def by_pictures(
         ValueError: ``backend`` is unknown.
     """
     backend = _on_cpu(pick_backend(backend, PICTURE_BACKENDS), x)
-    length = len(x) if backend == 'reference' else max(PART // numbers, 1)
-    if len(x) <= length:
+    length = max(PART // numbers, 1)
+    if backend == 'reference' or x.shape[0] <= length:
         return function(x)
     return torch.cat([function(part) for part in x.split(length)])
 
@@ -100,7 +100,7 @@ def attend_in_parts(
         (N, ...).
     """
     # The compiler sees through a single part, and decides for itself what to keep.
-    if len(queries[0]) <= length or is_compiling():
+    if is_compiling() or queries[0].shape[0] <= length:
         with no_autocast(queries[0]):
             return attend(*queries, *others)
     return _InParts.apply(attend, length, len(queries), *queries, *others)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.recompute import attend_in_parts
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
@@ -186,16 +186,23 @@ def _gathered(
         queries = (*queries, route_weights.flatten(0, 1))
     # Heads first: else every copy would have to be copied again for its products.
     regions = tuple(split_heads(x, num_heads).flatten(0, 2) for x in (k, v))
-    numbers = k.numel() + v.numel()
-    # A part adds to the gradients of all regions: it must not be small beside them.
-    parts = routes.shape[-1] * numbers // max(PART, 2 * numbers)
     out = attend_in_parts(
         partial(_attend_regions, num_heads, scale),
         queries,
         regions,
-        length=-(-len(queries[0]) // max(parts, 1)),
+        length=_length(queries[0].shape[0], routes.shape[-1], k, v),
     )
     return out.unflatten(0, routes.shape[:2])
+
+
+def _length(num_queries: int, topk: int, k: Tensor, v: Tensor) -> int:
+    """Number of query regions that attend at a time; the compiler takes all."""
+    if is_compiling():
+        return num_queries
+    numbers = k.numel() + v.numel()
+    # A part adds to the gradients of all regions: it must not be small beside them.
+    parts = topk * numbers // max(PART, 2 * numbers)
+    return -(-num_queries // max(parts, 1))
 
 
 def _attend_regions(
@@ -286,7 +293,7 @@ def gather_regions(
 def _rows(routes: Tensor) -> Tensor:
     """Count the regions of all pictures through, (B, R, K)."""
     batch, num_regions, _ = routes.shape
-    first = num_regions * routes.new_tensor(range(batch))
+    first = num_regions * torch.arange(batch, device=routes.device)
     return routes + first.view(-1, 1, 1)
 
 

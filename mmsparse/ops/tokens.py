@@ -134,7 +134,7 @@ def kept_by_layer(selection: TokenSelection, num_tokens: int) -> Tensor:
         rows = selection.rows[:, :count]
         kept = torch.ones_like(rows, dtype=torch.bool) if written is None else written
         tokens = torch.zeros(
-            len(rows), num_tokens, dtype=torch.bool, device=rows.device
+            rows.shape[0], num_tokens, dtype=torch.bool, device=rows.device
         )
         layers.append(tokens.scatter(1, rows, kept))
     return torch.stack(layers, dim=1)
@@ -200,5 +200,5 @@ def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def _flat_rows(rows: Tensor, length: int) -> Tensor:
-    first = length * torch.arange(len(rows), device=rows.device)
+    first = length * torch.arange(rows.shape[0], device=rows.device)
     return (rows + first[:, None]).flatten()

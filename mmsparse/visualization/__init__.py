@@ -15,7 +15,6 @@ from mmsparse.visualization.scene import (
     Scene,
     check_files,
     choose_point,
-    load_model,
     read_pipeline,
     view,
 )
@@ -37,7 +36,6 @@ __all__ = [
     'draw_regions',
     'draw_sampled_keys',
     'draw_sampling_points',
-    'load_model',
     'read_pipeline',
     'view',
     'watch',

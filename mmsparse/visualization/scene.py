@@ -13,16 +13,13 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.runner import CheckpointLoader
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmsparse.errors import UsageError
-from mmsparse.hosts import HOSTS, build_model
 from mmsparse.visualization.frame import Frame, Pixels, run_pipeline
 from mmsparse.visualization.watcher import Seen, watch
 
-SHOWN_KEYS = 5  # of a checkpoint that does not fit
 BLUR = 16  # a salient spot is this part of the picture
 
 
@@ -76,56 +73,6 @@ def check_files(pictures: Sequence[str], checkpoint: str) -> None:
     for path in pictures:
         if imread(path) is None:
             raise UsageError(f'not a readable picture: {path}')
-
-
-def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
-    """Build the model of a configuration, with the weights of a checkpoint.
-
-    Args:
-        cfg: The configuration, of a host that is registered.
-        checkpoint: The file.
-        device: Where the model shall compute.
-
-    Returns:
-        The model in eval mode. A segmentor takes pictures as a whole.
-
-    Raises:
-        UsageError: The configuration is of no host; or the checkpoint does not fit:
-            tells the missing, the unexpected or the misshapen keys.
-    """
-    if cfg.get('default_scope') not in HOSTS:
-        raise UsageError(
-            f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
-            f'can be run with {sorted(HOSTS)}'
-        )
-    model = build_model(cfg)
-    loaded = CheckpointLoader.load_checkpoint(
-        checkpoint, map_location='cpu', logger='silent'
-    )
-    state = loaded.get('state_dict', loaded)
-    state = {name.removeprefix('module.'): x for name, x in state.items()}
-    told = []
-    try:
-        keys = model.load_state_dict(state, strict=False)
-        for kind in ('missing', 'unexpected'):
-            if names := getattr(keys, f'{kind}_keys'):
-                told.append(f'{kind} keys: {_shorten(names)}')
-    except RuntimeError as error:  # other shapes; the first line only names the model
-        told = [line.strip() for line in str(error).splitlines()[1:]]
-    if told:
-        raise UsageError(
-            f'checkpoint: {checkpoint} does not fit the configuration; '
-            f'{"; ".join(told)}'
-        )
-    if hasattr(model, 'test_cfg') and (model.test_cfg or {}).get('mode') == 'slide':
-        model.test_cfg.mode = 'whole'
-    return model.to(device).eval()
-
-
-def _shorten(names: Sequence[str]) -> str:
-    shown = names[:SHOWN_KEYS]
-    rest = len(names) - len(shown)
-    return ', '.join(shown) + (f' and {rest} more' if rest else '')
 
 
 def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from mmsparse.errors import UsageError
+from mmsparse.hosts import load_model
 from mmsparse.visualization import (
     choose_point,
     draw_all,
     draw_foreground,
     draw_kept_tokens,
     draw_sampling_points,
-    load_model,
 )
 from mmsparse.visualization.detections import detection_at
 

@@ -1,6 +1,7 @@
 """What every backbone of ours shares: stages, outputs, freezing, checkpointing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -10,6 +11,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models.backbones.arch import RATE, check_kind
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """The maps that a backbone returns; its methods are those of timm's FeatureInfo.
+
+    Args:
+        widths: C of every map.
+        strides: Pixels from one cell to the next, of every map.
+    """
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def channels(self) -> list[int]:
+        """Tell C of every map."""
+        return list(self.widths)
+
+    def reduction(self) -> list[int]:
+        """Tell the stride of every map."""
+        return list(self.strides)
 
 
 class StagedBackbone(BaseModule):
@@ -24,7 +46,7 @@ class StagedBackbone(BaseModule):
     no ``out_norms``. Maps are (B, C, H, W) in channels-last storage throughout.
 
     Args:
-        num_stages: Number of stages of the architecture.
+        embed_dims: C of the map of every stage of the architecture.
         out_indices: Stages to return, ascending, counted from 0.
         out_norm: Kind of the norms of the outputs; None where stages end with theirs.
         frozen_stages: Stages without training, from the first on; 0 for the stem alone
@@ -49,7 +71,7 @@ class StagedBackbone(BaseModule):
 
     def __init__(
         self,
-        num_stages: int,
+        embed_dims: Sequence[int],
         out_indices: Sequence[int],
         out_norm: str | None,
         frozen_stages: int,
@@ -59,12 +81,14 @@ class StagedBackbone(BaseModule):
     ) -> None:
         default = [dict(cfg) for cfg in self.default_init_cfg]
         super().__init__(default if init_cfg is None else init_cfg)
+        num_stages = len(embed_dims)
         _check_out_indices(out_indices, num_stages)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(
                 f'frozen_stages must be an integer from -1 to {num_stages}; got '
                 f'{frozen_stages!r}.'
             )
+        self.embed_dims = tuple(embed_dims)
         self.out_indices = tuple(out_indices)
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
@@ -100,6 +124,14 @@ class StagedBackbone(BaseModule):
     def min_side(self) -> int:
         """Shortest side of a picture: the stride of the last stage, in pixels."""
         return 4 * 2 ** (len(self.stages) - 1)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What the returned maps are, as timm's backbones tell it."""
+        return FeatureInfo(
+            widths=tuple(self.embed_dims[i] for i in self.out_indices),
+            strides=tuple(4 * 2**i for i in self.out_indices),
+        )
 
     def _out_norm(self, stage: int) -> nn.Module:
         if self.out_norm is None:
@@ -173,7 +205,7 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
 
 
 def _check_pictures(x: Tensor, min_side: int) -> None:
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or min(x.shape[2:]) < min_side:
+    if x.ndim != 4 or x.shape[1] != 3 or not x.shape[0] or min(x.shape[2:]) < min_side:
         raise ValueError(
             f'x must be pictures of shape (B, 3, H, W) with B at least 1 and H and W '
             f'at least {min_side}, for the last stage; got {tuple(x.shape)}. Enlarge '

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from mmsparse.models.backbones.arch import (
@@ -25,8 +23,10 @@ from mmsparse.models.layers import (
     BiLevelRoutingAttention,
     ConvMixer2d,
     DepthwiseConv2d,
+    DropPath,
     FullAttention2d,
     LayerNorm2d,
+    LayerScale2d,
     Mlp2d,
 )
 from mmsparse.models.layers.biformer_attention import check_regions
@@ -178,7 +178,7 @@ class BiFormer(StagedBackbone):
         _check(arch, regions_per_side, out_norm)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
-            len(widths),
+            widths,
             out_indices,
             out_norm,
             frozen_stages,
@@ -263,7 +263,7 @@ class BiFormerBlock(nn.Module):
 def _layer_scale(channels: int, start: float | None) -> nn.Module:
     if start is None:
         return nn.Identity()
-    return LayerScale(channels, data_format='channels_first', scale=start)
+    return LayerScale2d(channels, start)
 
 
 def _build_attention(

@@ -7,8 +7,6 @@ from itertools import cycle, islice
 from types import SimpleNamespace
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath
-from mmcv.cnn.bricks.scale import LayerScale
 from torch import Tensor, nn
 
 from mmsparse.models.backbones.arch import (
@@ -29,7 +27,9 @@ from mmsparse.models.layers import (
     ConvMlp2d,
     DeformableAttention2d,
     DepthwiseConv2d,
+    DropPath,
     LayerNorm2d,
+    LayerScale2d,
     Mlp2d,
     MultiScaleDeformableAttention2d,
     NeighborhoodAttention2d,
@@ -217,7 +217,7 @@ class DAT(StagedBackbone):
         widths = arch['embed_dims']
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
-            len(widths),
+            widths,
             out_indices,
             out_norm,
             frozen_stages,
@@ -264,7 +264,7 @@ class DATBlock(nn.Module):
         def scale() -> nn.Module:
             if layer_scale <= 0:
                 return nn.Identity()
-            return LayerScale(channels, data_format='channels_first', scale=layer_scale)
+            return LayerScale2d(channels, layer_scale)
 
         self.local = (
             DepthwiseConv2d(channels, 3, residual=True) if local_perception else None

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
 from mmsparse.models.backbones.arch import (
@@ -19,6 +18,7 @@ from mmsparse.models.backbones.arch import (
 from mmsparse.models.backbones.base import StagedBackbone, drop_path_rates
 from mmsparse.models.layers import (
     DetailMlp2d,
+    DropPath,
     LayerNorm2d,
     Mlp2d,
     ShuntedSelfAttention,
@@ -126,7 +126,7 @@ class ShuntedTransformer(StagedBackbone):
         _check(arch)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
-            len(arch['depths']),
+            arch['embed_dims'],
             out_indices,
             None,
             frozen_stages,

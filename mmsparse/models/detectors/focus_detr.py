@@ -78,7 +78,8 @@ class FocusDETR(FocusedTransformer, DINO):
         boxes = self.bbox_head.reg_branches[-1](take_rows(tokens, rows))
         boxes = boxes + take_rows(proposals, rows)  # (B, num_queries, 4)
 
-        query = self.query_embedding.weight[:num_queries].expand(len(memory), -1, -1)
+        query = self.query_embedding.weight[:num_queries]
+        query = query.expand(memory.shape[0], -1, -1)
         references = boxes.detach()
         decoder_inputs = dict(memory=memory, dn_mask=None, level_sizes=level_sizes)
         head_inputs: dict[str, Any] = {}
@@ -99,22 +100,37 @@ class FocusDETR(FocusedTransformer, DINO):
         decoder_inputs.update(query=query, reference_points=references.sigmoid())
         return decoder_inputs, head_inputs
 
-    def forward_decoder(self, **inputs: Any) -> dict[str, Any]:
+    def forward_decoder(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        dn_mask: Tensor | None,
+        **inputs: Any,
+    ) -> dict[str, Any]:
         """Run the decoder.
 
         Args:
-            **inputs: As mmdet's DINO takes them.
+            memory: What the encoder returned, (B, N, C).
+            memory_mask: True for padding, (B, N); None for no padding.
+            dn_mask: True where a query does not see another, (Q, Q); None for nowhere.
+            **inputs: The others of :meth:`DinoDecoder.forward`.
 
         Returns:
             Hidden states and references of all layers.
         """
-        outputs = super().forward_decoder(**inputs)
+        states, references = self.decoder(
+            value=memory,
+            key_padding_mask=memory_mask,
+            self_attn_mask=dn_mask,
+            reg_branches=self.bbox_head.reg_branches,
+            **inputs,
+        )
         if self.training:
             # Without a box in the batch this table would have no gradient, and
             # distributed training would wait for one.
             unused = 0 * self.dn_query_generator.label_embedding.weight[0, 0]
-            outputs['hidden_states'] = outputs['hidden_states'] + unused
-        return outputs
+            states = states + unused
+        return dict(hidden_states=states, references=list(references))
 
     def _num_queries(self, num_tokens: int) -> int:
         if num_tokens < self.num_queries and not self._told_few_tokens:

@@ -12,7 +12,9 @@ from mmsparse.models.layers.biformer_attention import (
 from mmsparse.models.layers.common import (
     ConvMlp2d,
     DepthwiseConv2d,
+    DropPath,
     LayerNorm2d,
+    LayerScale2d,
     Mlp2d,
 )
 from mmsparse.models.layers.deformable_attention import DeformableAttention2d
@@ -30,8 +32,10 @@ __all__ = [
     'DeformableAttention2d',
     'DepthwiseConv2d',
     'DetailMlp2d',
+    'DropPath',
     'FullAttention2d',
     'LayerNorm2d',
+    'LayerScale2d',
     'Mlp2d',
     'MultiScaleDeformableAttention2d',
     'NeighborhoodAttention2d',

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,6 +66,44 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 NORMS = {'batch': nn.BatchNorm2d, 'layer': LayerNorm2d}
+
+
+class LayerScale2d(nn.Module):
+    """A learned factor for every channel.
+
+    Args:
+        channels: C of the map.
+        start: What the factors start from.
+    """
+
+    def __init__(self, channels: int, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(start)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        return x * self.weight[:, None, None]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, a branch is zero for some of the samples.
+
+    Args:
+        probability: That of a sample to lose the branch, from 0 to less than 1; the
+            others are scaled up to the same mean.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to (B, ...)."""
+        if not self.training or self.probability == 0:
+            return x
+        kept = 1 - self.probability
+        shape = (x.shape[0], *(1,) * (x.ndim - 1))
+        return x * x.new_empty(shape).bernoulli_(kept).div_(kept)
 
 
 class Mlp2d(nn.Module):

@@ -213,7 +213,7 @@ class DeformableAttention2d(nn.Module):
         q = channels_first(F.pad(q, (0, 0, 0, right, 0, bottom)))
         groups = q.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
         offsets = self.offset(groups)  # (B * groups, 2, Hk, Wk)
-        offsets = offsets.unflatten(0, (len(q), -1)).permute(0, 1, 3, 4, 2)
+        offsets = offsets.unflatten(0, (q.shape[0], -1)).permute(0, 1, 3, 4, 2)
         if not self.use_offsets:
             offsets = torch.zeros_like(offsets)
         return self.place(offsets, self.offset_range)
