@@ -103,8 +103,13 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
+        # OneDL's mmengine does not know that its mmsegmentation has another name.
+        forked = 'mmsegmentation' in str(error) and importlib.util.find_spec('mmseg')
         raise UsageError(
-            f'{path} needs a host that is not installed ({error}); '
+            f"{path} is based on mmseg::, which OneDL's mmengine does not find; it "
+            f'needs the hosts of OpenMMLab, in another environment ({error})'
+            if forked
+            else f'{path} needs a host that is not installed ({error}); '
             "install the hosts: pip install 'mmsparse[openmmlab]'"
         ) from error
     cfg.merge_from_dict(options or {})

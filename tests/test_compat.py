@@ -31,6 +31,7 @@ class Call:
         return self.function, self.args
 
 
+@needs_weights_only
 def test_a_history_buffer_makes_the_round_trip_weights_only(tmp_path):
     buffer = HistoryBuffer()
     for value in (1.5, 2.5, 5.0):

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmsparse import hosts
+from mmsparse.doctor import installed_versions
 from mmsparse.hosts import (
     UsageError,
     augment_pictures,
@@ -200,6 +201,25 @@ def test_a_missing_file_of_pretrained_weights_is_told_with_the_command(tmp_path)
     check_pretrained(cfg)
     cfg.model.backbone.init_cfg[0].checkpoint = 'torchvision://resnet50'
     check_pretrained(cfg)
+
+
+@pytest.mark.xfail(
+    'onedl-mmengine' in installed_versions(),
+    reason='onedl-mmengine looks for mmsegmentation, which has another name there',
+    strict=True,
+)
+def test_a_base_of_mmseg_is_found():
+    name = 'biformer/fpn_biformer-nano_1xb8-1600i_digits.py'
+    assert read_config(str(CONFIGS / name)).model.type == 'EncoderDecoder'
+
+
+def test_a_fork_that_does_not_find_its_mmsegmentation_is_told(monkeypatch, config):
+    def fail(path):
+        raise ModuleNotFoundError('mmsegmentation is not installed')
+
+    monkeypatch.setattr(hosts.Config, 'fromfile', fail)
+    with pytest.raises(UsageError, match="based on mmseg::, which OneDL's mmengine"):
+        read_config(str(config))
 
 
 def test_a_classifier_normalises_as_its_config_says():

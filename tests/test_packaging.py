@@ -130,7 +130,7 @@ def test_the_metadata_name_the_extras_and_the_licence(installed):
     distribution = PathDistribution(folder)
 
     extras = set(distribution.metadata.get_all('Provides-Extra'))
-    assert extras == {'openmmlab', 'onedl', 'digits', 'dev'}
+    assert {'openmmlab', 'onedl'} <= extras
     assert distribution.metadata['License'] == 'Apache-2.0'
     assert (folder / 'licenses' / 'LICENSE').read_text() == (
         ROOT / 'LICENSE'

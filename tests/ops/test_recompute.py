@@ -125,7 +125,8 @@ def test_recomputed_keeps_only_what_it_is_called_with():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         recomputed(bend, x)
-        assert not [tensor for tensor in kept if tensor is not x]
+        # torch 2.1 keeps an empty tensor, too.
+        assert not [tensor for tensor in kept if tensor is not x and tensor.numel()]
         with reference_only():
             recomputed(bend, x)
 
