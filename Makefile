@@ -32,7 +32,7 @@ lint: install  ## Check style, docstrings, import directions, spelling, types an
 	$(BIN)/python tools/zoo_tables.py --check
 
 docs: install  ## Build the site into build/docs and check the links between its pages
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going \
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going \
 	  --conf-dir docs . build/docs
 	@echo build/docs/index.html
 

@@ -22,7 +22,7 @@ exclude_patterns = ['.*', 'build', 'data', 'work_dirs', 'checkpoints']
 
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3  # links to headings, as the repository's host makes them
-suppress_warnings = ['myst.header']  # a page may begin with what is no heading
+highlight_language = 'none'  # of commands and their output
 
 autodoc_default_options = {'members': True, 'imported-members': True}
 autodoc_member_order = 'groupwise'

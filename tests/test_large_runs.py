@@ -1,6 +1,7 @@
 """FSDP by MMEngine's FlexibleRunner in two processes on the CPU."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import mmsparse.registry  # noqa: F401, which lets torch read MMEngine's checkpoints
 from mmsparse.hosts import read_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
 # Clipping is by the norm of each process's part under FSDP.
 PLAIN = 'optim_wrapper = dict(clip_grad=None)'
@@ -42,13 +43,16 @@ def train(name, text, folder):
     config = folder / f'{name}.py'
     config.write_text(text)
     command = [ROOT / 'tools/dist_train.sh', config, '2', '--auto-scale-lr']
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
     done = subprocess.run(
         [*command, '--cfg-options', *SHORT],
         cwd=folder,
         capture_output=True,
         text=True,
         env=os.environ
-        | {'PYTHON': sys.executable, 'PORT': '29523', 'PYTHONWARNINGS': 'ignore'},
+        | {'PYTHON': sys.executable, 'PORT': port, 'PYTHONWARNINGS': 'ignore'},
         timeout=300,
     )
     log = done.stdout + done.stderr
