@@ -15,6 +15,7 @@ def read_version() -> str:
 
 
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 EXTRAS = {
     # One of the next two, never both: they install the same modules.
@@ -36,8 +37,10 @@ EXTRAS = {
         'onedl-mmpretrain>=1.3.4,<2',
     ],
     'digits': DIGITS,
+    'export': EXPORT,
     'dev': [
         *DIGITS,
+        *EXPORT,
         'codespell',
         'import-linter',
         'mypy',
