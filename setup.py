@@ -66,6 +66,7 @@ def read_version() -> str:
 
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 DOCS = ['furo', 'myst-parser', 'sphinx']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 EXTRAS = {
     # One of the next two, never both: they install the same modules.
@@ -90,9 +91,11 @@ EXTRAS = {
     ],
     'digits': DIGITS,
     'docs': DOCS,
+    'export': EXPORT,
     'dev': [
         *DIGITS,
         *DOCS,
+        *EXPORT,
         'codespell',
         'hypothesis',
         'import-linter',

@@ -89,19 +89,19 @@ class DropPath(nn.Module):
     """Stochastic depth: while training, a branch is zero for some of the samples.
 
     Args:
-        probability: That of a sample to lose the branch, from 0 to less than 1; the
+        drop_prob: Probability that a sample loses the branch, 0 to less than 1; the
             others are scaled up to the same mean.
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, drop_prob: float) -> None:
         super().__init__()
-        self.probability = probability
+        self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to (B, ...)."""
-        if not self.training or self.probability == 0:
+        if not self.training or self.drop_prob == 0:
             return x
-        kept = 1 - self.probability
+        kept = 1 - self.drop_prob
         shape = (x.shape[0], *(1,) * (x.ndim - 1))
         return x * x.new_empty(shape).bernoulli_(kept).div_(kept)
 

@@ -83,12 +83,17 @@ def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **chang
 
 def build_detector(**changes):
     """Build a tiny detector whose weights are all random, the same every time."""
+    return build_model(detector_config(**changes))
+
+
+def build_model(config, std=0.2):
+    """The same of any config."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        detector = MODELS.build(detector_config(**changes))
+        detector = MODELS.build(config)
     for name, parameter in detector.named_parameters():
-        std = 0.5 if 'sampling_offsets' in name else 0.2
-        nn.init.normal_(parameter, mean=float('norm' in name), std=std)
+        spread = 0.5 if 'sampling_offsets' in name else std
+        nn.init.normal_(parameter, mean=float('norm' in name), std=spread)
     return detector
 
 

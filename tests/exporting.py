@@ -1,0 +1,53 @@
+"""What an exported model is compared with."""
+
+import pytest
+import torch
+from mmengine.utils import digit_version
+
+from mmsparse.export import OLDEST_TORCH, compare_onnx, export_onnx
+
+for package in ('onnx', 'onnxruntime', 'onnxscript'):
+    pytest.importorskip(package)
+if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
+    pytest.skip(f'export needs torch {OLDEST_TORCH}', allow_module_level=True)
+
+
+def assert_exports(graph, path):
+    """The file computes what the graph does, for other batches; so does its program."""
+    program = export_onnx(graph, path)
+
+    differences = compare_onnx(graph, path, batch_sizes=(1, 3))
+
+    assert max(differences.values()) < 1e-4, differences
+    assert_traced(graph, program)
+
+
+def assert_traced(graph, program):
+    """The program computes what the graph does, for another batch."""
+    image = make_pictures(graph, 3).float()
+    with torch.no_grad():
+        expected, found = graph(image), program.module()(image)
+    assert max(graph.differences(expected, found).values()) < 1e-5
+    assert (expected[0][0] - expected[0][1]).abs().max() > 1e-2  # pictures count
+
+
+def make_pictures(graph, batch):
+    """RGB, (B, 3, H, W), in whole numbers."""
+    return torch.randint(256, (batch, 3, *graph.size))
+
+
+def predict(model, image, sample, to_bgr=True):
+    """What a host tells of pictures that its own data loader hands over."""
+    height, width = image.shape[-2:]
+    samples = [
+        sample(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        for _ in image
+    ]
+    image = image.flip(1) if to_bgr else image
+    return model.test_step(dict(inputs=list(image), data_samples=samples))
