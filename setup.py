@@ -1,11 +1,61 @@
-"""Metadata of mmsparse; the hosts are extras, because two stacks provide them."""
+"""Metadata of mmsparse; the hosts are extras, because two stacks provide them.
+
+openmim looks for configurations, tools and the model index in the folder ``.mim`` of an
+installed package: here wheels get theirs, and clones installed with ``pip install -e``.
+"""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / 'mmsparse'
+FOR_MIM = ('configs', 'tools', 'model-index.yml')
+FOR_CLONES = ('install*.py', 'quickstart*.py', '__pycache__')
+
+
+class BuildWithMim(build_py):
+    """Builds the package with a copy of what openmim looks for."""
+
+    def run(self) -> None:
+        """Build, and copy it; nothing that an earlier build copied stays."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmsparse', '.mim')
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in FOR_MIM:
+            if (ROOT / name).is_dir():
+                ignore = shutil.ignore_patterns(*FOR_CLONES)
+                shutil.copytree(ROOT / name, target / name, ignore=ignore)
+            else:
+                shutil.copyfile(ROOT / name, target / name)
+
+
+class EditableWithMim(editable_wheel):
+    """Lets openmim find what it looks for in the clone."""
+
+    def run(self) -> None:
+        """Build, and link into the package what openmim looks for."""
+        super().run()
+        links = PACKAGE / '.mim'
+        links.mkdir(exist_ok=True)
+        for name in FOR_MIM:
+            link = links / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path('..', '..', name))
+
+    def _ensure_dist_info(self) -> None:
+        # openmim and mmengine join the folder of the metadata with the first line of
+        # top_level.txt; an absolute path there leads them into the clone.
+        super()._ensure_dist_info()
+        names = Path(self.dist_info_dir, 'top_level.txt')
+        names.write_text(f'{PACKAGE}\nmmsparse\n', encoding='utf-8')
 
 
 def read_version() -> str:
@@ -15,6 +65,7 @@ def read_version() -> str:
 
 
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
+DOCS = ['furo', 'myst-parser', 'sphinx']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 EXTRAS = {
@@ -26,6 +77,7 @@ EXTRAS = {
         'mmsegmentation>=1.2.2,<2',
         'mmpretrain>=1.2,<2',
         'openmim>=0.3.9',
+        'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
         'ftfy',  # mmsegmentation imports it and regex but does not require them.
         'regex',
     ],
@@ -35,18 +87,23 @@ EXTRAS = {
         'onedl-mmdetection>=3.5,<4',
         'onedl-mmsegmentation>=1.4,<2',
         'onedl-mmpretrain>=1.3.4,<2',
+        'onedl-mim>=0.5,<1',
     ],
     'digits': DIGITS,
+    'docs': DOCS,
     'export': EXPORT,
     'dev': [
         *DIGITS,
+        *DOCS,
         *EXPORT,
         'codespell',
+        'hypothesis',
         'import-linter',
         'mypy',
         'pre-commit',
         'pydoclint',
         'pytest',
+        'pytest-xdist',
         'ruff',
         'safetensors',
     ],
@@ -71,9 +128,10 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmsparse', 'mmsparse.*']),
-    package_data={'mmsparse.visualization': ['page.html']},
+    package_data={'mmsparse': ['py.typed'], 'mmsparse.visualization': ['page.html']},
+    cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
     python_requires='>=3.10,<3.13',
-    install_requires=['torch>=2.1', 'numpy'],
+    install_requires=['torch>=2.1', 'numpy', 'packaging'],
     extras_require=EXTRAS,
     zip_safe=False,
 )

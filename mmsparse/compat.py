@@ -1,22 +1,27 @@
-"""What torch >= 2.6 needs to read the checkpoints that mmengine 0.10 writes.
+"""What mmengine 0.10 needs to read checkpoints: its own under torch >= 2.6, and others.
 
 Since torch 2.6 ``torch.load`` unpickles weights only. mmengine stores its message hub
 (history buffers with numpy values) beside the weights and neither declares these
 classes safe nor asks for full unpickling, so it cannot load its own checkpoints.
 :func:`allow_mmengine_checkpoints` declares just those classes safe; loading stays
-weights-only, and a file with other code in it is still refused. Importing
-:mod:`mmsparse.registry` calls it; it is the only side effect of our imports beyond
-registration.
+weights-only, and a file with other code in it is still refused.
+
+:func:`read_safetensors` lets mmengine read files of safetensors wherever it reads
+checkpoints. Importing :mod:`mmsparse.registry` calls both; they are the only side
+effects of our imports beyond registration.
 """
 
 import _codecs
+import json
 from collections.abc import Callable
+from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -63,3 +68,22 @@ def _history_buffer_method(owner: Any, name: str) -> Callable:
             f'{sorted(methods)} of HistoryBuffer may be named in a checkpoint.'
         )
     return getattr(HistoryBuffer, name)
+
+
+def read_safetensors() -> None:
+    """Let mmengine read files ending in .safetensors: ``Pretrained``, ``load_from``."""
+    CheckpointLoader.register_scheme(
+        r'(?!\w+://).*\.safetensors$', _load_safetensors, force=True
+    )
+
+
+def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a local file, with what its metadata say as the hosts expect it."""
+    with import_module('safetensors').safe_open(filename, framework='pt') as file:
+        told = file.metadata() or {}
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    meta = {
+        key: json.loads(value) if value[:1] in ('{', '[') else value
+        for key, value in told.items()
+    }
+    return dict(meta=meta, state_dict=weights)

@@ -6,7 +6,7 @@ Nothing is computed: tensors on torch's meta device have shapes only.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -53,8 +53,7 @@ def measure(
         of ours also by stage; and the total at the end.
     """
     model = copy.deepcopy(model).to('meta').eval()
-    formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter = _counter()
     parts = dict(named_parts(model, blocks))
     macs: dict[str, int] = {}
     for name, modules in parts.items():
@@ -68,6 +67,21 @@ def measure(
     ]
     total = Part('total', _num_parameters(model), counter.get_total_flops() // 2)
     return [*(part for part in measured if part.parameters or part.name in macs), total]
+
+
+def count(run: Callable[[], Any]) -> int:
+    """Count the multiply-adds of whatever a function computes, on any device.
+
+    Args:
+        run: The function; what it computes in an attention of ours is counted by the
+            plain definition, whatever the fast paths do.
+
+    Returns:
+        The number of its multiply-adds.
+    """
+    with torch.no_grad(), ops.reference_only(), _counter() as counter:
+        run()
+    return counter.get_total_flops() // 2
 
 
 def published_classifiers() -> Iterator[Part]:
@@ -121,6 +135,11 @@ def named_parts(
         if isinstance(child, StagedBackbone):
             for part, modules in named_parts(child, blocks):
                 yield f'{name}.{part}', modules
+
+
+def _counter() -> FlopCounterMode:
+    formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def _watch(

@@ -20,7 +20,7 @@ from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from mmsparse.checkpoint.files import read_trained
+from mmsparse.checkpoint.files import read_checkpoint
 from mmsparse.checkpoint.names import listed
 from mmsparse.checkpoint.official import find_state_dict
 from mmsparse.errors import UsageError
@@ -28,8 +28,10 @@ from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
-DIGITS_COMMAND = 'python tools/prepare_digits.py'
-CONVERT_COMMAND = 'python tools/convert_checkpoint.py'
+IN_CLONE = (Path(__file__).parents[1] / 'tools').is_dir()
+COMMAND = 'python tools/{}.py' if IN_CLONE else 'mim run mmsparse {}'
+DIGITS_COMMAND = COMMAND.format('prepare_digits')
+CONVERT_COMMAND = COMMAND.format('convert_checkpoint')
 SHOWN_KEYS = 5  # of a checkpoint that does not fit
 
 
@@ -181,7 +183,7 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
             f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
             f'can be run with {sorted(HOSTS)}'
         )
-    state = find_state_dict(read_trained(checkpoint))
+    state = find_state_dict(read_checkpoint(checkpoint))
     state = {name.removeprefix('module.'): x for name, x in state.items()}
     model = build_model(cfg)
     told = []
@@ -241,7 +243,8 @@ def _returned_channels(settings: dict[str, Any]) -> list[int]:
     defaults = inspect.signature(backbone).parameters
     arch = settings.get('arch', defaults['arch'].default)
     if isinstance(arch, str):
-        arch = backbone.arch_settings.get(arch, {})
+        arch = {'base': arch}
+    arch = {**backbone.arch_settings.get(arch.get('base'), {}), **arch}
     widths = dict(enumerate(arch.get('embed_dims', ())))
     indices = settings.get('out_indices', defaults['out_indices'].default)
     return [widths[i] for i in indices if i in widths]

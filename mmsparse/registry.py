@@ -12,7 +12,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-from mmsparse.compat import allow_mmengine_checkpoints
+from mmsparse.compat import allow_mmengine_checkpoints, read_safetensors
 
 DETECTORS = ('FocusDETR', 'FocusDETRHead')
 
@@ -44,7 +44,12 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmsparse',
-    locations=['mmsparse.evaluation', 'mmsparse.visualization'],
+    locations=[
+        'mmsparse.evaluation',
+        'mmsparse.guard',
+        'mmsparse.resume',
+        'mmsparse.visualization',
+    ],
 )
 METRICS = Registry(
     'metric',
@@ -60,3 +65,4 @@ TRANSFORMS = Registry(
 )
 
 allow_mmengine_checkpoints()
+read_safetensors()

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import cache
@@ -8,6 +9,9 @@ import torch
 from mmengine.config import utils as config_utils
 
 ROOT = Path(__file__).parents[1]
+
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # Kernels for GPUs run as Python.
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmsparse.complexity import measure
+from mmsparse.complexity import count, measure
 from mmsparse.hosts import build_model, read_config
 from mmsparse.models import (
     DAT,
@@ -169,3 +169,9 @@ def test_a_segmentor_is_run_with_its_head():
     assert parts['total'].macs == sum(
         parts[name].macs for name in ('backbone', 'neck', 'decode_head')
     )
+
+
+def test_counting_a_run_equals_measuring_without_numbers():
+    backbone, x = DAT('nano').eval(), torch.rand(1, 3, 64, 64)
+
+    assert count(lambda: backbone(x)) == measure(backbone, (64, 64))[-1].macs

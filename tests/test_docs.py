@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmdet.registry import MODELS
 from torch import nn
 
@@ -11,6 +12,19 @@ from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
+FILES = r'(?:\bprojects/\w+/)?\b(?:tools|configs)/[\w/.-]+\.py\b'
+BACKBONES = ('dat', 'biformer', 'shunted_transformer')
+
+
+def examples(page):
+    text = (ROOT / 'docs' / f'{page}.md').read_text()
+    return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+
+
+def read_example(example, folder):
+    path = folder / 'mine.py'
+    path.write_text(example.replace("'configs/", f"'{ROOT}/configs/"))
+    return read_config(str(path))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
@@ -24,7 +38,7 @@ def test_links_to_files_lead_somewhere(page):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_commands_and_configs_exist(page):
-    for name in re.findall(r'\b(?:tools|configs)/[\w/.-]+\.py\b', page.read_text()):
+    for name in re.findall(FILES, page.read_text()):
         assert (ROOT / name).is_file(), name
 
 
@@ -34,13 +48,10 @@ class MyBackbone(nn.Module):
 
 
 def test_the_example_with_your_own_backbone_builds(tmp_path):
-    text = (ROOT / 'docs' / 'focus_detr.md').read_text()
-    (example,) = re.findall(r'```python\n(_base_.*?)```', text, re.DOTALL)
-    path = tmp_path / 'mine.py'
-    path.write_text(example.replace("'configs/", f"'{ROOT}/configs/"))
+    (example,) = (code for code in examples('focus_detr') if code.startswith('_base_'))
     MODELS.register_module(module=MyBackbone, force=True)
 
-    detector = build_model(read_config(str(path)))
+    detector = build_model(read_example(example, tmp_path))
 
     assert type(detector).__name__ == 'FocusDETR'
     assert [conv.conv.in_channels for conv in detector.neck.convs] == [96, 192, 384]
@@ -77,3 +88,56 @@ def test_the_example_with_a_backbone_prints_what_the_page_says(
     for key, tensor in names['backbone'].state_dict().items():
         if not key.startswith('out_norms'):
             assert torch.equal(tensor, weights[key])
+
+
+@pytest.mark.parametrize(
+    'page', ['get_started', 'classification', 'detection', 'segmentation']
+)
+def test_configs_on_the_page_build_their_models(page, tmp_path):
+    configs = [code for code in examples(page) if code.startswith('_base_')]
+
+    assert configs
+    for config in configs:
+        with torch.device('meta'):
+            model = build_model(read_example(config, tmp_path))
+        assert any(type(m).__module__.startswith('mmsparse.') for m in model.modules())
+
+
+@pytest.mark.parametrize('page', [*BACKBONES, 'deformable_detr'])
+def test_the_layer_alone_keeps_the_shape(page):
+    (example,) = (code for code in examples(page) if code.startswith('import torch'))
+    names = {}
+
+    exec(example, names)
+
+    assert names['y'].shape == names['x'].shape
+
+
+@pytest.mark.parametrize('page', BACKBONES)
+def test_variants_have_the_numbers_of_the_metafile(page):
+    metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
+    models = {model['Name'].split('_')[0]: model for model in metafile['Models']}
+    text = (ROOT / 'docs' / f'{page}.md').read_text()
+    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) M \| ([\d.]+) G \| ([\d.]+) \|$'
+    variants = re.findall(row, text, re.MULTILINE)
+
+    assert len(variants) >= 3
+    for arch, parameters, macs, accuracy in variants:
+        model = models[f'{page.split("_")[0]}-{arch}']
+        metadata, (result,) = model['Metadata'], model['Results']
+        rounded = pytest.approx((float(parameters), float(macs)), abs=0.00501)
+        assert (metadata['Parameters'] / 1e6, metadata['FLOPs'] / 1e9) == rounded
+        assert float(accuracy) == result['Metrics']['Top 1 Accuracy']
+
+
+def test_the_backbone_of_the_walk_learns_in_a_detector(tmp_path, monkeypatch):
+    *code, config = examples('add_a_backbone')
+    (tmp_path / 'pooled_former.py').write_text('\n\n'.join(code))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    backbone = build_model(read_example(config, tmp_path)).backbone
+
+    maps = backbone(torch.rand(1, 3, 65, 93))
+    sum(x.square().mean() for x in maps).backward()
+    assert [tuple(x.shape[1:]) for x in maps] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
+    assert all(weight.grad is not None for weight in backbone.parameters())

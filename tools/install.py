@@ -1,9 +1,10 @@
-"""Make .venv and install mmsparse with its hosts: what `make install` runs.
+"""Make an environment with mmsparse and its hosts: what `make install` runs.
 
 Run it with the Python that the environment shall have, 3.10 to 3.12. A second run finds
 everything done; an interrupted one is finished by the next: pip passes over what is
 there, and ninja goes on compiling mmcv at the file where it stopped. The compiled mmcv
-is kept in ~/.cache/mmsparse/wheels for the next clone.
+is kept in ~/.cache/mmsparse/wheels for the next clone. Each stack of hosts has an
+environment of its own: .venv, .venv-onedl, .venv-oldest.
 """
 
 # Standard library only; and old Pythons must be able to read it as far as
@@ -21,21 +22,15 @@ import sys
 import sysconfig
 from ctypes import CDLL
 from pathlib import Path
+from typing import NamedTuple
 
 from install_step import InstallError, Step, clear_line
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / 'constraints.txt'
-VENV = ROOT / '.venv'
-PYTHON = VENV / 'bin' / 'python'
-STAMP = VENV / '.mmsparse-installed'
-TEMPORARY = VENV / 'tmp'
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
 WHEELS = CACHE / 'mmsparse' / 'wheels'
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
-EXTRAS = 'openmmlab,dev'
-PINNED = ('-c', 'constraints.txt')
 SHOW = '--progress-bar=raw'  # Lines that a Step can read; pip 24.1 brought them.
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
 
@@ -61,22 +56,76 @@ will not run on the GPU. If they shall: install the CUDA toolkit, remove .venv a
 make install again."""
 
 
+class Stack(NamedTuple):
+    """Hosts that are installed together, at which versions, and where."""
+
+    extra: str  # of setup.py
+    mmcv: str  # what mmcv is called on the package index
+    constraints_file: str
+    folder: str
+
+    @property
+    def constraints(self) -> Path:
+        """File with the version of every package."""
+        return ROOT / self.constraints_file
+
+    @property
+    def venv(self) -> Path:
+        """The environment."""
+        return ROOT / self.folder
+
+    @property
+    def python(self) -> Path:
+        """The environment's Python."""
+        return self.venv / 'bin' / 'python'
+
+    @property
+    def stamp(self) -> Path:
+        """File that says what was installed, once all of it was."""
+        return self.venv / '.mmsparse-installed'
+
+    @property
+    def temporary(self) -> Path:
+        """Folder for files that do not outlive the installation."""
+        return self.venv / 'tmp'
+
+    def pin(self, package: str) -> str:
+        """Version at which the constraints hold a package."""
+        pins = self.constraints.read_text()
+        return re.search(rf'^{package}==(\S+)', pins, re.M).group(1)
+
+
+STACKS = {
+    'openmmlab': Stack('openmmlab', 'mmcv', 'constraints.txt', '.venv'),
+    'oldest': Stack('openmmlab', 'mmcv', 'constraints-oldest.txt', '.venv-oldest'),
+    'onedl': Stack('onedl', 'onedl-mmcv', 'constraints-onedl.txt', '.venv-onedl'),
+}
+
+
 def main() -> int:
     """Install what is not installed yet; return the exit status."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument(
+        '--stack',
+        choices=sorted(STACKS),
+        default='openmmlab',
+        help='the hosts: the newest or the oldest supported of OpenMMLab, or the '
+        'newest of the OneDL forks',
+    )
+    stack = STACKS[parser.parse_args().stack]
     try:
         check_python(sys.version_info[:2])
-        if not is_installed():
+        if not is_installed(stack):
             wait_for_others()
-        if is_installed():
-            print('.venv is ready')
+        if is_installed(stack):
+            print(f'{stack.folder} is ready')
         else:
-            check_compiler()
+            check_compiler(stack)
             check_libraries()
-            check_disk()
-            install()
+            check_disk(stack)
+            install(stack)
     except InstallError as error:
         return fail(error)
     except OSError as error:
@@ -103,9 +152,9 @@ def check_python(version: tuple) -> None:
         )
 
 
-def check_compiler() -> None:
+def check_compiler(stack: Stack) -> None:
     """Refuse to start if mmcv has to be compiled and cannot be."""
-    if any(WHEELS.glob(f'{wheel_key("*")}/*.whl')):
+    if any(WHEELS.glob(f'{wheel_key(stack, "*")}/*.whl')):
         return
     compiler = os.environ.get('CXX', 'c++').split()[0]
     if not shutil.which(compiler):
@@ -134,10 +183,12 @@ def check_libraries() -> None:
             ) from None
 
 
-def check_disk() -> None:
+def check_disk(stack: Stack) -> None:
     """Refuse to start if the packages do not fit the disk."""
-    present = sum(path.lstat().st_blocks * 512 for path in VENV.rglob('*'))
-    copies = 2 if device_of(CACHE) == device_of(VENV) else 1  # pip's cache has one.
+    present = sum(path.lstat().st_blocks * 512 for path in stack.venv.rglob('*'))
+    copies = (
+        2 if device_of(CACHE) == device_of(stack.venv) else 1
+    )  # pip's cache has one.
     needed = (VENV_SIZE - present) * (1 + WHEEL_SHARE * copies)
     free = shutil.disk_usage(str(ROOT)).free
     if free < needed:
@@ -152,17 +203,18 @@ def device_of(path: Path) -> int:
     return next(p for p in (path, *path.parents) if p.exists()).stat().st_dev
 
 
-def is_installed() -> bool:
+def is_installed(stack: Stack) -> bool:
     """Whether the last installation was completed and would be the same today."""
-    return PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == fingerprint()
+    done = stack.python.exists() and stack.stamp.is_file()
+    return done and stack.stamp.read_text() == fingerprint(stack)
 
 
-def fingerprint() -> str:
+def fingerprint(stack: Stack) -> str:
     """Hash of all that decides what gets installed."""
     pyproject = (ROOT / 'pyproject.toml').read_text()
     build_system = pyproject.split('[build-system]')[1].split('\n[')[0]
-    files = (ROOT / 'setup.py', CONSTRAINTS, Path(__file__))
-    parts = [str(ROOT), str(sys.version_info[:2]), build_system]
+    files = (ROOT / 'setup.py', stack.constraints, Path(__file__))
+    parts = [str(stack.venv), str(sys.version_info[:2]), build_system]
     parts += [file.read_text() for file in files]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
@@ -181,114 +233,114 @@ def wait_for_others() -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)
 
 
-def install() -> None:
+def install(stack: Stack) -> None:
     """Go through the steps; each passes quickly over what is done."""
-    with Step('virtual environment', VENV) as step:
-        make_venv(step)
-    with Step('pip, setuptools, wheel, ninja', VENV) as step:
-        step.pip('install', *PINNED, 'pip', 'setuptools', 'wheel', 'ninja')
-    with Step('torch and torchvision', VENV) as step:
-        step.pip('install', *PINNED, SHOW, 'torch', 'torchvision')
-    with Step('mmcv with its operators', VENV) as step:
-        step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(step))
-    with Step('hosts, tools and mmsparse', VENV) as step:
-        package = ('--no-build-isolation', '-e', f'.[{EXTRAS}]')
-        step.pip('install', *PINNED, SHOW, *package)
-    with Step('trying the imports', VENV) as step:
-        step.run(PYTHON, '-I', '-c', f'import {MODULES}')
-    shutil.rmtree(str(TEMPORARY))
-    STAMP.write_text(fingerprint())
-    print('mmsparse is installed in .venv; make quickstart comes next')
+    pinned = ('-c', stack.constraints)
+    with Step('virtual environment', stack.venv) as step:
+        make_venv(stack, step)
+    with Step('pip, setuptools, wheel, ninja', stack.venv) as step:
+        step.pip('install', *pinned, 'pip', 'setuptools', 'wheel', 'ninja')
+    with Step('torch and torchvision', stack.venv) as step:
+        step.pip('install', *pinned, SHOW, 'torch', 'torchvision')
+    with Step('mmcv with its operators', stack.venv) as step:
+        step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
+    with Step('hosts, tools and mmsparse', stack.venv) as step:
+        package = ('--no-build-isolation', '-e', f'.[{stack.extra},dev]')
+        step.pip('install', *pinned, SHOW, *package)
+    with Step('trying the imports', stack.venv) as step:
+        step.run(stack.python, '-I', '-c', f'import {MODULES}')
+    shutil.rmtree(str(stack.temporary))
+    stack.stamp.write_text(fingerprint(stack))
+    print(f'mmsparse is installed in {stack.folder}; make help tells what comes next')
 
 
-def make_venv(step: Step) -> None:
+def make_venv(stack: Stack, step: Step) -> None:
     """Make the environment, or make it usable again after an interruption."""
-    if not venv_is_sound():
+    if not venv_is_sound(stack):
         base = Path(sys.executable).resolve()  # Not .venv's own, which goes away.
-        shutil.rmtree(str(VENV), ignore_errors=True)
-        VENV.mkdir()
-        step.run(base, '-m', 'venv', VENV)
-    STAMP.unlink(missing_ok=True)
-    shutil.rmtree(str(TEMPORARY), ignore_errors=True)
-    TEMPORARY.mkdir()
+        shutil.rmtree(str(stack.venv), ignore_errors=True)
+        stack.venv.mkdir()
+        step.run(base, '-m', 'venv', stack.venv)
+    stack.stamp.unlink(missing_ok=True)
+    shutil.rmtree(str(stack.temporary), ignore_errors=True)
+    stack.temporary.mkdir()
     # pip writes INSTALLER last. A package without it may lack files, and pip would yet
     # take it for installed.
-    for metadata in VENV.glob('lib/*/site-packages/*.dist-info'):
+    for metadata in stack.venv.glob('lib/*/site-packages/*.dist-info'):
         if not (metadata / 'INSTALLER').exists():
             shutil.rmtree(str(metadata))
 
 
-def venv_is_sound() -> bool:
+def venv_is_sound(stack: Stack) -> bool:
     """Whether .venv has this Python and a pip, and was made in this very folder."""
     probe = 'import sys, pip; print(*sys.version_info[:2])'
     try:
         version = subprocess.check_output(
-            [str(PYTHON), '-c', probe], stderr=subprocess.DEVNULL
+            [str(stack.python), '-c', probe], stderr=subprocess.DEVNULL
         )
-        moved = str(VENV) not in (VENV / 'bin' / 'pip').read_text()
+        moved = str(stack.venv) not in (stack.venv / 'bin' / 'pip').read_text()
     except (OSError, subprocess.CalledProcessError):
         return False
     return tuple(map(int, version.split())) == sys.version_info[:2] and not moved
 
 
-def mmcv_wheel(step: Step) -> Path:
+def mmcv_wheel(stack: Stack, step: Step) -> Path:
     """Find the compiled mmcv for this torch, Python and machine, or compile it."""
     # torch may print warnings beside the answer.
-    answer = re.search(r'^GPU: (.+)$', step.run(PYTHON, '-c', PROBE_CUDA), re.M)
+    answer = re.search(r'^GPU: (.+)$', step.run(stack.python, '-c', PROBE_CUDA), re.M)
     architectures = answer.group(1) if answer else ''
     if architectures == 'without nvcc':
         print(f'{clear_line()}{NO_NVCC}')
         architectures = ''
     kind = 'cuda' + architectures.replace(';', '+') if architectures else 'cpu'
-    store = WHEELS / wheel_key(kind)
+    store = WHEELS / wheel_key(stack, kind)
     if not any(store.glob('*.whl')):
         store.mkdir(parents=True, exist_ok=True)
-        compile_mmcv(step, store, architectures)
+        compile_mmcv(stack, step, store, architectures)
     return next(store.glob('*.whl'))
 
 
-def wheel_key(kind: str) -> str:
+def wheel_key(stack: Stack, kind: str) -> str:
     """Name of the folder of wheels for this torch, Python and machine."""
     python = 'cp{}{}'.format(*sys.version_info[:2])
     platform = sysconfig.get_platform().replace('-', '_')
-    return f'mmcv{pin("mmcv")}-torch{pin("torch")}-{python}-{platform}-{kind}'
+    packages = f'{stack.mmcv}{stack.pin(stack.mmcv)}-torch{stack.pin("torch")}'
+    return f'{packages}-{python}-{platform}-{kind}'
 
 
-def pin(package: str) -> str:
-    """Version at which the constraints hold a package."""
-    return re.search(rf'^{package}==(\S+)', CONSTRAINTS.read_text(), re.M).group(1)
-
-
-def compile_mmcv(step: Step, store: Path, architectures: str) -> None:
+def compile_mmcv(stack: Stack, step: Step, store: Path, architectures: str) -> None:
     """Compile mmcv into a wheel and put it in a store, whole or not at all."""
-    source = VENV / 'build' / store.name
+    source = stack.venv / 'build' / store.name
     if not source.exists():
-        unpack_mmcv(step, source)
+        unpack_mmcv(stack, step, source)
     if architectures:
         device = {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': architectures}
     else:
         device = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''}
     step.pip(
-        *('wheel', '-v', '--no-deps', '--no-build-isolation', '-w', TEMPORARY, source),
+        *('wheel', '-v', '--no-deps', '--no-build-isolation'),
+        *('-w', stack.temporary, source),
         MMCV_WITH_OPS='1',
         MAX_JOBS=os.environ.get('MAX_JOBS', str(count_jobs())),
         CFLAGS='-g0 -O1',
         **device,
     )
-    wheel = next(TEMPORARY.glob('mmcv-*.whl'))
+    wheel = next(stack.temporary.glob('*mmcv-*.whl'))
     partial = store / f'partial-{os.getpid()}'
     shutil.copyfile(str(wheel), str(partial))
     partial.replace(store / wheel.name)
     shutil.rmtree(str(source))
 
 
-def unpack_mmcv(step: Step, source: Path) -> None:
+def unpack_mmcv(stack: Stack, step: Step, source: Path) -> None:
     """Put mmcv's source where the next run finds what this one compiled."""
-    options = ('--no-deps', '--no-build-isolation', '--no-binary=mmcv')
-    step.pip('download', *options, '-d', TEMPORARY, f'mmcv=={pin("mmcv")}')
-    shutil.unpack_archive(str(next(TEMPORARY.glob('mmcv-*.tar.gz'))), str(TEMPORARY))
+    wanted = f'{stack.mmcv}=={stack.pin(stack.mmcv)}'
+    options = ('--no-deps', '--no-build-isolation', f'--no-binary={stack.mmcv}')
+    step.pip('download', *options, '-d', stack.temporary, wanted)
+    archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
+    shutil.unpack_archive(str(archive), str(stack.temporary))
     source.parent.mkdir(exist_ok=True)
-    (TEMPORARY / f'mmcv-{pin("mmcv")}').rename(source)
+    archive.with_name(archive.name[: -len('.tar.gz')]).rename(source)
 
 
 def count_jobs() -> int:

@@ -6,27 +6,18 @@ report.png into the output folder.
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
-import os
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import quickstart_report
-from tqdm import tqdm
+from small_trainings import Trained, in_new_process, start_from, train
+
+from mmsparse.hosts import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
-# glibc's malloc gives large blocks back to the system and asks for them again in every
-# iteration; keeping them makes these trainings a tenth faster.
-KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**33))
 
 
 @dataclass(frozen=True)
@@ -36,39 +27,23 @@ class Task:
     Args:
         name: Name of the task.
         config: Its configuration, below ``configs``.
-        metric: What the host calls the metric.
-        metric_name: What people call it.
-        scale: What turns the host's value into percent.
     """
 
     name: str
     config: str
-    metric: str
-    metric_name: str
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Trained):
     """What came of a task.
 
     Args:
         task: Name of the task.
         model: Name of the configuration.
-        metric: Name of the metric, in percent, on the validation digits.
-        value: Its value after the last epoch.
-        train_seconds: Wall time of the training with its evaluations.
-        parameters: Number of parameters of the model.
-        checkpoint: The last checkpoint.
     """
 
     task: str
     model: str
-    metric: str
-    value: float
-    train_seconds: float
-    parameters: int
-    checkpoint: str
 
 
 # Folder of a backbone's configs to the name of its classifier's.
@@ -91,25 +66,9 @@ def tasks(backbone: str) -> tuple[Task, ...]:
     classifier = BACKBONES[backbone]
     name, _, _ = classifier.partition('_')
     return (
-        Task(
-            'classification',
-            f'{backbone}/{classifier}.py',
-            'accuracy/top1',
-            'accuracy',
-        ),
-        Task(
-            'segmentation',
-            f'{backbone}/fpn_{name}_1xb8-1600i_digits.py',
-            'mIoU',
-            'mIoU',
-        ),
-        Task(
-            'detection',
-            f'focus_detr/focus-detr_{name}_1xb4-4e_digits.py',
-            'coco/bbox_mAP',
-            'box AP',
-            scale=100.0,
-        ),
+        Task('classification', f'{backbone}/{classifier}.py'),
+        Task('segmentation', f'{backbone}/fpn_{name}_1xb8-1600i_digits.py'),
+        Task('detection', f'focus_detr/focus-detr_{name}_1xb4-4e_digits.py'),
     )
 
 
@@ -121,7 +80,6 @@ def main() -> None:
     if subprocess.run(data, cwd=ROOT).returncode:
         sys.exit('error: the digits scenes could not be built')
 
-    os.environ.update(KEEP_MEMORY)  # read by the processes of the trainings
     results, rows = [], []
     plan = tasks(args.backbone)
     for number, task in enumerate(plan, start=1):
@@ -154,70 +112,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_new_process(function: Callable, *args: Any) -> Any:
-    """Call a function in a fresh process: every host wants the scope for itself."""
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
-
-
 def run_task(
     task: Task, work_dir: Path, pretrained: str | None, label: str
 ) -> tuple[Result, quickstart_report.Row]:
     """Train and evaluate one model, with its log in the work directory."""
-    warnings.simplefilter('ignore')
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        (work_dir / 'train.log').open('w') as log,
-        contextlib.redirect_stdout(log),
-    ):
-        from mmengine.runner import Runner
-
-        from mmsparse.hosts import read_config
-
-        cfg = read_config(str(ROOT / 'configs' / task.config))
-        cfg.work_dir = str(work_dir)
-        cfg.optim_wrapper.optimizer.fused = True  # for CPUs, too, with recent torch
-        if pretrained:
-            cfg.model.backbone.init_cfg = dict(
-                type='Pretrained', checkpoint=pretrained, prefix='backbone.'
-            )
-        runner = Runner.from_cfg(cfg)
-        runner.register_hook(progress_hook(label), priority='LOWEST')
-        start = time.perf_counter()
-        runner.train()
-        seconds = time.perf_counter() - start
-        value = runner.test()[task.metric] * task.scale
-        row = quickstart_report.predict(runner, task.name)
-    parameters = sum(parameter.numel() for parameter in runner.model.parameters())
-    result = Result(
-        task=task.name,
-        model=Path(task.config).stem,
-        metric=task.metric_name,
-        value=round(float(value), 2),
-        train_seconds=round(seconds, 1),
-        parameters=parameters,
-        checkpoint=(work_dir / 'last_checkpoint').read_text().strip(),
-    )
-    return result, row
-
-
-def progress_hook(label: str) -> Any:
-    """A bar on the screen in place of the log, which goes to a file."""
-    from mmengine.hooks import Hook
-
-    class ProgressHook(Hook):
-        def before_train(self, runner) -> None:
-            self.bar = tqdm(total=runner.max_iters, desc=f'{label:20}', unit='it')
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            self.bar.update()
-            self.bar.set_postfix(loss=f'{float(outputs["loss"]):.2f}', refresh=False)
-
-        def after_train(self, runner) -> None:
-            self.bar.close()
-
-    return ProgressHook()
+    cfg = read_config(str(ROOT / 'configs' / task.config))
+    if pretrained:
+        start_from(cfg, pretrained)
+    runner, trained = train(cfg, work_dir, f'{label:20}')
+    row = quickstart_report.predict(runner, task.name)
+    model = Path(task.config).stem
+    return Result(**asdict(trained), task=task.name, model=model), row
 
 
 def print_table(results: list[Result]) -> None:

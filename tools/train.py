@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 from mmsparse.hosts import (
     UsageError,
@@ -13,6 +14,7 @@ from mmsparse.hosts import (
     config_arguments,
     load_config,
 )
+from mmsparse.resume import find_damage, last_whole_checkpoint
 
 
 def main() -> None:
@@ -20,10 +22,11 @@ def main() -> None:
     try:
         cfg = load_config(args)
         check_pretrained(cfg)
+        add_safeguards(cfg)
         apply_training_options(cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
-    Runner.from_cfg(cfg).train()
+    RUNNERS.build(cfg).train()  # MMEngine's Runner, or the cfg.runner_type
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,8 +64,31 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        resume(cfg, args.resume)
+
+
+def add_safeguards(cfg: Config) -> None:
+    """Write whole checkpoints, draw the same numbers after a stop, stop at NaN."""
+    saving = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {})
+    saving.setdefault('type', 'CheckpointHook')
+    saving.setdefault('backend_args', dict(backend='whole_file'))
+    names = ('mmsparse.RepeatableRandomness', 'mmsparse.StopAtNaN')
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in names)]
+
+
+def resume(cfg: Config, wanted: str) -> None:
+    """Go on from a checkpoint, ``auto`` for the last one that is whole."""
+    path = last_whole_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
+    if wanted != 'auto' and '://' not in wanted:
+        if not Path(wanted).is_file():
+            raise UsageError(f'--resume: no such file: {wanted}')
+        if fault := find_damage(wanted):
+            raise UsageError(f'--resume: {wanted} is damaged ({fault})')
+    if path is None:
+        print(f'--resume: no checkpoint in {cfg.work_dir}; training from the start')
+        return
+    cfg.resume, cfg.load_from = True, str(path)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from mmsparse.benchmark.timing import Candidate, Measurement, Stopwatch
 REFERENCE, FAST = 'reference', 'fast'
 STRIDE, CHANNELS, HEADS = 8, 128, 4
 REGION = 4  # tokens down and across, as BiFormer has at 224
+LINES = {REFERENCE: ':', FAST: '-'}
 COPIES = 4  # of its largest tensor that a definition holds at a time, about
 
 Attend = Callable[[str], Tensor]
@@ -31,11 +32,18 @@ class Pattern:
         attend: Computes it by a backend.
         inputs: What it is differentiated by.
         numbers: In the largest tensor of the definition, as its logits.
+        for_gpus: Backends that are tried on a GPU, too.
     """
 
     attend: Attend
     inputs: tuple[Tensor, ...]
     numbers: int
+    for_gpus: tuple[str, ...] = ()
+
+    def backends(self, device: torch.device) -> dict[str, str]:
+        """What is compared on a device, by name."""
+        more = self.for_gpus if device.type == 'cuda' else ()
+        return {REFERENCE: 'reference', FAST: 'auto'} | {name: name for name in more}
 
 
 def operator_candidates(
@@ -62,7 +70,7 @@ def operator_candidates(
     torch.manual_seed(0)
     candidates = []
     for name, pattern in _patterns(pixels // STRIDE, device):
-        for kind, backend in ((REFERENCE, 'reference'), (FAST, 'auto')):
+        for kind, backend in pattern.backends(device).items():
             if kind == REFERENCE and 4 * COPIES * pattern.numbers > limit:
                 continue
             run = partial(_run, pattern, backend, training)
@@ -95,7 +103,8 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
         return ops.merge_regions(out, grid, (side, side))
 
     # Its gather passes back a gradient for every pair of regions.
-    yield 'routed', Pattern(routed, inputs, routes.shape[1] * tokens * CHANNELS)
+    numbers = routes.shape[1] * tokens * CHANNELS
+    yield 'routed', Pattern(routed, inputs, numbers, for_gpus=('triton',))
 
     few_k, few_v = (draw(1, side // 4, side // 4, CHANNELS) for _ in range(2))
     positions = 2 * torch.rand(1, 2, *few_k.shape[1:3], 2, device=device) - 1
@@ -179,7 +188,7 @@ def plot_scaling(
                 list(heights),
                 list(heights.values()),
                 color=f'C{patterns.index(pattern)}',
-                linestyle='-' if kind == FAST else ':',
+                linestyle=LINES.get(kind, '--'),
                 marker='o',
                 markersize=3,
                 label=name,

@@ -3,20 +3,15 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmsparse.benchmark.timing import Measurement
+from mmsparse.doctor import installed_versions
 
 MEMORY = 'peak memory'
-PACKAGES = (
-    *('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
-    *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
-    'mmsparse',
-)
 PLOT_FORMATS = ('.png', '.svg', '.pdf')
 
 
@@ -133,19 +128,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         Machine, load, threads and versions.
     """
     on_gpu = device.type == 'cuda'
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return dict(
         device=torch.cuda.get_device_name(device) if on_gpu else _cpu(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         load=round(os.getloadavg()[0], 1),
         python=platform.python_version(),
-        versions=versions,
+        versions=installed_versions(),
     )
 
 

@@ -158,12 +158,21 @@ def _rebuild_object(cls: Any, base: Any, state: Any) -> Placeholder:
     return made
 
 
+def _getattr(owner: Any, name: str) -> str:
+    """Name a method of mmengine's HistoryBuffer, which every training stores."""
+    if getattr(owner, 'source', '') != HISTORY_BUFFER:
+        raise RefusedError('reading it would call builtins.getattr')
+    return name
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """Make bytes the way of pickle protocols below 3."""
     if encoding != 'latin1':
         raise RefusedError(f'reading it would call _codecs.encode for {encoding!r}')
     return text.encode(encoding)
 
+
+HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 DTYPES = {
     str(value): value
@@ -182,6 +191,7 @@ REBUILT = {
     'collections.OrderedDict': OrderedDict,
     'copyreg._reconstructor': _rebuild_object,
     '_codecs.encode': _encode,
+    'builtins.getattr': _getattr,
 }
 
 # Values that are written as a call; they become placeholders without one.

@@ -78,10 +78,9 @@ def _products(
     shape = (*q.shape[:-1], k.shape[-2])
     q, k, value = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     if bias is None:
-        start = q.new_empty(())  # not read
+        start, added = q.new_empty(()), 0  # not read
     else:
-        start = bias.expand(shape).reshape(-1, *shape[-2:])
-    added = 0 if bias is None else 1
+        start, added = bias.expand(shape).reshape(-1, *shape[-2:]), 1
     logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=added, alpha=scale)
     return (logits.softmax(dim=-1) @ value).view(*shape[:-1], v.shape[-1])
 

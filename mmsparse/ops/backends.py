@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+# torch 2.1 has it under its other name only.
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+
 _reference_only = False
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mmsparse.ops import attention
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.precision import no_autocast, precise_type
 from mmsparse.ops.recompute import attend_in_parts
 from mmsparse.ops.strips import attend_in_strips
 
 BACKENDS = (*attention.BACKENDS, 'parts', 'strips')
 WHOLE = 2**23  # logits up to which all queries attend at once
-MANY = 2**21  # logits of a head, from which on a CPU is faster in strips
+MANY = 2**21  # logits of a head from which strips are faster on a CPU
 PART = 2**20  # logits that are there at a time where there are more
 
 
@@ -42,7 +42,8 @@ def deformable_attention(
             the i-th share of the heads.
         table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
             map up and down are its first and last row; zero lies beyond.
-        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
+        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,), in
+            even steps upwards; without gradient.
         backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts``,
             ``strips`` or ``auto``.
 
@@ -92,13 +93,13 @@ def _bias(table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tens
 
 def _runs_strips(q: Tensor) -> bool:
     """Whether strips are fast here: the compiler cannot see into them."""
-    eager = q.device.type == 'cpu' and not torch.compiler.is_compiling()
+    eager = q.device.type == 'cpu' and not is_compiling()
     return eager and q.dtype == torch.float32
 
 
 def _exceeds(most: int, q: Tensor, num_logits: int) -> bool:
     """Whether there are too many logits at once; the compiler decides for itself."""
-    return not torch.compiler.is_compiling() and q.shape[0] * num_logits > most
+    return not is_compiling() and q.shape[0] * num_logits > most
 
 
 def _in_parts(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.precision import no_autocast
 
 BACKENDS = ('auto', 'reference', 'recompute')
@@ -100,7 +100,7 @@ def attend_in_parts(
         (N, ...).
     """
     # The compiler sees through a single part, and decides for itself what to keep.
-    if torch.compiler.is_compiling() or queries[0].shape[0] <= length:
+    if is_compiling() or queries[0].shape[0] <= length:
         with no_autocast(queries[0]):
             return attend(*queries, *others)
     return _InParts.apply(attend, length, len(queries), *queries, *others)
@@ -145,7 +145,7 @@ class _InParts(torch.autograd.Function):
 def _on_cpu(backend: str, x: Tensor) -> str:
     """The definition for ``auto``, unless it is computed on a CPU step by step."""
     # The compiler decides for itself what to keep.
-    elsewhere = x.device.type != 'cpu' or torch.compiler.is_compiling()
+    elsewhere = x.device.type != 'cpu' or is_compiling()
     return 'reference' if backend == 'auto' and elsewhere else backend
 
 

@@ -1,15 +1,19 @@
 """Attention limited to the regions that a query region routes to (BiFormer)."""
 
+import importlib
+import os
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import pick_backend
+from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.recompute import attend_in_parts
 
-BACKENDS = ('auto', 'reference', 'gathered', 'masked')
+BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
+UNWEIGHTED = ('masked', 'triton')  # know no factors on the routed regions
 # Up to so many tokens, and from this share of the regions on, full attention under a
 # mask trains faster than copies of keys: measured on a CPU, it took 0.4 of the time at
 # 196 tokens and a third, and at 256 and a quarter; twice it at 400 and a quarter.
@@ -80,8 +84,9 @@ def routed_attention(
         num_heads: Number of heads; divides D and C.
         scale: Factor on the products of queries and keys; D**-0.5 if None. (The
             width of all heads together, as BiFormer was trained.)
-        backend: How to compute it: ``reference``, ``gathered``, ``masked`` (not with
-            ``route_weights``) or ``auto``.
+        backend: How to compute it: ``reference``, ``gathered``, ``masked`` or
+            ``triton`` (these two not with ``route_weights``), or ``auto``, which does
+            not choose ``triton``: it is for GPUs, and was measured on none yet.
         route_weights: Factors on the keys *and* values of each routed region,
             (B, R, K), as :func:`weigh_routes` returns them; all 1 if None.
 
@@ -90,7 +95,7 @@ def routed_attention(
 
     Raises:
         ValueError: ``num_heads`` does not divide D and C, or ``backend`` is unknown or
-            cannot take ``route_weights``.
+            cannot take ``route_weights`` or run here.
 
     Source: BiFormer, arXiv 2303.08810, section 3.2, equations 5 and 6.
     """
@@ -100,9 +105,9 @@ def routed_attention(
             f'({q.shape[-1]}) and of v ({v.shape[-1]}).'
         )
     backend = pick_backend(backend, BACKENDS)
-    if backend == 'masked' and route_weights is not None:
+    if backend in UNWEIGHTED and route_weights is not None:
         raise ValueError(
-            "backend='masked' takes no route_weights; use 'gathered' or 'auto'."
+            f"backend='{backend}' takes no route_weights; use 'gathered' or 'auto'."
         )
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -112,6 +117,10 @@ def routed_attention(
         backend = 'masked'
     if backend == 'masked':
         return _masked(q, k, v, routes, num_heads, scale)
+    if backend == 'triton':
+        regions = (x.flatten(0, 1) for x in (q, k, v, _rows(routes)))
+        out = _kernels(q).attend(*regions, num_heads, scale)
+        return out.unflatten(0, routes.shape[:2])
     return _gathered(q, k, v, routes, num_heads, scale, route_weights)
 
 
@@ -188,7 +197,7 @@ def _gathered(
 
 def _length(num_queries: int, topk: int, k: Tensor, v: Tensor) -> int:
     """Number of query regions that attend at a time; the compiler takes all."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return num_queries
     numbers = k.numel() + v.numel()
     # A part adds to the gradients of all regions: it must not be small beside them.
@@ -242,6 +251,22 @@ def _routes_bias(q: Tensor, k: Tensor, routes: Tensor) -> Tensor:
     lengths = (q.shape[-2] // num_regions, k.shape[-2] // num_regions)
     bias = bias[:, :, None, :, None].expand(-1, -1, lengths[0], -1, lengths[1])
     return bias.reshape(batch, 1, q.shape[-2], k.shape[-2])
+
+
+def _kernels(q: Tensor) -> ModuleType:
+    """The kernels for GPUs, if they can run."""
+    if not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
+        raise ValueError(
+            f"backend='triton' needs tensors on a GPU; got q on {q.device}. Use "
+            "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
+        )
+    try:
+        return importlib.import_module('mmsparse.ops.routing_kernels')
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"backend='triton' needs {error.name}, which comes with torch for CUDA; "
+            "use 'auto' without it."
+        ) from error
 
 
 def gather_regions(

@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor
 
-from mmsparse.ops.attention import (
-    BACKENDS,
-    biased_attention,
-    merge_heads,
-    split_heads,
-)
-from mmsparse.ops.backends import pick_backend
-from mmsparse.ops.regions import merge_regions, partition_regions
+from mmsparse.ops.attention import biased_attention, split_heads
+from mmsparse.ops.regions import partition_regions
 
 MASKED = -100.0  # what the released models add where a shifted window is cut
 
@@ -48,7 +42,6 @@ def window_attention(
 
     Source: Swin, arXiv 2103.14030, section 3.2.
     """
-    backend = pick_backend(backend, BACKENDS)
     batch, height, width, _ = q.shape
     if height % window or width % window:
         raise ValueError(
@@ -63,40 +56,25 @@ def window_attention(
         mask = _cut_mask(height, width, window, shift, like=bias)
         bias = (bias + mask[:, None]).flatten(0, 1)  # (R * heads, N, N)
         fold = (1, 2)  # each window has its own mask, the same for all pictures
-    split, merge = (
-        (_split_in_steps, _merge_in_steps)
-        if backend == 'reference'
-        else (_split, _merge)
-    )
-    q, k, v = (split(x, grid, num_heads).flatten(*fold) for x in (q, k, v))
+    q, k, v = (_split(x, grid, num_heads).flatten(*fold) for x in (q, k, v))
     out = biased_attention(q, k, v, bias, backend)
-    out = merge(out.reshape(batch, -1, num_heads, *out.shape[2:]), grid, window)
+    out = _merge(out.reshape(batch, -1, num_heads, *out.shape[2:]), grid, window)
     return out.roll((shift, shift), dims=(1, 2)) if shift else out
 
 
 def _split(x: Tensor, grid: tuple[int, int], num_heads: int) -> Tensor:
     """(B, H, W, C) to (B, R, heads, N, D), copied once."""
     rows, columns = grid
-    x = x.unflatten(1, (rows, -1)).unflatten(3, (columns, -1))
-    x = x.unflatten(-1, (num_heads, -1)).permute(0, 1, 3, 5, 2, 4, 6)
-    return x.flatten(4, 5).flatten(1, 2)  # (B, rows, columns, heads, h, w, D) before
+    x = split_heads(x, num_heads)  # (B, H, heads, W, D)
+    x = x.unflatten(3, (columns, -1)).unflatten(1, (rows, -1))
+    x = x.permute(0, 1, 4, 3, 2, 5, 6)  # (B, rows, columns, heads, h, w, D)
+    return x.flatten(4, 5).flatten(1, 2)
 
 
 def _merge(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     """(B, R, heads, N, D) to (B, H, W, C), copied once."""
     x = x.unflatten(3, (window, -1)).unflatten(1, grid).permute(0, 1, 4, 2, 5, 3, 6)
     return x.flatten(5).flatten(3, 4).flatten(1, 2)
-
-
-def _split_in_steps(x: Tensor, grid: tuple[int, int], num_heads: int) -> Tensor:
-    """(B, H, W, C) to (B, R, heads, N, D)."""
-    return split_heads(partition_regions(x, grid), num_heads)
-
-
-def _merge_in_steps(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """(B, R, heads, N, D) to (B, H, W, C)."""
-    size = (grid[0] * window, grid[1] * window)
-    return merge_regions(merge_heads(x), grid, size)
 
 
 def window_bias(table: Tensor, window: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmsparse.models.layers.biformer_attention import Routing
-from mmsparse.models.layers.look import Look
+from mmsparse.models.layers.look import POINT, Look
 from mmsparse.visualization.measures import attention_received, reference_positions
 from mmsparse.visualization.panels import (
     HEAT,
@@ -180,7 +180,7 @@ def _query(scene: Scene, seen: LayerSeen, point: Point) -> int:
 def _draw_look(axis: 'Axes', scene: Scene, seen: LayerSeen, look: Look) -> None:
     weights = look.weights[0].mean(0)[0]  # (M,)
     places = look.places()[0, 0]
-    if hasattr(seen.layer, 'sampling_positions'):
+    if look.extent == POINT:
         _draw_dots(axis, _to_picture(scene, seen, places), weights)
     else:
         half = places.new_tensor(look.extent) / 2

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsparse.models.layers.look import Look
+from mmsparse.models.layers.look import POINT, Look
 from mmsparse.visualization.attention import region_rectangles
 from mmsparse.visualization.scene import Scene
 from mmsparse.visualization.tokens import level_maps
@@ -104,7 +104,7 @@ def _attention(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
         size=[height, width],
         step=step,
         stored=stored,
-        dots=hasattr(seen.layer, 'sampling_positions'),
+        dots=groups[0][0].extent == POINT,
         groups=[_group(scene, seen, looks) for looks in groups],
         regions=_regions(scene, seen) if hasattr(seen.layer, 'regions') else None,
     )

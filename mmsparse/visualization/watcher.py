@@ -16,8 +16,8 @@ from mmsparse.evaluation import KeptTokens, watch_kept_tokens
 
 LOOKED_FOR = (
     'attention layers that tell where they look (BiLevelRoutingAttention, '
-    'FullAttention2d, DeformableAttention2d, ShuntedSelfAttention, '
-    'NeighborhoodAttention2d, WindowAttention2d)',
+    'FullAttention2d, DeformableAttention2d, MultiScaleDeformableAttention2d, '
+    'ShuntedSelfAttention, NeighborhoodAttention2d, WindowAttention2d)',
     'a token selector and its encoder (FocusDETR)',
     'a decoder with multi-scale deformable attention (FocusDETR, DINO, DeformableDETR)',
 )

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from mmsparse.benchmark.timing import Stopwatch
 from mmsparse.benchmark.timm_backbones import timm_backbones
 from mmsparse.hosts import read_config
 
-CONFIG = 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs' / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'
 WIDTHS = {'tiny': 4, 'small': 40, 'base': 400}
 
 
@@ -63,7 +65,7 @@ def test_without_timm_there_are_no_others(monkeypatch):
 def test_the_others_run_beside_ours_with_their_own_multiply_adds(asked, others):
     cpu = torch.device('cpu')
     candidates, macs = backbone_candidates(
-        read_config(CONFIG), (32, 32), 2, cpu, others=others
+        read_config(str(CONFIG)), (32, 32), 2, cpu, others=others
     )
 
     ours, theirs = ['reference', 'fast paths'], ['timm swin_base', 'timm convnext_base']

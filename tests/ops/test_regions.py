@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mmsparse.ops import (
+    add_regions,
+    blank_outside,
     merge_regions,
     pad_to_multiple,
     partition_regions,
@@ -21,6 +23,27 @@ def test_regions_and_their_tokens_are_row_major():
     assert regions.shape == (1, 6, 4, 1)
     assert regions[0, 1, :, 0].tolist() == [2, 3, 8, 9]
     assert regions[0, 3, :, 0].tolist() == [12, 13, 18, 19]
+
+
+@pytest.mark.parametrize('grid', [(1, 1), (2, 3), (4, 6)])
+def test_regions_are_added_to_the_map_in_their_places(grid):
+    x, other = torch.rand(2, 2, 4, 6, 3)
+
+    added = add_regions(x, partition_regions(other, grid), grid)
+
+    assert torch.equal(added, x + other)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (3, 6), (3, 5), (1, 1)], ids=str)
+def test_what_lies_outside_the_map_becomes_zero(size):
+    region = (2, 3)
+    inside = pad_to_multiple(torch.ones(1, *size, 1), region)
+    grid = (inside.shape[1] // 2, inside.shape[2] // 3)
+    regions = partition_regions(torch.rand(2, *inside.shape[1:3], 4) + 1, grid)
+
+    blanked = blank_outside(regions, region, size)
+
+    assert torch.equal(blanked, regions * partition_regions(inside, grid))
 
 
 @pytest.mark.parametrize('grid', [(1, 1), (2, 3), (4, 6)])

@@ -128,3 +128,11 @@ def test_a_shift_out_of_range_is_refused(shift):
 
     with pytest.raises(ValueError, match=f'from 0 to window - 1, 1 here; got {shift}'):
         window_attention(*tensors, window, shift)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_heads_that_do_not_divide_the_channels_are_refused(backend):
+    q, k, v = torch.rand(3, 1, 2, 2, 4)
+
+    with pytest.raises(ValueError, match='heads must divide the channels, 4; got 3'):
+        window_attention(q, k, v, torch.zeros(3, 4, 4), window=2, backend=backend)

@@ -11,6 +11,8 @@ import install_step
 import pytest
 from install_step import InstallError, Step
 
+STACK = script.STACKS['openmmlab']
+
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
@@ -22,34 +24,26 @@ def install(tmp_path, monkeypatch):
     constraints.write_text('mmcv==2.1.0\ntorch==2.12.1\ntorchvision==0.27.1\n')
     (project / 'setup.py').write_text('')
     (project / 'pyproject.toml').write_text('[build-system]\nrequires = []\n[tool]\n')
-    places = dict(
-        ROOT=project,
-        CONSTRAINTS=constraints,
-        VENV=venv,
-        PYTHON=venv / 'bin' / 'python',
-        STAMP=venv / '.mmsparse-installed',
-        TEMPORARY=venv / 'tmp',
-        CACHE=tmp_path / 'cache',
-        WHEELS=tmp_path / 'cache' / 'mmsparse' / 'wheels',
-    )
-    for name, place in places.items():
-        monkeypatch.setattr(script, name, place)
+    (project / 'constraints-onedl.txt').write_text('onedl-mmcv==2.3.6\ntorch==2.12.1\n')
+    monkeypatch.setattr(script, 'ROOT', project)
+    monkeypatch.setattr(script, 'CACHE', tmp_path / 'cache')
+    monkeypatch.setattr(script, 'WHEELS', tmp_path / 'cache' / 'mmsparse' / 'wheels')
     return script
 
 
 def make_sound_venv(install):
     subprocess.run(
-        [sys.executable, '-m', 'venv', '--without-pip', install.VENV], check=True
+        [sys.executable, '-m', 'venv', '--without-pip', STACK.venv], check=True
     )
-    site = next(install.VENV.glob('lib/*/site-packages'))
+    site = next(STACK.venv.glob('lib/*/site-packages'))
     (site / 'pip').mkdir()
     (site / 'pip' / '__init__.py').touch()
-    (install.VENV / 'bin' / 'pip').write_text(f'#!{install.PYTHON}\n')
+    (STACK.venv / 'bin' / 'pip').write_text(f'#!{STACK.python}\n')
     return site
 
 
 def store_wheel(install, kind):
-    store = install.WHEELS / install.wheel_key(kind)
+    store = install.WHEELS / install.wheel_key(STACK, kind)
     store.mkdir(parents=True)
     wheel = store / 'mmcv-2.1.0-py3-none-any.whl'
     wheel.touch()
@@ -74,7 +68,7 @@ def test_missing_compiler_names_the_package(install, monkeypatch):
     monkeypatch.setenv('PATH', '')
     monkeypatch.delenv('CXX', raising=False)
     with pytest.raises(InstallError, match=r'no c\+\+: install the package g'):
-        install.check_compiler()
+        install.check_compiler(STACK)
 
 
 def test_missing_python_header_names_the_package(install, monkeypatch, tmp_path):
@@ -83,13 +77,13 @@ def test_missing_python_header_names_the_package(install, monkeypatch, tmp_path)
         install.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)}
     )
     with pytest.raises(InstallError, match=r'Python\.h: .*python3-dev'):
-        install.check_compiler()
+        install.check_compiler(STACK)
 
 
 def test_no_compiler_is_needed_where_mmcv_was_compiled_before(install, monkeypatch):
     monkeypatch.setenv('PATH', '')
     store_wheel(install, 'cpu')
-    install.check_compiler()
+    install.check_compiler(STACK)
 
 
 def test_missing_system_library_names_the_package(install, monkeypatch):
@@ -110,19 +104,19 @@ def test_too_little_disk_says_needed_and_free(install, monkeypatch):
     set_free_disk(install, monkeypatch, 8)
     message = r'12\.0 GiB are needed and 8\.0 GiB are free'
     with pytest.raises(InstallError, match=message):
-        install.check_disk()
+        install.check_disk(STACK)
 
 
 def test_enough_disk_is_accepted(install, monkeypatch):
     set_free_disk(install, monkeypatch, 13)
-    install.check_disk()
+    install.check_disk(STACK)
 
 
 def test_what_is_installed_already_needs_no_more_disk(install, monkeypatch):
     monkeypatch.setattr(install, 'VENV_SIZE', 2**20)
-    (install.VENV / 'torch').write_bytes(bytes(2**21))
+    (STACK.venv / 'torch').write_bytes(bytes(2**21))
     set_free_disk(install, monkeypatch, 0)
-    install.check_disk()
+    install.check_disk(STACK)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +174,15 @@ def test_progress_is_read_from_pip_and_ninja(line, progress):
 def test_failing_step_is_one_line_with_reason_and_log(install, monkeypatch, capsys):
     script = 'import sys; print("[Errno 28] No space left on device"); sys.exit(1)'
 
-    def run_failing_step():
-        with Step('torch', install.VENV) as step:
+    def run_failing_step(stack):
+        with Step('torch', STACK.venv) as step:
             step.run(sys.executable, '-c', script)
 
     monkeypatch.setattr(install, 'install', run_failing_step)
     for check in ('check_compiler', 'check_libraries', 'check_disk'):
-        monkeypatch.setattr(install, check, lambda: None)
+        monkeypatch.setattr(install, check, lambda *stack: None)
     monkeypatch.setattr(sys, 'argv', ['install.py'])
-    log = install.VENV / 'install.log'
+    log = STACK.venv / 'install.log'
     assert install.main() == 1
     message = f'make install: torch: the disk is full; the log is {log}\n'
     assert capsys.readouterr().err == message
@@ -197,60 +191,59 @@ def test_failing_step_is_one_line_with_reason_and_log(install, monkeypatch, caps
 
 def test_step_runs_with_the_environments_programs_and_returns_output(install):
     script = 'import os; print(os.environ["PATH"], os.environ["MAX_JOBS"])'
-    with Step('ninja', install.VENV) as step:
+    with Step('ninja', STACK.venv) as step:
         output = step.run(sys.executable, '-c', script, MAX_JOBS='2')
-    assert output.startswith(f'{install.VENV}/bin:')
+    assert output.startswith(f'{STACK.venv}/bin:')
     assert output.endswith(' 2\n')
 
 
 def test_stamp_holds_until_what_decides_the_installation_changes(install):
     make_sound_venv(install)
-    assert not install.is_installed()
-    install.STAMP.write_text(install.fingerprint())
-    assert install.is_installed()
+    assert not install.is_installed(STACK)
+    STACK.stamp.write_text(install.fingerprint(STACK))
+    assert install.is_installed(STACK)
     with (install.ROOT / 'pyproject.toml').open('a') as pyproject:
         pyproject.write('[tool.ruff]\n')
-    assert install.is_installed()
-    install.CONSTRAINTS.write_text('mmcv==2.1.0\ntorch==2.13.0\n')
-    assert not install.is_installed()
+    assert install.is_installed(STACK)
+    STACK.constraints.write_text('mmcv==2.1.0\ntorch==2.13.0\n')
+    assert not install.is_installed(STACK)
 
 
 def test_stamp_does_not_hold_in_a_moved_project(install, monkeypatch):
-    before = install.fingerprint()
+    before = install.fingerprint(STACK)
     monkeypatch.setattr(
         install, 'ROOT', install.ROOT.rename(install.ROOT.with_name('new'))
     )
-    monkeypatch.setattr(install, 'CONSTRAINTS', install.ROOT / 'constraints.txt')
-    assert install.fingerprint() != before
+    assert install.fingerprint(STACK) != before
 
 
 def test_sound_environment_is_kept(install):
     site = make_sound_venv(install)
-    install.make_venv(Step('environment', install.VENV))
+    install.make_venv(STACK, Step('environment', STACK.venv))
     assert (site / 'pip').exists()
-    assert list(install.TEMPORARY.iterdir()) == []
+    assert list(STACK.temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize('missing', ['bin/python', 'bin/pip'])
 def test_interrupted_environment_is_made_anew(install, missing):
     make_sound_venv(install)
-    (install.VENV / missing).unlink()
-    (install.VENV / 'leftover').touch()
-    install.make_venv(Step('environment', install.VENV))
-    assert install.venv_is_sound()
-    assert not (install.VENV / 'leftover').exists()
+    (STACK.venv / missing).unlink()
+    (STACK.venv / 'leftover').touch()
+    install.make_venv(STACK, Step('environment', STACK.venv))
+    assert install.venv_is_sound(STACK)
+    assert not (STACK.venv / 'leftover').exists()
 
 
 def test_environment_of_another_python_is_not_sound(install, monkeypatch):
     make_sound_venv(install)
     monkeypatch.setattr(sys, 'version_info', (3, 9, 0))
-    assert not install.venv_is_sound()
+    assert not install.venv_is_sound(STACK)
 
 
 def test_moved_environment_is_not_sound(install):
     make_sound_venv(install)
-    (install.VENV / 'bin' / 'pip').write_text('#!/elsewhere/.venv/bin/python\n')
-    assert not install.venv_is_sound()
+    (STACK.venv / 'bin' / 'pip').write_text('#!/elsewhere/.venv/bin/python\n')
+    assert not install.venv_is_sound(STACK)
 
 
 def test_half_installed_package_is_forgotten_and_a_whole_one_kept(install):
@@ -259,7 +252,7 @@ def test_half_installed_package_is_forgotten_and_a_whole_one_kept(install):
     half.mkdir()
     whole.mkdir()
     (whole / 'INSTALLER').write_text('pip\n')
-    install.make_venv(Step('environment', install.VENV))
+    install.make_venv(STACK, Step('environment', STACK.venv))
     assert not half.exists()
     assert whole.exists()
 
@@ -301,16 +294,16 @@ def test_second_installation_waits_for_the_first(install):
 )
 def test_compiled_mmcv_is_chosen_by_the_gpus(install, monkeypatch, printed, kind):
     wheels = {k: store_wheel(install, k) for k in ('cpu', 'cuda9.0', 'cuda8.0+9.0')}
-    step = Step('mmcv', install.VENV)
+    step = Step('mmcv', STACK.venv)
     monkeypatch.setattr(step, 'run', lambda *command: printed)
-    assert install.mmcv_wheel(step) == wheels[kind]
+    assert install.mmcv_wheel(STACK, step) == wheels[kind]
 
 
 def test_gpu_without_nvcc_is_said(install, monkeypatch, capsys):
     store_wheel(install, 'cpu')
-    step = Step('mmcv', install.VENV)
+    step = Step('mmcv', STACK.venv)
     monkeypatch.setattr(step, 'run', lambda *command: 'GPU: without nvcc\n')
-    install.mmcv_wheel(step)
+    install.mmcv_wheel(STACK, step)
     assert 'There is a GPU but no nvcc' in capsys.readouterr().out
 
 
@@ -318,23 +311,38 @@ def test_wheel_key_tells_torch_python_and_machine_apart(install):
     python = 'cp{}{}'.format(*sys.version_info[:2])
     machine = f'linux_{os.uname().machine}'
     key = f'mmcv2.1.0-torch2.12.1-{python}-{machine}-cpu'
-    assert install.wheel_key('cpu') == key
+    assert install.wheel_key(STACK, 'cpu') == key
+
+
+def test_stacks_share_neither_environments_nor_wheels(install):
+    stacks = [STACK, install.STACKS['onedl']]
+    assert len({stack.venv for stack in stacks}) == 2
+    keys = [install.wheel_key(stack, 'cpu') for stack in stacks]
+    assert keys[1].startswith('onedl-mmcv2.3.6-torch2.12.1-')
+    assert len(set(keys)) == 2
+
+
+@pytest.mark.parametrize('name', sorted(script.STACKS))
+def test_constraints_of_a_stack_pin_what_is_compiled(name):
+    stack = script.STACKS[name]
+    for package in ('torch', 'torchvision', 'setuptools', stack.mmcv):
+        assert stack.pin(package)
 
 
 def test_compiled_wheel_is_stored_whole_and_its_source_removed(install, monkeypatch):
-    store = install.WHEELS / install.wheel_key('cpu')
+    store = install.WHEELS / install.wheel_key(STACK, 'cpu')
     store.mkdir(parents=True)
-    source = install.VENV / 'build' / store.name
+    source = STACK.venv / 'build' / store.name
     source.mkdir(parents=True)
-    install.TEMPORARY.mkdir()
+    STACK.temporary.mkdir()
 
     def compile_wheel(*command, **variables):
         assert variables['FORCE_CUDA'] == '0'
-        (install.TEMPORARY / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
+        (STACK.temporary / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
 
-    step = Step('mmcv', install.VENV)
+    step = Step('mmcv', STACK.venv)
     monkeypatch.setattr(step, 'pip', compile_wheel)
-    install.compile_mmcv(step, store, '')
+    install.compile_mmcv(STACK, step, store, '')
     assert [path.suffix for path in store.iterdir()] == ['.whl']
     assert not source.exists()
 

@@ -1,15 +1,16 @@
 """What every backbone of ours shares: stages, outputs, freezing, checkpointing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from mmsparse.models.backbones.arch import RATE, check_kind
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class StagedBackbone(BaseModule):
         super().__init__(default if init_cfg is None else init_cfg)
         num_stages = len(embed_dims)
         _check_out_indices(out_indices, num_stages)
-        if not -1 <= frozen_stages <= num_stages:
+        if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(
-                f'frozen_stages must be from -1 to {num_stages}; got {frozen_stages}.'
+                f'frozen_stages must be an integer from -1 to {num_stages}; got '
+                f'{frozen_stages!r}.'
             )
         self.embed_dims = tuple(embed_dims)
         self.out_indices = tuple(out_indices)
@@ -172,55 +174,6 @@ class StagedBackbone(BaseModule):
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
 
 
-def resolve_arch(
-    arch: str | Mapping[str, Any],
-    known: Mapping[str, Mapping[str, Any]],
-    per_stage: Collection[str],
-    optional: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Look an architecture up, or check one that is given as a dict.
-
-    Args:
-        arch: A name in ``known``, or the architecture itself.
-        known: The published architectures by name.
-        per_stage: Names of the required settings, one entry a stage each.
-        optional: The other settings with their defaults; a tuple or list has one entry
-            a stage.
-
-    Returns:
-        Every setting, with per-stage ones as tuples of equal length.
-
-    Raises:
-        ValueError: The name is unknown, a setting is missing or unknown, or the numbers
-            of stages differ.
-    """
-    if isinstance(arch, str):
-        if arch not in known:
-            raise ValueError(f'arch must be one of {sorted(known)}; got {arch!r}.')
-        arch = known[arch]
-    missing = set(per_stage) - set(arch)
-    unknown = set(arch) - set(per_stage) - set(optional)
-    if missing or unknown:
-        raise ValueError(
-            f'An arch dict needs the settings {sorted(per_stage)} and may have '
-            f'{sorted(optional)}; missing: {sorted(missing)}, unknown: '
-            f'{sorted(unknown)}.'
-        )
-    settings = {**optional, **arch}
-    settings.update((name, tuple(settings[name])) for name in per_stage)
-    lengths = {
-        name: len(value)
-        for name, value in settings.items()
-        if isinstance(value, (tuple, list))
-    }
-    if len(set(lengths.values())) != 1:
-        raise ValueError(
-            f'All per-stage settings of arch need the same number of stages; got '
-            f'{lengths}.'
-        )
-    return settings
-
-
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     """Spread stochastic depth over the blocks, growing linearly from 0.
 
@@ -234,20 +187,20 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     Raises:
         ValueError: ``last`` is out of range.
     """
-    if not 0 <= last < 1:
-        raise ValueError(f'drop_path_rate must be in [0, 1); got {last}.')
+    check_kind('drop_path_rate', last, RATE)
     step = last / max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
     return [[step * i for i in range(*stage)] for stage in pairwise(ends)]
 
 
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
-    ascending = sorted(set(out_indices)) == list(out_indices)
-    in_range = all(0 <= i < num_stages for i in out_indices)
-    if not (out_indices and ascending and in_range):
+    if not isinstance(out_indices, Sequence):
+        raise TypeError(f'out_indices must be a list of stages; got {out_indices!r}.')
+    known = [i for i in range(num_stages) if i in out_indices]
+    if not known or known != list(out_indices):
         raise ValueError(
             f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}; '
-            f'got {tuple(out_indices)}.'
+            f'got {out_indices!r}.'
         )
 
 

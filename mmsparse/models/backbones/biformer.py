@@ -5,11 +5,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmsparse.models.backbones.base import (
-    StagedBackbone,
-    drop_path_rates,
+from mmsparse.models.backbones.arch import (
+    FLAG,
+    KERNEL,
+    MAPPING,
+    NUMBER,
+    POSITIVE,
+    Kind,
+    Setting,
+    integer,
+    one_of,
+    optional,
     resolve_arch,
 )
+from mmsparse.models.backbones.base import StagedBackbone, drop_path_rates
 from mmsparse.models.layers import (
     BiLevelRoutingAttention,
     ConvMixer2d,
@@ -25,6 +34,23 @@ from mmsparse.models.layers.common import NORMS, check_choice, check_heads
 from mmsparse.registry import MODELS
 
 DOWNSAMPLINGS = ('overlapping', 'patches')
+_COUNT = integer(0)
+_TOPK = Kind(f"'all' or {_COUNT.text}", lambda x: x == 'all' or _COUNT.accepts(x))
+_SETTINGS = dict(
+    embed_dims=Setting(integer(2)),
+    depths=Setting(integer(1)),
+    num_heads=Setting(integer(1)),
+    topks=Setting(_TOPK),
+    mlp_ratios=Setting(POSITIVE),
+    attn_cfgs=Setting(MAPPING, None, by_stage=True),
+    pos_kernel=Setting(KERNEL, 3),
+    mlp_kernel=Setting(KERNEL, 0),
+    layer_scale=Setting(optional(NUMBER), None),
+    post_norm=Setting(FLAG, False),
+    downsampling=Setting(one_of(DOWNSAMPLINGS), 'overlapping'),
+    downsample_norm=Setting(one_of(NORMS), 'batch'),
+    downsample_act=Setting(FLAG, False),
+)
 
 
 @MODELS.register_module()
@@ -55,7 +81,8 @@ class BiFormer(StagedBackbone):
     in the padding of the regions and in the local term of the last stage.
 
     Args:
-        arch: Name of an entry of ``arch_settings``, or such an entry.
+        arch: Name of an entry of ``arch_settings``, or such an entry, or a dict with
+            the name of one under ``base`` and the settings that differ.
         regions_per_side: Regions down and across the map of every routed stage, or one
             number a stage. The published models use 7 for classification at 224x224, 16
             for detection, 8 for segmentation; the weights do not depend on it.
@@ -142,24 +169,10 @@ class BiFormer(StagedBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        arch = resolve_arch(
-            arch,
-            known=self.arch_settings,
-            per_stage=('embed_dims', 'depths', 'num_heads', 'topks', 'mlp_ratios'),
-            optional=dict(
-                attn_cfgs=None,
-                pos_kernel=3,
-                mlp_kernel=0,
-                layer_scale=None,
-                post_norm=False,
-                downsampling='overlapping',
-                downsample_norm='batch',
-                downsample_act=False,
-            ),
-        )
+        arch = resolve_arch(arch, self.arch_settings, _SETTINGS)
         widths = arch['embed_dims']
-        if arch['attn_cfgs'] is None:
-            arch['attn_cfgs'] = ({},) * len(widths)
+        if not isinstance(arch['attn_cfgs'], tuple):
+            arch['attn_cfgs'] = (arch['attn_cfgs'] or {},) * len(widths)
         if isinstance(regions_per_side, int):
             regions_per_side = (regions_per_side,) * len(widths)
         _check(arch, regions_per_side, out_norm)
@@ -311,5 +324,3 @@ def _check(
             padding = arch['attn_cfgs'][i].get('padding', 'input')
             check_regions(regions_per_side[i], arch['topks'][i], padding)
     check_choice('out_norm', out_norm, NORMS)
-    check_choice('downsampling', arch['downsampling'], DOWNSAMPLINGS)
-    check_choice('downsample_norm', arch['downsample_norm'], NORMS)

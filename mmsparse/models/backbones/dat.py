@@ -1,17 +1,28 @@
 """DAT and DAT++: stages of local blocks and blocks of deformable attention."""
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmsparse.models.backbones.base import (
-    StagedBackbone,
-    drop_path_rates,
+from mmsparse.models.backbones.arch import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    ODD,
+    POSITIVE,
+    Kind,
+    Setting,
+    integer,
+    one_of,
+    optional,
     resolve_arch,
 )
+from mmsparse.models.backbones.base import StagedBackbone, drop_path_rates
 from mmsparse.models.layers import (
     ConvMlp2d,
     DeformableAttention2d,
@@ -24,33 +35,43 @@ from mmsparse.models.layers import (
     NeighborhoodAttention2d,
     WindowAttention2d,
 )
-from mmsparse.models.layers.common import NORMS, check_choice
-from mmsparse.models.layers.deformable_attention import FORMULATIONS
+from mmsparse.models.layers.common import NORMS, check_choice, check_heads
+from mmsparse.models.layers.deformable_attention import BIASES, FORMULATIONS
 from mmsparse.registry import MODELS
 
 EPS = 1e-5
 OUT_NORMS = ('class', 'layer')
 
-_OPTIONAL = dict(
-    formulation=None,
-    groups=1,
-    strides=1,
-    offset_kernel=5,
-    offset_range=-1,
-    bias='table',
-    use_offsets=True,
-    window_size=7,
-    neighborhood=7,
-    num_points=16,
-    mlp_ratio=4,
-    conv_mlp=False,
-    local_perception=False,
-    layer_scale=0,
-    img_size=224,
-    conv_stem=False,
-    stem_dims=None,
-    downsample_norm='layer',
-    downsample_act=False,
+_LETTERS = set('LSNDM')
+_KINDS = Kind(
+    "letters of 'LSNDM', one for each block",
+    lambda x: isinstance(x, str) and x != '' and set(x) <= _LETTERS,
+)
+_STAGE = partial(Setting, by_stage=True)
+_SETTINGS = dict(
+    embed_dims=Setting(integer(2)),
+    depths=Setting(integer(1)),
+    num_heads=Setting(integer(1)),
+    kinds=Setting(_KINDS),
+    formulation=Setting(one_of(FORMULATIONS), None),
+    groups=_STAGE(INTEGER, 1),
+    strides=_STAGE(INTEGER, 1),
+    offset_kernel=_STAGE(integer(1), 5),
+    offset_range=_STAGE(NUMBER, -1),
+    bias=_STAGE(one_of(BIASES), 'table'),
+    use_offsets=_STAGE(FLAG, True),
+    window_size=_STAGE(integer(1), 7),
+    neighborhood=_STAGE(ODD, 7),
+    num_points=_STAGE(integer(1), 16),
+    mlp_ratio=_STAGE(POSITIVE, 4),
+    conv_mlp=_STAGE(FLAG, False),
+    local_perception=_STAGE(FLAG, False),
+    layer_scale=_STAGE(NUMBER, 0),
+    img_size=Setting(integer(1), 224),
+    conv_stem=Setting(FLAG, False),
+    stem_dims=Setting(optional(integer(2)), None),
+    downsample_norm=Setting(one_of(NORMS), 'layer'),
+    downsample_act=Setting(FLAG, False),
 )
 _DAT = dict(
     formulation='v2022',
@@ -109,7 +130,8 @@ class DAT(StagedBackbone):
     of layers and no GELU; ``nano`` has that of batches and GELU.
 
     Args:
-        arch: Name of an entry of ``arch_settings``, or such an entry.
+        arch: Name of an entry of ``arch_settings``, or such an entry, or a dict with
+            the name of one under ``base`` and the settings that differ.
         out_indices: Stages to return, counted from 0.
         out_norm: Norm of the returned maps: ``class`` as before the classifier, or
             ``layer`` as for dense tasks. They differ in name only, so that weights of
@@ -190,12 +212,7 @@ class DAT(StagedBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        arch = resolve_arch(
-            arch,
-            known=self.arch_settings,
-            per_stage=('embed_dims', 'depths', 'num_heads', 'kinds'),
-            optional=_OPTIONAL,
-        )
+        arch = resolve_arch(arch, self.arch_settings, _SETTINGS)
         _check(arch, out_norm)
         widths = arch['embed_dims']
         rates = drop_path_rates(drop_path_rate, arch['depths'])
@@ -299,6 +316,7 @@ def _build_attention(stage: SimpleNamespace, kind: str) -> nn.Module:
     if kind in 'LS':
         # Swin shifts by the floor of half a window, DAT by its ceiling.
         shift = -(-stage.window_size // 2) if kind == 'S' else 0
+        shift %= stage.window_size  # windows of one cell stay
         return WindowAttention2d(channels, num_heads, stage.window_size, shift)
     if kind == 'N':
         return NeighborhoodAttention2d(channels, num_heads, stage.neighborhood)
@@ -368,16 +386,36 @@ def _conv_norm(
 
 
 def _check(arch: Mapping[str, Any], out_norm: str) -> None:
-    if arch['formulation'] not in FORMULATIONS:
+    if arch['formulation'] is None:
         raise ValueError(
             f'An arch dict must set formulation to one of {sorted(FORMULATIONS)}: the '
-            f'weights do not tell; got {arch["formulation"]!r}.'
+            f'weights do not tell; got None.'
         )
-    for i, kinds in enumerate(arch['kinds']):
-        if not kinds or set(kinds) - set('LSNDM'):
-            raise ValueError(
-                f"kinds[{i}] must be letters of 'LSNDM', one for each block; got "
-                f'{kinds!r}.'
-            )
     check_choice('out_norm', out_norm, OUT_NORMS)
-    check_choice('downsample_norm', arch['downsample_norm'], NORMS)
+    least = 4 * 2 ** (len(arch['depths']) - 1)
+    if arch['img_size'] < least:
+        raise ValueError(
+            f'img_size must be at least {least}, the stride of the last stage; got '
+            f'{arch["img_size"]}.'
+        )
+    for i in range(len(arch['depths'])):
+        stage = _settings(arch, i)
+        check_heads(stage.embed_dims, stage.num_heads, name=f'embed_dims[{i}]')
+        if 'D' in stage.kinds[: stage.depths]:
+            _check_deformable(stage, i)
+
+
+def _check_deformable(stage: SimpleNamespace, i: int) -> None:
+    """What stages without deformable blocks may leave at -1."""
+    if stage.groups < 1 or stage.num_heads % stage.groups:
+        raise ValueError(
+            f'groups[{i}] must divide num_heads[{i}]={stage.num_heads}; got '
+            f'{stage.groups}.'
+        )
+    most = stage.map_size if stage.bias == 'fixed' else math.inf
+    if not 1 <= stage.strides <= most:
+        raise ValueError(
+            f'strides[{i}] must be at least 1, and with the fixed bias at most the '
+            f'side of the map that it is made for, {stage.map_size}; got '
+            f'{stage.strides}.'
+        )

@@ -6,20 +6,39 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmsparse.models.backbones.base import (
-    StagedBackbone,
-    drop_path_rates,
+from mmsparse.models.backbones.arch import (
+    FLAG,
+    INTEGER,
+    POSITIVE,
+    Setting,
+    integer,
+    one_of,
     resolve_arch,
 )
+from mmsparse.models.backbones.base import StagedBackbone, drop_path_rates
 from mmsparse.models.layers import (
     DetailMlp2d,
     DropPath,
     LayerNorm2d,
+    Mlp2d,
     ShuntedSelfAttention,
 )
-from mmsparse.models.layers.common import NORMS, check_choice, check_heads
+from mmsparse.models.layers.common import NORMS, check_heads
 from mmsparse.models.layers.shunted_attention import check_sr_ratio
 from mmsparse.registry import MODELS
+
+_SETTINGS = dict(
+    embed_dims=Setting(integer(2)),
+    depths=Setting(integer(1)),
+    num_heads=Setting(integer(1)),
+    mlp_ratios=Setting(POSITIVE),
+    sr_ratios=Setting(INTEGER),
+    stem_convs=Setting(integer(0), 0),
+    qkv_bias=Setting(FLAG, True),
+    mlp_detail=Setting(FLAG, True),
+    downsample_norm=Setting(one_of(NORMS), 'layer'),
+    downsample_act=Setting(FLAG, False),
+)
 
 
 @MODELS.register_module()
@@ -34,13 +53,14 @@ class ShuntedTransformer(StagedBackbone):
     An architecture has, per stage, ``embed_dims``, ``depths``, ``num_heads``,
     ``mlp_ratios`` and ``sr_ratios`` (reduction of the coarse keys: 8, 4, 2, or 1 for
     full attention); and for all stages ``stem_convs``, the number of 3x3 convolutions
-    within the stem, ``qkv_bias``, and ``downsample_norm`` (``batch`` or ``layer``) and
-    ``downsample_act``: the norm at the end of stem and downsampling, and whether GELU
-    follows. The published models have the norm of layers and no GELU; ``nano`` has that
-    of batches and GELU.
+    within the stem, ``qkv_bias``, ``mlp_detail``, the depthwise convolution in the MLP,
+    and ``downsample_norm`` (``batch`` or ``layer``) and ``downsample_act``: the norm at
+    the end of stem and downsampling, and whether GELU follows. The published models
+    have the norm of layers and no GELU; ``nano`` has that of batches and GELU.
 
     Args:
-        arch: Name of an entry of ``arch_settings``, or such an entry.
+        arch: Name of an entry of ``arch_settings``, or such an entry, or a dict with
+            the name of one under ``base`` and the settings that differ.
         out_indices: Stages to return, counted from 0.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
         frozen_stages: Stages without training, from the first on; 0 for the stem alone
@@ -102,17 +122,7 @@ class ShuntedTransformer(StagedBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        arch = resolve_arch(
-            arch,
-            known=self.arch_settings,
-            per_stage=('embed_dims', 'depths', 'num_heads', 'mlp_ratios', 'sr_ratios'),
-            optional=dict(
-                stem_convs=0,
-                qkv_bias=True,
-                downsample_norm='layer',
-                downsample_act=False,
-            ),
-        )
+        arch = resolve_arch(arch, self.arch_settings, _SETTINGS)
         _check(arch)
         rates = drop_path_rates(drop_path_rate, arch['depths'])
         super().__init__(
@@ -161,6 +171,7 @@ class ShuntedBlock(nn.Module):
         mlp_ratio: Hidden width of the MLP over C.
         sr_ratio: Reduction of the coarse keys and values.
         qkv_bias: Whether queries, keys and values have a bias.
+        mlp_detail: Whether the MLP has a depthwise convolution.
         drop_path: Probability of dropping attention or MLP for a sample.
     """
 
@@ -171,13 +182,18 @@ class ShuntedBlock(nn.Module):
         mlp_ratio: float,
         sr_ratio: int,
         qkv_bias: bool = True,
+        mlp_detail: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(channels)
         self.attn = ShuntedSelfAttention(channels, num_heads, sr_ratio, qkv_bias)
         self.norm2 = LayerNorm2d(channels)
-        self.mlp = DetailMlp2d(channels, int(mlp_ratio * channels))
+        self.mlp = (
+            DetailMlp2d(channels, int(mlp_ratio * channels))
+            if mlp_detail
+            else Mlp2d(channels, mlp_ratio)
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,6 +224,7 @@ def _build_stage(
             mlp_ratio=arch['mlp_ratios'][i],
             sr_ratio=arch['sr_ratios'][i],
             qkv_bias=arch['qkv_bias'],
+            mlp_detail=arch['mlp_detail'],
             drop_path=rate,
         )
         for rate in rates
@@ -284,6 +301,3 @@ def _check(arch: Mapping[str, Any]) -> None:
     for i, (channels, num_heads, sr_ratio) in enumerate(stages):
         check_heads(channels, num_heads, name=f'embed_dims[{i}]')
         check_sr_ratio(sr_ratio, num_heads, name=f'sr_ratios[{i}]')
-    check_choice('downsample_norm', arch['downsample_norm'], NORMS)
-    if arch['stem_convs'] < 0:
-        raise ValueError(f'stem_convs must be at least 0; got {arch["stem_convs"]}.')

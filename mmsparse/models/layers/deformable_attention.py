@@ -14,7 +14,7 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
-from mmsparse.models.layers.look import Look, grid_centres, look_at_all
+from mmsparse.models.layers.look import POINT, Look, grid_centres, look_at_all
 from mmsparse.ops import (
     attend_map,
     deformable_attention,
@@ -206,7 +206,7 @@ class DeformableAttention2d(nn.Module):
             places = grid_centres(positions.shape[2:4], x, cell)
             return places.expand(*positions.shape[:2], -1, -1), cell
         last = positions.new_tensor(size) - 1
-        return (positions.flatten(2, 3) + 1) / 2 * last + 0.5, (1, 1)
+        return (positions.flatten(2, 3) + 1) / 2 * last + 0.5, POINT
 
     def _positions(self, q: Tensor) -> Tensor:
         bottom, right = (max(self.least_size - length, 0) for length in q.shape[1:3])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mmsparse.ops.attention import split_heads
 
+POINT = (0, 0)
+
 
 class Look(NamedTuple):
     """What some queries of a map attend to, by heads that share their keys.
@@ -18,7 +20,8 @@ class Look(NamedTuple):
         weights: Attention of n queries to M keys each, (B, heads, n, M); sums to 1.
         rows: Which of the T keys these are, (B, n, M).
         keys: Centres of all keys that there are, (B, T, 2).
-        extent: Height and width of what a key stands for, in cells.
+        extent: Height and width of what a key stands for, in cells; :data:`POINT` if
+            it is read between the cells.
     """
 
     name: str

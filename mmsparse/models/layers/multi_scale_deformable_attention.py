@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.models.layers.look import POINT, Look
 from mmsparse.registry import MODELS
 
 
@@ -49,22 +50,48 @@ class MultiScaleDeformableAttention2d(nn.Module):
         size = x.shape[-2:]
         x = channels_last(x).flatten(1, 2)  # (B, H * W, C)
         value = self.value_proj(x).unflatten(-1, (self.num_heads, -1))
-        heads_and_points = (self.num_heads, self.num_points)
-        weights = self.attention_weights(x).unflatten(-1, heads_and_points)
-        offsets = self.sampling_offsets(x).unflatten(-1, (*heads_and_points, 2))
+        points, weights = self._points(x, size)
         # Positions need float32; the operator wants one type for all.
         out = sample_and_sum(
-            value.float(),
-            self._points(offsets.float(), size).unsqueeze(3),  # the one level
-            weights.float().softmax(-1).unsqueeze(3),
-            [size],
+            value.float(), points.unsqueeze(3), weights.unsqueeze(3), [size]
         )
         return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
 
-    def _points(self, offsets: Tensor, size: tuple[int, int]) -> Tensor:
-        """Where offsets in cells, (B, H * W, heads, points, 2), point to."""
-        device = offsets.device
-        return _cell_centres(size, device) + offsets / _as_xy(size, device)
+    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+        """Tell where queries look.
+
+        Args:
+            x: Map, (B, C, H, W), what the layer itself is given.
+            queries: Positions of the map, counted row by row, (n,).
+
+        Returns:
+            What each head sees; some of the points may lie off the map.
+        """
+        size = x.shape[-2:]
+        points, weights = self._points(channels_last(x).flatten(1, 2), size)
+        cells = (points * _as_xy(size, x.device)).flip(-1)
+        keys = cells.transpose(1, 2).flatten(2, 3)  # (B, heads, H * W * points, 2)
+        weights = weights[:, queries].transpose(1, 2).unsqueeze(2)
+        own = torch.arange(self.num_points, device=x.device)
+        rows = queries[:, None] * self.num_points + own
+        return tuple(
+            Look(f'head {i}', share, rows.expand(len(x), -1, -1), places, POINT)
+            for i, (share, places) in enumerate(
+                zip(weights.unbind(1), keys.unbind(1), strict=True), start=1
+            )
+        )
+
+    def _points(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the positions of a map, (B, H * W, C), sample, and by what weights.
+
+        (x, y) from 0 to 1 over the map, (B, H * W, heads, points, 2), and (B, H * W,
+        heads, points), both in single precision.
+        """
+        grid = (self.num_heads, self.num_points)
+        offsets = self.sampling_offsets(x).unflatten(-1, (*grid, 2)).float()
+        weights = self.attention_weights(x).unflatten(-1, grid).float().softmax(-1)
+        centres = _cell_centres(size, x.device)
+        return centres + offsets / _as_xy(size, x.device), weights
 
     def _initialise(self) -> None:
         """Points on rays, one direction a head; equal weights; the paper's, A.4."""

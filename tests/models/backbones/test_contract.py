@@ -259,8 +259,11 @@ def test_initialises_linear_maps_and_norms(build):
         (dict(out_indices=(2, 1)), r'got \(2, 1\)'),
         (dict(out_indices=(4,)), r'got \(4,\)'),
         (dict(out_indices=(-1,)), r'got \(-1,\)'),
-        (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4; got 5'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\); got 1.0'),
+        (dict(frozen_stages=5), 'frozen_stages must be an integer from -1 to 4; got 5'),
+        (
+            dict(drop_path_rate=1.0),
+            r'drop_path_rate must be a number in \[0, 1\); got 1.0',
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(build, arguments, message):
@@ -289,3 +292,15 @@ def test_pictures_may_be_as_small_as_the_least_side(build):
     assert backbone.min_side in (31, 32)
     assert outs[-1].shape[2:] == (1, 1)
     assert all(out.isfinite().all() for out in outs)
+
+
+def test_an_arch_may_say_only_what_differs_from_another(build):
+    backbone = build(arch=dict(base='nano', depths=(1, 1, 1, 1)))
+
+    maps = backbone(torch.rand(1, 3, 64, 64))
+
+    assert [x.shape[1] for x in maps] == [32, 64, 128, 256]
+    with pytest.raises(
+        ValueError, match=r"arch\['base'\] must be one of .*; got 'pico'"
+    ):
+        build(arch=dict(base='pico', depths=(1, 1, 1, 1)))

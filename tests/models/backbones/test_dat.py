@@ -276,9 +276,25 @@ def test_a_given_arch_is_left_as_it_was():
         (dict(arch={**NANO, 'kinds': ('', 'N', 'D', 'D')}), r"kinds\[0\].* ''"),
         (
             dict(arch={**NANO, 'num_heads': (1, 3, 4, 8)}),
-            'in_channels=64 and num_heads=3',
+            r'embed_dims\[1\]=64 and num_heads=3',
         ),
-        (dict(arch={**NANO, 'groups': (1, 1, 3, 4)}), 'divide num_heads=4; got 3'),
+        (
+            dict(arch={**NANO, 'groups': (1, 1, 3, 4)}),
+            r'groups\[2\] must divide num_heads\[2\]=4; got 3',
+        ),
+        (
+            dict(arch={**NANO, 'strides': (0, 2, 1, 1)}),
+            r'strides\[0\] must be at least 1.*; got 0',
+        ),
+        (
+            dict(arch={**NANO, 'strides': (33, 2, 1, 1), 'bias': 'fixed'}),
+            r'strides\[0\] .* with the fixed bias at most .* 32; got 33',
+        ),
+        (dict(arch={**NANO, 'img_size': 31}), 'img_size must be at least 32, .* 31'),
+        (
+            dict(arch={**NANO, 'conv_stem': 'no'}),
+            "conv_stem must be True or False; .*'no",
+        ),
         (dict(arch={**NANO, 'strides': (1, 2)}), "stages; got .*'strides': 2"),
         (dict(arch={**NANO, 'heads': 3}), r"unknown: \['heads'\]"),
         (dict(out_norm='batch'), r"'class', 'layer'.; got 'batch'"),

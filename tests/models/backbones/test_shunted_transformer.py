@@ -206,3 +206,15 @@ def test_pictures_are_refused_from_one_pixel_below_the_smallest_on(sr_ratios, sm
     message = rf'at least {smallest}, .* got \(1, 3, 64, {smallest - 1}\)'
     with pytest.raises(ValueError, match=message):
         backbone(torch.rand(1, 3, 64, smallest - 1))
+
+
+def test_without_detail_an_mlp_sees_one_position():
+    backbone = ShuntedTransformer(dict(base='nano', mlp_detail=False))
+    mlp = backbone.stages[0][0].mlp
+    x = torch.rand(1, 32, 4, 4)
+    changed = x.clone()
+    changed[..., 0, 0] += 1
+
+    differs = (mlp(x) != mlp(changed)).any(dim=1)[0]
+
+    assert differs.nonzero().tolist() == [[0, 0]]

@@ -3,16 +3,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import grid_sample
 
 from mmsparse.models.layers import (
     BiLevelRoutingAttention,
     DeformableAttention2d,
     FullAttention2d,
+    MultiScaleDeformableAttention2d,
     NeighborhoodAttention2d,
     ShuntedSelfAttention,
     WindowAttention2d,
 )
-from mmsparse.models.layers.common import channels_last
+from mmsparse.models.layers.common import channels_first, channels_last
 
 WIDTH = 8
 
@@ -216,3 +218,24 @@ def test_coarse_and_fine_keys_tile_the_map():
     assert coarse.keys[0].tolist() == [[2, 2], [2, 6], [6, 2], [6, 6]]
     assert (fine.name, fine.extent) == ('fine', (2, 2))
     assert fine.keys[0, :5].tolist() == [[1, 1], [1, 3], [1, 5], [1, 7], [3, 1]]
+
+
+@pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
+def test_points_of_every_query_are_what_the_layer_reads(size):
+    layer = MultiScaleDeformableAttention2d(WIDTH, 2, num_points=3).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, WIDTH, *size)
+    queries = torch.arange(size[0] * size[1])[1::3]
+    values = layer.value_proj(channels_last(x))
+
+    parts = []
+    for look, value in zip(layer.looks(x, queries), values.chunk(2, -1), strict=True):
+        places = 2 * look.places() / torch.tensor(size) - 1  # (B, n, points, 2)
+        read = grid_sample(channels_first(value), places.flip(-1), align_corners=False)
+        parts.append((look.weights * read).sum(-1).mT)
+        torch.testing.assert_close(look.weights.sum(-1), torch.ones(2, 1, len(queries)))
+
+    actual = layer.output_proj(torch.cat(parts, dim=-1))
+    expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
+    torch.testing.assert_close(actual, expected)

@@ -1,0 +1,54 @@
+"""Random architectures build and train, or are refused by name.
+
+MMSPARSE_FUZZ=1000 tries as many of each.
+"""
+
+import os
+import random
+import warnings
+
+import pytest
+import torch
+from random_archs import draw, spoil
+
+COUNT = int(os.environ.get('MMSPARSE_FUZZ', 40))
+
+
+@pytest.mark.parametrize('seed', range(COUNT))
+def test_a_random_architecture_computes_and_learns(seed):
+    rng = random.Random(seed)
+    backbone_type, arguments = draw(rng)
+    torch.manual_seed(seed)
+    backbone = backbone_type(**arguments)
+    backbone.init_weights()
+    backbone.train()
+    least = backbone.min_side
+    x = torch.randn(2, 3, rng.randint(least, least + 40), rng.randint(least, 64))
+    before = x.clone()
+
+    outs = backbone(x)
+
+    assert torch.equal(x, before)
+    widths = [arguments['arch']['embed_dims'][i] for i in arguments['out_indices']]
+    assert [out.shape[:2] for out in outs] == [(2, width) for width in widths]
+    assert all(out.isfinite().all() for out in outs)
+    total = sum((out * torch.randn_like(out)).sum() for out in outs)
+    learning = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+    if learning:
+        total.backward()
+        for name, parameter in learning.items():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('seed', range(COUNT))
+def test_a_spoilt_architecture_is_refused_by_name(seed):
+    rng = random.Random(seed)
+    drawn = draw(rng)
+    arguments, name = spoil(rng, drawn)
+
+    with warnings.catch_warnings(), pytest.raises((ValueError, TypeError)) as caught:
+        warnings.simplefilter('error')
+        drawn.backbone(**arguments)
+
+    assert name in str(caught.value)

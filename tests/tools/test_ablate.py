@@ -1,0 +1,117 @@
+"""A study of two small variants, trained for two iterations each."""
+
+import json
+import sys
+
+import ablate
+import pytest
+import torch
+from PIL import Image
+
+from mmsparse.hosts import build_model
+
+STUDY = """\
+title: Two models
+config: configs/biformer/biformer-nano_1xb32-9e_digits.py
+epochs: 1
+variants:
+  one:
+    about: as it is
+    changes: &short
+      train_dataloader.batch_size: 4
+      train_dataloader.dataset.data_prefix: val
+      train_dataloader.dataset.indices: 8
+      val_dataloader.dataset.indices: 8
+      test_dataloader.dataset.indices: 8
+  two:
+    about: without routing
+    changes:
+      <<: *short
+      model.backbone.arch: {base: nano, topks: [0, 0, 0, all]}
+"""
+
+
+@pytest.fixture
+def run(small_digits, tmp_path, monkeypatch, capsys):
+    """Run the command beside the digits, all in this process; return what it prints."""
+    monkeypatch.chdir(small_digits)
+    monkeypatch.setattr(
+        ablate, 'in_new_process', lambda function, *args: function(*args)
+    )
+    monkeypatch.setattr(ablate, 'ROUNDS', 1)
+    (tmp_path / 'study.yml').write_text(STUDY)
+
+    def run(*arguments, study=tmp_path / 'study.yml'):
+        command = ['ablate.py', study, '--out', tmp_path / 'out', *arguments]
+        monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+        ablate.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.slow
+def test_variants_are_trained_once_and_compared(run, tmp_path):
+    out = tmp_path / 'out'
+    first = run()
+
+    told = json.loads((out / 'results.json').read_text())
+    one, two = told['variants']
+    assert (told['epochs'], told['seeds']) == (1, [0])
+    assert one['macs'] > two['macs'] > 1e6
+    assert one['parameters'] > two['parameters']
+    assert 0 <= one['values'][0] <= 100
+    assert (out / 'table.md').read_text() in first
+    assert '| two | without routing |' in first
+    assert Image.open(out / 'plot.png').width > 500
+
+    checkpoints = sorted(out.glob('*/seed-0/epoch_1.pth'))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    (out / 'two' / 'seed-0' / 'result.json').unlink()
+    again = run()
+
+    assert len(checkpoints) == 2
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
+    assert f'1/2 one                  finished: {out}/one/seed-0/result.json' in again
+    assert (
+        json.loads((out / 'results.json').read_text())['variants'][1]['values']
+        == (two['values'])
+    )
+    with pytest.raises(SystemExit, match=r'one/seed-0 has a training with other set'):
+        run('--epochs', '2')
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('topks: [0, 0, 0, all]', 'depth: 1', r"variant two: .*unknown: \['depth'\]"),
+        ('title: Two models\n', '', r'must have title, config, epochs and variants'),
+        ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
+        ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
+    ],
+)
+def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, message):
+    (tmp_path / 'study.yml').write_text(STUDY.replace(old, new))
+
+    with pytest.raises(SystemExit, match=f'error: .*{message}'):
+        run()
+
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_study_that_is_not_there_is_told(run):
+    with pytest.raises(SystemExit, match='STUDY: no such file: nothing'):
+        run(study='nothing')
+
+
+@pytest.mark.parametrize('study', sorted(x.stem for x in ablate.STUDIES.glob('*.yml')))
+def test_every_variant_of_our_studies_builds(study, small_digits, monkeypatch):
+    monkeypatch.chdir(small_digits)
+    study = ablate.read_study(study)
+
+    assert len(study.variants) > 3
+    assert study.variants[0].changes == {}
+    for variant in study.variants[1:]:
+        assert variant.changes
+        with torch.device('meta'):
+            build_model(ablate.variant_config(study, variant, 1, 0, None))

@@ -1,0 +1,88 @@
+"""FSDP by MMEngine's FlexibleRunner in two processes on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmsparse.registry  # noqa: F401, which lets torch read MMEngine's checkpoints
+from mmsparse.hosts import read_config
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
+# Clipping is by the norm of each process's part under FSDP.
+PLAIN = 'optim_wrapper = dict(clip_grad=None)'
+# On a CPU there is nothing to offload to, and torch crashes when it tries.
+ON_CPU = """
+strategy = dict(
+    model_wrapper=dict(device_id='cpu'),
+    state_dict_cfg=dict(
+        _delete_=True,
+        state_dict_type='FULL_STATE_DICT',
+        state_dict_config=dict(type='FullStateDictConfig'),
+        optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
+    ),
+)
+"""
+SHORT = (  # four batches of four pictures in each process, and two steps
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.dataset.data_prefix=val',
+    'train_dataloader.dataset.indices=32',
+    'optim_wrapper.accumulative_counts=2',
+    'auto_scale_lr.base_batch_size=32',
+)
+
+
+def train(name, text, folder):
+    """Train in two processes; return the log and the checkpoint."""
+    config = folder / f'{name}.py'
+    config.write_text(text)
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--auto-scale-lr']
+    done = subprocess.run(
+        [*command, '--cfg-options', *SHORT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {'PYTHON': sys.executable, 'PORT': '29523', 'PYTHONWARNINGS': 'ignore'},
+        timeout=300,
+    )
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log[-4000:]
+    checkpoint = folder / 'work_dirs' / name / 'epoch_1.pth'
+    return log, torch.load(checkpoint, weights_only=False)
+
+
+@pytest.mark.slow
+def test_fsdp_trains_as_without_it(small_digits):
+    fsdp = ROOT / 'configs/_base_/fsdp.py'
+    log, sharded = train(
+        'fsdp', f'_base_ = {[str(DIGITS), str(fsdp)]}\n{PLAIN}{ON_CPU}', small_digits
+    )
+    _, whole = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}', small_digits)
+
+    assert 'MMFullyShardedDataParallel' in log
+    assert 'Scaling the original LR by 0.25' in log
+    assert sharded['state_dict'].keys() == whole['state_dict'].keys()
+    for name, tensor in whole['state_dict'].items():
+        torch.testing.assert_close(sharded['state_dict'][name], tensor, msg=name)
+    steps = {int(state['step']) for state in sharded['optimizer']['state'].values()}
+    assert steps == {2}
+
+
+def test_deepspeed_takes_the_optimizer_of_the_recipe(tmp_path):
+    text = (ROOT / 'docs' / 'large_runs.md').read_text()
+    example = text[text.index('_base_/deepspeed.py]') :].split('```python\n')[1]
+    config = tmp_path / 'mine.py'
+    config.write_text(example.split('```')[0].replace("'configs/", f"'{ROOT}/configs/"))
+
+    cfg = read_config(str(config))
+
+    assert cfg.runner_type == 'FlexibleRunner'
+    assert cfg.strategy.zero_optimization.stage == 3
+    assert set(cfg.optim_wrapper) == {'type', 'optimizer', 'paramwise_cfg'}
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'

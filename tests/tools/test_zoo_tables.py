@@ -1,0 +1,101 @@
+"""The tables of the models, and what keeps them from drifting."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import zoo_tables
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the command; without arguments it writes."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['zoo_tables.py', *arguments])
+        zoo_tables.read_models.cache_clear()
+        zoo_tables.main()
+
+    return run
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of pages and metafiles for the command to work on."""
+    for path in ROOT.glob('*/*/*'):
+        if path.name in ('README.md', 'metafile.yml'):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    (tmp_path / 'docs').mkdir()
+    shutil.copyfile(ROOT / zoo_tables.PAGE, tmp_path / zoo_tables.PAGE)
+    monkeypatch.setattr(zoo_tables, 'ROOT', tmp_path)
+    return tmp_path
+
+
+def test_the_pages_are_what_the_metafiles_say(run):
+    run('--check')
+
+
+def test_every_config_is_listed_once():
+    listed = re.findall(r'\]\(\.\./(\S+\.py)\)', (ROOT / 'docs/configs.md').read_text())
+    configs = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ('configs/*/*.py', 'projects/*/configs/*.py')
+        for path in ROOT.glob(pattern)
+        if path.parent.name != '_base_'
+    }
+
+    assert len(listed) == len(configs)
+    assert set(listed) == configs
+
+
+def test_a_changed_number_is_told_and_mended(copy, run, capsys):
+    readme, page = copy / 'configs/dat/README.md', copy / 'docs/configs.md'
+    before = readme.read_text()
+    readme.write_text(before.replace('| 83.9 |', '| 84.9 |'))
+    page.write_text(page.read_text().replace('top-1 83.9', 'top-1 84.9'))
+
+    with pytest.raises(SystemExit, match=r'docs/configs.md, configs/dat/README.md;'):
+        run('--check')
+    run()
+
+    assert capsys.readouterr().out.splitlines() == [
+        'docs/configs.md',
+        'configs/dat/README.md',
+    ]
+    assert readme.read_text() == before
+    run('--check')
+
+
+def test_what_is_written_by_hand_stays(copy, run):
+    readme = copy / 'configs/detr/README.md'
+    readme.write_text('Mine.\n' + readme.read_text().replace('42.70 M', ''))
+
+    run()
+
+    text = readme.read_text()
+    assert text.startswith('Mine.\n# DETR')
+    assert '42.70 M' in text
+
+
+def test_marks_that_fit_no_model_are_told(copy, run):
+    readme = copy / 'configs/detr/README.md'
+    readme.write_text(readme.read_text().replace('models: COCO', 'models: Cityscapes'))
+
+    with pytest.raises(SystemExit, match='no model for the line <!-- models: Citysc'):
+        run()
+
+
+def test_a_pattern_takes_names_or_all_others():
+    folder = Path('configs/focus_detr')
+    options = [m.name for m in zoo_tables.select(folder, 'COCO', '*_r50_[a-z]*')]
+    others = [m.name for m in zoo_tables.select(folder, 'COCO', '!*_r50_[a-z]*')]
+
+    assert 'focus-detr_r50_keep-10_8xb2-12e_coco' in options
+    assert 'focus-detr_r50_8xb2-12e_coco' in others
+    assert not set(options) & set(others)

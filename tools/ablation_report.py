@@ -1,0 +1,93 @@
+"""The variants of a study as a table and as a plot of metric over cost."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+MARKERS = 'osD^vP*X'
+
+
+def table(rows: list[Row]) -> str:
+    """Write variants as a table in Markdown.
+
+    Args:
+        rows: The variants, the first being what the others are compared with.
+
+    Returns:
+        The table.
+    """
+    first = _mean(rows[0])
+    lines = [
+        f'| variant | | {rows[0]["metric"]} | difference | multiply-adds | iteration '
+        '| parameters |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        cells = (
+            row['name'],
+            row['about'],
+            _values(row),
+            f'{_mean(row) - first:+.1f}' if row is not rows[0] else '',
+            f'{row["macs"] / 1e6:.1f} M',
+            f'{1000 * row["iteration_seconds"]:.0f} ms',
+            f'{row["parameters"] / 1e6:.2f} M',
+        )
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def plot(rows: list[Row], path: Path, title: str) -> None:
+    """Draw the metric over multiply-adds and over the time of an iteration.
+
+    Args:
+        rows: The variants.
+        path: PNG file to write.
+        title: Of the picture.
+    """
+    figure = Figure((10, 4.4), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, key, scale, label in (
+        (axes[0], 'macs', 1e-6, 'multiply-adds of a picture, in millions'),
+        (axes[1], 'iteration_seconds', 1e3, 'training iteration, in ms'),
+    ):
+        for i, row in enumerate(rows):
+            middle = _mean(row)
+            spread = [[middle - min(row['values'])], [max(row['values']) - middle]]
+            axis.errorbar(
+                scale * row[key],
+                middle,
+                yerr=spread,
+                fmt=MARKERS[i % len(MARKERS)],
+                color='black' if i == 0 else f'C{i - 1}',
+                markersize=8,
+                capsize=3,
+                label=row['name'],
+            )
+        axis.set_xlabel(label)
+        axis.margins(x=0.15, y=0.1)
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits')
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        [handle[0] for handle in handles],
+        labels,
+        loc='outside lower center',
+        ncols=min(len(rows), 6),
+        frameon=False,
+    )
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _mean(row: Row) -> float:
+    return sum(row['values']) / len(row['values'])
+
+
+def _values(row: Row) -> str:
+    text = f'{_mean(row):.1f}'
+    if len(row['values']) > 1:
+        text += f' ({min(row["values"]):.1f} to {max(row["values"]):.1f})'
+    return text
