@@ -20,7 +20,7 @@ from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from mmsparse.checkpoint.files import read_trained
+from mmsparse.checkpoint.files import read_checkpoint
 from mmsparse.checkpoint.names import listed
 from mmsparse.checkpoint.official import find_state_dict
 from mmsparse.errors import UsageError
@@ -188,7 +188,7 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
             f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
             f'can be run with {sorted(HOSTS)}'
         )
-    state = find_state_dict(read_trained(checkpoint))
+    state = find_state_dict(read_checkpoint(checkpoint))
     state = {name.removeprefix('module.'): x for name, x in state.items()}
     model = build_model(cfg)
     told = []

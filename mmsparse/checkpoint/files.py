@@ -5,13 +5,11 @@ import importlib
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmsparse.checkpoint import inert_pickle
@@ -31,34 +29,12 @@ def read_checkpoint(path: str | Path) -> Any:
         ValueError: The file is missing, empty, damaged, no checkpoint, holds no
             tensor, or calls a function.
     """
-    return _read(Path(path), _read_torch)
-
-
-def read_trained(path: str | Path) -> Any:
-    """Read a checkpoint of a training with mmengine, or a safetensors file.
-
-    Beside weights the former has objects of mmengine, which torch from 2.6 on takes
-    from :mod:`mmsparse.compat`'s list and no others.
-
-    Args:
-        path: The file; one that ends in ``.safetensors`` is read as such.
-
-    Returns:
-        What was saved.
-
-    Raises:
-        ValueError: The file is missing, empty, damaged, no checkpoint, holds no
-            tensor, or torch refuses it.
-    """
-    return _read(Path(path), _read_mmengine)
-
-
-def _read(path: Path, read_torch: Callable[[Path], Any]) -> Any:
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f'no such file: {path}')
     if path.stat().st_size == 0:
         raise ValueError(f'{path} is empty.')
-    read = _safetensors(path).load_file if _is_safetensors(path) else read_torch
+    read = _safetensors(path).load_file if _is_safetensors(path) else _read_torch
     try:
         content = read(path)
     except inert_pickle.RefusedError as error:
@@ -140,12 +116,6 @@ def _read_torch(path: Path) -> Any:
     _refuse_other_readers(path)
     return torch.load(
         path, map_location='cpu', pickle_module=inert_pickle, weights_only=False
-    )
-
-
-def _read_mmengine(path: Path) -> Any:
-    return CheckpointLoader.load_checkpoint(
-        str(path), map_location='cpu', logger='silent'
     )
 
 
