@@ -89,11 +89,13 @@ def find_damage(path: str | Path) -> str | None:
     """Tell what is wrong with a checkpoint of torch.
 
     Args:
-        path: The file.
+        path: The file; a folder, as DeepSpeed writes, is not looked into.
 
     Returns:
         What is wrong; None if the file is whole.
     """
+    if Path(path).is_dir():
+        return None
     try:
         with ZipFile(path) as archive:
             part = archive.testzip()  # compares checksums
@@ -111,7 +113,7 @@ def _newest_first(folder: Path) -> Iterator[Path]:
         text = (folder / 'last_checkpoint').read_text().strip()
         # The folder may have been copied or moved since.
         places = (folder / Path(text).name, Path(text))
-        named = next((path for path in places if path.is_file()), None)
+        named = next((path for path in places if text and path.exists()), None)
     if named is not None:
         yield named
     others = [path for path in folder.glob('*.pth') if path != named]

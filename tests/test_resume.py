@@ -129,6 +129,13 @@ def test_a_copied_folder_goes_on_with_its_own_files(work_dir, tmp_path_factory):
     assert last_whole_checkpoint(copied) == copied / 'epoch_3.pth'
 
 
+def test_a_checkpoint_that_is_a_folder_is_taken_as_it_is(work_dir):
+    (work_dir / 'epoch_4.pth').mkdir()
+    (work_dir / 'last_checkpoint').write_text('epoch_4.pth')
+
+    assert last_whole_checkpoint(work_dir) == work_dir / 'epoch_4.pth'
+
+
 def test_nothing_is_found_in_a_new_folder(tmp_path):
     assert last_whole_checkpoint(tmp_path / 'new') is None
 

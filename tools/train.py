@@ -81,8 +81,8 @@ def resume(cfg: Config, wanted: str) -> None:
     """Go on from a checkpoint, ``auto`` for the last one that is whole."""
     path = last_whole_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
     if wanted != 'auto' and '://' not in wanted:
-        if not Path(wanted).is_file():
-            raise UsageError(f'--resume: no such file: {wanted}')
+        if not Path(wanted).exists():
+            raise UsageError(f'--resume: no such checkpoint: {wanted}')
         if fault := find_damage(wanted):
             raise UsageError(f'--resume: {wanted} is damaged ({fault})')
     if path is None:

@@ -248,8 +248,8 @@ def positions_v2022(offsets: Tensor, offset_range: float) -> Tensor:
 
     Args:
         offsets: What the offset network says, (B, groups, Hk, Wk, 2).
-        offset_range: If positive, the bound of an offset in key cells; 0 for no bound;
-            negative to squash the positions into the map.
+        offset_range: If positive, the bound of an offset in half key cells; 0 for no
+            bound; negative to squash the positions into the map.
 
     Returns:
         (B, groups, Hk, Wk, 2), float32 at least.
@@ -272,7 +272,7 @@ def positions_v2023(offsets: Tensor, offset_range: float) -> Tensor:
 
     Args:
         offsets: What the offset network says, (B, groups, Hk, Wk, 2).
-        offset_range: If positive, the bound of an offset in key cells; 0 for no
+        offset_range: If positive, the bound of an offset in half key cells; 0 for no
             offsets; negative for offsets without bound, cut at the border of the map.
 
     Returns:

@@ -56,7 +56,7 @@ class DeformableAttention2d(nn.Module):
             ``num_heads``.
         stride: Positions between neighbouring keys of the grid.
         offset_kernel: Edge length of the convolution of the offset network.
-        offset_range: If positive, the bound of an offset in cells of the key grid. If
+        offset_range: If positive, the bound of an offset in halves of a key's cell. If
             negative, offsets are free and positions stay inside the map (``v2022``:
             squashed by tanh, ``v2023``: cut). 0 leaves everything free in ``v2022`` and
             takes the offsets away in ``v2023``.
