@@ -183,6 +183,8 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
         cfg = variant_config(study, variant, epochs, 0, pretrained)
         with TemporaryDirectory() as work_dir, quiet():
             cfg.work_dir = work_dir
+            # Runners of one name share a visualizer, and with it a folder that is gone.
+            cfg.experiment_name = Path(work_dir).name
             try:
                 runner = Runner.from_cfg(cfg)
             except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmdet.models.layers import MLP, DinoTransformerDecoder, inverse_sigmoid
 from mmdet.models.layers.transformer import dino_layers
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmsparse.models import FocusDETRHead
@@ -104,13 +105,14 @@ def test_is_the_same_where_dino_encodes_coordinates_otherwise(monkeypatch):
 
 
 def test_boxes_of_the_head_start_from_logits_with_the_eps_of_detrex():
-    head = FocusDETRHead(
-        num_classes=3,
-        embed_dims=8,
-        num_pred_layer=2,
-        loss_cls=dict(type='mmdet.FocalLoss', use_sigmoid=True),
-        train_cfg=None,
-    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = FocusDETRHead(
+            num_classes=3,
+            embed_dims=8,
+            num_pred_layer=2,
+            loss_cls=dict(type='mmdet.FocalLoss', use_sigmoid=True),
+            train_cfg=None,
+        )
     states = torch.randn(2, 1, 5, 8)
     corner = torch.tensor([[0.0, 1e-4, 0.5, 1.0]]).expand(1, 5, 4)
     references = [corner.clone().requires_grad_() for _ in range(3)]
