@@ -23,7 +23,8 @@ def test_a_random_architecture_computes_and_learns(seed):
     backbone.init_weights()
     backbone.train()
     least = backbone.min_side
-    x = torch.randn(2, 3, rng.randint(least, least + 40), rng.randint(least, 64))
+    size = (rng.randint(least, least + 40) for _ in range(2))
+    x = torch.randn(2, 3, *size)
     before = x.clone()
 
     outs = backbone(x)
