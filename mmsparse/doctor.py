@@ -62,7 +62,7 @@ REMEDIES = (
 class Conflict(NamedTuple):
     """What does not fit together.
 
-    Attributes:
+    Args:
         problem: One line.
         command: One line for the shell that mends it.
     """

@@ -74,7 +74,7 @@ def test_regions_that_none_reads_have_no_gradient():
     assert v.grad[0, 1:].eq(0).all() and k.grad[0, 1:].eq(0).all()
 
 
-def test_half_precision_stays_near_single(monkeypatch):
+def test_half_precision_stays_near_single():
     *tensors, routes, heads = random_inputs(1, 4, 5, 5, 8, 8, 2, 2, torch.float32)
     exact = routed_attention(*tensors, routes, heads)
 

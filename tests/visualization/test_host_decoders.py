@@ -32,7 +32,8 @@ MODELS = {
         SMALL_DETR,
     ),
 }
-SIZES = ((64, 96), (96, 72))  # of two pictures on a canvas of 96x96
+SIZES = ((64, 96), (96, 72))  # of two pictures
+CANVAS = 96  # its side
 
 
 @pytest.fixture(params=MODELS)
@@ -89,8 +90,7 @@ def test_points_and_weights_are_what_the_decoder_reads(model):
         results = model(**data, mode='predict')
 
     assert len(seen.sampling) == len(calls) == 2
-    width, height = 96, 96
-    valid = torch.tensor([[w / width, h / height] for h, w in SIZES])
+    valid = torch.tensor([[w / CANVAS, h / CANVAS] for h, w in SIZES])
     for (layer, inputs, out), found in zip(calls, seen.sampling, strict=True):
         sizes = [tuple(size) for size in inputs['spatial_shapes'].tolist()]
         cells = torch.tensor([[(w, h) for h, w in sizes]])  # (1, levels, 2)
@@ -103,8 +103,8 @@ def test_points_and_weights_are_what_the_decoder_reads(model):
 
     for i, result in enumerate(results):
         best = seen.detections.scores[i].argmax()
-        box = seen.detections.boxes[i, best] * torch.tensor(SIZES[i][::-1]).repeat(2)
         ends = torch.tensor(SIZES[i][::-1]).repeat(2)
+        box = seen.detections.boxes[i, best] * ends
         torch.testing.assert_close(
             result.pred_instances.bboxes[0], box.clamp(min=torch.zeros(4), max=ends)
         )

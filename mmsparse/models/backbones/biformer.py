@@ -65,7 +65,8 @@ class BiFormer(StagedBackbone):
     ``'all'`` for full attention, 0 for convolutions in place of attention. It may have
 
     - ``attn_cfgs``: further arguments of the attention layer of every stage,
-      :class:`BiLevelRoutingAttention` or :class:`FullAttention2d`, one dict a stage;
+      :class:`BiLevelRoutingAttention` or :class:`FullAttention2d`, a dict for all or
+      one a stage;
     - ``pos_kernel``: edge length of a depthwise convolution before the attention,
       ``mlp_kernel``: of one inside the MLP; 0 for none;
     - ``layer_scale``: what a factor per channel on every branch starts from, None for
