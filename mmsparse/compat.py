@@ -14,6 +14,7 @@ effects of our imports beyond registration.
 import _codecs
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
@@ -79,11 +80,15 @@ def read_safetensors() -> None:
 
 def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a local file, with what its metadata say as the hosts expect it."""
+    weights = import_module('mmsparse.checkpoint.files').read_checkpoint(filename)
     with import_module('safetensors').safe_open(filename, framework='pt') as file:
         told = file.metadata() or {}
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    meta = {
-        key: json.loads(value) if value[:1] in ('{', '[') else value
-        for key, value in told.items()
-    }
+    meta = {key: _plain(value) for key, value in told.items()}
     return dict(meta=meta, state_dict=weights)
+
+
+def _plain(text: str) -> Any:
+    if text[:1] in ('{', '['):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text

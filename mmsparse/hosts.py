@@ -19,10 +19,10 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
+from torch import nn
 
-from mmsparse.checkpoint.files import read_checkpoint
 from mmsparse.checkpoint.names import listed
-from mmsparse.checkpoint.official import find_state_dict
+from mmsparse.checkpoint.official import read_weights
 from mmsparse.errors import UsageError
 from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
@@ -180,21 +180,39 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
 
     Raises:
         UsageError: The configuration is of no host; or the checkpoint does not fit:
-            tells the missing, the unexpected or the misshapen keys.
-        ValueError: The file is missing, damaged or no checkpoint.
+            tells the missing, the unexpected or the misshapen keys; or the file is
+            missing, damaged or no checkpoint.
     """
     if cfg.get('default_scope') not in HOSTS:
         raise UsageError(
             f'{cfg.filename} has default_scope={cfg.get("default_scope")!r}; models '
             f'can be run with {sorted(HOSTS)}'
         )
-    state = find_state_dict(read_checkpoint(checkpoint))
-    state = {name.removeprefix('module.'): x for name, x in state.items()}
     model = build_model(cfg)
+    load_weights(model, checkpoint)
+    if hasattr(model, 'test_cfg') and (model.test_cfg or {}).get('mode') == 'slide':
+        model.test_cfg.mode = 'whole'
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, checkpoint: str, beside: bool = False) -> None:
+    """Give a model the weights of a checkpoint, which must be those of its kind.
+
+    Args:
+        model: A host's model.
+        checkpoint: The file, of torch or safetensors.
+        beside: Whether there may be other weights beside those of the model.
+
+    Raises:
+        UsageError: The file is missing, damaged or no checkpoint, or does not fit:
+            tells the missing, the unexpected or the misshapen keys.
+    """
+    state = read_weights(checkpoint)
+    state = {name.removeprefix('module.'): x for name, x in state.items()}
     told = []
     try:
         keys = model.load_state_dict(state, strict=False)
-        for kind in ('missing', 'unexpected'):
+        for kind in ('missing',) if beside else ('missing', 'unexpected'):
             if names := getattr(keys, f'{kind}_keys'):
                 told.append(f'{kind} keys: {listed(names, SHOWN_KEYS)}')
     except RuntimeError as error:  # other shapes; the first line only names the model
@@ -204,9 +222,6 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
             f'checkpoint: {checkpoint} does not fit the configuration; '
             f'{"; ".join(told)}'
         )
-    if hasattr(model, 'test_cfg') and (model.test_cfg or {}).get('mode') == 'slide':
-        model.test_cfg.mode = 'whole'
-    return model.to(device).eval()
 
 
 def check_channels(cfg: Config) -> None:

@@ -1,9 +1,11 @@
 """What our configs do to data beyond what the hosts do."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from PIL import Image
 
 from mmsparse.registry import TRANSFORMS
 
@@ -37,12 +39,14 @@ class CheckSegLabels(BaseTransform):
 
         Raises:
             ValueError: The map has another size, more than one channel, or labels out
-                of range; names its file and what was found.
+                of range, those beyond 255 of a file of 16 bits included; names its file
+                and what was found.
         """
         labels = results.get('gt_seg_map')
         if labels is not None:
             self._check_size(labels, results)
             self._check_range(labels, results)
+            _check_bits(results['seg_map_path'])
         return results
 
     def _check_size(self, labels: np.ndarray, results: dict[str, Any]) -> None:
@@ -75,6 +79,18 @@ class CheckSegLabels(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(num_classes={self.num_classes})'
+
+
+def _check_bits(path: str) -> None:
+    """Raise ValueError if labels of more than 8 bits were cut, as the host does."""
+    if not Path(path).is_file():  # it is in another file system
+        return
+    with Image.open(path) as picture:
+        if picture.mode[0] in 'IF' and (largest := np.asarray(picture).max()) > IGNORED:
+            raise ValueError(
+                f'{path}: labels must be at most {IGNORED}; found {largest}. Write '
+                f'them with 8 bits.'
+            )
 
 
 def _times(shape: tuple[int, ...]) -> str:

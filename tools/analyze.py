@@ -17,6 +17,7 @@ from mmsparse.benchmark.parts import time_parts
 from mmsparse.benchmark.report import align
 from mmsparse.complexity import measure
 from mmsparse.hosts import UsageError, load_model, read_config
+from mmsparse.samples import check_picture, naming
 from mmsparse.visualization import check_files, read_pipeline, watch
 from mmsparse.visualization.frame import run_pipeline
 from mmsparse.visualization.measures import attention_distance
@@ -60,13 +61,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def analyze(args: argparse.Namespace) -> dict[str, Any]:
-    check_files(args.images, args.checkpoint)
+    check_files(*args.images, args.checkpoint)
     cfg = read_config(args.config)
     model = load_model(cfg, args.checkpoint, args.device)
     transforms, _ = read_pipeline(cfg)
     batches = []
     for path in args.images:
-        data, _, _ = run_pipeline(transforms, path)
+        check_picture(path)
+        with naming(path):
+            data, _, _ = run_pipeline(transforms, path)
         batches.append(
             dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
         )

@@ -10,6 +10,7 @@ from mmsparse.checkpoint import read_checkpoint, write_checkpoint
 from mmsparse.checkpoint.convert import convert
 from mmsparse.checkpoint.families import DETECTORS, FAMILIES
 from mmsparse.checkpoint.files import sha256
+from mmsparse.errors import UsageError
 
 
 def main() -> None:
@@ -27,7 +28,10 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(source)
     digest = sha256(source)
     print(f'{source}: {describe(checkpoint)}; SHA-256 {digest}')
-    converted = convert(checkpoint, args.family, args.arch, args.backbone_only)
+    try:
+        converted = convert(checkpoint, args.family, args.arch, args.backbone_only)
+    except ValueError as error:
+        raise UsageError(f'{source}: {error}') from error
     weights = converted.state_dict
     parts = sorted({key.partition('.')[0] for key in weights})
     print(

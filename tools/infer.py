@@ -1,16 +1,24 @@
-"""Run a trained model on pictures and save the drawn results."""
+"""Run a trained model on pictures and save the drawn results.
+
+A picture that cannot be drawn is told, the others are drawn, and the command ends with
+an error.
+"""
 
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from mmcv import imread
 from mmengine.config import Config
 
-from mmsparse.hosts import UsageError, read_config
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.hosts import UsageError, load_weights, read_config
+from mmsparse.samples import SampleError, check_picture, naming
 from mmsparse.segmentation import build_dataset
+
+Draw = Callable[[str], Path]
 
 
 def main() -> None:
@@ -18,16 +26,26 @@ def main() -> None:
     try:
         check_files(args)
         cfg = read_config(args.config)
-        if cfg.get('default_scope') not in RUN:
+        if cfg.get('default_scope') not in BUILD:
             raise UsageError(
                 f'{args.config} has default_scope={cfg.get("default_scope")!r}; '
-                f'pictures can be run with {sorted(RUN)}'
+                f'pictures can be run with {sorted(BUILD)}'
             )
+        let_mmengine_read_inertly()
+        draw = BUILD[cfg.default_scope](cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    drawn = RUN[cfg.default_scope](cfg, args)
+    drawn = []
+    for path in args.images:
+        try:
+            check_picture(path)
+            with naming(path):
+                drawn.append(draw(path))
+        except SampleError as error:
+            print(f'error: {error}', file=sys.stderr)
     print('\n'.join(str(path) for path in drawn))
+    sys.exit(len(drawn) < len(args.images))
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,43 +71,57 @@ def check_files(args: argparse.Namespace) -> None:
     names = [Path(path).stem for path in args.images]
     if len(set(names)) < len(names):
         raise UsageError('two pictures have the same name; draw them in two runs')
-    for path in args.images:
-        if imread(path) is None:
-            raise UsageError(f'not a readable picture: {path}')
 
 
-def classify(cfg: Config, args: argparse.Namespace) -> list[Path]:
+def classify(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer = _apis('mmpretrain').ImageClassificationInferencer(
         cfg, pretrained=args.checkpoint, device=args.device or 'cpu'
     )
-    results = inferencer(args.images, show_dir=args.out)
-    for path, result in zip(args.images, results, strict=True):
-        print(f'{path}: {result["pred_class"]} ({result["pred_score"]:.2f})')
-    return [Path(args.out, Path(path).stem + '.png') for path in args.images]
+    load_weights(inferencer.model, args.checkpoint)
+
+    def draw(path: str) -> Path:
+        (result,) = inferencer([path], show_dir=args.out)
+        # A checkpoint of weights alone does not know the names of the classes.
+        name = result.get('pred_class', result['pred_label'])
+        print(f'{path}: {name} ({result["pred_score"]:.2f})')
+        return Path(args.out, Path(path).stem + '.png')
+
+    return draw
 
 
-def detect(cfg: Config, args: argparse.Namespace) -> list[Path]:
+def detect(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer = _apis('mmdet').DetInferencer(
-        cfg, weights=args.checkpoint, device=args.device
+        cfg, weights=args.checkpoint, device=args.device, show_progress=False
     )
-    inferencer(args.images, out_dir=args.out, pred_score_thr=args.score_thr)
-    return [Path(args.out, 'vis', Path(path).name) for path in args.images]
+    load_weights(inferencer.model, args.checkpoint)
+
+    def draw(path: str) -> Path:
+        inferencer([path], out_dir=args.out, pred_score_thr=args.score_thr)
+        return Path(args.out, 'vis', Path(path).name)
+
+    return draw
 
 
-def segment(cfg: Config, args: argparse.Namespace) -> list[Path]:
+def segment(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer = _apis('mmseg').MMSegInferencer(
         cfg, weights=args.checkpoint, device=args.device
     )
+    inferencer.show_progress = False
+    load_weights(inferencer.model, args.checkpoint)
     # Else those of Cityscapes stand in, where the checkpoint has no classes.
     metainfo = build_dataset(cfg.test_dataloader.dataset).metainfo
     inferencer.model.dataset_meta = {
         name: metainfo[name] for name in ('classes', 'palette')
     }
-    inferencer(args.images, out_dir=args.out)
-    return [Path(args.out, 'vis', Path(path).name) for path in args.images]
+
+    def draw(path: str) -> Path:
+        inferencer([path], out_dir=args.out)
+        return Path(args.out, 'vis', Path(path).name)
+
+    return draw
 
 
-RUN = {'mmpretrain': classify, 'mmdet': detect, 'mmseg': segment}
+BUILD = {'mmpretrain': classify, 'mmdet': detect, 'mmseg': segment}
 
 
 def _apis(host: str) -> ModuleType:

@@ -77,7 +77,10 @@ def publish(args: argparse.Namespace) -> None:
     if args.metafile:
         check_entry(Path(args.metafile), entry)
     checkpoint = read_checkpoint(args.checkpoint)
-    weights = published_weights(checkpoint, args.ema, args.half)
+    try:
+        weights = published_weights(checkpoint, args.ema, args.half)
+    except ValueError as error:
+        raise UsageError(f'{args.checkpoint}: {error}') from error
     cfg = read_config(args.config) if args.config else None
     if cfg is not None:
         check_fit(weights, cfg, args.checkpoint)

@@ -6,14 +6,19 @@ import sys
 from pathlib import Path
 
 from mmengine.dist import is_main_process
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
 from mmsparse.hosts import (
     UsageError,
     augment_pictures,
     config_arguments,
     load_config,
+    load_weights,
 )
+from mmsparse.samples import name_files
 
 
 def main() -> None:
@@ -24,14 +29,26 @@ def main() -> None:
         cfg = load_config(args)
         if args.tta:
             augment_pictures(cfg, args.tta)
+        cfg.load_from = args.checkpoint
+        let_mmengine_read_inertly()
+        runner = Runner.from_cfg(cfg)
+        check_fit(runner.model, args.checkpoint)
+        name_files(runner)
+        metrics = runner.test()
     except UsageError as error:
         sys.exit(f'error: {error}')
-    cfg.load_from = args.checkpoint
-    metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(args.out)
+
+
+def check_fit(model: nn.Module, checkpoint: str) -> None:
+    """Raise UsageError for weights that MMEngine, which loads them, only warns of."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, BaseTTAModel)):
+        model = model.module
+    if not is_model_wrapper(model):
+        load_weights(model, checkpoint, beside=True)
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
 from mmsparse.hosts import (
     UsageError,
     check_pretrained,
@@ -15,6 +16,7 @@ from mmsparse.hosts import (
     load_config,
 )
 from mmsparse.resume import find_damage, last_whole_checkpoint
+from mmsparse.samples import name_files
 
 
 def main() -> None:
@@ -24,9 +26,12 @@ def main() -> None:
         check_pretrained(cfg)
         add_safeguards(cfg)
         apply_training_options(cfg, args)
+        runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
+        let_mmengine_read_inertly()
+        name_files(runner)
+        runner.train()
     except UsageError as error:
         sys.exit(f'error: {error}')
-    RUNNERS.build(cfg).train()  # MMEngine's Runner, or the cfg.runner_type
 
 
 def parse_args() -> argparse.Namespace:

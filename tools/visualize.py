@@ -13,14 +13,21 @@ the parts for it:
   NAME_field.png       effective receptive field of the backbone at the point
   NAME.html            with --html: all layers by a slider, the query by a click; one
                        file that needs no network
+
+A picture that cannot be drawn is told, the others are drawn, and the command ends with
+an error.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from mmengine.model import BaseModel
 
 from mmsparse.hosts import UsageError, load_model, read_config
+from mmsparse.samples import SampleError, check_picture, naming
 from mmsparse.visualization import (
     check_files,
     choose_point,
@@ -36,10 +43,26 @@ DPI = 130
 def main() -> None:
     args = parse_args()
     try:
-        for path in draw(args):
-            print(path, flush=True)
-    except (UsageError, ValueError) as error:
+        check_files(*args.images, args.checkpoint)
+        names = [Path(path).stem for path in args.images]
+        if len(set(names)) < len(names):
+            raise UsageError('two pictures have the same name; draw them in two runs')
+        cfg = read_config(args.config)
+        model = load_model(cfg, args.checkpoint, args.device)
+        transforms, classes = read_pipeline(cfg)
+    except UsageError as error:
         sys.exit(f'error: {error}')
+    failed = False
+    for path in args.images:
+        try:
+            check_picture(path)
+            with naming(path):
+                for target in draw(args, path, model, transforms, classes):
+                    print(target, flush=True)
+        except SampleError as error:
+            print(f'error: {error}', file=sys.stderr)
+            failed = True
+    sys.exit(failed)
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,27 +99,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw(args: argparse.Namespace) -> Iterator[Path]:
-    check_files(args.images, args.checkpoint)
-    names = [Path(path).stem for path in args.images]
-    if len(set(names)) < len(names):
-        raise UsageError('two pictures have the same name; draw them in two runs')
-    cfg = read_config(args.config)
-    model = load_model(cfg, args.checkpoint, args.device)
-    transforms, classes = read_pipeline(cfg)
+def draw(
+    args: argparse.Namespace,
+    path: str,
+    model: BaseModel,
+    transforms: Sequence[Any],
+    classes: Sequence[str],
+) -> Iterator[Path]:
     out = Path(args.out)
-    for path in args.images:
-        scene = view(model, transforms, path, classes, args.score_thr)
-        point = args.point or choose_point(scene, model.backbone)
-        for name, figure in draw_all(scene, tuple(point), model.backbone):
-            out.mkdir(parents=True, exist_ok=True)
-            target = out / f'{Path(path).stem}_{name}.png'
-            figure.savefig(target, dpi=DPI)
-            yield target
-        if args.html:
-            target = out / f'{Path(path).stem}.html'
-            write_page(scene, tuple(point), target)
-            yield target
+    scene = view(model, transforms, path, classes, args.score_thr)
+    point = args.point or choose_point(scene, model.backbone)
+    for name, figure in draw_all(scene, tuple(point), model.backbone):
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / f'{Path(path).stem}_{name}.png'
+        figure.savefig(target, dpi=DPI)
+        yield target
+    if args.html:
+        target = out / f'{Path(path).stem}.html'
+        write_page(scene, tuple(point), target)
+        yield target
 
 
 if __name__ == '__main__':

@@ -6,13 +6,14 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmsparse.checkpoint import inert_pickle
+from mmsparse.errors import UsageError
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -26,29 +27,33 @@ def read_checkpoint(path: str | Path) -> Any:
         :class:`~mmsparse.checkpoint.inert_pickle.Placeholder`.
 
     Raises:
-        ValueError: The file is missing, empty, damaged, no checkpoint, holds no
-            tensor, or calls a function.
+        UsageError: The file is missing, empty, damaged, no checkpoint, holds no
+            tensor, or calls a function; names it.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f'no such file: {path}')
+        raise UsageError(f'no such file: {path}')
     if path.stat().st_size == 0:
-        raise ValueError(f'{path} is empty.')
+        raise UsageError(f'{path} is empty.')
     read = _safetensors(path).load_file if _is_safetensors(path) else _read_torch
     try:
         content = read(path)
     except inert_pickle.RefusedError as error:
-        raise ValueError(
+        raise UsageError(
             f'{path} is refused: {error}, and no checkpoint needs that. If you trust '
             f'its source, load it with torch and save its state dict alone.'
         ) from error
+    except inert_pickle.DamagedError as error:
+        raise UsageError(
+            f'{path} is damaged: {error}. Get the file once more.'
+        ) from error
     except Exception as error:  # noqa: BLE001 - a damaged file fails in any way
         reason = str(error).partition('\n')[0]
-        raise ValueError(
+        raise UsageError(
             f'{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}).'
         ) from error
     if not any(isinstance(value, Tensor) for _, value in inert_pickle.walk(content)):
-        raise ValueError(f'{path} holds no tensor; it is no checkpoint of a model.')
+        raise UsageError(f'{path} holds no tensor; it is no checkpoint of a model.')
     return content
 
 
@@ -107,24 +112,51 @@ def _safetensors(path: Path) -> ModuleType:
     try:
         return importlib.import_module('safetensors.torch')
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             f'{path} needs safetensors, which is not installed: pip install safetensors'
         ) from error
 
 
 def _read_torch(path: Path) -> Any:
-    _refuse_other_readers(path)
+    rooms = _rooms(path)
+
+    class Unpickler(inert_pickle.Unpickler):
+        def room(self, key: str) -> int:
+            return rooms.get(key, 0) if rooms else path.stat().st_size
+
+    # What torch takes for the module pickle.
+    module = SimpleNamespace(
+        __name__=inert_pickle.__name__, load=inert_pickle.load, Unpickler=Unpickler
+    )
     return torch.load(
-        path, map_location='cpu', pickle_module=inert_pickle, weights_only=False
+        path, map_location='cpu', pickle_module=module, weights_only=False
     )
 
 
-def _refuse_other_readers(path: Path) -> None:
-    """Refuse what ``torch.load`` would read by other means than the pickle module."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition('/')[2] for name in archive.namelist()}
-        if 'constants.pkl' in names:
-            raise inert_pickle.RefusedError('it is a program of TorchScript')
-    elif tarfile.is_tarfile(path):
-        raise inert_pickle.RefusedError('it is a tar archive, as of torch before 0.2')
+def _rooms(path: Path) -> dict[str, int]:
+    """Tell the sizes of the parts of a zip archive of torch; none of another file.
+
+    Raises:
+        RefusedError: ``torch.load`` would read the file by other means than the pickle
+            module.
+        DamagedError: The archive would take more memory than the file has bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        if tarfile.is_tarfile(path):
+            raise inert_pickle.RefusedError(
+                'it is a tar archive, as of torch before 0.2'
+            )
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        sizes = {
+            part.filename.rpartition('/')[2]: part.file_size
+            for part in archive.infolist()
+        }
+    if 'constants.pkl' in sizes:
+        raise inert_pickle.RefusedError('it is a program of TorchScript')
+    if (total := sum(sizes.values())) > path.stat().st_size:
+        raise inert_pickle.DamagedError(
+            f'its parts are compressed, or claim more than there is: {total} bytes in '
+            f'a file of {path.stat().st_size}'
+        )
+    return sizes

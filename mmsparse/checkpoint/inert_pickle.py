@@ -6,10 +6,12 @@ that calls a function is refused, except for the few calls by which harmless val
 written.
 """
 
+import math
 import pickle
+import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import IO, Any
 
@@ -74,8 +76,51 @@ class Placeholder(metaclass=_PlaceholderType):
         return f'<{self.source}>'
 
 
+class DamagedError(pickle.UnpicklingError):
+    """What the file says of a tensor cannot be."""
+
+
 class Unpickler(pickle.Unpickler):
     """Unpickler that rebuilds :data:`REBUILT`; all else becomes placeholders."""
+
+    def load(self) -> Any:
+        """Read one pickle.
+
+        Returns:
+            The object, with placeholders.
+
+        Raises:
+            DamagedError: The numbers of a tensor are not in the file.
+        """
+        # torch sets it before it calls this; older ones do not compare the sizes.
+        if read_storage := getattr(self, 'persistent_load', None):
+            self.persistent_load = partial(self._load_storage, read_storage)
+        return super().load()
+
+    def room(self, key: str) -> int:
+        """Tell how many bytes there are for the numbers of a tensor.
+
+        Args:
+            key: What the file calls them.
+
+        Returns:
+            A number of bytes, which is as good as none here.
+        """
+        return sys.maxsize
+
+    def _load_storage(self, read: Callable[[Any], Any], saved: Any) -> Any:
+        if saved[0] == 'module':  # source code, which the oldest files have
+            return read(saved)
+        name, kind, key, place, count, *rest = saved
+        if getattr(kind, 'source', '') == 'torch.storage.UntypedStorage':
+            kind = torch.UntypedStorage
+        size = count * getattr(getattr(kind, 'dtype', None), 'itemsize', 1)
+        if not 0 <= size <= self.room(key):
+            raise DamagedError(
+                f'{count} numbers are to be read from {key!r}, which holds '
+                f'{self.room(key)} bytes'
+            )
+        return read((name, kind, key, place, count, *rest))
 
     def find_class(self, module: str, name: str) -> Any:
         # A file of protocol 2, torch's, has the names of Python 2.
@@ -138,7 +183,38 @@ def _rebuild_tensor(
     storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
 ) -> Tensor:
     """Make a tensor without the hooks that the file may give it."""
+    room = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    _check_layout(room, offset, size, stride)
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+
+def _rebuild_tensor_of(
+    storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
+) -> Tensor:
+    """Make a tensor of a kind of numbers that is newer than the kinds of storages."""
+    *_, dtype = rest[:3]
+    bytes_ = storage._untyped_storage
+    _check_layout(bytes_.nbytes() // dtype.itemsize, offset, size, stride)
+    return torch.empty(0, dtype=dtype).set_(bytes_, offset, size, stride)
+
+
+def _check_layout(room: int, offset: int, size: tuple, stride: tuple) -> None:
+    """Raise DamagedError unless a tensor lies within its numbers, each used once."""
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(
+        isinstance(x, int) and x >= 0 for x in numbers
+    ):
+        raise DamagedError(
+            f'a tensor has the size {tuple(size)}, strides {tuple(stride)} and the '
+            f'offset {offset}; they must be numbers from 0, a stride for each size'
+        )
+    count = math.prod(size)
+    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count and (offset + last >= room or count > room):
+        raise DamagedError(
+            f'a tensor of the size {tuple(size)}, strides {tuple(stride)} and the '
+            f'offset {offset} has more numbers than the {room} in the file'
+        )
 
 
 def _rebuild_parameter(data: Tensor, *rest: Any) -> Tensor:
@@ -184,6 +260,7 @@ DTYPES = {
 REBUILT = {
     'torch._utils._rebuild_tensor': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+    'torch._utils._rebuild_tensor_v3': _rebuild_tensor_of,
     'torch._utils._rebuild_parameter': _rebuild_parameter,
     'torch._utils._rebuild_parameter_with_state': _rebuild_parameter,
     'torch._tensor._rebuild_from_type_v2': _rebuild_subclass,

@@ -1,15 +1,42 @@
 """The weights of a model within an official checkpoint."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmsparse.checkpoint.detectors import Detector
 from mmsparse.checkpoint.families import BACKBONE, DETECTORS, FAMILIES, Family
+from mmsparse.checkpoint.files import read_checkpoint
 from mmsparse.checkpoint.names import listed
+from mmsparse.errors import UsageError
 
 WRAPPERS = ('state_dict', 'model')
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FRACTIONS = ('.weight', '.bias')  # what is called so is no index
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the state dict of a checkpoint; no code of the file runs.
+
+    Args:
+        path: The file, of torch or safetensors.
+
+    Returns:
+        Its tensors.
+
+    Raises:
+        UsageError: The file cannot be read, or has no state dict of finite numbers;
+            names it.
+    """
+    content = read_checkpoint(path)
+    try:
+        return find_state_dict(content)
+    except ValueError as error:
+        raise UsageError(f'{path}: {error}') from error
 
 
 def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
@@ -22,7 +49,7 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
         Its tensors.
 
     Raises:
-        ValueError: There is no state dict.
+        ValueError: There is no state dict, or :func:`check_weights` refuses it.
     """
     content = checkpoint
     while isinstance(content, Mapping):
@@ -30,14 +57,54 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
         if wrapper is None:
             weights = {k: v for k, v in content.items() if isinstance(v, Tensor)}
             if weights:
+                _check_names(content)
+                check_weights(weights)
                 return weights
             break
         content = content[wrapper]
-    names = list(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    is_dict = isinstance(checkpoint, Mapping)
+    found = (
+        listed(list(map(repr, checkpoint))) if is_dict else type(checkpoint).__name__
+    )
     raise ValueError(
         f'The checkpoint must be a state dict, or a dict with one under '
-        f'{" or ".join(map(repr, WRAPPERS))}; got {names!r} and no tensors there.'
+        f'{" or ".join(map(repr, WRAPPERS))}; got {found} and no tensors there.'
     )
+
+
+def check_weights(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the weights are numbers that a model can have.
+
+    Args:
+        weights: A state dict.
+
+    Raises:
+        ValueError: One is infinite, no number, or of another kind than fractions and
+            whole numbers are; names its key.
+    """
+    for key, tensor in weights.items():
+        if not isinstance(key, str):
+            raise ValueError(f'A tensor must have a name; got {key!r}.')
+        kinds = FLOATS if key.endswith(FRACTIONS) else FLOATS + WHOLE
+        if tensor.dtype not in kinds:
+            names = ', '.join(str(kind).removeprefix('torch.') for kind in kinds)
+            raise ValueError(
+                f'{key} is of {tensor.dtype}; it must be one of {names}. Convert it '
+                f'before it is saved.'
+            )
+        if bad := tensor.numel() - int(tensor.isfinite().sum()):
+            raise ValueError(
+                f'{key}: {bad} of {tensor.numel()} numbers are infinite or NaN. '
+                f'Take a checkpoint from before the training failed, or get the file '
+                f'once more.'
+            )
+
+
+def _check_names(content: Mapping[Any, Any]) -> None:
+    for key, value in content.items():
+        named = isinstance(key, str) and key.endswith(FRACTIONS)
+        if named and not isinstance(value, Tensor):
+            raise ValueError(f'{key} must be a tensor; got {value!r:.80}.')
 
 
 def find_family(keys: Collection[str], name: str | None) -> Family | Detector:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmsparse import __version__
 from mmsparse.checkpoint.inert_pickle import Placeholder
-from mmsparse.checkpoint.official import find_state_dict
+from mmsparse.checkpoint.official import check_weights, find_state_dict
 
 # What the hosts read, how far the training went, and what our converter writes.
 KEPT = (
@@ -40,8 +40,8 @@ def published_weights(
         The state dict.
 
     Raises:
-        ValueError: There are no weights or no averages, or half precision has no room
-            for one.
+        ValueError: There are no weights or no averages, one is no finite number, or
+            half precision has no room for it.
     """
     weights = find_state_dict(checkpoint)
     averaged = isinstance(checkpoint, Mapping) and AVERAGED in checkpoint
@@ -51,6 +51,7 @@ def published_weights(
         # EMAHook exchanges the two where it saves them.
         others = checkpoint[AVERAGED]
         weights = {key: others.get(f'module.{key}', x) for key, x in weights.items()}
+        check_weights(weights)
     return {key: _half(key, x) for key, x in weights.items()} if half else weights
 
 

@@ -76,11 +76,10 @@ def load_backbone(backbone: StagedBackbone, path: str | Path) -> None:
             fit: lists the keys.
     """
     # Here, not above: the converter imports the models.
-    from mmsparse.checkpoint.files import read_checkpoint
     from mmsparse.checkpoint.names import find_prefix, listed
-    from mmsparse.checkpoint.official import find_state_dict
+    from mmsparse.checkpoint.official import read_weights
 
-    found = find_state_dict(read_checkpoint(path))
+    found = read_weights(path)
     prefix = find_prefix(found, marker=r'downsamples\.0\.')
     if prefix is None:
         raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv import imread
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
@@ -57,22 +56,18 @@ class Scene:
         return scores, labels, self.frame.boxes_to_picture(boxes * ends)
 
 
-def check_files(pictures: Sequence[str], checkpoint: str) -> None:
+def check_files(*paths: str) -> None:
     """Find out before a model is built that there is nothing to run it on.
 
     Args:
-        pictures: Files of pictures.
-        checkpoint: A file.
+        *paths: Pictures and a checkpoint.
 
     Raises:
-        UsageError: One is missing, or no picture that can be read.
+        UsageError: One is missing.
     """
-    for path in (*pictures, checkpoint):
+    for path in paths:
         if not Path(path).is_file():
             raise UsageError(f'no such file: {path}')
-    for path in pictures:
-        if imread(path) is None:
-            raise UsageError(f'not a readable picture: {path}')
 
 
 def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:

@@ -114,7 +114,7 @@ def another_model(path):
         (truncated, '{} is damaged'),
         (
             another_model,
-            'The keys are not those of deformable_detr or dino or focus_detr',
+            '{}: The keys are not those of deformable_detr or dino or focus_detr',
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_options_say_what_the_keys_do_not(official, tmp_path, run_tool):
         check=False,
     )
 
-    assert done.stderr.startswith('error: The keys are not those of dat')
+    assert done.stderr.startswith(f'error: {official}: The keys are not those of dat')
 
 
 def test_help_says_what_the_command_does(tmp_path, run_tool):

@@ -54,21 +54,21 @@ def test_a_segmentor_is_drawn_at_a_point(folder, run_tool):
     [
         (
             [CLASSIFIER, 'classifier.pth', 'small.png', '--point', '64', '3'],
-            'error: point must lie in the picture, which is 64 wide and 64 high; got '
-            'x=64 and y=3.',
+            'error: small.png: point must lie in the picture, which is 64 wide and 64 '
+            'high; got x=64 and y=3.',
         ),
         (
             [CLASSIFIER, 'other.pth', 'small.png'],
             'error: checkpoint: other.pth does not fit the configuration; missing',
         ),
         (
-            [CLASSIFIER, 'classifier.pth', 'text.png'],
+            [CLASSIFIER, 'classifier.pth', 'text.png', 'small.png'],
             'error: not a readable picture: text.png',
         ),
         (
             ['plain.py', 'plain.pth', 'small.png'],
-            'error: model must have a part to look at; ImageClassifier has none of: '
-            'attention layers that tell where they look (BiLevelRoutingAttention,',
+            'error: small.png: model must have a part to look at; ImageClassifier has '
+            'none of: attention layers that tell where they look (BiLevelRouting',
         ),
         (
             [CLASSIFIER, 'classifier.pth', 'small.png', 'cls/small.png'],

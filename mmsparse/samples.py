@@ -1,0 +1,163 @@
+"""Faults of pictures and labels, told with the names of their files."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv import imread
+from mmengine.dataset import Compose
+from mmengine.runner import Runner
+
+from mmsparse.transforms import IGNORED, CheckSegLabels
+
+ADVICE = 'Replace the file, or take it out of the data.'
+FILES = ('img_path', 'seg_map_path', 'pan_seg_map_path', 'depth_map_path', 'ann_file')
+
+
+class SampleError(ValueError):
+    """A picture, or what belongs to it, cannot be used."""
+
+
+@contextmanager
+def naming(*files: Any, step: str = '') -> Iterator[None]:
+    """Let whatever fails tell the files that it fails on.
+
+    Args:
+        *files: Their names.
+        step: What is done with them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SampleError: Something failed; names the files and the reason.
+    """
+    try:
+        yield
+    except SampleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - pictures fail in any way
+        names, reason = ' and '.join(map(str, files)), _reason(error)
+        if not (isinstance(error, ValueError) and any(str(x) in reason for x in files)):
+            reason = ': '.join(filter(None, (names, step, reason)))
+        raise SampleError(reason) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason, kind = ' '.join(lines[:1]), type(error)
+    if isinstance(error, ValueError):  # says by itself what to do
+        return reason
+    name = f'{kind.__module__}.{kind.__qualname__}'.removeprefix('builtins.')
+    return f'{name}: {reason.rstrip(".")}. {ADVICE}'
+
+
+def check_picture(path: str) -> None:
+    """Raise SampleError unless a file is a picture that can be read to its end.
+
+    What can be read is read as 8-bit colours, whatever it is: of 16 bits, grey, with
+    a palette, for print (CMYK) or with transparency, which is dropped.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SampleError: It is not; names it.
+    """
+    try:
+        picture = imread(path)
+    except Exception as error:  # noqa: BLE001 - pictures fail in any way
+        raise SampleError(f'not a readable picture: {path}') from error
+    if picture is None:
+        raise SampleError(f'not a readable picture: {path}')
+
+
+def name_files(runner: Runner) -> None:
+    """Let a runner's data tell the files that they fail on, in all processes.
+
+    Data sets of mmsegmentation also check their label maps, see
+    :class:`~mmsparse.transforms.CheckSegLabels`.
+
+    Args:
+        runner: Has built no data yet; gets other methods for that.
+    """
+    build_loader, build_evaluator = runner.build_dataloader, runner.build_evaluator
+
+    def named_loader(settings: Any, *args: Any, **kwargs: Any) -> Any:
+        with naming(*_files_of(settings)):
+            loader = build_loader(settings, *args, **kwargs)
+        _name_files_of(loader.dataset)
+        return loader
+
+    def named_evaluator(settings: Any) -> Any:
+        with naming(*_files_of(settings)):
+            return build_evaluator(settings)
+
+    runner.build_dataloader, runner.build_evaluator = named_loader, named_evaluator
+
+
+def _files_of(settings: Any, root: str = '') -> Iterator[str]:
+    """Annotation files that the settings of data or metrics name."""
+    if isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _files_of(value, root)
+    elif isinstance(settings, Mapping):
+        root = settings.get('data_root') or root
+        if name := settings.get('ann_file'):
+            yield str(Path(root, name))
+        for key in ('dataset', 'datasets', 'metrics'):
+            yield from _files_of(settings.get(key), root)
+
+
+def _name_files_of(dataset: Any) -> None:
+    for inner in getattr(dataset, 'datasets', ()):
+        _name_files_of(inner)
+    if hasattr(dataset, 'dataset'):
+        _name_files_of(dataset.dataset)
+    if isinstance(getattr(dataset, 'pipeline', None), Compose):
+        dataset.pipeline = NamingPipeline(_with_check(dataset))
+
+
+def _with_check(dataset: Any) -> list[Callable]:
+    """The transforms of a data set, with a check of label maps after their loading."""
+    transforms = list(dataset.pipeline.transforms)
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    loads = [type(x).__name__ == 'LoadAnnotations' for x in transforms]
+    checked = any(isinstance(x, CheckSegLabels) for x in transforms)
+    of_pixels = getattr(dataset, 'ignore_index', None) == IGNORED
+    if of_pixels and classes and any(loads) and not checked:
+        transforms.insert(loads.index(True) + 1, CheckSegLabels(len(classes)))
+    return transforms
+
+
+class NamingPipeline(Compose):
+    """Transforms that tell the files of the sample that they fail on."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Prepare one sample.
+
+        Args:
+            data: What is known of it.
+
+        Returns:
+            The sample; None if a transform gives it up.
+
+        Raises:
+            SampleError: A transform fails; names the files and the transform.
+        """
+        files = [data[name] for name in FILES if data.get(name)]
+        for transform in self.transforms:
+            with naming(*files, step=f'{type(transform).__name__}{_size(data)}'):
+                data = transform(data)
+            if data is None:
+                return None
+        return data
+
+
+def _size(data: dict[str, Any]) -> str:
+    picture = data.get('img')
+    if not isinstance(picture, np.ndarray):
+        return ''
+    return f' of {picture.shape[1]} x {picture.shape[0]} pixels'
