@@ -92,6 +92,8 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
                 f'{key} is of {tensor.dtype}; it must be one of {names}. Convert it '
                 f'before it is saved.'
             )
+        if tensor.is_meta:  # has a shape alone
+            continue
         if bad := tensor.numel() - int(tensor.isfinite().sum()):
             raise ValueError(
                 f'{key}: {bad} of {tensor.numel()} numbers are infinite or NaN. '

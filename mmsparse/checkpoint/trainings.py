@@ -21,15 +21,15 @@ PLAIN = {'builtins.set': set, 'builtins.frozenset': frozenset}
 
 
 def let_mmengine_read_inertly() -> None:
-    """Let MMEngine read the files of this machine by :func:`load_from_file`.
+    """Let MMEngine read the files of this machine by :func:`load_from_local`.
 
     ``load_from``, ``resume``, ``init_cfg`` and the hosts' inferencers read a file so in
     this process from now on, with any torch.
     """
-    CheckpointLoader.register_scheme('', load_from_file, force=True)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint as MMEngine needs it; no code of the file runs.
 
     Histories and numbers of numpy are rebuilt, of which trainings store some.

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmsparse.checkpoint.trainings import load_from_file
+from mmsparse.checkpoint.trainings import load_from_local
 from mmsparse.errors import UsageError
 from mmsparse.hosts import build_model, load_weights, read_config
 from mmsparse.models.factory import create_backbone
@@ -53,7 +53,7 @@ READERS = {
         model, str(path)
     ),
     'create_backbone': lambda path, model: create_backbone('shunted-nano', path),
-    'load_from, init_cfg, resume': lambda path, model: load_from_file(str(path)),
+    'load_from, init_cfg, resume': lambda path, model: load_from_local(str(path)),
 }
 
 
@@ -317,7 +317,7 @@ def test_bytes_changed_at_random_are_read_or_told(new, tmp_path):
         path.write_bytes(damaged)
         try:
             with little_memory():
-                load_from_file(str(path))
+                load_from_local(str(path))
         except UsageError as error:
             assert str(path) in str(error)
             refused += 1

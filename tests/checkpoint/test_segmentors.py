@@ -109,8 +109,8 @@ def test_the_heads_can_be_left_out():
 def test_a_segmentor_may_have_no_auxiliary_head_and_other_widths():
     official = official_weights(UPERNET)
     kept = {k: x for k, x in official.items() if not k.startswith('auxiliary')}
-    kept['decode_head.conv_seg.weight'] = torch.empty(11, 512, 1, 1)
-    kept['decode_head.conv_seg.bias'] = torch.empty(11)
+    kept['decode_head.conv_seg.weight'] = torch.zeros(11, 512, 1, 1)
+    kept['decode_head.conv_seg.bias'] = torch.zeros(11)
 
     converted = convert_official(kept)
 
@@ -148,7 +148,7 @@ def test_a_segmentor_may_have_no_auxiliary_head_and_other_widths():
 def test_faulty_heads_are_listed(config, missing, added, message):
     official = official_weights(config)
     del official[missing]
-    official |= {key: torch.empty(shape) for key, shape in added.items()}
+    official |= {key: torch.zeros(shape) for key, shape in added.items()}
 
     with pytest.raises(ValueError, match=message):
         convert_official(official)

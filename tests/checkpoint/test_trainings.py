@@ -10,7 +10,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmsparse.checkpoint import trainings
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly, load_from_file
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly, load_from_local
 from mmsparse.errors import UsageError
 
 WEIGHTS = {'weight': torch.ones(3, 2), 'bias': torch.zeros(3)}
@@ -49,7 +49,7 @@ def test_what_a_training_stores_comes_back(path):
     )
     torch.save(dict(state_dict=WEIGHTS, hub=dict(loss=buffer), values=values), path)
 
-    read = load_from_file(str(path))
+    read = load_from_local(str(path))
 
     assert isinstance(read['hub']['loss'], HistoryBuffer)
     assert read['hub']['loss'].data[0].tolist() == [1.5, 2.5, 5.0]
@@ -84,7 +84,7 @@ def test_mmengine_runs_no_code(inert, path, tmp_path, monkeypatch):
 def test_the_text_of_a_configuration_is_not_handed_on(path):
     torch.save(dict(state_dict=WEIGHTS, meta=dict(config='x = 1', epoch=3)), path)
 
-    assert load_from_file(str(path))['meta'] == dict(epoch=3)
+    assert load_from_local(str(path))['meta'] == dict(epoch=3)
 
 
 def test_objects_beside_what_is_resumed_are_left_out_with_a_warning(path, monkeypatch):
@@ -94,7 +94,7 @@ def test_objects_beside_what_is_resumed_are_left_out_with_a_warning(path, monkey
     hub = dict(runtime_info=dict(thing=[thing], iter=3), resumed_keys=dict(iter=True))
     torch.save(dict(state_dict=WEIGHTS, message_hub=hub, args=thing, x=objects), path)
 
-    read = load_from_file(str(path))
+    read = load_from_local(str(path))
 
     assert read.keys() == {'state_dict', 'message_hub'}
     assert read['message_hub']['runtime_info'] == dict(iter=3)
@@ -112,7 +112,7 @@ def test_objects_within_the_optimizer_are_refused(path):
     with pytest.raises(
         UsageError, match=rf'{path}: optimizer has <argparse.Namespace>'
     ):
-        load_from_file(str(path))
+        load_from_local(str(path))
 
 
 def lies(**changes):
@@ -135,22 +135,22 @@ def test_a_history_that_cannot_be_is_told(value, path):
     torch.save(dict(state_dict=WEIGHTS, hub=value), path)
 
     with pytest.raises(UsageError, match=rf'{path} is damaged'):
-        load_from_file(str(path))
+        load_from_local(str(path))
 
 
 def test_a_state_dict_alone_is_taken_as_it_is(path):
     torch.save(WEIGHTS, path)
 
-    assert load_from_file(str(path)).keys() == WEIGHTS.keys()
+    assert load_from_local(str(path)).keys() == WEIGHTS.keys()
 
 
 def test_a_list_is_no_checkpoint(path):
     torch.save([torch.ones(1)], path)
 
     with pytest.raises(UsageError, match=rf'{path} must hold a dict; got list'):
-        load_from_file(str(path))
+        load_from_local(str(path))
 
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(UsageError, match=r'no such file: .*gone\.pth'):
-        load_from_file(str(tmp_path / 'gone.pth'))
+        load_from_local(str(tmp_path / 'gone.pth'))
