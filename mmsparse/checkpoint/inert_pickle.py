@@ -199,7 +199,10 @@ def _rebuild_tensor_of(
 
 
 def _check_layout(room: int, offset: int, size: tuple, stride: tuple) -> None:
-    """Raise DamagedError unless a tensor lies within its numbers, each used once."""
+    """Raise DamagedError unless a tensor lies within its numbers.
+
+    Only small ones may use a number more than once, as those of ``expand`` do.
+    """
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(
         isinstance(x, int) and x >= 0 for x in numbers
@@ -210,7 +213,7 @@ def _check_layout(room: int, offset: int, size: tuple, stride: tuple) -> None:
         )
     count = math.prod(size)
     last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and (offset + last >= room or count > room):
+    if count and (offset + last >= room or count > max(room, EXPANDED)):
         raise DamagedError(
             f'a tensor of the size {tuple(size)}, strides {tuple(stride)} and the '
             f'offset {offset} has more numbers than the {room} in the file'
@@ -248,6 +251,7 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
+EXPANDED = 2**24
 HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 DTYPES = {

@@ -63,9 +63,8 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
             break
         content = content[wrapper]
     is_dict = isinstance(checkpoint, Mapping)
-    found = (
-        listed(list(map(repr, checkpoint))) if is_dict else type(checkpoint).__name__
-    )
+    names = listed(list(map(repr, checkpoint))) if is_dict else ''
+    found = f'[{names}]' if is_dict else f'{checkpoint!r:.80}'
     raise ValueError(
         f'The checkpoint must be a state dict, or a dict with one under '
         f'{" or ".join(map(repr, WRAPPERS))}; got {found} and no tensors there.'
