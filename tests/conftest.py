@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -73,15 +74,35 @@ def run_tool():
 
     def run(tool, *args, cwd, check=True):
         command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / tool, *args]
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return done
+        return finish(command, cwd, check)
 
     return run
+
+
+@pytest.fixture(scope='session')
+def train_in_two():
+    """Train in two processes by tools/dist_train.sh; return the finished command."""
+
+    def train(config, *options, cwd, check=True):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = str(free.getsockname()[1])
+        settings = dict(PYTHON=sys.executable, PORT=port, PYTHONWARNINGS='ignore')
+        command = [ROOT / 'tools' / 'dist_train.sh', config, '2', *options]
+        return finish(command, cwd, check, os.environ | settings)
+
+    return train
+
+
+def finish(command, cwd, check, env=None):
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,8 @@ from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 
 from mmsparse.guard import NotFiniteError
+
+DIGITS = Path(__file__).parents[1] / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
 
 
 @pytest.fixture
@@ -60,3 +63,24 @@ def test_without_a_checkpoint_and_files_the_rest_is_told(hook, tmp_path):
 
     report = json.loads((tmp_path / 'not_finite.json').read_text())
     assert report['files'] == [] and report['last_checkpoint'] is None
+
+
+def test_a_training_that_diverges_ends_with_a_report(small_digits, run_tool):
+    done = run_tool(
+        *('train.py', DIGITS, '--work-dir', 'work_dirs/diverging', '--cfg-options'),
+        *('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=16'),
+        *('train_dataloader.batch_size=4', 'param_scheduler=None'),
+        *('default_hooks.checkpoint.by_epoch=False', 'optim_wrapper.clip_grad=None'),
+        *('default_hooks.checkpoint.interval=1', 'optim_wrapper.optimizer.lr=1e30'),
+        cwd=small_digits,
+        check=False,
+    )
+
+    work_dir = small_digits / 'work_dirs/diverging'
+    report = json.loads((work_dir / 'not_finite.json').read_text())
+    assert done.returncode == 1
+    last = f'the last whole checkpoint is {report["last_checkpoint"]}'
+    assert last in done.stderr.splitlines()[-1]
+    assert f'iter_{report["iteration"] - 1}.pth' in report['last_checkpoint']
+    assert len(report['files']) == 4
+    assert all((small_digits / name).is_file() for name in report['files'])

@@ -1,9 +1,5 @@
 """FSDP by MMEngine's FlexibleRunner in two processes on the CPU."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,36 +34,26 @@ SHORT = (  # four batches of four pictures in each process, and two steps
 )
 
 
-def train(name, text, folder):
-    """Train in two processes; return the log and the checkpoint."""
-    config = folder / f'{name}.py'
-    config.write_text(text)
-    command = [ROOT / 'tools/dist_train.sh', config, '2', '--auto-scale-lr']
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    done = subprocess.run(
-        [*command, '--cfg-options', *SHORT],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {'PYTHON': sys.executable, 'PORT': port, 'PYTHONWARNINGS': 'ignore'},
-        timeout=300,
-    )
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-4000:]
-    checkpoint = folder / 'work_dirs' / name / 'epoch_1.pth'
-    return log, torch.load(checkpoint, weights_only=False)
+@pytest.fixture
+def train(small_digits, train_in_two):
+    """Train by a config of that text; return the log and the checkpoint."""
+
+    def run(name, text):
+        config = small_digits / f'{name}.py'
+        config.write_text(text)
+        options = ['--auto-scale-lr', '--cfg-options', *SHORT]
+        done = train_in_two(config, *options, cwd=small_digits)
+        checkpoint = small_digits / 'work_dirs' / name / 'epoch_1.pth'
+        return done.stdout + done.stderr, torch.load(checkpoint, weights_only=False)
+
+    return run
 
 
 @pytest.mark.slow
-def test_fsdp_trains_as_without_it(small_digits):
-    fsdp = ROOT / 'configs/_base_/fsdp.py'
-    log, sharded = train(
-        'fsdp', f'_base_ = {[str(DIGITS), str(fsdp)]}\n{PLAIN}{ON_CPU}', small_digits
-    )
-    _, whole = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}', small_digits)
+def test_fsdp_trains_as_without_it(train):
+    bases = [str(DIGITS), str(ROOT / 'configs/_base_/fsdp.py')]
+    log, sharded = train('fsdp', f'_base_ = {bases}\n{PLAIN}{ON_CPU}')
+    _, whole = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}')
 
     assert 'MMFullyShardedDataParallel' in log
     assert 'Scaling the original LR by 0.25' in log

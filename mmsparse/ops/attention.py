@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops.backends import is_exporting, pick_backend
+from mmsparse.ops.precision import no_autocast, precise_type
 
 BACKENDS = ('auto', 'reference', 'products', 'sdpa')
 # Queries times keys up to which, on a CPU, plain products are faster forward and
@@ -44,10 +45,12 @@ def biased_attention(
     # Fused kernels lay their result out as ONNX's products do not.
     if backend == 'auto' and is_exporting():
         backend = 'products'
-    if backend == 'auto' and q.device.type == 'cpu':
+    halves = q.dtype == torch.float16  # logits of more than 65504 would be infinite
+    if backend == 'auto' and q.device.type == 'cpu' and not halves:
         plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
         backend = 'products' if plain else 'sdpa'
-    if backend == 'products' and (bias is None or bias.dtype == q.dtype):
+    alike = bias is None or bias.dtype == q.dtype
+    if backend == 'products' and alike and not halves:
         return _products(q, k, v, bias, scale)
     if backend in ('reference', 'products'):
         return _reference(q, k, v, bias, scale)
@@ -65,10 +68,26 @@ def _learned(bias: Tensor | None) -> bool:
 def _reference(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    logits = scale * q @ k.transpose(-2, -1)
+    logits = attention_logits(q, k, scale)
     if bias is not None:
         logits = logits + bias
     return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
+def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Scaled products of queries and keys, in single precision at least.
+
+    Args:
+        q: (..., N, D).
+        k: (..., M, D).
+        scale: Factor on the products.
+
+    Returns:
+        (..., N, M).
+    """
+    kind = precise_type(q)
+    with no_autocast(q):
+        return scale * q.to(kind) @ k.to(kind).transpose(-2, -1)
 
 
 def _products(

@@ -86,7 +86,7 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     height, width = weight.shape[-2:]
     found, left = [], width // 2
     for columns in weight.split(QUICK_WIDTH, dim=-1):
-        strip = F.pad(x, (left, columns.shape[-1] - 1 - left))  # negative: cut off
+        strip = _extend(x, left, columns.shape[-1] - 1 - left)
         _, part, _ = torch.ops.aten.convolution_backward(
             grad,
             strip,
@@ -103,6 +103,15 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
         found.append(part)
         left -= columns.shape[-1]
     return torch.cat(found, dim=-1)
+
+
+def _extend(x: Tensor, left: int, right: int) -> Tensor:
+    """Add columns of zeros at both ends; negative numbers take columns away.
+
+    (F.pad does that too, but cannot take away more columns than the map has.)
+    """
+    wider = F.pad(x, (max(left, 0), max(right, 0)))
+    return wider.narrow(-1, max(-left, 0), x.shape[-1] + left + right)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

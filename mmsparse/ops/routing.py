@@ -8,7 +8,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops.attention import (
+    attention_logits,
+    biased_attention,
+    merge_heads,
+    split_heads,
+)
 from mmsparse.ops.backends import is_compiling, pick_backend
 from mmsparse.ops.recompute import attend_in_parts
 
@@ -142,7 +147,7 @@ def _reference(
 ) -> Tensor:
     weights = attention_weights(q, k, routes, num_heads, scale, route_weights)
     v = gather_regions(v, routes, route_weights)
-    return merge_heads(weights @ split_heads(v, num_heads))
+    return merge_heads(weights.to(v.dtype) @ split_heads(v, num_heads))
 
 
 def attention_weights(
@@ -168,7 +173,7 @@ def attention_weights(
     """
     q = split_heads(q, num_heads)
     k = split_heads(gather_regions(k, routes, route_weights), num_heads)
-    return (scale * q @ k.transpose(-2, -1)).softmax(dim=-1)
+    return attention_logits(q, k, scale).softmax(dim=-1)
 
 
 def _gathered(

@@ -61,9 +61,10 @@ def test_values_and_gradients_are_those_of_the_reference(
     torch.testing.assert_close(run(backend), run('reference'))
 
 
+@pytest.mark.parametrize('kernel', [(5, 5), (1, 7), (11, 11)])
 @pytest.mark.parametrize('size', [(1, 1), (1, 8), (8, 1), (2, 3)])
-def test_maps_smaller_than_the_kernel(size):
-    tensors = inputs(size=size, batch=1)
+def test_maps_smaller_than_the_kernel(size, kernel):
+    tensors = inputs(kernel, size=size, batch=1)
 
     def run(backend):
         out = depthwise_conv2d(*tensors, residual=True, backend=backend)

@@ -41,11 +41,13 @@ class Case(NamedTuple):
         call: Computes it from a backend and the inputs.
         inputs: What it is differentiated by.
         backends: The ways to compute it, but the definition.
+        matched: How many inputs, from the first on, the logits are products of.
     """
 
     call: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     backends: tuple[str, ...]
+    matched: int = 2
 
 
 class Maker:
@@ -147,6 +149,7 @@ def shunted(draw):
         ),
         (new(batch, draw(small), width), *keys, *values),
         but_reference(attention.BACKENDS),
+        matched=1 + groups,
     )
 
 
@@ -205,23 +208,22 @@ def mapped(draw):
     )
 
 
-OPS = dict(
+ATTENTION = dict(
     biased=biased,
     routed=routed,
     neighbours=neighbours,
     windows=windows,
     shunted=shunted,
     sampled=sampled,
-    convolved=convolved,
-    mapped=mapped,
 )
+OPS = ATTENTION | dict(convolved=convolved, mapped=mapped)
 
 
 @pytest.mark.parametrize('op', OPS)
 @given(data=st.data())
 @AT_RANDOM
 def test_fast_paths_are_the_definition_and_leave_their_inputs(op, data):
-    call, inputs, backends = data.draw(OPS[op]())
+    call, inputs, backends, _ = data.draw(OPS[op]())
     before = [x.detach().clone() for x in inputs]
     expected = call('reference', *inputs)
     cotangent = torch.randn_like(expected)
@@ -242,7 +244,7 @@ def test_fast_paths_are_the_definition_and_leave_their_inputs(op, data):
 @given(data=st.data())
 @AT_RANDOM
 def test_large_inputs_give_finite_outputs_and_gradients(op, data):
-    call, inputs, backends = data.draw(OPS[op]())
+    call, inputs, backends, _ = data.draw(OPS[op]())
     huge = [(1e4 * x.detach()).requires_grad_() for x in inputs]
 
     for backend in ('reference', *backends):
@@ -250,6 +252,27 @@ def test_large_inputs_give_finite_outputs_and_gradients(op, data):
         assert out.isfinite().all(), backend
         for gradient in torch.autograd.grad(out.sum(), huge):
             assert gradient.isfinite().all(), backend
+
+
+@pytest.mark.parametrize('op', ATTENTION)
+@given(data=st.data())
+@AT_RANDOM
+def test_logits_beyond_the_range_of_float16_are_attended_to(op, data):
+    call, inputs, backends, matched = data.draw(ATTENTION[op]())
+    factors = (1000 if i < matched else 1 for i in range(len(inputs)))
+    halves = [
+        (factor * x.detach()).half().requires_grad_()
+        for factor, x in zip(factors, inputs, strict=True)
+    ]
+    expected = call('reference', *(x.float() for x in halves))
+
+    for backend in ('reference', *backends):
+        if backend == 'strips':  # for single precision
+            continue
+        out = call(backend, *halves)
+        torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.02)
+        for gradient in torch.autograd.grad(out.float().sum(), halves):
+            assert not gradient.isnan().any(), backend
 
 
 @given(data=st.data())

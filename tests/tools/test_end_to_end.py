@@ -193,25 +193,6 @@ def test_mim_trains_the_same_config(trained, small_digits):
     assert (out / 'last_checkpoint').is_file()
 
 
-@pytest.mark.slow
-def test_two_processes_train_on_the_cpu(small_digits):
-    name = 'biformer/fpn_biformer-nano_1xb8-1600i_digits'
-    done = subprocess.run(
-        [ROOT / 'tools' / 'dist_train.sh', CONFIGS / f'{name}.py', '2']
-        + ['--work-dir', 'work_dirs/two', *options(name)],
-        cwd=small_digits,
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {'PYTHON': sys.executable, 'PORT': '29517', 'PYTHONWARNINGS': 'ignore'},
-        timeout=300,
-    )
-
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert 'Distributed training: True' in done.stdout + done.stderr
-    assert (small_digits / 'work_dirs/two/last_checkpoint').is_file()
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

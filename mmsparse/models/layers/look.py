@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsparse.ops.attention import split_heads
+from mmsparse.ops.attention import attention_logits, split_heads
 
 POINT = (0, 0)
 
@@ -51,7 +51,9 @@ def look_at_all(
     Returns:
         ``weights`` and ``rows`` of a :class:`Look`.
     """
-    logits = scale * split_heads(q, num_heads) @ split_heads(k, num_heads).mT
+    logits = attention_logits(
+        split_heads(q, num_heads), split_heads(k, num_heads), scale
+    )
     if bias is not None:
         logits = logits + bias
     rows = torch.arange(k.shape[1], device=k.device)
@@ -74,7 +76,7 @@ def look_at_own(
         ``weights`` of a :class:`Look`.
     """
     q = split_heads(q.unsqueeze(2), num_heads)  # (B, n, heads, 1, D)
-    logits = scale * q @ split_heads(k, num_heads).mT
+    logits = attention_logits(q, split_heads(k, num_heads), scale)
     logits = logits.squeeze(3).transpose(1, 2)
     if bias is not None:
         logits = logits + bias

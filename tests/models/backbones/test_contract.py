@@ -33,6 +33,12 @@ BACKBONES = {
     'ShuntedTransformer': (ShuntedTransformer, {}),
 }
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+PICTURES = dict(
+    large=lambda: 1e4 * torch.randn(2, 3, 64, 64),
+    faint=lambda: 1e-4 * torch.randn(2, 3, 64, 64),
+    white=lambda: torch.full((2, 3, 64, 64), 255.0),
+    black=lambda: torch.zeros(2, 3, 64, 64),
+)
 ALL_LEVELS = dict(out_indices=(0, 1, 2, 3))
 
 
@@ -209,6 +215,17 @@ def test_bfloat16_stays_near_single_precision(build):
             for found in (rounded, exact)
         )
         assert torch.cosine_similarity(near, far, 0) > least
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize('picture', PICTURES.values(), ids=PICTURES)
+def test_extreme_pictures_give_finite_outputs_and_gradients(build, picture, dtype):
+    backbone = build()
+
+    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        found = gradients(backbone, picture())
+
+    assert all(tensor.isfinite().all() for tensor in found)
 
 
 def test_fast_paths_are_the_definition_in_values_and_gradients(build):

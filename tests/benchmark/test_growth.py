@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsparse.benchmark.growth import Held, follow_memory, growth, tensor_bytes
+
+CPU = torch.device('cpu')
+CONFIGS = Path(__file__).parents[2] / 'configs'
+MEGABYTE = 2**20
+
+
+def test_what_is_kept_is_seen():
+    kept = []
+
+    def leak():
+        kept.append(torch.ones(MEGABYTE // 4))  # of four bytes
+
+    held = list(follow_memory(leak, 20, 5, CPU))
+
+    assert [x.iteration for x in held] == [5, 10, 15, 20]
+    assert growth(held, 10).tensors == 10 * MEGABYTE
+    assert growth(held, 10).process > 9 * MEGABYTE
+
+
+def test_what_is_let_go_is_not():
+    held = list(follow_memory(lambda: torch.ones(10 * MEGABYTE), 20, 5, CPU))
+
+    assert growth(held, 10).tensors == 0
+    assert growth(held, 10).process < 5 * MEGABYTE
+
+
+def test_shared_memory_counts_once():
+    before = tensor_bytes()
+    x = torch.ones(1000)
+    views = [x[:10], x.view(10, 100)]
+
+    assert tensor_bytes() - before == 4000
+    assert len(views) == 2
+
+
+def test_growth_is_of_the_most():
+    held = [Held(1, 5, 3), Held(2, 9, 4), Held(3, 8, 6), Held(4, 7, 5)]
+
+    assert growth(held, 2) == Held(2, -1, 2)
+
+
+@pytest.mark.parametrize('every', [0, 3])
+def test_an_interval_that_does_not_divide_is_refused(every):
+    with pytest.raises(ValueError, match=f'divide iterations=10; got {every}'):
+        next(follow_memory(lambda: None, 10, every, CPU))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'config',
+    [
+        'biformer/biformer-nano_1xb32-9e_digits.py',
+        'dat/fpn_dat-nano_1xb8-1600i_digits.py',
+        'focus_detr/focus-detr_shunted-nano_1xb4-4e_digits.py',
+    ],
+)
+def test_models_keep_nothing(config, run_tool, tmp_path):
+    done = run_tool(
+        *('check_memory.py', CONFIGS / config, '--out', tmp_path / 'held.json'),
+        *('--iterations', '40', '--warm-up', '20', '--tolerance', '64'),
+        *('--sides', '64', '96'),
+        cwd=tmp_path,
+    )
+
+    assert (tmp_path / 'held.json').is_file()
+    assert done.stdout.count('tensors +0.0 MiB') == 2
+
+
+def test_wrong_numbers_are_refused(run_tool, tmp_path):
+    done = run_tool(
+        *('check_memory.py', 'any.py', '--iterations', '50'), cwd=tmp_path, check=False
+    )
+
+    assert done.returncode == 1
+    assert 'error: --iterations must be a multiple of 40' in done.stderr

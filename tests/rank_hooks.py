@@ -1,0 +1,59 @@
+"""What tests plug into trainings that they start as commands."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, METRICS
+
+
+@HOOKS.register_module()
+class KeepGradients(Hook):
+    """Write the gradients that every step is taken from."""
+
+    def before_train(self, runner):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+        def keep(*_):
+            path = Path(runner.work_dir, f'gradients_{runner.iter}_{get_rank()}.pth')
+            learned = (x for x in model.named_parameters() if x[1].requires_grad)
+            torch.save({name: x.grad for name, x in learned}, path)
+
+        runner.optim_wrapper.optimizer.register_step_pre_hook(keep)
+
+
+@HOOKS.register_module()
+class EvenNoise(Hook):
+    """Noise that does not depend on which pictures a process has."""
+
+    def before_train(self, runner):
+        torch.rand_like = lambda x: torch.full_like(x, 0.6)
+        torch.randint_like = lambda x, *_, dtype=None, **__: torch.ones_like(
+            x, dtype=dtype
+        )
+
+
+@HOOKS.register_module()
+class Die(Hook):
+    """Kill the second process in the second iteration."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 1 and get_rank() == 1:
+            Path(runner.work_dir, 'died').touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@METRICS.register_module()
+class CountPictures(BaseMetric):
+    """How many results there are, and of how many pictures."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample['img_path'] for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(results=len(results), pictures=len(set(results)))
