@@ -105,13 +105,13 @@ def test_training_runs_no_code_of_its_start_and_names_bad_data(
     assert done.stderr.splitlines()[-1].startswith('error: evil.pth is refused: ')
     assert not (tmp_path / 'ran').exists()
 
-    for path in (data / 'digits/segmentation/annotations/train').glob('*.png'):
+    for path in (data / 'digits/segmentation/annotations/training').glob('*.png'):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = run_tool(*command, cwd=tmp_path, check=False)
 
     assert done.returncode == 1
     told = done.stderr.splitlines()[-1]
-    assert 'annotations/train/' in told
+    assert 'annotations/training/' in told
     assert 'LoadAnnotations' in told
 
 
