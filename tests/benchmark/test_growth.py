@@ -1,7 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from check_memory import has_grown
 
 from mmsparse.benchmark.growth import Held, follow_memory, growth, tensor_bytes
 
@@ -43,6 +45,15 @@ def test_growth_is_of_the_most():
     held = [Held(1, 5, 3), Held(2, 9, 4), Held(3, 8, 6), Held(4, 7, 5)]
 
     assert growth(held, 2) == Held(2, -1, 2)
+
+
+@pytest.mark.parametrize(('tolerance', 'expected'), [(1, True), (3, False)])
+def test_growth_beyond_the_tolerance_is_told(tolerance, expected, capsys):
+    held = [Held(1, 0, 0), Held(2, MEGABYTE, 2 * MEGABYTE)]
+    args = SimpleNamespace(warm_up=1, tolerance=tolerance)
+
+    assert has_grown('training', held, args) is expected
+    assert 'process +1.0 MiB, tensors +2.0 MiB' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('every', [0, 3])
