@@ -12,7 +12,7 @@ from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
-FILES = r'(?:\bprojects/\w+/)?\b(?:tools|configs)/[\w/.-]+\.py\b'
+FILES = r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
 BACKBONES = ('dat', 'biformer', 'shunted_transformer')
 
 
