@@ -8,6 +8,7 @@ after every variant are table.md, results.json and plot.png.
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -228,7 +229,8 @@ def quiet() -> contextlib.AbstractContextManager:
 def macs_of(runner: Runner) -> int:
     item = Runner.build_dataloader(runner._test_dataloader).dataset[0]
     batch = {key: [value] for key, value in item.items()}
-    model = runner.model.eval()
+    # torch's counter hooks into gradients, and fails at a parameter that is the query.
+    model = copy.deepcopy(runner.model).eval().requires_grad_(False)
     return count(lambda: model.test_step(batch))
 
 
