@@ -186,6 +186,7 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
             cfg.work_dir = work_dir
             # Runners of one name share a visualizer, and with it a folder that is gone.
             cfg.experiment_name = Path(work_dir).name
+            cfg.visualizer = None  # mmdet's has one name for all
             try:
                 runner = Runner.from_cfg(cfg)
             except (ValueError, TypeError) as error:
