@@ -76,6 +76,7 @@ def test_a_model_learns_from_the_data_of_the_recipe(
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = build_model(cfg).train()
+    model.init_weights()  # mmdet leaves what level_embed holds to it
     batch = pseudo_collate([train[0], train[len(train) - 1]])
     batch = model.data_preprocessor(batch, training=True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))

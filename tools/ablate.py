@@ -8,6 +8,7 @@ after every variant are table.md, results.json and plot.png.
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -185,6 +186,7 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
             cfg.work_dir = work_dir
             # Runners of one name share a visualizer, and with it a folder that is gone.
             cfg.experiment_name = Path(work_dir).name
+            cfg.visualizer = None  # mmdet's has one name for all
             try:
                 runner = Runner.from_cfg(cfg)
             except (ValueError, TypeError) as error:
@@ -228,7 +230,8 @@ def quiet() -> contextlib.AbstractContextManager:
 def macs_of(runner: Runner) -> int:
     item = Runner.build_dataloader(runner._test_dataloader).dataset[0]
     batch = {key: [value] for key, value in item.items()}
-    model = runner.model.eval()
+    # torch's counter hooks into gradients, and fails at a parameter that is the query.
+    model = copy.deepcopy(runner.model).eval().requires_grad_(False)
     return count(lambda: model.test_step(batch))
 
 

@@ -58,7 +58,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
             axis.errorbar(
                 scale * row[key],
                 middle,
-                yerr=spread,
+                yerr=spread if len(row['values']) > 1 else None,
                 fmt=MARKERS[i % len(MARKERS)],
                 color='black' if i == 0 else f'C{i - 1}',
                 markersize=8,
@@ -67,6 +67,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
             )
         axis.set_xlabel(label)
         axis.margins(x=0.15, y=0.1)
+        axis.locator_params(axis='x', nbins=6)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits')

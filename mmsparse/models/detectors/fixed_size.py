@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.structures import OptSampleList
 from torch import Tensor
@@ -45,6 +46,8 @@ def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:
     for module in detector.modules():
         if isinstance(module, MultiScaleDeformableAttention):
             module.__class__ = FixedSizeAttention
+        elif isinstance(module, ShiftWindowMSA):
+            module.__class__ = FixedSizeWindows
     return detector
 
 
@@ -122,3 +125,22 @@ class FixedSizeAttention(DeformableAttention):
         inputs['level_sizes'] = spatial_shapes
         shapes = query.new_tensor(spatial_shapes)
         return super().forward(query, value, reference_points, shapes, **inputs)
+
+
+class FixedSizeWindows(ShiftWindowMSA):
+    """Swin's attention that does not ask for the number of pictures."""
+
+    def window_reverse(self, windows: Tensor, H: int, W: int) -> Tensor:
+        """Put windows back in their places.
+
+        Args:
+            windows: Those of all pictures, (B * windows, side, side, C).
+            H: Height of the map, a multiple of the side.
+            W: Its width, likewise.
+
+        Returns:
+            (B, H, W, C).
+        """
+        side = self.window_size
+        rows = windows.unflatten(0, (-1, H // side, W // side)).transpose(2, 3)
+        return rows.flatten(3, 4).flatten(1, 2)

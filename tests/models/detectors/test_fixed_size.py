@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exporting import assert_exports, make_pictures, predict
+from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.structures import DetDataSample
 from tiny_detectors import build_model, detector_config
 from torch import nn
 
 from mmsparse.errors import UsageError
 from mmsparse.export import DetectorGraph, build_graph
+from mmsparse.models.detectors.fixed_size import with_fixed_sizes
 
 SIZE = (76, 101)
 
@@ -75,6 +77,19 @@ def test_a_detector_exports(name, tmp_path):
     graph = build_graph(build(**DETECTORS[name], **few), SIZE)
 
     assert_exports(graph, tmp_path / 'model.onnx')
+
+
+def test_windows_of_swin_take_any_number_of_pictures():
+    detector = build(kind='DeformableDETR', as_two_stage=False)
+    detector.backbone = ShiftWindowMSA(4, num_heads=1, window_size=4, shift_size=2)
+    layer = with_fixed_sizes(detector).backbone
+    x, size = torch.randn(2, 7 * 9, 4), (7, 9)
+    shapes = ({0: torch.export.Dim('batch')}, (None, None))
+
+    program = torch.export.export(layer, (x, size), dynamic_shapes=shapes)
+
+    x = torch.randn(3, 7 * 9, 4)
+    torch.testing.assert_close(program.module()(x, size), detector.backbone(x, size))
 
 
 def test_another_detector_is_refused():
