@@ -36,7 +36,7 @@ if 'onedl-mmengine' in installed_versions():
         '__editable___mmsparse_0_1_0_finder.py': FOLDER,
         "Can't determine a unique package given abbreviation mmdet": 'onedl-mim knows '
         'onedl-mmdetection by its full name alone',
-        'the_same_weights[iterations': 'onedl-mmengine does not read the data again '
+        'the_same_state[iterations': 'onedl-mmengine does not read the data again '
         'that a resumed training by iterations passes over, and draws nothing for it',
     }
 if not hasattr(torch, 'get_autocast_dtype'):
