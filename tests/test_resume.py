@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -247,7 +248,7 @@ def run(work_dir, by_epoch, until=None, resume=False, repeatable=True):
         custom_hooks=hooks,
         randomness=dict(seed=0),
         resume=resume,
-        experiment_name=f'{work_dir.name}-{random.getrandbits(32)}',
+        experiment_name=uuid4().hex,  # runners of one name share their history,
         log_level='ERROR',
     )
     runner.train()

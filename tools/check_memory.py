@@ -19,7 +19,7 @@ from mmsparse.benchmark.batches import random_batch
 from mmsparse.benchmark.growth import Held, follow_memory, growth
 from mmsparse.hosts import UsageError, build_model, read_config
 
-PARTS = 40  # of a run, after each of which memory is looked at
+PARTS = 20  # of a run, after each of which memory is looked at
 BATCH = 2  # pictures
 MEGABYTE = 2**20
 
