@@ -45,14 +45,7 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         help='where logs and checkpoints go; work_dirs/CONFIG if not given',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help="change settings, for example model.backbone.arch=small data.x='[1,2]'",
-    )
+    add_cfg_options(parser, "model.backbone.arch=small data.x='[1,2]'")
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
@@ -60,6 +53,23 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
         help='who starts the processes of a distributed job',
     )
     parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add the argument that changes settings of a configuration.
+
+    Args:
+        parser: Parser of the command.
+        example: Settings, as they are written there.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help=f'change settings, for example {example}',
+    )
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -1,6 +1,6 @@
 """Faults of pictures and labels, told with the names of their files."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from mmcv import imread
 from mmengine.dataset import Compose
 from mmengine.runner import Runner
 
+from mmsparse.errors import UsageError
 from mmsparse.transforms import IGNORED, CheckSegLabels
 
 ADVICE = 'Replace the file, or take it out of the data.'
@@ -52,6 +53,40 @@ def _reason(error: Exception) -> str:
         return reason
     name = f'{kind.__module__}.{kind.__qualname__}'.removeprefix('builtins.')
     return f'{name}: {reason.rstrip(".")}. {ADVICE}'
+
+
+def check_files(*paths: str) -> None:
+    """Find out before a model is built that there is nothing to run it on.
+
+    Args:
+        *paths: Pictures and a checkpoint.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    for path in paths:
+        if not Path(path).is_file():
+            raise UsageError(f'no such file: {path}')
+
+
+def check_names(pictures: Sequence[str]) -> None:
+    """Find out that what is drawn of one picture would replace that of another.
+
+    Args:
+        pictures: Their files, after whose names the drawings are named.
+
+    Raises:
+        UsageError: Two have the same name, whatever their folders and suffixes.
+    """
+    named: dict[str, str] = {}
+    for path in pictures:
+        stem = Path(path).stem
+        if stem in named:
+            raise UsageError(
+                f'{named[stem]} and {path} have the same name, and so would what is '
+                'drawn of them; draw them in two runs, each with another --out'
+            )
+        named[stem] = path
 
 
 def check_picture(path: str) -> None:

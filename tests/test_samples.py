@@ -10,8 +10,16 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmsparse.errors import UsageError
 from mmsparse.hosts import register_host
-from mmsparse.samples import SampleError, check_picture, name_files, naming
+from mmsparse.samples import (
+    SampleError,
+    check_files,
+    check_names,
+    check_picture,
+    name_files,
+    naming,
+)
 
 RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
 GREY = np.asarray(RGB.convert('L'))
@@ -324,3 +332,18 @@ def test_a_message_that_names_the_file_is_kept_as_it_is():
         naming('a.png'),
     ):
         raise ValueError('a.png: labels are wrong')
+
+
+def test_a_missing_file_is_named_before_anything_is_built(tmp_path):
+    (tmp_path / 'a.jpg').touch()
+    check_files(str(tmp_path / 'a.jpg'))
+    for missing in ('b.jpg', ''):
+        with pytest.raises(UsageError, match=f'no such file: {tmp_path / missing}'):
+            check_files(str(tmp_path / 'a.jpg'), str(tmp_path / missing))
+
+
+@pytest.mark.parametrize('other', ['b/cat.jpg', 'a/cat.png', 'a/cat.jpg'])
+def test_pictures_whose_drawings_would_have_one_name_are_refused(other):
+    check_names(['a/cat.jpg', 'a/dog.jpg'])
+    with pytest.raises(UsageError, match=f'a/cat.jpg and {other} have the same name'):
+        check_names(['a/cat.jpg', 'a/dog.jpg', other])

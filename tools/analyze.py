@@ -17,8 +17,8 @@ from mmsparse.benchmark.parts import time_parts
 from mmsparse.benchmark.report import align
 from mmsparse.complexity import measure
 from mmsparse.hosts import UsageError, load_model, read_config
-from mmsparse.samples import check_picture, naming
-from mmsparse.visualization import check_files, read_pipeline, watch
+from mmsparse.samples import check_files, check_picture, naming
+from mmsparse.visualization import read_pipeline, watch
 from mmsparse.visualization.frame import run_pipeline
 from mmsparse.visualization.measures import attention_distance
 

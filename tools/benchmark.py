@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 from mmsparse.benchmark import Measurement, measure
 from mmsparse.benchmark.backbone import (
@@ -21,7 +20,7 @@ from mmsparse.benchmark.detector import detector_candidates, set_width
 from mmsparse.benchmark.operators import operator_candidates, plot_scaling
 from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
 from mmsparse.benchmark.segmentor import prediction_candidate, training_candidates
-from mmsparse.hosts import UsageError, read_config
+from mmsparse.hosts import UsageError, add_cfg_options, read_config
 
 ROOT = Path(__file__).parents[1]
 FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'
@@ -227,14 +226,7 @@ def common_arguments() -> argparse.ArgumentParser:
 def model_arguments(common: argparse.ArgumentParser) -> argparse.ArgumentParser:
     of_models = argparse.ArgumentParser(add_help=False, parents=[common])
     of_models.add_argument('--batch-size', type=int, default=1, help='1 by default')
-    of_models.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='change settings of all, for example model.backbone.depth=101',
-    )
+    add_cfg_options(of_models, 'model.backbone.depth=101')
     return of_models
 
 

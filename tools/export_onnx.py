@@ -16,8 +16,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from mmsparse.export import (
     EXTRA,
     TOLERANCE,
@@ -25,7 +23,7 @@ from mmsparse.export import (
     compare_onnx,
     export_onnx,
 )
-from mmsparse.hosts import UsageError, load_model, read_config
+from mmsparse.hosts import UsageError, add_cfg_options, load_model, read_config
 
 BATCH_SIZES = (1, 3)  # to compare; neither is the one that is traced
 
@@ -71,14 +69,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help="version of ONNX's operators; what torch recommends if not given",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='change settings, for example model.test_cfg.max_per_img=100',
-    )
+    add_cfg_options(parser, 'model.test_cfg.max_per_img=100')
     return parser.parse_args()
 
 

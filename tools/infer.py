@@ -15,7 +15,13 @@ from mmengine.config import Config
 
 from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
 from mmsparse.hosts import UsageError, load_weights, read_config
-from mmsparse.samples import SampleError, check_picture, naming
+from mmsparse.samples import (
+    SampleError,
+    check_files,
+    check_names,
+    check_picture,
+    naming,
+)
 from mmsparse.segmentation import build_dataset
 
 Draw = Callable[[str], Path]
@@ -24,7 +30,8 @@ Draw = Callable[[str], Path]
 def main() -> None:
     args = parse_args()
     try:
-        check_files(args)
+        check_files(*args.images, args.checkpoint)
+        check_names(args.images)
         cfg = read_config(args.config)
         if cfg.get('default_scope') not in BUILD:
             raise UsageError(
@@ -62,15 +69,6 @@ def parse_args() -> argparse.Namespace:
         help='least score of a drawn box, 0 to 1',
     )
     return parser.parse_args()
-
-
-def check_files(args: argparse.Namespace) -> None:
-    for path in (*args.images, args.checkpoint):
-        if not Path(path).is_file():
-            raise UsageError(f'no such file: {path}')
-    names = [Path(path).stem for path in args.images]
-    if len(set(names)) < len(names):
-        raise UsageError('two pictures have the same name; draw them in two runs')
 
 
 def classify(cfg: Config, args: argparse.Namespace) -> Draw:

@@ -27,9 +27,14 @@ from typing import Any
 from mmengine.model import BaseModel
 
 from mmsparse.hosts import UsageError, load_model, read_config
-from mmsparse.samples import SampleError, check_picture, naming
-from mmsparse.visualization import (
+from mmsparse.samples import (
+    SampleError,
     check_files,
+    check_names,
+    check_picture,
+    naming,
+)
+from mmsparse.visualization import (
     choose_point,
     draw_all,
     read_pipeline,
@@ -44,9 +49,7 @@ def main() -> None:
     args = parse_args()
     try:
         check_files(*args.images, args.checkpoint)
-        names = [Path(path).stem for path in args.images]
-        if len(set(names)) < len(names):
-            raise UsageError('two pictures have the same name; draw them in two runs')
+        check_names(args.images)
         cfg = read_config(args.config)
         model = load_model(cfg, args.checkpoint, args.device)
         transforms, classes = read_pipeline(cfg)

@@ -13,7 +13,6 @@ from mmsparse.visualization.hook import LookHook
 from mmsparse.visualization.page import write_page
 from mmsparse.visualization.scene import (
     Scene,
-    check_files,
     choose_point,
     read_pipeline,
     view,
@@ -26,7 +25,6 @@ __all__ = [
     'LookHook',
     'Scene',
     'Seen',
-    'check_files',
     'choose_point',
     'draw_all',
     'draw_attention',

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from mmengine.registry import DATASETS, DefaultScope
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmsparse.errors import UsageError
 from mmsparse.visualization.frame import Frame, Pixels, run_pipeline
 from mmsparse.visualization.watcher import Seen, watch
 
@@ -54,20 +52,6 @@ class Scene:
         scores, labels, boxes = (x[0] for x in self.seen.detections)
         ends = boxes.new_tensor(self.frame.size[::-1]).repeat(2)
         return scores, labels, self.frame.boxes_to_picture(boxes * ends)
-
-
-def check_files(*paths: str) -> None:
-    """Find out before a model is built that there is nothing to run it on.
-
-    Args:
-        *paths: Pictures and a checkpoint.
-
-    Raises:
-        UsageError: One is missing.
-    """
-    for path in paths:
-        if not Path(path).is_file():
-            raise UsageError(f'no such file: {path}')
 
 
 def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:
