@@ -1,5 +1,6 @@
 """A study of two small variants, trained for two iterations each."""
 
+import dataclasses
 import json
 import sys
 
@@ -115,3 +116,20 @@ def test_every_variant_of_our_studies_builds(study, small_digits, monkeypatch):
         assert variant.changes
         with torch.device('meta'):
             build_model(ablate.variant_config(study, variant, 1, 0, None))
+
+
+@pytest.mark.slow
+def test_costs_of_detectors_are_measured(small_digits, monkeypatch):
+    monkeypatch.chdir(small_digits)
+    monkeypatch.setattr(ablate, 'ROUNDS', 1)
+    study = ablate.read_study('focus_detr')
+    studied = {x.name: x for x in study.variants}
+    variants = (study.variants[0], studied['keep-all'])
+
+    ours, all_kept = ablate.measure_costs(
+        dataclasses.replace(study, variants=variants), 1, None
+    )
+
+    assert 1e7 < ours.macs < all_kept.macs
+    assert ours.parameters == all_kept.parameters > 1e6
+    assert ours.iteration_seconds > 0 < all_kept.iteration_seconds
