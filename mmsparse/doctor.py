@@ -55,8 +55,16 @@ REMEDIES = (
     (r'libGL\.so|libglib-2', 'apt-get install libgl1 libglib2.0-0'),
     (r'torchvision::nms', 'pip install --force-reinstall torch torchvision'),
     (r"named 'pkg_resources'", "pip install 'setuptools>=70,<81'"),
-    (r"named '(\w+)'", 'pip install {}'),
+    (r"named '(\w+)", 'pip install {}'),
 )
+# Modules that the hosts import, whose packages have other names.
+PACKAGE_OF = {
+    'cv2': 'opencv-python',
+    'mmseg': 'mmsegmentation',
+    'PIL': 'pillow',
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml',
+}
 
 
 class Conflict(NamedTuple):
@@ -247,7 +255,7 @@ def _failed_import(setup: Setup) -> Iterator[Conflict]:
     else:
         for pattern, remedy in REMEDIES:
             if found := re.search(pattern, error):
-                command = remedy.format(*found.groups())
+                command = remedy.format(*(PACKAGE_OF.get(x, x) for x in found.groups()))
                 break
     yield Conflict(f'import {module}: {error}', command)
 

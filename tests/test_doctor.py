@@ -128,6 +128,18 @@ def test_a_sound_setup_has_no_conflicts():
             id='package that a host forgot to require',
         ),
         pytest.param(
+            with_failure('cv2', "ModuleNotFoundError: No module named 'cv2'"),
+            "import cv2: ModuleNotFoundError: No module named 'cv2'",
+            'pip install opencv-python',
+            id='package of another name than its module',
+        ),
+        pytest.param(
+            with_failure('mmdet', "ModuleNotFoundError: No module named 'PIL.Image'"),
+            "No module named 'PIL.Image'",
+            'pip install pillow',
+            id='module inside such a package',
+        ),
+        pytest.param(
             with_failure('mmdet', 'AttributeError: no attribute x'),
             'import mmdet: AttributeError',
             'pip install --force-reinstall mmdet',
