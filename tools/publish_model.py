@@ -121,7 +121,6 @@ def write(
         path = out / f'{name}-{sha256(unnamed)[:8]}.{suffix}'
         if path.exists():
             raise UsageError(f'{path} exists; nothing was written')
-        unnamed.chmod(0o644)  # safetensors lets its owner alone read a file
         unnamed.rename(path)
     return path
 

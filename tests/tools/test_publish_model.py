@@ -87,11 +87,15 @@ def test_the_file_has_its_hash_in_its_name_and_loads_into_the_model(publish, mod
         assert torch.equal(fresh.state_dict()[key], tensor), key
 
 
-def test_equal_weights_have_one_name_and_nothing_is_overwritten(publish, tmp_path):
-    path = publish('--name', 'mine')
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_equal_weights_have_one_name_and_nothing_is_overwritten(
+    publish, tmp_path, suffix
+):
+    options = ('--config', CONFIG, '--name', 'mine', '--format', suffix)
+    path = publish(*options)
 
     with pytest.raises(SystemExit, match=rf'error: {path} exists'):
-        publish('--name', 'mine')
+        publish(*options)
 
     assert [x.name for x in (tmp_path / 'out').iterdir()] == [path.name]
 
