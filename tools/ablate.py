@@ -32,7 +32,8 @@ from small_trainings import Trained, in_new_process, start_from, train
 from mmsparse.benchmark import Candidate, Stopwatch, measure
 from mmsparse.benchmark.report import environment
 from mmsparse.complexity import count
-from mmsparse.hosts import UsageError, check_data, check_pretrained, read_config
+from mmsparse.errors import UsageError, building
+from mmsparse.hosts import check_data, check_pretrained, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / 'configs' / 'ablations'
@@ -188,10 +189,10 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
             cfg.experiment_name = Path(work_dir).name
             cfg.visualizer = None  # mmdet's has one name for all
             try:
-                runner = Runner.from_cfg(cfg)
-            except (ValueError, TypeError) as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise UsageError(f'variant {variant.name}: {reason}') from error
+                with building():
+                    runner = Runner.from_cfg(cfg)
+            except UsageError as error:
+                raise UsageError(f'variant {variant.name}: {error}') from error
             runner.model.init_weights()
             macs.append(macs_of(runner))
             candidates.append(training(variant.name, runner))
