@@ -27,7 +27,7 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
-from small_trainings import Trained, in_new_process, start_from, train
+from small_trainings import Trained, check_start, in_new_process, start_from, train
 
 from mmsparse.benchmark import Candidate, Stopwatch, measure
 from mmsparse.benchmark.report import environment
@@ -147,7 +147,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         metavar='CHECKPOINT',
-        help='the backbones start from that of this checkpoint',
+        help='the backbones start from that of this checkpoint; it must have all '
+        "parameters of the first variant's, others may differ",
     )
     return parser.parse_args()
 
@@ -193,6 +194,8 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
                     runner = Runner.from_cfg(cfg)
             except UsageError as error:
                 raise UsageError(f'variant {variant.name}: {error}') from error
+            if pretrained and variant is study.variants[0]:
+                check_start(runner.model.backbone, pretrained)
             runner.model.init_weights()
             macs.append(macs_of(runner))
             candidates.append(training(variant.name, runner))

@@ -8,8 +8,10 @@ import ablate
 import pytest
 import torch
 from PIL import Image
+from small_trainings import check_start
 
-from mmsparse.hosts import build_model
+from mmsparse.errors import UsageError
+from mmsparse.hosts import build_model, read_config
 
 STUDY = """\
 title: Two models
@@ -103,6 +105,39 @@ def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, m
 def test_a_study_that_is_not_there_is_told(run):
     with pytest.raises(SystemExit, match='STUDY: no such file: nothing'):
         run(study='nothing')
+
+
+def save(config, path):
+    """Save a model of the repository as mmengine does; return it."""
+    model = build_model(read_config(str(ablate.ROOT / 'configs' / config)))
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return model
+
+
+def test_weights_of_another_backbone_are_refused_before_training(run, tmp_path):
+    path = tmp_path / 'other.pth'
+    save('shunted_transformer/shunted-nano_1xb32-14e_digits.py', path)
+
+    with pytest.raises(SystemExit, match=rf'error: {path} has no backbone that fits B'):
+        run('--pretrained', path)
+
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_backbone_starts_from_a_classifier_without_its_norms(tmp_path):
+    path = tmp_path / 'classifier.pth'
+    save('biformer/biformer-nano_1xb32-9e_digits.py', path)
+    config = 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'
+    backbone = save(config, tmp_path / 'detector.pth').backbone
+
+    check_start(backbone, path)
+    check_start(backbone, tmp_path / 'detector.pth')
+
+    state = torch.load(path)['state_dict']
+    state['backbone.downsamples.1.1.weight'] = torch.ones(1)
+    torch.save(dict(state_dict=state), path)
+    with pytest.raises(UsageError, match=r'another shape: downsamples\.1\.1\.weight$'):
+        check_start(backbone, path)
 
 
 @pytest.mark.parametrize('study', sorted(x.stem for x in ablate.STUDIES.glob('*.yml')))
