@@ -132,7 +132,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     cfg = read_file(path)
     try:
         cfg.merge_from_dict(options or {})
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(
             f'settings that {path} has no place for: {told(error)}'
         ) from error

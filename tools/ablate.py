@@ -17,17 +17,24 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_origin
 
 import ablation_report
 import torch
 import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
-from small_trainings import Trained, check_start, in_new_process, start_from, train
+from small_trainings import (
+    Trained,
+    check_folder,
+    check_start,
+    in_new_process,
+    start_from,
+    train,
+)
 
 from mmsparse.benchmark import Candidate, Stopwatch, measure
 from mmsparse.benchmark.report import environment
@@ -98,6 +105,7 @@ def main() -> None:
     try:
         study = read_study(args.study)
         out = Path(args.out or Path('work_dirs', 'ablations', study.name))
+        check_folder(out)
         epochs = args.epochs if args.epochs is not None else study.epochs
         if epochs < 1:
             raise UsageError(f'--epochs must be at least 1; got {epochs}')
@@ -154,7 +162,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_study(name: str) -> Study:
-    """Read a study by its name or its file; raises UsageError if there is none."""
+    """Read a study by its name or its file; raises UsageError if it is none."""
     path = STUDIES / f'{name}.yml'
     path = path if path.is_file() else Path(name)
     if not path.is_file():
@@ -174,7 +182,20 @@ def read_study(name: str) -> Study:
         ) from error
     if not study.variants:
         raise UsageError(f'{path} has no variants')
+    for part in (study, *study.variants):
+        check_types(path, part)
     return study
+
+
+def check_types(path: Path, part: Study | Variant) -> None:
+    """Raise UsageError unless all settings of a study are of their types."""
+    for setting in fields(part):
+        kind = get_origin(setting.type) or setting.type
+        value = getattr(part, setting.name)
+        if type(value) is not kind:
+            raise UsageError(
+                f'{path}: {setting.name} must be of type {kind.__name__}; got {value!r}'
+            )
 
 
 def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cost]:
@@ -216,7 +237,7 @@ def variant_config(
     }
     path = Path(study.config)
     cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
-    if 'max_epochs' not in cfg.train_cfg:
+    if 'max_epochs' not in (cfg.get('train_cfg') or {}):
         raise UsageError(f'{study.config} trains by iterations; a study needs epochs')
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
     cfg.randomness = dict(seed=seed)

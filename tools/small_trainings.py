@@ -85,6 +85,20 @@ def in_new_process(function: Callable, *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
+def check_folder(out: Path) -> None:
+    """Find out before a training that its results have no place.
+
+    Args:
+        out: Folder for them, which need not exist.
+
+    Raises:
+        UsageError: It is a file, or below one.
+    """
+    for path in (out, *out.parents):
+        if path.is_file():
+            raise UsageError(f'--out must be a folder; {path} is a file')
+
+
 def start_from(cfg: Config, checkpoint: str) -> None:
     """Let a model's backbone start from that of another.
 

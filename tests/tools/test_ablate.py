@@ -91,6 +91,11 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
         ('title: Two models\n', '', r'must have title, config, epochs and variants'),
         ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
+        ('epochs: 1', 'epochs: two', r"epochs must be of type int; got 'two'"),
+        ('config: configs', 'config: 3 #', r'config must be of type str; got 3'),
+        ('  two:', '  2:', r'name must be of type str; got 2'),
+        ('about: as it is', 'about: [as, it]', r"about must be .* got \['as', 'it'\]"),
+        ('changes: &short', 'changes: &short 3 #', r'must have title, config, epochs'),
     ],
 )
 def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, message):
@@ -100,6 +105,12 @@ def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, m
         run()
 
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('folder', ['study.yml', 'study.yml/below'])
+def test_a_place_for_results_that_is_a_file_is_told(run, tmp_path, folder):
+    with pytest.raises(SystemExit, match=r'--out must be a folder; .*yml is a file'):
+        run('--out', tmp_path / folder)
 
 
 def test_a_study_that_is_not_there_is_told(run):
