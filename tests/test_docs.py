@@ -178,3 +178,15 @@ def test_dense_results_are_those_of_the_metafile(page):
     assert len(expected) >= 2
     for arch, results in expected.items():
         assert sorted(filter(re.compile(r'\d').match, columns[arch])) == sorted(results)
+
+
+def test_results_of_focus_detr_are_those_of_the_metafile():
+    columns = table_below('Results', 'focus_detr')
+    expected = {}
+    for name, result in dense_results('focus_detr').items():
+        epochs = re.search(r'-(\d+)e_', name)[1]
+        expected.setdefault(f'{epochs} epochs', []).append(result)
+
+    assert set(columns) == {'backbone', *expected}
+    for epochs, results in expected.items():
+        assert sorted(filter(None, columns[epochs])) == sorted(results)
