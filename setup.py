@@ -64,6 +64,10 @@ def read_version() -> str:
     return re.search(r"^__version__ = '(.+)'$", source, re.MULTILINE)[1]
 
 
+MMENGINE = [
+    'mmengine>=0.10,<1',
+    'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
+]
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 DOCS = ['furo', 'myst-parser', 'sphinx']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
@@ -71,13 +75,12 @@ EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 EXTRAS = {
     # One of the next two, never both: they install the same modules.
     'openmmlab': [
-        'mmengine>=0.10,<1',
+        *MMENGINE,
         'mmcv>=2.1,<2.2',
         'mmdet>=3.3,<4',
         'mmsegmentation>=1.2.2,<2',
         'mmpretrain>=1.2,<2',
         'openmim>=0.3.9',
-        'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
         'ftfy',  # mmsegmentation imports it and regex but does not require them.
         'regex',
     ],
@@ -89,6 +92,7 @@ EXTRAS = {
         'onedl-mmpretrain>=1.3.4,<2',
         'onedl-mim>=0.5,<1',
     ],
+    'backbones': [*MMENGINE, 'safetensors'],  # without any host
     'digits': DIGITS,
     'docs': DOCS,
     'export': EXPORT,

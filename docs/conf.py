@@ -35,6 +35,7 @@ html_title = 'mmsparse'
 html_extra_path = ['site']  # leads from the root of the site to its first page
 html_static_path = ['static']
 html_css_files = ['tables.css']
+html_js_files = [('filter.js', {'defer': 'defer'})]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False

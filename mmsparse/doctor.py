@@ -184,16 +184,36 @@ def find_conflicts(
         What to mend, in this order.
     """
     return [
-        *_mixed_stacks(setup.versions),
-        *_mmcv_lite(setup.versions),
+        *_missing(setup.versions, required),
+        *_mixed_stacks(setup.versions, required),
+        *_mmcv_lite(setup.versions, required),
         *_outside_range(setup.versions, required),
         *_numpy_beside_old_torch(setup.versions),
-        *_failed_import(setup),
+        *_failed_import(setup, required),
         *_operators_without_gpu(setup),
     ]
 
 
-def _mixed_stacks(versions: dict[str, str]) -> Iterator[Conflict]:
+def _missing(
+    versions: dict[str, str], required: Sequence[Requirement]
+) -> Iterator[Conflict]:
+    for requirement in _that_apply(required, ('',)):
+        if requirement.name in PACKAGES and requirement.name not in versions:
+            yield Conflict(
+                f'{requirement.name} is not installed', f"pip install '{requirement}'"
+            )
+    if not {'mmengine', 'onedl-mmengine'} & versions.keys():
+        yield Conflict(
+            'mmengine is not installed, which all models need; with this command those '
+            'of create_backbone work, and docs/installation.md tells how to install '
+            'the hosts',
+            "pip install 'mmsparse[backbones]'",
+        )
+
+
+def _mixed_stacks(
+    versions: dict[str, str], required: Sequence[Requirement]
+) -> Iterator[Conflict]:
     twice = [name for name in HOSTS if {name, HOSTS[name]} <= versions.keys()]
     if twice:
         hosts = [x for pair in HOSTS.items() for x in pair if x in versions]
@@ -201,36 +221,48 @@ def _mixed_stacks(versions: dict[str, str]) -> Iterator[Conflict]:
         yield Conflict(
             f'{pairs} are the same modules and overwrite each other',
             f'pip uninstall --yes {" ".join(hosts)} && '
-            "pip install 'mmsparse[openmmlab]'",
+            f"{_compile('mmcv', required)} && pip install 'mmsparse[openmmlab]'",
         )
 
 
-def _mmcv_lite(versions: dict[str, str]) -> Iterator[Conflict]:
+def _mmcv_lite(
+    versions: dict[str, str], required: Sequence[Requirement]
+) -> Iterator[Conflict]:
     if 'mmcv-lite' in versions:
+        mmcv = _in_stack('mmcv', versions)
         yield Conflict(
             'mmcv-lite has no operators, and overwrites the mmcv that has them',
-            f'pip uninstall --yes mmcv-lite mmcv; {COMPILE_MMCV.format("mmcv<2.2")}',
+            f'pip uninstall --yes mmcv-lite {mmcv}; {_compile(mmcv, required)}',
         )
 
 
 def _outside_range(
     versions: dict[str, str], required: Sequence[Requirement]
 ) -> Iterator[Conflict]:
-    extras = ('', *_stacks(versions))
-    for requirement in required:
+    for requirement in _that_apply(required, ('', *_stacks(versions))):
         name, allowed = requirement.name, requirement.specifier
-        marker = requirement.marker
-        if marker and not any(marker.evaluate({'extra': extra}) for extra in extras):
-            continue
         found = versions.get(name)
         if found and not allowed.contains(found, prereleases=True):
-            wanted = f'{name}{allowed}'
             yield Conflict(
                 f'{name} {found} is outside {allowed}, which mmsparse or a host needs',
-                COMPILE_MMCV.format(wanted)
+                _compile(name, required)
                 if name.endswith('mmcv')
-                else f"pip install '{wanted}'",
+                else f"pip install '{name}{allowed}'",
             )
+
+
+def _that_apply(
+    required: Sequence[Requirement], extras: Sequence[str]
+) -> Iterator[Requirement]:
+    for requirement in required:
+        marker = requirement.marker
+        if not marker or any(marker.evaluate({'extra': extra}) for extra in extras):
+            yield requirement
+
+
+def _compile(mmcv: str, required: Sequence[Requirement]) -> str:
+    allowed = [str(x.specifier) for x in required if x.name == mmcv]
+    return COMPILE_MMCV.format(''.join([mmcv, *allowed[:1]]))
 
 
 def _numpy_beside_old_torch(versions: dict[str, str]) -> Iterator[Conflict]:
@@ -243,7 +275,7 @@ def _numpy_beside_old_torch(versions: dict[str, str]) -> Iterator[Conflict]:
         )
 
 
-def _failed_import(setup: Setup) -> Iterator[Conflict]:
+def _failed_import(setup: Setup, required: Sequence[Requirement]) -> Iterator[Conflict]:
     if setup.failure is None:
         return
     module, error = setup.failure
@@ -252,10 +284,13 @@ def _failed_import(setup: Setup) -> Iterator[Conflict]:
     if 'mmcv._ext' in error or 'undefined symbol' in error:
         error = f'mmcv has no operators compiled for this torch ({error})'
         command = COMPILE_MMCV.format(f'{packages[-1]}=={setup.versions[packages[-1]]}')
+    elif "named 'mmcv" in error:
+        command = _compile(_in_stack('mmcv', setup.versions), required)
     else:
         for pattern, remedy in REMEDIES:
             if found := re.search(pattern, error):
-                command = remedy.format(*(PACKAGE_OF.get(x, x) for x in found.groups()))
+                names = (PACKAGE_OF.get(x, x) for x in found.groups())
+                command = remedy.format(*(_in_stack(x, setup.versions) for x in names))
                 break
     yield Conflict(f'import {module}: {error}', command)
 
@@ -284,9 +319,11 @@ def describe(setup: Setup) -> Iterator[str]:
     configs = folder / '.mim' / 'configs'
     if not configs.is_dir():
         configs = folder.parent / 'configs'
+    hosts = [_in_stack(name, setup.versions) for name in HOSTS]
     rows = {
         'Python': platform.python_version(),
         **setup.versions,
+        **{name: 'not installed' for name in hosts if name not in setup.versions},
         'stack': ' and '.join(_stacks(setup.versions)) or 'no hosts',
         'mmcv.ops': setup.operators or 'not looked at',
         'GPU': setup.gpu or 'none that torch can use',
@@ -302,6 +339,11 @@ def _stacks(versions: dict[str, str]) -> list[str]:
     """The extras of setup.py whose hosts are installed."""
     names = {'openmmlab': set(HOSTS), 'onedl': set(HOSTS.values())}
     return [stack for stack in names if names[stack] & versions.keys()]
+
+
+def _in_stack(name: str, versions: dict[str, str]) -> str:
+    """A host's name in the stack that is installed; any other name as it is."""
+    return HOSTS.get(name, name) if _stacks(versions) == ['onedl'] else name
 
 
 def _operators(versions: dict[str, str]) -> str:

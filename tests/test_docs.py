@@ -141,3 +141,52 @@ def test_the_backbone_of_the_walk_learns_in_a_detector(tmp_path, monkeypatch):
     sum(x.square().mean() for x in maps).backward()
     assert [tuple(x.shape[1:]) for x in maps] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
     assert all(weight.grad is not None for weight in backbone.parameters())
+
+
+def table_below(heading, page):
+    """Columns of the first table below a heading, by their titles."""
+    text = (ROOT / 'docs' / f'{page}.md').read_text().split(f'\n## {heading}\n')[1]
+    lines = re.search(r'(?:^\|.*\n)+', text, re.MULTILINE)[0].splitlines()
+    rows = [[x.strip(' `') for x in line[1:-1].split('|')] for line in lines]
+    return {title: cells for title, _, *cells in zip(*rows, strict=True)}
+
+
+def dense_results(page):
+    """Results on COCO and ADE20K as the pages write them, by the names of configs."""
+    metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
+    return {
+        model['Name']: ' / '.join(
+            str(value)
+            for result in model['Results']
+            for value in result['Metrics'].values()
+        )
+        for model in metafile['Models']
+        if model['Metadata']['Training Data'] in ('COCO', 'ADE20K')
+        and 'Results' in model
+    }
+
+
+@pytest.mark.parametrize('page', BACKBONES)
+def test_dense_results_are_those_of_the_metafile(page):
+    columns = table_below('Results', page)
+    family = page.split('_')[0]
+    expected = {}
+    for name, result in dense_results(page).items():
+        arch = re.search(rf'_{family}-([\w-]+?)_', name)[1]
+        expected.setdefault(arch, []).append(result)
+
+    assert len(expected) >= 2
+    for arch, results in expected.items():
+        assert sorted(filter(re.compile(r'\d').match, columns[arch])) == sorted(results)
+
+
+def test_results_of_focus_detr_are_those_of_the_metafile():
+    columns = table_below('Results', 'focus_detr')
+    expected = {}
+    for name, result in dense_results('focus_detr').items():
+        epochs = re.search(r'-(\d+)e_', name)[1]
+        expected.setdefault(f'{epochs} epochs', []).append(result)
+
+    assert set(columns) == {'backbone', *expected}
+    for epochs, results in expected.items():
+        assert sorted(filter(None, columns[epochs])) == sorted(results)

@@ -24,6 +24,7 @@ SOUND = Setup(
     },
     operators='CPU',
 )
+OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'openmim')
 REQUIRED = [
     Requirement('torch>=2.1'),
     Requirement("mmcv>=2.1,<2.2; extra == 'openmmlab'"),
@@ -36,6 +37,18 @@ REQUIRED = [
 def with_versions(**versions):
     renamed = {name.replace('_', '-'): value for name, value in versions.items()}
     return dataclasses.replace(SOUND, versions=SOUND.versions | renamed)
+
+
+def without(*names):
+    versions = {k: v for k, v in SOUND.versions.items() if k not in names}
+    return dataclasses.replace(SOUND, versions=versions)
+
+
+def with_onedl(**versions):
+    base = without(*OPENMMLAB)
+    onedl = {'onedl-mmengine': '0.10.12', 'onedl-mmdetection': '3.5.1'}
+    renamed = {name.replace('_', '-'): value for name, value in versions.items()}
+    return dataclasses.replace(base, versions=base.versions | onedl | renamed)
 
 
 def with_failure(module, error):
@@ -52,7 +65,9 @@ def test_a_sound_setup_has_no_conflicts():
         pytest.param(
             with_versions(onedl_mmcv='2.3.6', onedl_mmdetection='3.5.1'),
             'mmcv and onedl-mmcv, mmdet and onedl-mmdetection are the same modules',
-            'pip uninstall --yes mmengine mmcv onedl-mmcv mmdet onedl-mmdetection',
+            'mmsegmentation mmpretrain openmim && MMCV_WITH_OPS=1 pip install '
+            '--force-reinstall --no-cache-dir --no-deps --no-build-isolation '
+            "'mmcv<2.2,>=2.1' && pip install 'mmsparse[openmmlab]'",
             id='both stacks',
         ),
         pytest.param(
@@ -60,6 +75,40 @@ def test_a_sound_setup_has_no_conflicts():
             'mmcv-lite has no operators',
             'pip uninstall --yes mmcv-lite mmcv; MMCV_WITH_OPS=1 pip install',
             id='mmcv-lite beside mmcv',
+        ),
+        pytest.param(
+            with_onedl(mmcv_lite='2.1.0'),
+            'mmcv-lite has no operators',
+            "--no-build-isolation 'onedl-mmcv<2.4,>=2.3.3'",
+            id='mmcv-lite beside the hosts of OneDL',
+        ),
+        pytest.param(
+            without('torch'),
+            'torch is not installed',
+            "pip install 'torch>=2.1'",
+            id='no torch',
+        ),
+        pytest.param(
+            without(*OPENMMLAB),
+            'mmengine is not installed',
+            "pip install 'mmsparse[backbones]'",
+            id='no host and no mmengine',
+        ),
+        pytest.param(
+            dataclasses.replace(
+                without('mmcv'), failure=('mmdet', "No module named 'mmcv.ops'")
+            ),
+            "import mmdet: No module named 'mmcv.ops'",
+            "--no-build-isolation 'mmcv<2.2,>=2.1'",
+            id='no mmcv',
+        ),
+        pytest.param(
+            dataclasses.replace(
+                with_onedl(), failure=('mmdet', "No module named 'mmengine'")
+            ),
+            "import mmdet: No module named 'mmengine'",
+            'pip install onedl-mmengine',
+            id='no mmengine of OneDL',
         ),
         pytest.param(
             with_versions(mmcv='2.2.0'),
@@ -160,8 +209,15 @@ def test_a_conflict_is_told_with_the_command_that_mends_it(setup, problem, comma
 
 
 def test_a_stack_of_onedl_alone_is_sound():
-    versions = {'torch': '2.12.1', 'setuptools': '84.2.1', 'onedl-mmcv': '2.3.6'}
-    assert find_conflicts(Setup(versions), REQUIRED) == []
+    setup = with_onedl(onedl_mmcv='2.3.6', setuptools='84.2.1')
+    assert find_conflicts(setup, REQUIRED) == []
+
+
+def test_hosts_that_are_not_there_are_listed():
+    lines = list(doctor.describe(with_onedl()))
+    assert 'onedl-mmcv            not installed' in lines
+    assert 'onedl-mmengine        0.10.12' in lines
+    assert not any(line.startswith('mmcv ') for line in lines)
 
 
 def test_the_first_import_that_fails_is_told(monkeypatch):

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from torch import nn
 from tqdm import tqdm
 
@@ -155,7 +157,9 @@ def train(
     warnings.simplefilter('ignore')
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg.work_dir, cfg.resume = str(work_dir), resume
-    cfg.optim_wrapper.optimizer.fused = True  # for CPUs, too, with recent torch
+    # One pass over all weights; older torch has it for GPUs alone.
+    fused = digit_version(torch.__version__) >= digit_version('2.4')
+    cfg.optim_wrapper.optimizer.fused = fused
     metric = METRICS[cfg.default_scope]
     with (
         (work_dir / 'train.log').open('a' if resume else 'w') as log,

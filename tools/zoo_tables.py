@@ -46,9 +46,12 @@ HEADER = """\
 # All configs
 
 Every config of the repository, by the name of its file; `tools/zoo_tables.py` writes
-this page from the metafiles. The last column tells whose a result is: the paper's, the
-authors', or ours, with the commit that it was made with. Where there is none, we have
-not trained the model, and know of nobody who did.
+this page from the metafiles. The last column tells whose a result is, in the words of
+the [model zoo](model_zoo.md). Where there is none, we have not trained the model as it
+stands here, and know of nobody who did.
+
+Configs of `projects/` need a clone: they are not in the wheel, and mim does not list
+them.
 
 """
 

@@ -4,6 +4,7 @@ Run it from anywhere: the pictures go to docs/images.
 """
 
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,6 +24,7 @@ def main() -> None:
         ('routed_attention', draw_routed_attention),
         ('shunted_attention', draw_shunted_attention),
         ('multi_scale_deformable_attention', draw_multi_scale),
+        ('focus_attention', draw_focus),
     ):
         path = IMAGES / f'{name}.png'
         draw().savefig(path, dpi=150, bbox_inches='tight', facecolor='white')
@@ -110,6 +112,63 @@ def draw_multi_scale() -> plt.Figure:
                 ax.plot(*point, 'o', color=colour, markersize=3 + 12 * weight)
             star(ax, query, colour)
     return figure
+
+
+def draw_focus() -> plt.Figure:
+    """Focus-DETR: tokens of all levels are scored, and each layer keeps fewer."""
+    corners = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells a side
+    spots = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centres and radii of objects
+    places, scores = score_levels(corners, spots)
+    ranked = places[scores.argsort()[::-1]]
+    objects = ranked[[0, 1, 2, 9, 20]]  # five that a class head might rank first
+    layers = {
+        'layer 1: the best half': 1,
+        'layer 2: 80 % of these': 0.8,
+        'layers 3 and 4: 60 %': 0.6,
+        'layer 5: 40 %': 0.4,
+        'layer 6: 20 %': 0.2,
+    }
+
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout='compressed')
+    for ax, title in zip(axes.flat, ('scores on three levels', *layers), strict=True):
+        ax.set(xlim=(-0.2, 25.2), ylim=(16.2, -0.2), aspect='equal', title=title)
+        ax.axis('off')
+        for cells, corner in corners.items():
+            ax.add_patch(Rectangle(corner, cells, cells, fill=False, ec=LINE))
+            for centre, radius in spots:
+                centre = np.multiply(centre, cells) + corner
+                ax.add_patch(plt.Circle(centre, radius * cells, color='#f6d8a8', lw=0))
+    axes.flat[0].scatter(*places.T, s=14 * scores, color=KEY, lw=0)
+    for ax, part in zip(axes.flat[1:], layers.values(), strict=True):
+        kept = ranked[: int(len(ranked) / 2 * part)]
+        ax.scatter(*kept.T, s=6, color=KEY, lw=0)
+        for pair in combinations(objects, 2):
+            ax.plot(*zip(*pair, strict=True), color=QUERY, lw=0.6)
+        ax.plot(*objects.T, 'o', color=QUERY, markersize=4)
+    return figure
+
+
+def score_levels(
+    corners: dict[int, tuple[int, int]],
+    spots: Iterable[tuple[tuple[float, float], float]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the tokens of all levels, (N, 2), and how much they are foreground.
+
+    Every object fits the level best on which it is four cells wide.
+    """
+    rng = np.random.default_rng(1)
+    places, scores = [], []
+    for cells, corner in corners.items():
+        steps = np.arange(cells) + 0.5
+        centres = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+        score = rng.uniform(0, 0.08, len(centres))
+        for centre, radius in spots:
+            fit = np.exp(-(np.log2(2 * radius * cells / 4) ** 2) / 8)
+            distance = np.hypot(*(centres / cells - centre).T) / radius
+            score = np.maximum(score, fit * np.exp(-(distance**2)))
+        places.append(centres + corner)
+        scores.append(score)
+    return np.concatenate(places), np.concatenate(scores)
 
 
 def maps(*titles: str) -> tuple[plt.Figure, Iterable[Axes]]:

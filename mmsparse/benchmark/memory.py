@@ -39,9 +39,14 @@ def _peak_on_cpu(run: Callable[[], Any]) -> int:
         run()
     events = profiler.kineto_results.events()
     allocations = [event for event in events if event.name() == ALLOCATION]
-    allocations.sort(key=lambda event: event.start_ns())
+    allocations.sort(key=_start)
     used = peak = 0
     for event in allocations:
         used += event.nbytes()
         peak = max(peak, used)
     return peak
+
+
+def _start(event: Any) -> float:
+    # Torch before 2.4 tells microseconds alone; events of one keep their order.
+    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()

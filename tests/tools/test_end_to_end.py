@@ -19,6 +19,7 @@ SHORT = {  # settings that end a training after two iterations
         'train_dataloader.batch_size=4',
         'train_dataloader.dataset.data_prefix=val',
         'train_dataloader.dataset.indices=8',
+        'train_cfg.val_interval=1',
     ),
     'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits': (
         'train_cfg.max_epochs=1',

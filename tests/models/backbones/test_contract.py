@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -221,8 +222,9 @@ def test_bfloat16_stays_near_single_precision(build):
 @pytest.mark.parametrize('picture', PICTURES.values(), ids=PICTURES)
 def test_extreme_pictures_give_finite_outputs_and_gradients(build, picture, dtype):
     backbone = build()
+    half = torch.autocast('cpu', dtype) if dtype == torch.float16 else nullcontext()
 
-    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+    with half:
         found = gradients(backbone, picture())
 
     assert all(tensor.isfinite().all() for tensor in found)
