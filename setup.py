@@ -15,7 +15,7 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'mmsparse'
 FOR_MIM = ('configs', 'tools', 'model-index.yml')
-FOR_CLONES = ('install*.py', 'quickstart*.py', '__pycache__')
+FOR_CLONES = ('install*.py', 'quickstart*.py', 'zoo_tables.py', '__pycache__')
 
 
 class BuildWithMim(build_py):

@@ -23,6 +23,7 @@ from mmsparse.quiet import quiet
 
 OLDEST_TORCH = '2.9'
 TOLERANCE = 1e-4
+OPSETS = '18 to 25 work with torch 2.12 and onnxscript 0.7.2'
 EXTRA = "pip install 'mmsparse[export]'"
 
 
@@ -255,23 +256,30 @@ def export_onnx(
         The program that the file was made of.
 
     Raises:
-        UsageError: onnx or onnxscript is not installed, or torch is older than 2.9.
+        UsageError: onnx or onnxscript is not installed, torch is older than 2.9, or
+            they cannot write this opset; then there is no file.
     """
     _import('onnx', 'to write ONNX files')
     optimizer = _import('onnxscript.optimizer', 'to write ONNX files')
     program = export_program(graph)
     # Not optimize=True: onnxscript's rules, as of 0.7.2, may fuse two clamps of one
     # tensor into constants of one name. Runtimes fuse for themselves.
-    exported = torch.onnx.export(
-        program,
-        input_names=['image'],
-        output_names=list(graph.outputs),
-        dynamic_shapes=({0: 'batch'},),  # the name alone; the program has the rest
-        opset_version=opset,
-        optimize=False,
-        verbose=False,
-    )
     with quiet(logging.getLogger('onnxscript'), logging.ERROR):
+        exported = torch.onnx.export(
+            program,
+            input_names=['image'],
+            output_names=list(graph.outputs),
+            dynamic_shapes=({0: 'batch'},),  # the name alone; the program has the rest
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+        )
+        written = exported.model.opset_imports['']
+        if opset not in (None, written):
+            raise UsageError(
+                f'opset: torch and onnxscript could not write version {opset} of '
+                f"ONNX's operators, and took {written}; {OPSETS}"
+            )
         optimizer.inline(exported.model)
         optimizer.fold_constants(exported.model)
         optimizer.remove_unused_nodes(exported.model)

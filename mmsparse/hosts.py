@@ -23,7 +23,8 @@ from torch import nn
 
 from mmsparse.checkpoint.names import listed
 from mmsparse.checkpoint.official import read_weights
-from mmsparse.errors import UsageError
+from mmsparse.config_files import read_file
+from mmsparse.errors import UsageError, building, told
 from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
 
@@ -65,11 +66,30 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Settings,
         default={},
         metavar='KEY=VALUE',
         help=f'change settings, for example {example}',
     )
+
+
+class _Settings(DictAction):
+    """Settings as KEY=VALUE; others are told as argparse tells mistakes."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for text in values:
+            if text.find('=') < 1:
+                parser.error(f'{option_string}: must be KEY=VALUE; got {text!r}')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # of brackets
+            parser.error(f'{option_string}: {error}')
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -105,27 +125,21 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         The configuration.
 
     Raises:
-        UsageError: The file is missing, or a host that it needs is, or its backbone
-            and neck do not fit, or crops and pictures.
+        UsageError: The file cannot be read, see :func:`read_file`; or its host is not
+            installed; or its backbone and neck do not fit, or crops and pictures, or
+            ``options``.
     """
-    if not Path(path).is_file():
-        raise UsageError(f'config: no such file: {path}')
+    cfg = read_file(path)
     try:
-        cfg = Config.fromfile(path)
-    except ModuleNotFoundError as error:
-        # OneDL's mmengine does not know that its mmsegmentation has another name.
-        forked = 'mmsegmentation' in str(error) and importlib.util.find_spec('mmseg')
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path} is based on mmseg::, which OneDL's mmengine does not find; it "
-            f'needs the hosts of OpenMMLab, in another environment ({error})'
-            if forked
-            else f'{path} needs a host that is not installed ({error}); '
-            "install the hosts: pip install 'mmsparse[openmmlab]'"
+            f'settings that {path} has no place for: {told(error)}'
         ) from error
-    cfg.merge_from_dict(options or {})
     register_host(cfg.get('default_scope', ''))
-    check_channels(cfg)
-    check_crops(cfg)
+    with building():
+        check_channels(cfg)
+        check_crops(cfg)
     return cfg
 
 
@@ -161,7 +175,8 @@ def build_model(cfg: Config) -> BaseModel:
         The host's model.
 
     Raises:
-        UsageError: The configuration has no model, or is for none of :data:`HOSTS`.
+        UsageError: The configuration has no model, is for none of :data:`HOSTS`, or
+            has settings that the model does not take.
     """
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
@@ -173,7 +188,7 @@ def build_model(cfg: Config) -> BaseModel:
     settings = cfg.model.copy()
     if 'data_preprocessor' in cfg:  # where mmpretrain has it; the runner does so, too
         settings.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    with DefaultScope.overwrite_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope), building():
         return models.build(settings)
 
 

@@ -10,7 +10,7 @@ from mmcv import imread
 from mmengine.dataset import Compose
 from mmengine.runner import Runner
 
-from mmsparse.errors import UsageError
+from mmsparse.errors import UsageError, told
 from mmsparse.transforms import IGNORED, CheckSegLabels
 
 ADVICE = 'Replace the file, or take it out of the data.'
@@ -47,12 +47,10 @@ def naming(*files: Any, step: str = '') -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason, kind = ' '.join(lines[:1]), type(error)
-    if isinstance(error, ValueError):  # says by itself what to do
+    reason = told(error)
+    if isinstance(error, ValueError):
         return reason
-    name = f'{kind.__module__}.{kind.__qualname__}'.removeprefix('builtins.')
-    return f'{name}: {reason.rstrip(".")}. {ADVICE}'
+    return f'{reason.rstrip(".")}. {ADVICE}'
 
 
 def check_files(*paths: str) -> None:

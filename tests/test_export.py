@@ -243,6 +243,23 @@ def test_a_mistake_is_told(arguments, message, run):
         run(*arguments)
 
 
+@pytest.mark.parametrize('opset', [15, 99])
+def test_an_opset_that_is_not_written_is_told_and_leaves_no_file(opset, run):
+    with pytest.raises(SystemExit, match=rf'could not write version {opset} .* 18 to '):
+        run('micro.pth', '--shape', 64, 64, '--opset', opset)
+
+    assert not list(Path('work_dirs').rglob('*.onnx'))
+
+
+def test_a_place_that_cannot_be_written_to_is_told(run):
+    Path('work_dirs').mkdir()
+
+    with pytest.raises(SystemExit, match=r'error: --out must be a file; work_dirs is'):
+        run('micro.pth', '--shape', 64, 64, '--out', 'work_dirs')
+    with pytest.raises(SystemExit, match=r"error: .*exists: 'micro\.pth'"):
+        run('micro.pth', '--shape', 64, 64, '--out', 'micro.pth/a.onnx')
+
+
 def test_what_is_not_installed_is_told(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript.optimizer', None)
 

@@ -43,6 +43,31 @@ def test_options_change_settings(config):
     assert cfg.model.x == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.depth', "--cfg-options: must be KEY=VALUE; got 'model.depth'"),
+        ('=4', "--cfg-options: must be KEY=VALUE; got '=4'"),
+        ('model.x=[[1,2]', '--cfg-options: Imbalanced brackets'),
+    ],
+)
+def test_an_option_without_a_value_is_told_with_the_usage(
+    config, option, message, capsys
+):
+    with pytest.raises(SystemExit):
+        parse(config, '--cfg-options', 'model.depth=4', option)
+
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['model.depth.x=1', 'model.list.5.x=1'])
+def test_an_option_that_the_config_has_no_place_for_is_told(config, option):
+    config.write_text(config.read_text() + 'model.update(list=[dict()])\n')
+
+    with pytest.raises(UsageError, match=rf'settings that {config} has no place for'):
+        load_config(parse(config, '--cfg-options', option))
+
+
 def test_the_work_directory_is_named_after_the_config(config):
     assert load_config(parse(config)).work_dir == 'work_dirs/mine'
     assert load_config(parse(config, '--work-dir', 'there')).work_dir == 'there'
@@ -229,3 +254,40 @@ def test_a_classifier_normalises_as_its_config_says():
 
     assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
     assert 'data_preprocessor' not in cfg.model
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'backbone.arch': 'huge'}, r"BiFormer: arch must be one of .*; got 'huge'"),
+        ({'backbone.depth': 1}, r"TypeError: .*unexpected .* 'depth' \(.*, line \d+\)"),
+        (
+            {'backbone.type': 'BiFormer'},
+            r'KeyError: .BiFormer is not in the mmpretrain',
+        ),
+        (
+            {'head.num_classes': '2'},
+            r'LinearClsHead: TypeError: .* \(.*linear_head\.py',
+        ),
+        ({'head': 3}, 'TypeError: .*int'),
+        ({'backbone': 3}, 'TypeError: .*int'),
+    ],
+    ids=['value', 'name', 'type', 'kind', 'no dict', 'no backbone'],
+)
+def test_settings_that_a_model_does_not_take_are_told(change, message):
+    path = CONFIGS / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'
+    options = {f'model.{key}': value for key, value in change.items()}
+
+    with pytest.raises(UsageError, match=rf'^config: .*{message}'):
+        build_model(read_config(str(path), options))
+
+
+def test_a_fault_that_is_no_setting_keeps_its_traceback(monkeypatch):
+    cfg = read_config(str(CONFIGS / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'))
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('CUDA error')
+
+    monkeypatch.setattr('mmpretrain.models.LinearClsHead.__init__', fail)
+    with pytest.raises(RuntimeError, match='CUDA error'):
+        build_model(cfg)

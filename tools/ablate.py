@@ -17,22 +17,30 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_origin
 
 import ablation_report
 import torch
 import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
-from small_trainings import Trained, in_new_process, start_from, train
+from small_trainings import (
+    Trained,
+    check_folder,
+    check_start,
+    in_new_process,
+    start_from,
+    train,
+)
 
 from mmsparse.benchmark import Candidate, Stopwatch, measure
 from mmsparse.benchmark.report import environment
 from mmsparse.complexity import count
-from mmsparse.hosts import UsageError, check_data, check_pretrained, read_config
+from mmsparse.errors import UsageError, building
+from mmsparse.hosts import check_data, check_pretrained, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / 'configs' / 'ablations'
@@ -97,6 +105,7 @@ def main() -> None:
     try:
         study = read_study(args.study)
         out = Path(args.out or Path('work_dirs', 'ablations', study.name))
+        check_folder(out)
         epochs = args.epochs if args.epochs is not None else study.epochs
         if epochs < 1:
             raise UsageError(f'--epochs must be at least 1; got {epochs}')
@@ -146,13 +155,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         metavar='CHECKPOINT',
-        help='the backbones start from that of this checkpoint',
+        help='the backbones start from that of this checkpoint; it must have all '
+        "parameters of the first variant's, others may differ",
     )
     return parser.parse_args()
 
 
 def read_study(name: str) -> Study:
-    """Read a study by its name or its file; raises UsageError if there is none."""
+    """Read a study by its name or its file; raises UsageError if it is none."""
     path = STUDIES / f'{name}.yml'
     path = path if path.is_file() else Path(name)
     if not path.is_file():
@@ -172,7 +182,20 @@ def read_study(name: str) -> Study:
         ) from error
     if not study.variants:
         raise UsageError(f'{path} has no variants')
+    for part in (study, *study.variants):
+        check_types(path, part)
     return study
+
+
+def check_types(path: Path, part: Study | Variant) -> None:
+    """Raise UsageError unless all settings of a study are of their types."""
+    for setting in fields(part):
+        kind = get_origin(setting.type) or setting.type
+        value = getattr(part, setting.name)
+        if type(value) is not kind:
+            raise UsageError(
+                f'{path}: {setting.name} must be of type {kind.__name__}; got {value!r}'
+            )
 
 
 def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cost]:
@@ -188,10 +211,12 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
             cfg.experiment_name = Path(work_dir).name
             cfg.visualizer = None  # mmdet's has one name for all
             try:
-                runner = Runner.from_cfg(cfg)
-            except (ValueError, TypeError) as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise UsageError(f'variant {variant.name}: {reason}') from error
+                with building():
+                    runner = Runner.from_cfg(cfg)
+            except UsageError as error:
+                raise UsageError(f'variant {variant.name}: {error}') from error
+            if pretrained and variant is study.variants[0]:
+                check_start(runner.model.backbone, pretrained)
             runner.model.init_weights()
             macs.append(macs_of(runner))
             candidates.append(training(variant.name, runner))
@@ -212,7 +237,7 @@ def variant_config(
     }
     path = Path(study.config)
     cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
-    if 'max_epochs' not in cfg.train_cfg:
+    if 'max_epochs' not in (cfg.get('train_cfg') or {}):
         raise UsageError(f'{study.config} trains by iterations; a study needs epochs')
     cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
     cfg.randomness = dict(seed=seed)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mmsparse.export import (
     EXTRA,
+    OPSETS,
     TOLERANCE,
     build_graph,
     compare_onnx,
@@ -37,7 +38,7 @@ def main() -> None:
                 f'{args.shape[1]}'
             )
         differences = export(args)
-    except (UsageError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     if max(differences.values(), default=0) > TOLERANCE:
         sys.exit(f'error: the file differs from PyTorch by more than {TOLERANCE:g}')
@@ -67,17 +68,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--opset',
         type=int,
-        help="version of ONNX's operators; what torch recommends if not given",
+        help="version of ONNX's operators; what torch recommends if not given; "
+        f'{OPSETS}',
     )
     add_cfg_options(parser, 'model.test_cfg.max_per_img=100')
     return parser.parse_args()
 
 
 def export(args: argparse.Namespace) -> dict[str, float]:
-    cfg = read_config(args.config, args.cfg_options)
-    graph = build_graph(load_model(cfg, args.checkpoint), tuple(args.shape))
     name = Path(args.config).with_suffix('.onnx').name
     out = Path(args.out or Path('work_dirs', 'export', name))
+    if out.is_dir():
+        raise UsageError(f'--out must be a file; {out} is a folder')
+    cfg = read_config(args.config, args.cfg_options)
+    graph = build_graph(load_model(cfg, args.checkpoint), tuple(args.shape))
     out.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(graph, out, args.opset)
     print(out)

@@ -14,7 +14,8 @@ from types import ModuleType
 from mmengine.config import Config
 
 from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.hosts import UsageError, load_weights, read_config
+from mmsparse.errors import UsageError, building
+from mmsparse.hosts import load_weights, read_config
 from mmsparse.samples import (
     SampleError,
     check_files,
@@ -39,7 +40,8 @@ def main() -> None:
                 f'pictures can be run with {sorted(BUILD)}'
             )
         let_mmengine_read_inertly()
-        draw = BUILD[cfg.default_scope](cfg, args)
+        with building():
+            draw = BUILD[cfg.default_scope](cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
     Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import quickstart_report
-from small_trainings import Trained, in_new_process, start_from, train
+from small_trainings import Trained, check_folder, in_new_process, start_from, train
 
+from mmsparse.errors import UsageError
 from mmsparse.hosts import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +76,10 @@ def tasks(backbone: str) -> tuple[Task, ...]:
 def main() -> None:
     args = parse_args()
     out = Path(args.out)
+    try:
+        check_folder(out)
+    except UsageError as error:
+        sys.exit(f'error: {error}')
     out.mkdir(parents=True, exist_ok=True)
     data = [sys.executable, ROOT / 'tools' / 'prepare_digits.py']
     if subprocess.run(data, cwd=ROOT).returncode:

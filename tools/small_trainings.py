@@ -16,7 +16,14 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
+from torch import nn
 from tqdm import tqdm
+
+from mmsparse.checkpoint.families import BACKBONE
+from mmsparse.checkpoint.names import listed
+from mmsparse.checkpoint.official import read_weights
+from mmsparse.errors import UsageError
+from mmsparse.hosts import SHOWN_KEYS
 
 # glibc's malloc gives large blocks back to the system and asks for them again in every
 # iteration; keeping them makes these trainings a tenth faster.
@@ -80,6 +87,20 @@ def in_new_process(function: Callable, *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
+def check_folder(out: Path) -> None:
+    """Find out before a training that its results have no place.
+
+    Args:
+        out: Folder for them, which need not exist.
+
+    Raises:
+        UsageError: It is a file, or below one.
+    """
+    for path in (out, *out.parents):
+        if path.is_file():
+            raise UsageError(f'--out must be a folder; {path} is a file')
+
+
 def start_from(cfg: Config, checkpoint: str) -> None:
     """Let a model's backbone start from that of another.
 
@@ -88,8 +109,35 @@ def start_from(cfg: Config, checkpoint: str) -> None:
         checkpoint: File of the other model.
     """
     cfg.model.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint=checkpoint, prefix='backbone.'
+        type='Pretrained', checkpoint=checkpoint, prefix=BACKBONE
     )
+
+
+def check_start(backbone: nn.Module, checkpoint: str) -> None:
+    """Raise UsageError unless a backbone can start from that of another model.
+
+    MMEngine only logs what a file lacks.
+
+    Args:
+        backbone: The backbone.
+        checkpoint: File of the other model.
+
+    Raises:
+        UsageError: The file lacks parameters of the backbone, other than norms of
+            outputs, of which each model has its own; or has them in other shapes.
+    """
+    weights = read_weights(checkpoint)
+    shapes = {key: x.shape for key, x in weights.items()}
+    lacking = [
+        key
+        for key, x in backbone.named_parameters()
+        if shapes.get(BACKBONE + key) != x.shape and not key.startswith('out_norms.')
+    ]
+    if lacking:
+        raise UsageError(
+            f'{checkpoint} has no backbone that fits {type(backbone).__name__}; '
+            f'missing or of another shape: {listed(lacking, SHOWN_KEYS)}'
+        )
 
 
 def train(

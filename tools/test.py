@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.errors import UsageError, building
 from mmsparse.hosts import (
-    UsageError,
     augment_pictures,
     config_arguments,
     load_config,
@@ -31,7 +31,8 @@ def main() -> None:
             augment_pictures(cfg, args.tta)
         cfg.load_from = args.checkpoint
         let_mmengine_read_inertly()
-        runner = Runner.from_cfg(cfg)
+        with building():
+            runner = Runner.from_cfg(cfg)
         check_fit(runner.model, args.checkpoint)
         name_files(runner)
         metrics = runner.test()

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.errors import UsageError, building
 from mmsparse.hosts import (
-    UsageError,
     check_pretrained,
     config_arguments,
     load_config,
@@ -26,7 +26,8 @@ def main() -> None:
         check_pretrained(cfg)
         add_safeguards(cfg)
         apply_training_options(cfg, args)
-        runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
+        with building():
+            runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
         let_mmengine_read_inertly()
         name_files(runner)
         runner.train()

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import json
 import os
 import tarfile
 import zipfile
@@ -62,7 +63,8 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint that mmengine loads, or a safetensors file, by the suffix.
 
-    The file appears under its name only once it is complete.
+    The file appears under its name only once it is complete. Equal weights with equal
+    metadata make equal files.
 
     Args:
         path: The file to write, in a folder that exists.
@@ -76,12 +78,13 @@ def write_checkpoint(
     }
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        if _is_safetensors(path):
-            _safetensors(path).save_file(weights, unfinished, metadata=meta)
-        else:
-            # Into an open file: else torch writes the file's name into it, and equal
-            # weights would have unequal hashes.
-            with unfinished.open('wb') as file:
+        # Into an open file: else torch writes the file's name into it, and equal
+        # weights would have unequal hashes.
+        with unfinished.open('wb') as file:
+            if _is_safetensors(path):
+                data = _safetensors(path).save(weights, metadata=meta)
+                file.writelines(_sort_header(data))
+            else:
                 torch.save({'meta': meta, 'state_dict': weights}, file)
         os.replace(unfinished, path)
     finally:
@@ -115,6 +118,14 @@ def _safetensors(path: Path) -> ModuleType:
         raise UsageError(
             f'{path} needs safetensors, which is not installed: pip install safetensors'
         ) from error
+
+
+def _sort_header(data: bytes) -> tuple[bytes | memoryview, ...]:
+    """Sort the header of a safetensors file; the library shuffles metadata."""
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b' ' * (-len(header) % 8)  # the weights stay aligned
+    return len(header).to_bytes(8, 'little'), header, memoryview(data)[end:]
 
 
 def _read_torch(path: Path) -> Any:

@@ -16,6 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
@@ -420,6 +421,20 @@ def test_what_is_written_can_be_read(tmp_path, suffix):
     assert same(read, weights)
     assert path.stat().st_size < 4000
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_equal_contents_make_equal_files(tmp_path, suffix):
+    path, meta = tmp_path / f'out{suffix}', {name: 'ä "x"' for name in 'abcdefghij'}
+    hashes = set()
+    for _ in range(3):
+        write_checkpoint(path, WEIGHTS, meta)
+        hashes.add(sha256(path))
+
+    assert len(hashes) == 1
+    if suffix == '.safetensors':
+        with safe_open(path, framework='pt') as file:
+            assert file.metadata() == meta
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])

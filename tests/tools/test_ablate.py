@@ -8,8 +8,10 @@ import ablate
 import pytest
 import torch
 from PIL import Image
+from small_trainings import check_start
 
-from mmsparse.hosts import build_model
+from mmsparse.errors import UsageError
+from mmsparse.hosts import build_model, read_config
 
 STUDY = """\
 title: Two models
@@ -89,6 +91,11 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
         ('title: Two models\n', '', r'must have title, config, epochs and variants'),
         ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
+        ('epochs: 1', 'epochs: two', r"epochs must be of type int; got 'two'"),
+        ('config: configs', 'config: 3 #', r'config must be of type str; got 3'),
+        ('  two:', '  2:', r'name must be of type str; got 2'),
+        ('about: as it is', 'about: [as, it]', r"about must be .* got \['as', 'it'\]"),
+        ('changes: &short', 'changes: &short 3 #', r'must have title, config, epochs'),
     ],
 )
 def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, message):
@@ -100,9 +107,48 @@ def test_mistakes_in_a_study_are_told_before_training(run, tmp_path, old, new, m
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('folder', ['study.yml', 'study.yml/below'])
+def test_a_place_for_results_that_is_a_file_is_told(run, tmp_path, folder):
+    with pytest.raises(SystemExit, match=r'--out must be a folder; .*yml is a file'):
+        run('--out', tmp_path / folder)
+
+
 def test_a_study_that_is_not_there_is_told(run):
     with pytest.raises(SystemExit, match='STUDY: no such file: nothing'):
         run(study='nothing')
+
+
+def save(config, path):
+    """Save a model of the repository as mmengine does; return it."""
+    model = build_model(read_config(str(ablate.ROOT / 'configs' / config)))
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return model
+
+
+def test_weights_of_another_backbone_are_refused_before_training(run, tmp_path):
+    path = tmp_path / 'other.pth'
+    save('shunted_transformer/shunted-nano_1xb32-14e_digits.py', path)
+
+    with pytest.raises(SystemExit, match=rf'error: {path} has no backbone that fits B'):
+        run('--pretrained', path)
+
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_backbone_starts_from_a_classifier_without_its_norms(tmp_path):
+    path = tmp_path / 'classifier.pth'
+    save('biformer/biformer-nano_1xb32-9e_digits.py', path)
+    config = 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'
+    backbone = save(config, tmp_path / 'detector.pth').backbone
+
+    check_start(backbone, path)
+    check_start(backbone, tmp_path / 'detector.pth')
+
+    state = torch.load(path)['state_dict']
+    state['backbone.downsamples.1.1.weight'] = torch.ones(1)
+    torch.save(dict(state_dict=state), path)
+    with pytest.raises(UsageError, match=r'another shape: downsamples\.1\.1\.weight$'):
+        check_start(backbone, path)
 
 
 @pytest.mark.parametrize('study', sorted(x.stem for x in ablate.STUDIES.glob('*.yml')))

@@ -214,19 +214,26 @@ def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
     assert 'Traceback' not in done.stderr
 
 
-def test_an_unknown_arch_is_told_with_the_known_ones(small_digits, run_tool):
-    name = 'biformer/biformer-nano_1xb32-9e_digits'
-    done = run_tool(
-        'train.py',
-        CONFIGS / f'{name}.py',
-        *options(name, 'model.backbone.arch=huge'),
-        cwd=small_digits,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    'command',
+    ['train.py mine.py', 'test.py mine.py a.png', 'infer.py a.png mine.py a.png'],
+)
+def test_an_unknown_arch_is_told_with_the_known_ones(
+    command, small_digits, tmp_path, run_tool
+):
+    base = CONFIGS / 'biformer/biformer-nano_1xb32-9e_digits.py'
+    text = f"_base_ = {str(base)!r}\nmodel = dict(backbone=dict(arch='huge'))\n"
+    (tmp_path / 'mine.py').write_text(text)
+    (tmp_path / 'data').symlink_to(small_digits / 'data')
+    Image.new('RGB', (32, 32)).save(tmp_path / 'a.png')
 
-    assert done.returncode != 0
-    assert "arch must be one of ['base', 'nano', 'small', " in done.stderr
-    assert "got 'huge'" in done.stderr
+    done = run_tool(*command.split(), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: config: BiFormer: arch must be one of ['base', 'na")
+    assert told.endswith("got 'huge'.")
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('kind', ['picture', 'checkpoint'])

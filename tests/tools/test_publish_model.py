@@ -87,11 +87,15 @@ def test_the_file_has_its_hash_in_its_name_and_loads_into_the_model(publish, mod
         assert torch.equal(fresh.state_dict()[key], tensor), key
 
 
-def test_equal_weights_have_one_name_and_nothing_is_overwritten(publish, tmp_path):
-    path = publish('--name', 'mine')
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_equal_weights_have_one_name_and_nothing_is_overwritten(
+    publish, tmp_path, suffix
+):
+    options = ('--config', CONFIG, '--name', 'mine', '--format', suffix)
+    path = publish(*options)
 
     with pytest.raises(SystemExit, match=rf'error: {path} exists'):
-        publish('--name', 'mine')
+        publish(*options)
 
     assert [x.name for x in (tmp_path / 'out').iterdir()] == [path.name]
 
@@ -124,9 +128,73 @@ def test_the_metafile_gets_a_line_and_keeps_all_others(publish, tmp_path):
     before = METAFILE.format(name=NAME)
     text = metafile.read_text()
     assert text == before.replace('Epochs: 14\n', f'Epochs: 14\n{line}')
-    with pytest.raises(SystemExit, match='has .Weights: .* already; remove the line'):
+    with pytest.raises(SystemExit, match='has Weights already, .*; remove the line'):
         publish(*options, 'https://example.org')
     assert metafile.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ('collections', 'after'),
+    [
+        (1, ''),
+        (2, ''),
+        (0, ''),
+        (1, '\n# The end.\nImport:\n  - other.yml\n'),
+    ],
+    ids=['one collection', 'two collections', 'none', 'more below'],
+)
+def test_a_new_model_gets_an_entry(
+    publish, model, tmp_path, monkeypatch, collections, after
+):
+    monkeypatch.chdir(ROOT)
+    head = 'Collections:\n' * bool(collections) + '  - Name: ä\n' * collections
+    before = f'{head}\nModels:\n  - Name: other  # a remark\n\n  - Name: "b"\r\n'
+    metafile = tmp_path / 'metafile.yml'
+    metafile.write_bytes(f'{before}{after}'.encode())
+
+    path = publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
+
+    parameters = sum(x.numel() for x in model.parameters())
+    entry = (
+        f'  - Name: {NAME}\n'
+        + '    In Collection: ä\n' * (collections == 1)
+        + f'    Config: configs/shunted_transformer/{NAME}.py\n'
+        f'    Metadata:\n      Parameters: {parameters}\n'
+        f'    Weights: https://x.org/{path.name}\n'
+    )
+    assert metafile.read_bytes().decode() == f'{before}{entry}{after}'
+
+
+def test_a_metafile_may_be_empty_but_for_its_title(publish, tmp_path):
+    metafile = tmp_path / 'metafile.yml'
+    metafile.write_text('Models:')
+
+    path = publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
+
+    assert metafile.read_text().startswith(f'Models:\n  - Name: {NAME}\n    Config: ')
+    assert metafile.read_text().endswith(f'\n    Weights: https://x.org/{path.name}\n')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('Models:\n- Name: other\n', 'is not indented as ours are; add by hand: .*Nam'),
+        ('Models: [{Name: other}]\n', 'is not indented as ours are'),
+        (f'Models:\n- Name: {NAME}\n', 'is not indented as ours are'),
+        ('Import:\n  - other.yml\n', "has no Models with Names: KeyError: 'Models'"),
+        ('Models: {', r'has no Models with Names: yaml\.'),
+        ('', 'has no Models with Names'),
+    ],
+)
+def test_a_metafile_of_another_kind_is_told_and_stays(publish, tmp_path, text, message):
+    metafile = tmp_path / 'metafile.yml'
+    metafile.write_text(text)
+
+    with pytest.raises(SystemExit, match=f'error: --metafile: {metafile} {message}'):
+        publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
+
+    assert metafile.read_text() == text
+    assert not (tmp_path / 'out').exists()
 
 
 def test_mistakes_are_told_and_nothing_is_written(publish, checkpoint, tmp_path):
@@ -142,6 +210,8 @@ def test_mistakes_are_told_and_nothing_is_written(publish, checkpoint, tmp_path)
         (['--ema'], 'has no averages'),
         (['--metafile', metafile, '--url', 'u'], 'no model of the name epoch_14'),
         (['--metafile', tmp_path / 'no.yml', '--url', 'u'], 'no such file: .*no.yml'),
+        (['--name', '../b'], "--name must be a name without a folder; got '../b'"),
+        (['--name', 'a/b'], "--name must be a name without a folder; got 'a/b'"),
         (['--config', 'none.py'], 'config: no such file: none.py'),
     ):
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
