@@ -10,6 +10,10 @@ from mmsparse.errors import UsageError, told
 
 READERS = ('mmengine.config', 'mmengine.utils')  # of configurations
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+INSTALLING = (
+    'python -m mmsparse.doctor tells what there is, and docs/installation.md how to '
+    'install the hosts'
+)
 BASES = (
     'a _base_ is a path from the folder of its configuration, or one of a host, as '
     "'mmdet::_base_/default_runtime.py'; files of mmsparse are named by path"
@@ -40,8 +44,7 @@ def read_file(path: str) -> Config:
             f"{path} is based on mmseg::, which OneDL's mmengine does not find; it "
             f'needs the hosts of OpenMMLab, in another environment ({error})'
             if forked
-            else f'{path} needs a host that is not installed ({error}); '
-            "install the hosts: pip install 'mmsparse[openmmlab]'"
+            else f'{path} needs a host that is not installed ({error}); {INSTALLING}'
         ) from error
     except Exception as error:  # noqa: BLE001 - a configuration is a program
         raise UsageError(f'config: {_fault(path, error)}') from error

@@ -23,7 +23,7 @@ from torch import nn
 
 from mmsparse.checkpoint.names import listed
 from mmsparse.checkpoint.official import read_weights
-from mmsparse.config_files import read_file
+from mmsparse.config_files import INSTALLING, read_file
 from mmsparse.errors import UsageError, building, told
 from mmsparse.registry import MODELS
 from mmsparse.segmentation import check_crops, check_dataset
@@ -157,8 +157,7 @@ def register_host(scope: str) -> None:
         return
     if importlib.util.find_spec(scope) is None:
         raise UsageError(
-            f'The configuration is for {scope}, which is not installed; '
-            "install the hosts: pip install 'mmsparse[openmmlab]'"
+            f'The configuration is for {scope}, which is not installed; {INSTALLING}'
         )
     importlib.import_module(f'{scope}.utils').register_all_modules(
         init_default_scope=False

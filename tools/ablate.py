@@ -332,7 +332,7 @@ def write(out: Path, described: dict, rows: list[ablation_report.Row]) -> list[P
 
 def commit() -> str | None:
     """That of the clone, with a plus if files differ; None where there is no clone."""
-    if shutil.which('git') is None:
+    if not (ROOT / '.git').exists() or shutil.which('git') is None:
         return None
     command = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
