@@ -121,6 +121,7 @@ def test_a_study_that_is_not_there_is_told(run):
 def save(config, path):
     """Save a model of the repository as mmengine does; return it."""
     model = build_model(read_config(str(ablate.ROOT / 'configs' / config)))
+    model.init_weights()  # mmdet leaves what level_embed holds to it
     torch.save(dict(state_dict=model.state_dict()), path)
     return model
 
