@@ -203,11 +203,14 @@ def _missing(
                 f'{requirement.name} is not installed', f"pip install '{requirement}'"
             )
     if not {'mmengine', 'onedl-mmengine'} & versions.keys():
+        mmengine = _in_stack('mmengine', versions)
         yield Conflict(
-            'mmengine is not installed, which all models need; with this command those '
-            'of create_backbone work, and docs/installation.md tells how to install '
-            'the hosts',
-            "pip install 'mmsparse[backbones]'",
+            f'{mmengine} is not installed, which all models need; with this command '
+            'those of create_backbone work, and docs/installation.md tells how to '
+            'install the hosts',
+            f'pip install {mmengine}'
+            if _stacks(versions)
+            else "pip install 'mmsparse[backbones]'",
         )
 
 

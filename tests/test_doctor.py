@@ -95,6 +95,20 @@ def test_a_sound_setup_has_no_conflicts():
             id='no host and no mmengine',
         ),
         pytest.param(
+            without('mmengine'),
+            'mmengine is not installed',
+            'pip install mmengine',
+            id='hosts without mmengine',
+        ),
+        pytest.param(
+            dataclasses.replace(
+                SOUND, versions={'torch': '2.12.1', 'onedl-mmdetection': '3.5.1'}
+            ),
+            'onedl-mmengine is not installed',
+            'pip install onedl-mmengine',
+            id='hosts of OneDL without mmengine',
+        ),
+        pytest.param(
             dataclasses.replace(
                 without('mmcv'), failure=('mmdet', "No module named 'mmcv.ops'")
             ),
