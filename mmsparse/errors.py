@@ -9,7 +9,7 @@ class UsageError(ValueError):
     """A mistake of the user, told in one line that needs no traceback."""
 
 
-def told(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Write in one line what an exception tells.
 
     Args:
@@ -28,7 +28,7 @@ def told(error: Exception) -> str:
 
 
 @contextmanager
-def building() -> Iterator[None]:
+def config_errors() -> Iterator[None]:
     """Tell settings that a registry or a constructor refuses in one line.
 
     Yields:
@@ -49,4 +49,4 @@ def building() -> Iterator[None]:
                 owner = f'{type(frame.f_locals["self"]).__name__}: '
                 place = f' ({frame.f_code.co_filename}, line {line})'
         place = '' if isinstance(error, ValueError) else place
-        raise UsageError(f'config: {owner}{told(error)}{place}') from error
+        raise UsageError(f'config: {owner}{format_error(error)}{place}') from error

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-from mmsparse.compat import allow_mmengine_checkpoints, read_safetensors
+from mmsparse.checkpoint.mmengine import allow_mmengine_checkpoints, read_safetensors
 
 DETECTORS = ('FocusDETR', 'FocusDETRHead')
 
@@ -44,12 +44,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmsparse',
-    locations=[
-        'mmsparse.evaluation',
-        'mmsparse.guard',
-        'mmsparse.resume',
-        'mmsparse.visualization',
-    ],
+    locations=['mmsparse.engine.hooks', 'mmsparse.evaluation'],
 )
 METRICS = Registry(
     'metric',
@@ -61,7 +56,7 @@ TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmsparse',
-    locations=['mmsparse.transforms'],
+    locations=['mmsparse.datasets.transforms'],
 )
 
 allow_mmengine_checkpoints()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from mmsparse.export import OLDEST_TORCH, compare_onnx, export_onnx
+from mmsparse.deploy.export import OLDEST_TORCH, compare_onnx, export_onnx
 
 for package in ('onnx', 'onnxruntime', 'onnxscript'):
     pytest.importorskip(package)

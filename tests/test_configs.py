@@ -14,8 +14,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmsparse.complexity import measure
-from mmsparse.hosts import build_model, read_config
+from mmsparse.analysis.flops import measure
+from mmsparse.apis.model import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 METHODS = [

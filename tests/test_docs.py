@@ -7,8 +7,8 @@ import yaml
 from mmdet.registry import MODELS
 from torch import nn
 
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
-from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsparse.hosts import config_arguments
+from mmsparse.apis.model import config_arguments
 
 ROOT = Path(__file__).parents[1]
 # Whatever wants to leave the machine, or to learn the address of another, ends.
@@ -23,11 +23,11 @@ warnings.simplefilter('ignore')
 
 import mmsparse
 for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
-    if module.name != 'mmsparse.ops.routing_kernels':  # needs Triton
+    if module.name != 'mmsparse.ops.routing_triton':  # needs Triton
         importlib.import_module(module.name)
 
 import torch
-from mmsparse.hosts import build_model, read_config
+from mmsparse.apis.model import build_model, read_config
 for config in CONFIGS:
     model = build_model(read_config(config)).eval()
     with torch.no_grad():

@@ -125,7 +125,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
     assert mim == configs | tools | {'model-index.yml'}
 
 
-def test_the_metadata_name_the_extras_and_the_licence(installed):
+def test_the_metadata_name_the_extras_and_the_license(installed):
     (folder,) = installed.glob('*.dist-info')
     distribution = PathDistribution(folder)
 
@@ -143,7 +143,7 @@ def test_the_installed_package_registers_and_its_configs_build(installed, tmp_pa
     code = (
         'from pathlib import Path\n'
         'from mmengine.utils import get_installed_path\n'
-        'from mmsparse.hosts import build_model, read_config\n'
+        'from mmsparse.apis.model import build_model, read_config\n'
         f"path = Path(get_installed_path('mmsparse'), '{config}')\n"
         'model = build_model(read_config(str(path)))\n'
         'module = __import__(type(model.backbone).__module__)\n'

@@ -22,12 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_origin
 
-import ablation_report
 import torch
 import yaml
+from ablation import report
+from benchmark import Candidate, Stopwatch, measure
+from benchmark.report import environment
 from mmengine.config import Config
 from mmengine.runner import Runner
-from small_trainings import (
+from quickstart.trainings import (
     Trained,
     check_folder,
     check_start,
@@ -36,11 +38,9 @@ from small_trainings import (
     train,
 )
 
-from mmsparse.benchmark import Candidate, Stopwatch, measure
-from mmsparse.benchmark.report import environment
-from mmsparse.complexity import count
-from mmsparse.errors import UsageError, building
-from mmsparse.hosts import check_data, check_pretrained, read_config
+from mmsparse.analysis.flops import count
+from mmsparse.apis.model import check_data, check_pretrained, read_config
+from mmsparse.errors import UsageError, config_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / 'configs' / 'ablations'
@@ -205,13 +205,13 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
         cfg = variant_config(study, variant, epochs, 0, pretrained)
-        with TemporaryDirectory() as work_dir, quiet():
+        with TemporaryDirectory() as work_dir, log_level():
             cfg.work_dir = work_dir
             # Runners of one name share a visualizer, and with it a folder that is gone.
             cfg.experiment_name = Path(work_dir).name
             cfg.visualizer = None  # mmdet's has one name for all
             try:
-                with building():
+                with config_errors():
                     runner = Runner.from_cfg(cfg)
             except UsageError as error:
                 raise UsageError(f'variant {variant.name}: {error}') from error
@@ -248,7 +248,7 @@ def variant_config(
     return cfg
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def log_level() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(io.StringIO())
 
 
@@ -276,7 +276,7 @@ def training(name: str, runner: Runner) -> Candidate:
 
 def train_variants(
     study: Study, costs: list[Cost], epochs: int, args: argparse.Namespace, out: Path
-) -> Iterator[ablation_report.Row]:
+) -> Iterator[report.Row]:
     """Train one variant after the other."""
     for number, (variant, cost) in enumerate(
         zip(study.variants, costs, strict=True), start=1
@@ -321,12 +321,12 @@ def run_variant(described: tuple, work_dir: Path, label: str) -> Trained:
     return trained
 
 
-def write(out: Path, described: dict, rows: list[ablation_report.Row]) -> list[Path]:
+def write(out: Path, described: dict, rows: list[report.Row]) -> list[Path]:
     """Write the variants that are finished as a table, as JSON and as a picture."""
     table, results, plot = (out / x for x in ('table.md', 'results.json', 'plot.png'))
-    table.write_text(ablation_report.table(rows))
+    table.write_text(report.table(rows))
     results.write_text(json.dumps({**described, 'variants': rows}, indent=2) + '\n')
-    ablation_report.plot(rows, plot, described['title'])
+    report.plot(rows, plot, described['title'])
     return [table, results, plot]
 
 

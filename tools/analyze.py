@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark.parts import time_parts
+from benchmark.report import align
 
-from mmsparse.benchmark.parts import time_parts
-from mmsparse.benchmark.report import align
-from mmsparse.complexity import measure
-from mmsparse.hosts import UsageError, load_model, read_config
-from mmsparse.samples import check_files, check_picture, naming
-from mmsparse.visualization import read_pipeline, watch
-from mmsparse.visualization.frame import run_pipeline
+from mmsparse.analysis.flops import measure
+from mmsparse.apis.model import UsageError, load_model, read_config
+from mmsparse.datasets.errors import blame_files, check_files, check_picture
+from mmsparse.visualization import read_pipeline, record
+from mmsparse.visualization.image_transform import run_pipeline
 from mmsparse.visualization.measures import attention_distance
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit(f'error: {error}')
     height, width = found['shape']
     print(f'{args.config}, one picture of {height}x{width} pixels, as the model has it')
-    print(cost_table(found['parts']))
+    print(cost_table(found['chunked']))
     if found['distances']:
         print(f'\nmean distance of attention in pixels, {len(args.images)} pictures')
         print(distance_table(found['distances']))
@@ -68,7 +68,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     batches = []
     for path in args.images:
         check_picture(path)
-        with naming(path):
+        with blame_files(path):
             data, _, _ = run_pipeline(transforms, path)
         batches.append(
             dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
@@ -98,7 +98,7 @@ def look_at(
 ) -> tuple[tuple[int, int], dict[str, list[float]]]:
     """The size of the first input, and distances in pixels by layer and head."""
     shape, found = None, {}
-    with watch(model) as seen, torch.no_grad():
+    with record(model) as seen, torch.no_grad():
         for batch in batches:
             model.test_step(batch)
             shape = shape or tuple(seen.inputs.shape[-2:])

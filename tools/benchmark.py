@@ -8,19 +8,19 @@ import warnings
 from pathlib import Path
 
 import torch
-
-from mmsparse.benchmark import Measurement, measure
-from mmsparse.benchmark.backbone import (
+from benchmark import Measurement, measure
+from benchmark.backbone import (
     FORWARD,
     TRAINING,
     backbone_candidates,
     product_rate,
 )
-from mmsparse.benchmark.detector import detector_candidates, set_width
-from mmsparse.benchmark.operators import operator_candidates, plot_scaling
-from mmsparse.benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
-from mmsparse.benchmark.segmentor import prediction_candidate, training_candidates
-from mmsparse.hosts import UsageError, add_cfg_options, read_config
+from benchmark.detector import detector_candidates, set_width
+from benchmark.operators import operator_candidates, plot_scaling
+from benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
+from benchmark.segmentor import prediction_candidate, training_candidates
+
+from mmsparse.apis.model import UsageError, add_cfg_options, read_config
 
 ROOT = Path(__file__).parents[1]
 FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark.batches import random_batch
+from benchmark.growth import Held, follow_memory, growth
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
-from mmsparse.benchmark.batches import random_batch
-from mmsparse.benchmark.growth import Held, follow_memory, growth
-from mmsparse.hosts import UsageError, build_model, read_config
+from mmsparse.apis.model import UsageError, build_model, read_config
 
 PARTS = 20  # of a run, after each of which memory is looked at
 BATCH = 2  # pictures

@@ -5,8 +5,7 @@ import sys
 from collections import Counter
 
 import torch
-
-from mmsparse.parity import Case, check_case, find_cases
+from parity import Case, check_case, find_cases
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mmsparse import __version__
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
-from mmsparse.checkpoint.convert import convert
-from mmsparse.checkpoint.families import DETECTORS, FAMILIES
 from mmsparse.checkpoint.files import sha256
+from mmsparse.conversion.convert import convert
+from mmsparse.conversion.families import DETECTORS, FAMILIES
 from mmsparse.errors import UsageError
 
 
@@ -62,7 +62,7 @@ def describe(checkpoint: object) -> str:
 
 
 def dataset_meta(checkpoint: object) -> dict[str, dict]:
-    """Classes and colours, which the hosts' inferencers draw results with."""
+    """Classes and colors, which the hosts' inferencers draw results with."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     kept = meta if isinstance(meta, Mapping) else {}
     found = {key: kept.get(key.upper()) for key in ('classes', 'palette')}
@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--family',
         choices=sorted({**FAMILIES, **DETECTORS}),
-        help='recognised from the keys by default',
+        help='recognized from the keys by default',
     )
     parser.add_argument(
         '--arch',

@@ -16,7 +16,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from mmsparse.export import (
+from mmsparse.apis.model import UsageError, add_cfg_options, load_model, read_config
+from mmsparse.deploy.export import (
     EXTRA,
     OPSETS,
     TOLERANCE,
@@ -24,7 +25,6 @@ from mmsparse.export import (
     compare_onnx,
     export_onnx,
 )
-from mmsparse.hosts import UsageError, add_cfg_options, load_model, read_config
 
 BATCH_SIZES = (1, 3)  # to compare; neither is the one that is traced
 

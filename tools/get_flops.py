@@ -4,8 +4,8 @@ import argparse
 import json
 import sys
 
-from mmsparse.complexity import Part, measure, published_classifiers
-from mmsparse.hosts import UsageError, build_model, read_config
+from mmsparse.analysis.flops import Part, measure, published_classifiers
+from mmsparse.apis.model import UsageError, build_model, read_config
 
 
 def main() -> None:

@@ -13,17 +13,17 @@ from types import ModuleType
 
 from mmengine.config import Config
 
+from mmsparse.apis.model import load_weights, read_config
 from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.errors import UsageError, building
-from mmsparse.hosts import load_weights, read_config
-from mmsparse.samples import (
+from mmsparse.datasets.checks import build_dataset
+from mmsparse.datasets.errors import (
     SampleError,
+    blame_files,
     check_files,
     check_names,
     check_picture,
-    naming,
 )
-from mmsparse.segmentation import build_dataset
+from mmsparse.errors import UsageError, config_errors
 
 Draw = Callable[[str], Path]
 
@@ -40,7 +40,7 @@ def main() -> None:
                 f'pictures can be run with {sorted(BUILD)}'
             )
         let_mmengine_read_inertly()
-        with building():
+        with config_errors():
             draw = BUILD[cfg.default_scope](cfg, args)
     except UsageError as error:
         sys.exit(f'error: {error}')
@@ -49,7 +49,7 @@ def main() -> None:
     for path in args.images:
         try:
             check_picture(path)
-            with naming(path):
+            with blame_files(path):
                 drawn.append(draw(path))
         except SampleError as error:
             print(f'error: {error}', file=sys.stderr)

@@ -24,7 +24,7 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import NamedTuple
 
-from install_step import InstallError, Step, clear_line
+from install.step import InstallError, Step, clear_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')

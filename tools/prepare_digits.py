@@ -1,6 +1,6 @@
 """Builds a small data set of handwritten digits for three tasks, without a download.
 
-The 1,797 scans that scikit-learn ships are pasted, coloured, on drawn backgrounds.
+The 1,797 scans that scikit-learn ships are pasted, colored, on drawn backgrounds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ MISSING = "error: {}: pip install 'mmsparse[digits]'"
 try:
     import cv2
     import numpy as np
-    from digits_scenes import Digit, draw_scene, draw_single, tight_box
+    from digits.scenes import Digit, draw_scene, draw_single, tight_box
     from numpy.random import Generator
     from numpy.typing import NDArray
     from PIL import Image
@@ -97,7 +97,7 @@ class Settings:
     def scenes(self, split: str) -> int:
         return self.train_scenes if split == 'train' else self.val_scenes
 
-    def looks(self, split: str) -> int:
+    def attention_maps(self, split: str) -> int:
         return self.train_looks if split == 'train' else self.val_looks
 
     def generator(self, *key: int) -> Generator:
@@ -274,7 +274,8 @@ def load_scans(seed: int) -> Scans:
 def build(out: Path, scans: Scans, settings: Settings) -> dict[str, int]:
     """Write all files below `out`; return what there is of what."""
     total = sum(
-        settings.scenes(split) + settings.looks(split) * len(scans.splits[split])
+        settings.scenes(split)
+        + settings.attention_maps(split) * len(scans.splits[split])
         for split in SPLITS
     )
     counts = {}
@@ -298,14 +299,14 @@ def write_singles(
     for name in CLASSES:
         (root / name).mkdir(parents=True)
     for scan in scans.splits[split]:
-        for look in range(settings.looks(split)):
+        for look in range(settings.attention_maps(split)):
             rng = settings.generator(SPLITS.index(split), 1, scan, look)
             sides = SINGLE_SIDES[split]
             picture = draw_single(scans.images[scan], SINGLE_SIZE, sides, rng)
             name = CLASSES[scans.labels[scan]]
             save_jpeg(picture, root / name / f'{scan:04}_{look}.jpg')
             progress.update()
-    return settings.looks(split) * len(scans.splits[split])
+    return settings.attention_maps(split) * len(scans.splits[split])
 
 
 def write_scenes(
@@ -341,12 +342,12 @@ def save_jpeg(picture: NDArray[np.uint8], path: Path) -> None:
 
 
 def save_label_map(digits: Iterable[Digit], path: Path) -> None:
-    """Save class indices, 0 where no digit is, with colours to look at them."""
+    """Save class indices, 0 where no digit is, with colors to look at them."""
     label_map = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
     for digit in digits:
         label_map[digit.mask] = digit.label + 1
     image = Image.fromarray(label_map)
-    image.putpalette([channel for colour in PALETTE for channel in colour])
+    image.putpalette([channel for color in PALETTE for channel in color])
     image.save(path)
 
 

@@ -1,6 +1,6 @@
 """Make a checkpoint ready to be handed on, as OpenMMLab's model zoos have them.
 
-Kept are the weights, classes and colours, the configuration without the paths of this
+Kept are the weights, classes and colors, the configuration without the paths of this
 machine, and versions; the optimizer and the history of the training are left out. The
 file is named NAME-XXXXXXXX.pth by the first digits of its SHA-256. No code of the
 checkpoint is run, and no file is overwritten.
@@ -18,12 +18,12 @@ import yaml
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
 from mmsparse.checkpoint.files import sha256
-from mmsparse.checkpoint.names import listed
 from mmsparse.checkpoint.publish import as_strings, published_meta, published_weights
-from mmsparse.errors import UsageError, told
-from mmsparse.hosts import build_model, read_config
+from mmsparse.checkpoint.state_dict import listed
+from mmsparse.errors import UsageError, format_error
 
 
 def main() -> None:
@@ -163,7 +163,7 @@ def with_weights(metafile: Path, entry: dict[str, Any]) -> str:
         collections = [x['Name'] for x in content.get('Collections') or ()]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f'--metafile: {metafile} has no Models with Names: {told(error)}'
+            f'--metafile: {metafile} has no Models with Names: {format_error(error)}'
         ) from error
     if name in models:
         if 'Weights' in models[name]:

@@ -12,11 +12,17 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import quickstart_report
-from small_trainings import Trained, check_folder, in_new_process, start_from, train
+from quickstart import report as quickstart_report
+from quickstart.trainings import (
+    Trained,
+    check_folder,
+    in_new_process,
+    start_from,
+    train,
+)
 
+from mmsparse.apis.model import read_config
 from mmsparse.errors import UsageError
-from mmsparse.hosts import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

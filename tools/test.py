@@ -10,15 +10,15 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.errors import UsageError, building
-from mmsparse.hosts import (
+from mmsparse.apis.model import (
     augment_pictures,
     config_arguments,
     load_config,
     load_weights,
 )
-from mmsparse.samples import name_files
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.datasets.errors import name_files
+from mmsparse.errors import UsageError, config_errors
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
             augment_pictures(cfg, args.tta)
         cfg.load_from = args.checkpoint
         let_mmengine_read_inertly()
-        with building():
+        with config_errors():
             runner = Runner.from_cfg(cfg)
         check_fit(runner.model, args.checkpoint)
         name_files(runner)

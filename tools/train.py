@@ -8,15 +8,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.errors import UsageError, building
-from mmsparse.hosts import (
+from mmsparse.apis.model import (
     check_pretrained,
     config_arguments,
     load_config,
 )
-from mmsparse.resume import find_damage, last_whole_checkpoint
-from mmsparse.samples import name_files
+from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.datasets.errors import name_files
+from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
+from mmsparse.errors import UsageError, config_errors
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         check_pretrained(cfg)
         add_safeguards(cfg)
         apply_training_options(cfg, args)
-        with building():
+        with config_errors():
             runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
         let_mmengine_read_inertly()
         name_files(runner)

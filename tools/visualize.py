@@ -26,13 +26,13 @@ from typing import Any
 
 from mmengine.model import BaseModel
 
-from mmsparse.hosts import UsageError, load_model, read_config
-from mmsparse.samples import (
+from mmsparse.apis.model import UsageError, load_model, read_config
+from mmsparse.datasets.errors import (
     SampleError,
+    blame_files,
     check_files,
     check_names,
     check_picture,
-    naming,
 )
 from mmsparse.visualization import (
     choose_point,
@@ -59,7 +59,7 @@ def main() -> None:
     for path in args.images:
         try:
             check_picture(path)
-            with naming(path):
+            with blame_files(path):
                 for target in draw(args, path, model, transforms, classes):
                     print(target, flush=True)
         except SampleError as error:

@@ -10,7 +10,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(_delete_=True, type='mmsparse.DAT', arch='tiny', drop_path_rate=0.2),
-    init_cfg=None,  # the released models start from torch's own initialisation
+    init_cfg=None,  # the released models start from torch's own initialization
 )
 
 # For evaluation the whole picture is squeezed into a square, its sides' ratio not kept.

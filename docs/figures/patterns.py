@@ -45,10 +45,10 @@ def draw_deformable_attention() -> plt.Figure:
     for start, end in zip(grid, moved, strict=True):
         arrow = dict(arrowstyle='-|>', color=KEY, shrinkA=3, shrinkB=0)
         axes[1].annotate('', end, start, arrowprops=arrow)
-    for query, colour in (((0.5, 5.5), QUERY), ((6.5, 0.5), OTHER)):
+    for query, color in (((0.5, 5.5), QUERY), ((6.5, 0.5), OTHER)):
         for key in moved:
-            axes[2].plot(*zip(query, key, strict=True), color=colour, lw=0.6, alpha=0.6)
-        star(axes[2], query, colour)
+            axes[2].plot(*zip(query, key, strict=True), color=color, lw=0.6, alpha=0.6)
+        star(axes[2], query, color)
     axes[2].plot(*moved.T, 'o', color=KEY)
     return figure
 
@@ -57,8 +57,8 @@ def draw_routed_attention() -> plt.Figure:
     """BiFormer: a region picks regions, and its queries attend to their tokens."""
     figure, axes = maps('means of regions', 'the best two', 'attention to their tokens')
     chosen, query = ((4, 2), (6, 6)), (1.5, 2.5)
-    centres = [(x + 1, y + 1) for x in range(0, CELLS, 2) for y in range(0, CELLS, 2)]
-    axes[0].plot(*zip(*centres, strict=True), 's', color=KEY)
+    centers = [(x + 1, y + 1) for x in range(0, CELLS, 2) for y in range(0, CELLS, 2)]
+    axes[0].plot(*zip(*centers, strict=True), 's', color=KEY)
     for x, y in chosen:
         paint(axes[1], [(x, y)], PALE, side=2)
         arrow = dict(arrowstyle='-|>', color=QUERY, lw=1.5)
@@ -81,8 +81,8 @@ def draw_shunted_attention() -> plt.Figure:
     """Shunted Transformer: one half of the heads sees coarse keys, the other fine."""
     figure, axes = maps('queries', 'coarse heads', 'fine heads')
     query = (2.5, 5.5)
-    centres = [(x + 0.5, y + 0.5) for x in range(CELLS) for y in range(CELLS)]
-    axes[0].plot(*zip(*centres, strict=True), '.', color=LINE)
+    centers = [(x + 0.5, y + 0.5) for x in range(CELLS) for y in range(CELLS)]
+    axes[0].plot(*zip(*centers, strict=True), '.', color=LINE)
     for ax, side in ((axes[1], 4), (axes[2], 2)):
         cut(ax, side)
         for x in range(0, CELLS, side):
@@ -103,21 +103,21 @@ def draw_multi_scale() -> plt.Figure:
     queries = ((0.3, 0.62), QUERY), ((0.75, 0.25), OTHER)
     for ax, cells, stride in zip(axes, (16, 8, 4), (8, 16, 32), strict=True):
         frame(ax, cells, f'stride {stride}')
-        for place, colour in queries:
+        for place, color in queries:
             query = np.multiply(place, cells)
             points = query + rng.normal(0, 0.09, (4, 2)) * cells
             points = points.clip(0.3, cells - 0.3)
             for point, weight in zip(points, rng.dirichlet([2] * 4), strict=True):
-                ax.plot(*zip(query, point, strict=True), color=colour, lw=0.8)
-                ax.plot(*point, 'o', color=colour, markersize=3 + 12 * weight)
-            star(ax, query, colour)
+                ax.plot(*zip(query, point, strict=True), color=color, lw=0.8)
+                ax.plot(*point, 'o', color=color, markersize=3 + 12 * weight)
+            star(ax, query, color)
     return figure
 
 
 def draw_focus() -> plt.Figure:
     """Focus-DETR: tokens of all levels are scored, and each layer keeps fewer."""
     corners = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells a side
-    spots = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centres and radii of objects
+    spots = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centers and radii of objects
     places, scores = score_levels(corners, spots)
     ranked = places[scores.argsort()[::-1]]
     objects = ranked[[0, 1, 2, 9, 20]]  # five that a class head might rank first
@@ -135,9 +135,9 @@ def draw_focus() -> plt.Figure:
         ax.axis('off')
         for cells, corner in corners.items():
             ax.add_patch(Rectangle(corner, cells, cells, fill=False, ec=LINE))
-            for centre, radius in spots:
-                centre = np.multiply(centre, cells) + corner
-                ax.add_patch(plt.Circle(centre, radius * cells, color='#f6d8a8', lw=0))
+            for center, radius in spots:
+                center = np.multiply(center, cells) + corner
+                ax.add_patch(plt.Circle(center, radius * cells, color='#f6d8a8', lw=0))
     axes.flat[0].scatter(*places.T, s=14 * scores, color=KEY, lw=0)
     for ax, part in zip(axes.flat[1:], layers.values(), strict=True):
         kept = ranked[: int(len(ranked) / 2 * part)]
@@ -160,13 +160,13 @@ def score_levels(
     places, scores = [], []
     for cells, corner in corners.items():
         steps = np.arange(cells) + 0.5
-        centres = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-        score = rng.uniform(0, 0.08, len(centres))
-        for centre, radius in spots:
+        centers = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+        score = rng.uniform(0, 0.08, len(centers))
+        for center, radius in spots:
             fit = np.exp(-(np.log2(2 * radius * cells / 4) ** 2) / 8)
-            distance = np.hypot(*(centres / cells - centre).T) / radius
+            distance = np.hypot(*(centers / cells - center).T) / radius
             score = np.maximum(score, fit * np.exp(-(distance**2)))
-        places.append(centres + corner)
+        places.append(centers + corner)
         scores.append(score)
     return np.concatenate(places), np.concatenate(scores)
 
@@ -197,15 +197,15 @@ def cut(ax: Axes, side: int) -> None:
 
 
 def paint(
-    ax: Axes, corners: Iterable[tuple[int, int]], colour: str, side: int = 1
+    ax: Axes, corners: Iterable[tuple[int, int]], color: str, side: int = 1
 ) -> None:
     for corner in corners:
-        square = Rectangle(corner, side, side, fc=colour, ec=LINE, lw=0.8, zorder=0.5)
+        square = Rectangle(corner, side, side, fc=color, ec=LINE, lw=0.8, zorder=0.5)
         ax.add_patch(square)
 
 
-def star(ax: Axes, place: Iterable[float], colour: str) -> None:
-    ax.plot(*place, '*', color=colour, markersize=15, mec='white', zorder=4)
+def star(ax: Axes, place: Iterable[float], color: str) -> None:
+    ax.plot(*place, '*', color=color, markersize=15, mec='white', zorder=4)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
-"""Official checkpoints: reading them safely, and converting them to ours."""
+"""Checkpoint files: read without running their code, checked, written and published."""
 
-from mmsparse.checkpoint.convert import convert_official
 from mmsparse.checkpoint.files import read_checkpoint, write_checkpoint
 
-__all__ = ['convert_official', 'read_checkpoint', 'write_checkpoint']
+__all__ = ['read_checkpoint', 'write_checkpoint']

@@ -25,7 +25,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Returns:
         What was saved. Objects other than tensors and plain containers are
-        :class:`~mmsparse.checkpoint.inert_pickle.Placeholder`.
+        :class:`~mmsparse.checkpoint.safe_pickle.Placeholder`.
 
     Raises:
         UsageError: The file is missing, empty, damaged, no checkpoint, holds no

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmsparse import __version__
-from mmsparse.checkpoint.inert_pickle import Placeholder
-from mmsparse.checkpoint.official import check_weights, find_state_dict
+from mmsparse.checkpoint.safe_pickle import Placeholder
+from mmsparse.checkpoint.state_dict import check_weights, find_state_dict
 
 # What the hosts read, how far the training went, and what our converter writes.
 KEPT = (
@@ -72,7 +72,7 @@ def published_meta(checkpoint: Any, config: str | None = None) -> dict[str, Any]
         config: Text of the configuration, where the checkpoint has none.
 
     Returns:
-        Plain values: classes and colours, epoch and iteration, versions, and as ``cfg``
+        Plain values: classes and colors, epoch and iteration, versions, and as ``cfg``
         the text of the configuration.
     """
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None

@@ -10,8 +10,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmsparse.checkpoint.files import read_checkpoint
-from mmsparse.checkpoint.inert_pickle import HISTORY_BUFFER, Placeholder, walk
-from mmsparse.checkpoint.official import check_weights
+from mmsparse.checkpoint.safe_pickle import HISTORY_BUFFER, Placeholder, walk
+from mmsparse.checkpoint.state_dict import check_weights
 from mmsparse.errors import UsageError
 
 RESUMED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')

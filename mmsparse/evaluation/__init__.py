@@ -4,7 +4,7 @@ from mmsparse.evaluation.kept_token_recall import KeptTokenRecall
 from mmsparse.evaluation.kept_tokens import (
     KeptTokens,
     KeptTokensHook,
-    watch_kept_tokens,
+    record_kept_tokens,
 )
 
-__all__ = ['KeptTokenRecall', 'KeptTokens', 'KeptTokensHook', 'watch_kept_tokens']
+__all__ = ['KeptTokenRecall', 'KeptTokens', 'KeptTokensHook', 'record_kept_tokens']

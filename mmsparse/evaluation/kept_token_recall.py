@@ -14,8 +14,8 @@ from mmsparse.registry import METRICS
 class KeptTokenRecall(BaseMetric):
     """Part of the boxes that keep at least one token, at each layer of the encoder.
 
-    A token is of a box if its centre lies strictly within, on whatever level. Small
-    boxes may lie between the centres: ``all_tokens`` is what keeping everything gives.
+    A token is of a box if its center lies strictly within, on whatever level. Small
+    boxes may lie between the centers: ``all_tokens`` is what keeping everything gives.
     Boxes to be ignored, crowds for example, do not count.
 
     Needs the ground truth in the samples, in the frame of the original picture, as
@@ -48,7 +48,7 @@ class KeptTokenRecall(BaseMetric):
             kept = sample['kept_tokens']
             hits = boxes_with_tokens(
                 boxes / boxes.new_tensor([width, height, width, height]),
-                sample['token_centres'].to(boxes.device),
+                sample['token_centers'].to(boxes.device),
                 torch.cat([torch.ones_like(kept[:1]), kept]).to(boxes.device),
             )
             self.results.append(hits.cpu())
@@ -68,19 +68,19 @@ class KeptTokenRecall(BaseMetric):
         return dict(zip(names, recalls, strict=True))
 
 
-def boxes_with_tokens(boxes: Tensor, centres: Tensor, kept: Tensor) -> Tensor:
+def boxes_with_tokens(boxes: Tensor, centers: Tensor, kept: Tensor) -> Tensor:
     """Find the boxes with at least one token.
 
     Args:
         boxes: (x1, y1, x2, y2), (M, 4).
-        centres: Centre (x, y) of every token, in the same frame, (N, 2).
+        centers: Center (x, y) of every token, in the same frame, (N, 2).
         kept: True for the tokens that count, (layers, N).
 
     Returns:
         True for boxes that such a token lies strictly within, (layers, M).
     """
-    after = (centres > boxes[:, None, :2]).all(-1)
-    before = (centres < boxes[:, None, 2:]).all(-1)
+    after = (centers > boxes[:, None, :2]).all(-1)
+    before = (centers < boxes[:, None, 2:]).all(-1)
     inside = after & before  # (M, N)
     return torch.stack([(inside & tokens).any(1) for tokens in kept])
 

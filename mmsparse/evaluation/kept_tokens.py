@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmsparse.ops import kept_by_layer
+from mmsparse.ops.tokens import kept_by_layer
 from mmsparse.registry import HOOKS
 
 
@@ -18,18 +18,18 @@ class KeptTokens(NamedTuple):
     """The tokens of a batch, and which of them the layers of the encoder keep.
 
     Args:
-        centres: Centre (x, y) of every token, from 0 to 1 over its picture and beyond
+        centers: Center (x, y) of every token, from 0 to 1 over its picture and beyond
             in the padding, (B, N, 2).
         kept: True for tokens that the layer updates, (B, layers, N).
         level_sizes: Height and width of every level, fine to coarse.
     """
 
-    centres: Tensor
+    centers: Tensor
     kept: Tensor
     level_sizes: tuple[tuple[int, int], ...]
 
 
-def watch_kept_tokens(
+def record_kept_tokens(
     detector: nn.Module, note: Callable[[KeptTokens], Any]
 ) -> RemovableHandle:
     """Be told which tokens a detector keeps, whenever its encoder runs.
@@ -51,9 +51,9 @@ def watch_kept_tokens(
         )
 
     def tell(encoder: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
-        centres = inputs['centres']
-        kept = kept_by_layer(inputs['selection'], centres.shape[1])
-        note(KeptTokens(centres, kept, inputs['level_sizes']))
+        centers = inputs['centers']
+        kept = kept_by_layer(inputs['selection'], centers.shape[1])
+        note(KeptTokens(centers, kept, inputs['level_sizes']))
 
     return detector.encoder.register_forward_pre_hook(tell, with_kwargs=True)
 
@@ -62,7 +62,7 @@ def watch_kept_tokens(
 class KeptTokensHook(Hook):
     """Write into each sample of a validation or test which tokens were kept.
 
-    Samples get ``token_centres``, (N, 2), and ``kept_tokens``, (layers, N), as
+    Samples get ``token_centers``, (N, 2), and ``kept_tokens``, (layers, N), as
     :class:`KeptTokens` has them. :class:`mmsparse.evaluation.KeptTokenRecall` needs
     them.
     """
@@ -87,7 +87,7 @@ class KeptTokensHook(Hook):
             _write(samples, seen.pop())
 
         self._handles = [
-            watch_kept_tokens(detector, seen.append),
+            record_kept_tokens(detector, seen.append),
             detector.register_forward_hook(write),
         ]
 
@@ -105,6 +105,6 @@ class KeptTokensHook(Hook):
 
 
 def _write(samples: list[BaseDataElement], tokens: KeptTokens) -> None:
-    for sample, centres, kept in zip(samples, tokens.centres, tokens.kept, strict=True):
-        sample.token_centres = centres
+    for sample, centers, kept in zip(samples, tokens.centers, tokens.kept, strict=True):
+        sample.token_centers = centers
         sample.kept_tokens = kept

@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import Any
 
 from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
-from mmsparse.models.factory import create_backbone, list_backbones
 from mmsparse.models.layers import (
     BiLevelRoutingAttention,
     DeformableAttention2d,
@@ -29,8 +28,6 @@ __all__ = [
     'ShuntedSelfAttention',
     'ShuntedTransformer',
     'WindowAttention2d',
-    'create_backbone',
-    'list_backbones',
 ]
 
 

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops.backends import is_exporting, pick_backend
-from mmsparse.ops.precision import no_autocast, precise_type
+from mmsparse.ops._backend import is_exporting, pick_backend
+from mmsparse.ops._precision import no_autocast, precise_type
 
-BACKENDS = ('auto', 'reference', 'products', 'sdpa')
+BACKENDS = ('auto', 'reference', 'math', 'sdpa')
 # Queries times keys up to which, on a CPU, plain products are faster forward and
 # backward: measured, they took a third of the time at 16x16, two thirds at 64x64, all
 # of it at 196x196 and 1.7 times it at 273x273.
@@ -44,15 +44,15 @@ def biased_attention(
         scale = q.shape[-1] ** -0.5
     # Fused kernels lay their result out as ONNX's products do not.
     if backend == 'auto' and is_exporting():
-        backend = 'products'
+        backend = 'math'
     halves = q.dtype == torch.float16  # logits of more than 65504 would be infinite
     if backend == 'auto' and q.device.type == 'cpu' and not halves:
         plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
-        backend = 'products' if plain else 'sdpa'
+        backend = 'math' if plain else 'sdpa'
     alike = bias is None or bias.dtype == q.dtype
-    if backend == 'products' and alike and not halves:
+    if backend == 'math' and alike and not halves:
         return _products(q, k, v, bias, scale)
-    if backend in ('reference', 'products'):
+    if backend in ('reference', 'math'):
         return _reference(q, k, v, bias, scale)
     if bias is not None:
         # The fused kernels want as many axes as q has, and its type.

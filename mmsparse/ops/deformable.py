@@ -1,6 +1,6 @@
 """Attention to keys at free positions of the map (DAT).
 
-Coordinates run along each axis from -1 to +1, the centres of the first and the last
+Coordinates run along each axis from -1 to +1, the centers of the first and the last
 pixel, and come as (y, x). They are float32 at least, whatever the features are: half
 precision would err by up to a third of a pixel on a large map.
 """
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops import attention
+from mmsparse.ops._backend import is_compiling, pick_backend
+from mmsparse.ops._chunking import chunked_attention
+from mmsparse.ops._precision import no_autocast, precise_type
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import is_compiling, pick_backend
-from mmsparse.ops.precision import no_autocast, precise_type
-from mmsparse.ops.recompute import attend_in_parts
-from mmsparse.ops.strips import attend_in_strips
+from mmsparse.ops.deformable_tiled import tiled_attention
 
-BACKENDS = (*attention.BACKENDS, 'parts', 'strips')
+BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled')
 WHOLE = 2**23  # logits up to which all queries attend at once
 MANY = 2**21  # logits of a head from which strips are faster on a CPU
 PART = 2**20  # logits that are there at a time where there are more
@@ -65,12 +65,12 @@ def deformable_attention(
     backend = pick_backend(backend, BACKENDS)
     num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
     if backend == 'auto' and num_logits >= MANY and _runs_strips(q):
-        backend = 'strips'
+        backend = 'tiled'
     if backend == 'auto' and _exceeds(WHOLE, q, num_heads * num_logits):
-        backend = 'parts'
-    if backend == 'strips':
-        return attend_in_strips(q, k, v, positions, table, axes)
-    if backend == 'parts':
+        backend = 'chunked'
+    if backend == 'tiled':
+        return tiled_attention(q, k, v, positions, table, axes)
+    if backend == 'chunked':
         return _in_parts(q, k, v, positions, table, axes)
     read = _bias_by_definition if backend == 'reference' else _bias
     bias = read(table, positions, axes)
@@ -115,7 +115,7 @@ def _in_parts(
     num_heads, num_keys = len(table), k.shape[1] * k.shape[2]
     k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (k, v))
     of_a_row = batch * num_heads * width * num_keys
-    out = attend_in_parts(
+    out = chunked_attention(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
         (k, v, positions, table, axes[1]),
@@ -256,7 +256,7 @@ def positions_v2022(offsets: Tensor, offset_range: float) -> Tensor:
     """
     offsets = offsets.to(precise_type(offsets))
     counts = offsets.shape[2:4]
-    reference = _grid(*(cell_centres(count, offsets) for count in counts))
+    reference = _grid(*(cell_centers(count, offsets) for count in counts))
     if offset_range < 0:
         return (reference + offsets).tanh()
     if offset_range == 0:
@@ -280,15 +280,15 @@ def positions_v2023(offsets: Tensor, offset_range: float) -> Tensor:
     """
     offsets = offsets.to(precise_type(offsets))
     counts = offsets.shape[2:4]
-    reference = _grid(*(_overhanging_centres(count, offsets) for count in counts))
+    reference = _grid(*(_overhanging_centers(count, offsets) for count in counts))
     if offset_range < 0:
         return (reference + offsets).clamp(-1, 1)
     spans = offsets.new_tensor([max(count - 1, 1) for count in counts])
     return reference + offsets.tanh() * (offset_range / spans)
 
 
-def cell_centres(count: int, like: Tensor) -> Tensor:
-    """Coordinates of the centres of equal cells that tile -1 to +1.
+def cell_centers(count: int, like: Tensor) -> Tensor:
+    """Coordinates of the centers of equal cells that tile -1 to +1.
 
     Args:
         count: Number of cells.
@@ -300,7 +300,7 @@ def cell_centres(count: int, like: Tensor) -> Tensor:
     return (2 * _count(count, like) + 1) / count - 1
 
 
-def pixel_centres(count: int, like: Tensor) -> Tensor:
+def pixel_centers(count: int, like: Tensor) -> Tensor:
     """Coordinates of pixels, the first at -1 and the last at +1; one alone at 0.
 
     Args:
@@ -315,7 +315,7 @@ def pixel_centres(count: int, like: Tensor) -> Tensor:
     return 2 * _count(count, like) / (count - 1) - 1
 
 
-def _overhanging_centres(count: int, like: Tensor) -> Tensor:
+def _overhanging_centers(count: int, like: Tensor) -> Tensor:
     if count == 1:
         return like.new_zeros(1)
     return (2 * _count(count, like) + 1) / (count - 1) - 1

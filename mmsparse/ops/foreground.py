@@ -14,7 +14,7 @@ def cells_by_reach(
         boxes: (x1, y1, x2, y2) in pixels, (B, M, 4); negative ones hold no cell.
         size: Height and width of the map.
         stride: Pixels from one cell to the next.
-        low: The farthest side of the box is farther from the centre of the cell, in
+        low: The farthest side of the box is farther from the center of the cell, in
             pixels.
         high: No side of it is farther than that.
 
@@ -55,8 +55,8 @@ def cells_by_size(
 
 def _from_sides(sides: Tensor, cells: int, stride: int) -> tuple[Tensor, Tensor]:
     """Along one axis: is a cell between the sides, (B, M, cells), and the farther."""
-    centres = torch.arange(cells, device=sides.device) * stride + stride // 2
-    before, after = centres - sides[..., :1], sides[..., 1:] - centres
+    centers = torch.arange(cells, device=sides.device) * stride + stride // 2
+    before, after = centers - sides[..., :1], sides[..., 1:] - centers
     return torch.minimum(before, after) > 0, torch.maximum(before, after)
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops._backend import pick_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.backends import pick_backend
 from mmsparse.ops.regions import merge_regions, partition_regions
 
 BACKENDS = ('auto', 'reference', 'tiles')
@@ -17,7 +17,7 @@ TILE = 8  # a patch of keys is then about three times its tile of queries at ker
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, backend: str = 'auto'
 ) -> Tensor:
-    """Let every token attend to its ``kernel`` x ``kernel`` neighbours.
+    """Let every token attend to its ``kernel`` x ``kernel`` neighbors.
 
     At the borders the square moves inside, so every token has as many keys.
 
@@ -52,7 +52,7 @@ def neighborhood_attention(
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:
-    """Copy every token's neighbours out."""
+    """Copy every token's neighbors out."""
     num_heads = len(table)
     (rows, steps_y), (columns, steps_x) = (
         _neighbors(length, kernel, q.device) for length in q.shape[1:3]
@@ -106,7 +106,7 @@ def _tiles(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
 
 def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
-    """The table's entries, and -inf for the keys of a patch that are no neighbours."""
+    """The table's entries, and -inf for the keys of a patch that are no neighbors."""
     bias = table[:, _as_rows(down.steps), _as_columns(across.steps)]
     near = _as_rows(down.near) & _as_columns(across.near)
     bias = bias.masked_fill(~near, -torch.inf)  # (heads, kinds, kinds, q, q, k, k)
@@ -136,7 +136,7 @@ class _Cut(NamedTuple):
     keys: Tensor  # of every tile, (tiles, keys)
     kind: Tensor  # of every tile, (tiles,)
     steps: Tensor  # entries in the table, (kinds, queries, keys)
-    near: Tensor  # whether query and key are neighbours, (kinds, queries, keys)
+    near: Tensor  # whether query and key are neighbors, (kinds, queries, keys)
 
 
 def _cut(length: int, kernel: int, device: torch.device) -> _Cut:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops.precision import precise_type
+from mmsparse.ops._precision import precise_type
 
 
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:

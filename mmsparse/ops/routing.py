@@ -8,14 +8,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from mmsparse.ops._backend import is_compiling, pick_backend
+from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops.attention import (
     attention_logits,
     biased_attention,
     merge_heads,
     split_heads,
 )
-from mmsparse.ops.backends import is_compiling, pick_backend
-from mmsparse.ops.recompute import attend_in_parts
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
 UNWEIGHTED = ('masked', 'triton')  # know no factors on the routed regions
@@ -191,7 +191,7 @@ def _gathered(
         queries = (*queries, route_weights.flatten(0, 1))
     # Heads first: else every copy would have to be copied again for its products.
     regions = tuple(split_heads(x, num_heads).flatten(0, 2) for x in (k, v))
-    out = attend_in_parts(
+    out = chunked_attention(
         partial(_attend_regions, num_heads, scale),
         queries,
         regions,
@@ -266,7 +266,7 @@ def _kernels(q: Tensor) -> ModuleType:
             "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
         )
     try:
-        return importlib.import_module('mmsparse.ops.routing_kernels')
+        return importlib.import_module('mmsparse.ops.routing_triton')
     except ModuleNotFoundError as error:
         raise ValueError(
             f"backend='triton' needs {error.name}, which comes with torch for CUDA; "

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmsparse.ops._backend import pick_backend
 from mmsparse.ops.attention import (
     BACKENDS,
     biased_attention,
     merge_heads,
     split_heads,
 )
-from mmsparse.ops.backends import pick_backend
 
 
 def shunted_attention(

@@ -168,7 +168,7 @@ def probability_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
     return class_logits.amax(-1).sigmoid() * foreground.sigmoid()
 
 
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+def gather_tokens(x: Tensor, rows: Tensor) -> Tensor:
     """Read rows of every sample.
 
     Args:
@@ -182,7 +182,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return taken.unflatten(0, rows.shape)
 
 
-def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+def scatter_tokens(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """Replace rows of every sample.
 
     Args:

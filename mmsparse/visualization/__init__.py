@@ -8,23 +8,21 @@ from mmsparse.visualization.attention import (
 from mmsparse.visualization.detections import draw_sampling_points
 from mmsparse.visualization.drawings import draw_all
 from mmsparse.visualization.fields import draw_receptive_field
-from mmsparse.visualization.frame import Frame
-from mmsparse.visualization.hook import LookHook
+from mmsparse.visualization.image_transform import ImageTransform
 from mmsparse.visualization.page import write_page
-from mmsparse.visualization.scene import (
-    Scene,
+from mmsparse.visualization.recorder import Recording, record
+from mmsparse.visualization.sample import (
+    Sample,
     choose_point,
     read_pipeline,
     view,
 )
 from mmsparse.visualization.tokens import draw_foreground, draw_kept_tokens
-from mmsparse.visualization.watcher import Seen, watch
 
 __all__ = [
-    'Frame',
-    'LookHook',
-    'Scene',
-    'Seen',
+    'ImageTransform',
+    'Recording',
+    'Sample',
     'choose_point',
     'draw_all',
     'draw_attention',
@@ -35,7 +33,7 @@ __all__ = [
     'draw_sampled_keys',
     'draw_sampling_points',
     'read_pipeline',
+    'record',
     'view',
-    'watch',
     'write_page',
 ]

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmsparse.models.layers.biformer_attention import Routing
-from mmsparse.models.layers.look import POINT, Look
+from mmsparse.models.layers.attention_map import POINT, AttentionMap
+from mmsparse.models.layers.bilevel_routing_attention import Routing
 from mmsparse.visualization.measures import attention_received, reference_positions
 from mmsparse.visualization.panels import (
     HEAT,
-    QUERY_COLOUR,
+    QUERY_COLOR,
     fill_rectangles,
     mark_point,
     outline_rectangles,
     panels,
     title,
 )
-from mmsparse.visualization.scene import Scene
-from mmsparse.visualization.watcher import LayerSeen
+from mmsparse.visualization.recorder import LayerRecording
+from mmsparse.visualization.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,13 +30,13 @@ MOST_GROUPS = 4
 LARGEST_DOT = 90  # square points
 
 
-def last_of_stages(layers: Sequence[LayerSeen]) -> list[LayerSeen]:
+def last_of_stages(layers: Sequence[LayerRecording]) -> list[LayerRecording]:
     """Take the last layer of every stage."""
     return list({seen.stage: seen for seen in layers}.values())
 
 
 def draw_attention(
-    scene: Scene, point: Point, layers: Sequence[LayerSeen] | None = None
+    scene: Sample, point: Point, layers: Sequence[LayerRecording] | None = None
 ) -> 'Figure':
     """Draw what one query attends to, a column for each layer.
 
@@ -71,7 +71,7 @@ def draw_attention(
     return figure
 
 
-def draw_sampled_keys(scene: Scene) -> 'Figure':
+def draw_sampled_keys(scene: Sample) -> 'Figure':
     """Draw where deformable attention samples its keys, and what they receive.
 
     A row for the last deformable layer of every stage, a column for each group, at most
@@ -110,7 +110,7 @@ def draw_sampled_keys(scene: Scene) -> 'Figure':
     return figure
 
 
-def draw_regions(scene: Scene, point: Point) -> 'Figure':
+def draw_regions(scene: Sample, point: Point) -> 'Figure':
     """Draw which regions the region of a query is routed to, and where it looks there.
 
     A column for the last routed layer of every stage. Above, the regions by the softmax
@@ -145,14 +145,14 @@ def draw_regions(scene: Scene, point: Point) -> 'Figure':
         for axis in (above, below):
             outline_rectangles(axis, scene, everything, 'white', 0.4, alpha=0.5)
             outline_rectangles(axis, scene, everything[routes], 'white')
-            outline_rectangles(axis, scene, everything[own][None], QUERY_COLOUR, 1.6)
+            outline_rectangles(axis, scene, everything[own][None], QUERY_COLOR, 1.6)
             mark_point(axis, point)
         title(above, f'{seen.title}, {len(routes)} of {len(everything)} regions')
         title(below, 'attention to their tokens')
     return figure
 
 
-def region_rectangles(seen: LayerSeen, routing: Routing) -> Tensor:
+def region_rectangles(seen: LayerRecording, routing: Routing) -> Tensor:
     """The regions as (x1, y1, x2, y2) in pixels of the input, (R, 4)."""
     (rows, columns), (h, w) = routing.grid, routing.region
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
@@ -160,24 +160,28 @@ def region_rectangles(seen: LayerSeen, routing: Routing) -> Tensor:
     return (sides.flatten(0, 1) * seen.stride).float()
 
 
-def region_of(seen: LayerSeen, routing: Routing, query: int) -> int:
+def region_of(seen: LayerRecording, routing: Routing, query: int) -> int:
     """The region that a position of the map lies in."""
     (_, columns), (h, w) = routing.grid, routing.region
     y, x = divmod(query, seen.x.shape[-1])
     return y // h * columns + x // w
 
 
-def _look(scene: Scene, seen: LayerSeen, point: Point) -> tuple[Look, ...]:
+def _look(
+    scene: Sample, seen: LayerRecording, point: Point
+) -> tuple[AttentionMap, ...]:
     query = torch.tensor([_query(scene, seen, point)], device=seen.x.device)
     with torch.no_grad():
-        return seen.layer.looks(seen.x, query)
+        return seen.layer.attention_maps(seen.x, query)
 
 
-def _query(scene: Scene, seen: LayerSeen, point: Point) -> int:
+def _query(scene: Sample, seen: LayerRecording, point: Point) -> int:
     return seen.query_at(scene.frame.to_input(torch.tensor(point)))
 
 
-def _draw_look(axis: 'Axes', scene: Scene, seen: LayerSeen, look: Look) -> None:
+def _draw_look(
+    axis: 'Axes', scene: Sample, seen: LayerRecording, look: AttentionMap
+) -> None:
     weights = look.weights[0].mean(0)[0]  # (M,)
     places = look.places()[0, 0]
     if look.extent == POINT:
@@ -188,7 +192,7 @@ def _draw_look(axis: 'Axes', scene: Scene, seen: LayerSeen, look: Look) -> None:
         fill_rectangles(axis, scene, sides * seen.stride, weights)
 
 
-def _to_picture(scene: Scene, seen: LayerSeen, places: Tensor) -> Tensor:
+def _to_picture(scene: Sample, seen: LayerRecording, places: Tensor) -> Tensor:
     """(y, x) in cells of the map to (x, y) in pixels of the picture, (..., 2)."""
     return scene.frame.to_picture(places.flip(-1).cpu() * seen.stride)
 

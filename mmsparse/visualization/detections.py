@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmsparse.visualization.panels import QUERY_COLOUR, frame_boxes, panels, title
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.panels import QUERY_COLOR, frame_boxes, panels, title
+from mmsparse.visualization.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LARGEST_DOT = 60  # square points
 
 
-def detection_at(scene: Scene, point: tuple[float, float] | None = None) -> int:
+def detection_at(scene: Sample, point: tuple[float, float] | None = None) -> int:
     """Choose a query of the decoder: the surest whose box holds a point.
 
     Args:
@@ -34,11 +34,11 @@ def detection_at(scene: Scene, point: tuple[float, float] | None = None) -> int:
 
 
 def draw_sampling_points(
-    scene: Scene, point: tuple[float, float] | None = None
+    scene: Sample, point: tuple[float, float] | None = None
 ) -> 'Figure':
     """Draw the points that a detection reads, a panel for each layer of the decoder.
 
-    Dots are coloured by level, and as large as their weight; all heads are drawn.
+    Dots are colored by level, and as large as their weight; all heads are drawn.
 
     Args:
         scene: A picture and the detections seen of it.
@@ -60,7 +60,7 @@ def draw_sampling_points(
     figure, axes = panels(scene, 1, len(layers))
     largest = max(float(seen.weights[0, query].max()) for seen in layers)
     for i, (axis, seen) in enumerate(zip(axes[0], layers, strict=True)):
-        frame_boxes(axis, boxes[query][None], QUERY_COLOUR, width=1.6)
+        frame_boxes(axis, boxes[query][None], QUERY_COLOR, width=1.6)
         places = scene.to_pixels(seen.points[0, query].cpu())
         for level, spots in enumerate(places.unbind(1)):
             weights = seen.weights[0, query, :, level].flatten().cpu()

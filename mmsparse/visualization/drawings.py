@@ -12,7 +12,7 @@ from mmsparse.visualization.attention import (
 )
 from mmsparse.visualization.detections import draw_sampling_points
 from mmsparse.visualization.fields import draw_receptive_field
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.sample import Sample
 from mmsparse.visualization.tokens import draw_foreground, draw_kept_tokens
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw_all(
-    scene: Scene, point: tuple[float, float], backbone: nn.Module | None = None
+    scene: Sample, point: tuple[float, float], backbone: nn.Module | None = None
 ) -> Iterator[tuple[str, 'Figure']]:
     """Draw what there is to see of a scene.
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmsparse.visualization.measures import receptive_field
 from mmsparse.visualization.panels import HEAT, lay_cells, mark_point, panels, title
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,11 +16,11 @@ SHARE = 0.5  # of the gradient, whose pixels are counted
 
 
 def draw_receptive_field(
-    scene: Scene, backbone: nn.Module, point: tuple[float, float]
+    scene: Sample, backbone: nn.Module, point: tuple[float, float]
 ) -> 'Figure':
     """Draw the effective receptive field of the cell at a point, a panel for each map.
 
-    Colours are of the square root of the gradient, which else is seen at its peak
+    Colors are of the square root of the gradient, which else is seen at its peak
     alone.
 
     Args:

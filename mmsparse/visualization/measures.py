@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsparse.models.layers.look import Look
+from mmsparse.models.layers.attention_map import AttentionMap
 
 CHUNK = 1024  # queries at a time
 
@@ -16,7 +16,7 @@ class Received(NamedTuple):
 
     Args:
         name: What tells these heads from the others of the layer.
-        keys: Centres (y, x) of the keys in cells of the map, (B, T, 2).
+        keys: Centers (y, x) of the keys in cells of the map, (B, T, 2).
         share: Of the attention of a mean query, (B, T); sums to 1.
     """
 
@@ -39,7 +39,7 @@ def attention_received(layer: nn.Module, x: Tensor) -> list[Received]:
     num_queries = x.shape[-2] * x.shape[-1]
     totals: list[Tensor] = []
     for queries in torch.arange(num_queries, device=x.device).split(CHUNK):
-        looks = layer.looks(x, queries)
+        looks = layer.attention_maps(x, queries)
         totals = totals or [torch.zeros_like(look.keys[..., 0]) for look in looks]
         for total, look in zip(totals, looks, strict=True):
             total.scatter_add_(1, look.rows.flatten(1), look.weights.mean(1).flatten(1))
@@ -65,16 +65,16 @@ def attention_distance(layer: nn.Module, x: Tensor) -> Tensor:
     total = 0
     for queries in torch.arange(num_queries, device=x.device).split(CHUNK):
         y, column = queries // x.shape[-1], queries % x.shape[-1]
-        centres = torch.stack([y, column], dim=-1)[:, None] + 0.5  # (n, 1, 2)
+        centers = torch.stack([y, column], dim=-1)[:, None] + 0.5  # (n, 1, 2)
         distances = [
-            _weigh(look, (look.places() - centres).norm(dim=-1))
-            for look in layer.looks(x, queries)
+            _weigh(look, (look.places() - centers).norm(dim=-1))
+            for look in layer.attention_maps(x, queries)
         ]
         total = total + torch.cat(distances)
     return total / num_queries
 
 
-def _weigh(look: Look, distances: Tensor) -> Tensor:
+def _weigh(look: AttentionMap, distances: Tensor) -> Tensor:
     """Distances, (B, n, M), summed over queries, (heads,)."""
     return (look.weights * distances[:, None]).sum((2, 3)).mean(0)
 
@@ -87,7 +87,7 @@ def reference_positions(layer: nn.Module, x: Tensor) -> Tensor:
         x: Map, (B, C, H, W).
 
     Returns:
-        Centres (y, x) in cells of the map, (B, groups, Hk * Wk, 2).
+        Centers (y, x) in cells of the map, (B, groups, Hk * Wk, 2).
     """
     positions = layer.sampling_positions(x)
     references = layer.place(torch.zeros_like(positions), layer.offset_range)
@@ -106,7 +106,7 @@ def offset_spread(layer: nn.Module, x: Tensor) -> float:
     Returns:
         Root of the mean square of their way, in steps of the grid of keys; 0 for none.
     """
-    looks = layer.looks(x, torch.zeros(1, dtype=torch.long, device=x.device))
+    looks = layer.attention_maps(x, torch.zeros(1, dtype=torch.long, device=x.device))
     keys = torch.stack([look.keys for look in looks], dim=1)
     steps = (keys - reference_positions(layer, x)) / layer.stride
     return float(steps.square().sum(-1).mean().sqrt())
@@ -159,7 +159,7 @@ def receptive_field(
         output: Which map.
 
     Returns:
-        Size of the gradient of the sum of the cell's channels, over colours and
+        Size of the gradient of the sum of the cell's channels, over colors and
         pictures, (H, W); the largest is 1.
 
     Source: Understanding the Effective Receptive Field, arXiv 1701.04128, section 3.

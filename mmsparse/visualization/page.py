@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsparse.models.layers.look import POINT, Look
+from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.visualization.attention import region_rectangles
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.recorder import LayerRecording, SamplingRecording
+from mmsparse.visualization.sample import Sample
 from mmsparse.visualization.tokens import level_maps
-from mmsparse.visualization.watcher import LayerSeen, SamplingSeen
 
 TEMPLATE = Path(__file__).with_name('page.html')
 # What a page keeps, so that it stays a few megabytes.
@@ -26,7 +26,7 @@ MOST_GROUPS = 4
 MOST_DETECTIONS = 20
 
 
-def write_page(scene: Scene, point: tuple[float, float], path: str | Path) -> None:
+def write_page(scene: Sample, point: tuple[float, float], path: str | Path) -> None:
     """Write all that was seen of a picture into a page that a browser opens by itself.
 
     Queries are stored for at most 24 rows and columns of a map, each with its 128
@@ -61,7 +61,7 @@ def write_page(scene: Scene, point: tuple[float, float], path: str | Path) -> No
     )
 
 
-def _views(scene: Scene) -> list[dict[str, Any]]:
+def _views(scene: Sample) -> list[dict[str, Any]]:
     seen, views = scene.seen, []
     if seen.layers:
         layers = [_attention(scene, layer) for layer in seen.layers]
@@ -86,7 +86,7 @@ def _views(scene: Scene) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _attention(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
+def _attention(scene: Sample, seen: LayerRecording) -> dict[str, Any]:
     height, width = size = seen.x.shape[-2:]
     step = -(-max(size) // MOST_QUERIES)
     stored = [-(-length // step) for length in size]
@@ -96,7 +96,9 @@ def _attention(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
         for count, length in zip(stored, size, strict=True)
     )
     queries = (rows[:, None] * width + columns).flatten().to(seen.x.device)
-    parts = [seen.layer.looks(seen.x, some) for some in queries.split(MOST_QUERIES)]
+    parts = [
+        seen.layer.attention_maps(seen.x, some) for some in queries.split(MOST_QUERIES)
+    ]
     groups = list(zip(*parts, strict=True))[:MOST_GROUPS]
     return dict(
         title=seen.title,
@@ -110,15 +112,17 @@ def _attention(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
     )
 
 
-def _group(scene: Scene, seen: LayerSeen, looks: tuple[Look, ...]) -> dict[str, Any]:
+def _group(
+    scene: Sample, seen: LayerRecording, looks: tuple[AttentionMap, ...]
+) -> dict[str, Any]:
     weights = torch.cat([look.weights[0].mean(0) for look in looks])  # (n, M)
     rows = torch.cat([look.rows[0] for look in looks])
     kept = min(weights.shape[1], MOST_KEYS)
     heaviest, order = weights.topk(kept)
     shares = 255 * heaviest / heaviest[:, :1].clamp(min=1e-12)
-    centres, half = looks[0].keys[0], weights.new_tensor(looks[0].extent) / 2
-    sides = torch.cat([(centres - half).flip(-1), (centres + half).flip(-1)], dim=-1)
-    few = len(centres) < 2**16
+    centers, half = looks[0].keys[0], weights.new_tensor(looks[0].extent) / 2
+    sides = torch.cat([(centers - half).flip(-1), (centers + half).flip(-1)], dim=-1)
+    few = len(centers) < 2**16
     return dict(
         name=looks[0].name,
         kept=kept,
@@ -128,7 +132,7 @@ def _group(scene: Scene, seen: LayerSeen, looks: tuple[Look, ...]) -> dict[str, 
     )
 
 
-def _regions(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
+def _regions(scene: Sample, seen: LayerRecording) -> dict[str, Any]:
     routing = seen.layer.regions(seen.x)
     return dict(
         size=routing.region,
@@ -139,7 +143,7 @@ def _regions(scene: Scene, seen: LayerSeen) -> dict[str, Any]:
     )
 
 
-def _levels(scene: Scene) -> list[dict[str, Any]]:
+def _levels(scene: Sample) -> list[dict[str, Any]]:
     if scene.seen.tokens is None:
         return []
     levels = level_maps(scene, scene.seen.tokens.scores[0])
@@ -151,12 +155,12 @@ def _levels(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
-def _surest(scene: Scene) -> Tensor:
+def _surest(scene: Sample) -> Tensor:
     scores = scene.detections()[0]
     return scores.topk(min(MOST_DETECTIONS, len(scores))).indices
 
 
-def _detections(scene: Scene) -> list[dict[str, Any]]:
+def _detections(scene: Sample) -> list[dict[str, Any]]:
     if scene.seen.detections is None:
         return []
     scores, labels, boxes = scene.detections()
@@ -166,7 +170,7 @@ def _detections(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
-def _sampled(scene: Scene, seen: SamplingSeen, queries: Tensor) -> dict[str, Any]:
+def _sampled(scene: Sample, seen: SamplingRecording, queries: Tensor) -> dict[str, Any]:
     points = scene.to_pixels(seen.points[0, queries].cpu())  # (Q, heads, levels, P, 2)
     weights = seen.weights[0, queries]
     shares = 255 * weights / weights.amax((1, 2, 3), keepdim=True)
@@ -179,7 +183,7 @@ def _sampled(scene: Scene, seen: SamplingSeen, queries: Tensor) -> dict[str, Any
     )
 
 
-def _pack_boxes(scene: Scene, boxes: Tensor) -> dict[str, str]:
+def _pack_boxes(scene: Sample, boxes: Tensor) -> dict[str, str]:
     """Boxes of the input, (M, 4), in pixels of the picture."""
     return _pack(scene.frame.boxes_to_picture(boxes.float()), np.float32)
 

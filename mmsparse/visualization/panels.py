@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 PANEL = 2.6  # inches
 TITLE = 0.3
-BOX_COLOUR = '#ffd21f'
-QUERY_COLOUR = '#00e5ff'
+BOX_COLOR = '#ffd21f'
+QUERY_COLOR = '#00e5ff'
 HEAT = 'inferno'
 DARKNESS = 0.75  # of what does not count
 DIMMED = 0.55  # the picture behind heat
 
 
 def panels(
-    scene: Scene, rows: int, columns: int, dimmed: bool = False
+    scene: Sample, rows: int, columns: int, dimmed: bool = False
 ) -> tuple['Figure', list[list['Axes']]]:
     """Make a figure of panels, the picture and what the model says in each.
 
@@ -31,7 +31,7 @@ def panels(
         scene: The picture.
         rows: Number of panels down.
         columns: Number of panels across.
-        dimmed: Take colour and light from the picture, for what is drawn on it.
+        dimmed: Take color and light from the picture, for what is drawn on it.
 
     Returns:
         The figure and its axes by row.
@@ -60,7 +60,7 @@ def title(axis: 'Axes', text: str) -> None:
 
 
 def frame_boxes(
-    axis: 'Axes', boxes: Tensor, colour: str = BOX_COLOUR, width: float = 1
+    axis: 'Axes', boxes: Tensor, color: str = BOX_COLOR, width: float = 1
 ) -> None:
     """Draw boxes (x1, y1, x2, y2), (M, 4)."""
     from matplotlib.patches import Rectangle
@@ -68,17 +68,17 @@ def frame_boxes(
     for x1, y1, x2, y2 in boxes.tolist():
         axis.add_patch(
             Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, linewidth=width
+                (x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=width
             )
         )
 
 
 def lay_cells(
     axis: 'Axes',
-    scene: Scene,
+    scene: Sample,
     values: Tensor,
     end: Sequence[float],
-    colours: str | None = None,
+    colors: str | None = None,
     top: float | None = None,
 ) -> None:
     """Lay the cells of a map over the picture.
@@ -87,27 +87,27 @@ def lay_cells(
         axis: The panel.
         scene: The picture.
         values: From 0 for darkness to 1 for light, (rows, columns); of any range with
-            ``colours``.
+            ``colors``.
         end: (x, y) in pixels of the input where the map ends; it begins at 0.
-        colours: Name of a colour map to be drawn instead of darkness.
-        top: Value of the last colour; that of the largest value if None.
+        colors: Name of a color map to be drawn instead of darkness.
+        top: Value of the last color; that of the largest value if None.
     """
     corners = scene.frame.to_picture(torch.tensor([[0.0, 0.0], list(end)])).tolist()
     (left, upper), (right, lower) = corners
     options = dict(extent=(left, right, lower, upper), interpolation='nearest')
     shown = values.detach().float().cpu().numpy()
-    if colours is None:
+    if colors is None:
         shade = np.zeros((*shown.shape, 4), dtype=np.float32)
         shade[..., 3] = DARKNESS * (1 - shown)
         axis.imshow(shade, **options)
     else:
-        axis.imshow(shown, cmap=colours, alpha=0.7, vmin=0, vmax=top, **options)
+        axis.imshow(shown, cmap=colors, alpha=0.7, vmin=0, vmax=top, **options)
     height, width = scene.picture.shape[:2]  # imshow changes the limits
     axis.set(xlim=(0, width), ylim=(height, 0))
 
 
 def fill_rectangles(
-    axis: 'Axes', scene: Scene, rectangles: Tensor, weights: Tensor
+    axis: 'Axes', scene: Sample, rectangles: Tensor, weights: Tensor
 ) -> None:
     """Fill rectangles with heat, the largest weight hottest.
 
@@ -121,18 +121,18 @@ def fill_rectangles(
     from matplotlib.collections import PolyCollection
 
     share = (weights / weights.max().clamp(min=1e-12)).cpu()
-    colours = colormaps[HEAT](share.numpy())
-    colours[:, 3] = 0.35 + 0.5 * share.numpy()
+    colors = colormaps[HEAT](share.numpy())
+    colors[:, 3] = 0.35 + 0.5 * share.numpy()
     corners = rectangles[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
     corners = scene.frame.to_picture(corners.cpu()).numpy()
-    axis.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0))
+    axis.add_collection(PolyCollection(corners, facecolors=colors, linewidths=0))
 
 
 def outline_rectangles(
     axis: 'Axes',
-    scene: Scene,
+    scene: Sample,
     rectangles: Tensor,
-    colour: str,
+    color: str,
     width: float = 0.8,
     alpha: float = 1,
 ) -> None:
@@ -145,7 +145,7 @@ def outline_rectangles(
         PolyCollection(
             corners,
             facecolors='none',
-            edgecolors=colour,
+            edgecolors=color,
             linewidths=width,
             alpha=alpha,
         )
@@ -154,12 +154,12 @@ def outline_rectangles(
 
 def mark_point(axis: 'Axes', point: tuple[float, float]) -> None:
     """Mark a chosen point (x, y)."""
-    axis.plot(*point, '*', color=QUERY_COLOUR, markersize=9, markeredgecolor='black')
+    axis.plot(*point, '*', color=QUERY_COLOR, markersize=9, markeredgecolor='black')
 
 
 def _dim(picture: np.ndarray) -> np.ndarray:
-    grey = picture.mean(-1, keepdims=True)
-    return (DIMMED * (0.6 * grey + 0.4 * picture)).astype(np.uint8)
+    gray = picture.mean(-1, keepdims=True)
+    return (DIMMED * (0.6 * gray + 0.4 * picture)).astype(np.uint8)
 
 
 def _outline(axis: 'Axes', classes: np.ndarray) -> None:

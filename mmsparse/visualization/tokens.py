@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from mmsparse.visualization.panels import HEAT, lay_cells, panels, title
-from mmsparse.visualization.scene import Scene
+from mmsparse.visualization.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OBJECT_COLOUR = '#00e5ff'
+OBJECT_COLOR = '#00e5ff'
 
 
-def draw_foreground(scene: Scene) -> 'Figure':
+def draw_foreground(scene: Sample) -> 'Figure':
     """Draw how much each token is taken for foreground, a panel for each level.
 
     Args:
         scene: A picture and the tokens seen of it.
 
     Returns:
-        The figure. Colours go from probability 0 to 1.
+        The figure. Colors go from probability 0 to 1.
     """
     tokens = scene.seen.tokens
     levels = level_maps(scene, tokens.scores[0].sigmoid())
@@ -33,7 +33,7 @@ def draw_foreground(scene: Scene) -> 'Figure':
     return figure
 
 
-def draw_kept_tokens(scene: Scene) -> 'Figure':
+def draw_kept_tokens(scene: Sample) -> 'Figure':
     """Draw a row of panels for each level, and in it one for each layer.
 
     Cells that the layer does not keep are dark; object tokens have a dot.
@@ -45,7 +45,7 @@ def draw_kept_tokens(scene: Scene) -> 'Figure':
         The figure.
     """
     tokens = scene.seen.tokens
-    centres = tokens.kept.centres[0].cpu()
+    centers = tokens.kept.centers[0].cpu()
     kept, objects = tokens.kept.kept[0], tokens.objects[0].cpu()
     sizes = tokens.kept.level_sizes
     ends = torch.tensor([rows * columns for rows, columns in sizes]).cumsum(0).tolist()
@@ -57,8 +57,8 @@ def draw_kept_tokens(scene: Scene) -> 'Figure':
             here = objects[layer].clone()
             here[: ends[level] - values.numel()] = False
             here[ends[level] :] = False
-            dots = scene.to_pixels(centres[here])
-            axis.scatter(*dots.T.numpy(), s=3, c=OBJECT_COLOUR, zorder=3)
+            dots = scene.to_pixels(centers[here])
+            axis.scatter(*dots.T.numpy(), s=3, c=OBJECT_COLOR, zorder=3)
             if level == 0:
                 share = mask.float().mean()
                 title(axis, f'layer {layer + 1}: {share:.0%} kept')
@@ -68,7 +68,7 @@ def draw_kept_tokens(scene: Scene) -> 'Figure':
     return figure
 
 
-def level_maps(scene: Scene, values: Tensor) -> list[tuple[Tensor, list[float]]]:
+def level_maps(scene: Sample, values: Tensor) -> list[tuple[Tensor, list[float]]]:
     """Put the tokens of a picture back into maps.
 
     Args:
@@ -83,13 +83,13 @@ def level_maps(scene: Scene, values: Tensor) -> list[tuple[Tensor, list[float]]]
     lengths = [rows * columns for rows, columns in kept.level_sizes]
     size = torch.tensor(scene.frame.size[::-1])
     found = []
-    for size_of_level, centres, part in zip(
+    for size_of_level, centers, part in zip(
         kept.level_sizes,
-        kept.centres[0].cpu().split(lengths),
+        kept.centers[0].cpu().split(lengths),
         values.cpu().split(lengths),
         strict=True,
     ):
-        # The first centre is half a cell from the border of the picture.
-        end = 2 * centres[0] * torch.tensor(size_of_level[::-1]) * size
+        # The first center is half a cell from the border of the picture.
+        end = 2 * centers[0] * torch.tensor(size_of_level[::-1]) * size
         found.append((part.view(size_of_level), end.tolist()))
     return found

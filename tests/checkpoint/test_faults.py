@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmsparse.apis.model import build_model, load_weights, read_config
 from mmsparse.checkpoint.trainings import load_from_local
 from mmsparse.errors import UsageError
-from mmsparse.hosts import build_model, load_weights, read_config
-from mmsparse.models.factory import create_backbone
+from mmsparse.factory import create_backbone
 
 CONFIG = (
     Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
 from mmsparse.checkpoint.files import sha256
-from mmsparse.checkpoint.inert_pickle import Placeholder, walk
+from mmsparse.checkpoint.safe_pickle import Placeholder, walk
 
 WEIGHTS = {'fc.weight': torch.arange(6.0).reshape(2, 3), 'fc.bias': torch.ones(2)}
 FORMATS = {'zip': True, 'legacy': False}
@@ -70,7 +70,7 @@ class Loud(dict):
         return {'frozen': True}
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = 1
 
 
@@ -250,7 +250,7 @@ def test_walking_ends_where_objects_hold_each_other(save):
         (Call(functools.partial, print), 'functools.partial'),
         (Call(pickle.loads, b'a'), 'pickle.loads'),
         (Call(Loud), f'{__name__}.Loud'),
-        (Colour.RED, 'Colour|getattr'),
+        (Color.RED, 'Color|getattr'),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )

@@ -7,20 +7,20 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 
+from mmsparse.apis.model import read_config
 from mmsparse.evaluation import KeptTokenRecall
-from mmsparse.hosts import read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
 
 # One level of 2x4 cells, on a picture of 40x80 pixels.
-CENTRES = torch.tensor([(x, y) for y in (0.25, 0.75) for x in (1, 3, 5, 7)]) * 1.0
-CENTRES[:, 0] /= 8
+CENTERS = torch.tensor([(x, y) for y in (0.25, 0.75) for x in (1, 3, 5, 7)]) * 1.0
+CENTERS[:, 0] /= 8
 BOXES = [
     (0, 0, 80, 40),  # all cells
-    (21, 1, 39, 19),  # cell 1, centre (30, 10)
-    (62, 22, 78, 38),  # cell 7, centre (70, 30)
-    (12, 2, 28, 38),  # between the centres
-    (30, 10, 60, 30),  # centres lie on its border, which is not within
+    (21, 1, 39, 19),  # cell 1, center (30, 10)
+    (62, 22, 78, 38),  # cell 7, center (70, 30)
+    (12, 2, 28, 38),  # between the centers
+    (30, 10, 60, 30),  # centers lie on its border, which is not within
 ]
 # The first layer keeps cells 1 and 6, the second cell 6 alone.
 KEPT = torch.zeros(2, 8, dtype=torch.bool)
@@ -30,7 +30,7 @@ KEPT[0, 1] = KEPT[:, 6] = True
 def sample(boxes=BOXES, kept=KEPT, **changes):
     sample = BaseDataElement(metainfo=dict(ori_shape=(40, 80)))
     sample.gt_instances = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4))
-    sample.token_centres, sample.kept_tokens = CENTRES, kept
+    sample.token_centers, sample.kept_tokens = CENTERS, kept
     for name, value in changes.items():
         setattr(sample, name, value)
     return sample
@@ -45,7 +45,7 @@ def evaluate(*samples):
 def test_a_box_is_kept_if_a_kept_token_lies_within():
     found = evaluate(sample())
 
-    # Of five boxes three hold a centre; cell 1 is in two of them and cell 6 in one.
+    # Of five boxes three hold a center; cell 1 is in two of them and cell 6 in one.
     assert found == {
         'kept_token_recall/all_tokens': 3 / 5,
         'kept_token_recall/layer_1': 2 / 5,
@@ -60,10 +60,10 @@ def test_all_boxes_weigh_the_same_in_whatever_picture():
 
 
 def test_padding_lies_in_no_box():
-    centres = CENTRES.clone()
-    centres[1] = torch.tensor([1.2, 0.25])
+    centers = CENTERS.clone()
+    centers[1] = torch.tensor([1.2, 0.25])
 
-    found = evaluate(sample(token_centres=centres))
+    found = evaluate(sample(token_centers=centers))
 
     assert found['kept_token_recall/layer_1'] == 1 / 5
 

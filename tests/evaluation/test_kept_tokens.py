@@ -6,11 +6,11 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmsparse.evaluation import KeptTokensHook, watch_kept_tokens
-from mmsparse.ops import select_tokens
+from mmsparse.evaluation import KeptTokensHook, record_kept_tokens
+from mmsparse.ops.tokens import select_tokens
 
 SIZES = ((2, 3), (1, 1))
-CENTRES = torch.rand(2, 7, 2)
+CENTERS = torch.rand(2, 7, 2)
 # Best are the tokens 6, 0, 5; in the second picture 3, 4, 1, and two are padding.
 SCORES = torch.tensor([[5, 0, 1, 2, 3, 4, 6], [0, 3, 1, 5, 4, 9, 9]]) * 1.0
 PADDING = torch.zeros(2, 7, dtype=torch.bool)
@@ -33,14 +33,14 @@ class Detector(nn.Module):
     def forward(self, mode='predict'):
         selection = select_tokens(SCORES, PADDING, torch.tensor([7, 5]), 0.4, (1, 0.4))
         self.encoder(
-            query=None, selection=selection, centres=CENTRES, level_sizes=SIZES
+            query=None, selection=selection, centers=CENTERS, level_sizes=SIZES
         )
         return [BaseDataElement(), BaseDataElement()]
 
 
 def test_the_watcher_is_told_of_each_batch_until_it_is_removed():
     detector, seen = Detector(), []
-    handle = watch_kept_tokens(detector, seen.append)
+    handle = record_kept_tokens(detector, seen.append)
 
     detector()
     handle.remove()
@@ -48,7 +48,7 @@ def test_the_watcher_is_told_of_each_batch_until_it_is_removed():
 
     (tokens,) = seen
     assert tokens.level_sizes == SIZES
-    assert torch.equal(tokens.centres, CENTRES)
+    assert torch.equal(tokens.centers, CENTERS)
     kept = [[layer.nonzero().flatten().tolist() for layer in x] for x in tokens.kept]
     assert kept == [[[0, 5, 6], [6]], [[1, 3, 4], [3]]]
 
@@ -66,7 +66,7 @@ def test_samples_have_the_tokens_while_a_validation_or_test_runs(stage):
     after = detector()
 
     for i, sample in enumerate(during):
-        assert torch.equal(sample.token_centres, CENTRES[i])
+        assert torch.equal(sample.token_centers, CENTERS[i])
         assert sample.kept_tokens.sum(1).tolist() == [3, 1]
     assert 'kept_tokens' not in after[0]
     assert not detector._forward_hooks
@@ -87,4 +87,4 @@ def test_a_wrapped_detector_is_watched():
 
 def test_a_detector_that_selects_no_tokens_is_refused():
     with pytest.raises(ValueError, match='must select tokens, .*; got Linear'):
-        watch_kept_tokens(nn.Linear(1, 1), print)
+        record_kept_tokens(nn.Linear(1, 1), print)

@@ -97,7 +97,7 @@ def test_heads_that_do_not_divide_are_refused():
 def test_an_unknown_backend_is_refused():
     q, k, v, bias = random_inputs(1, 1, 2, 2, 2, (2, 2))
 
-    with pytest.raises(ValueError, match="'reference', 'products', 'sdpa'.*got 'fast'"):
+    with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
         biased_attention(q, k, v, bias, backend='fast')
 
 

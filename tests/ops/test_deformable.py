@@ -4,21 +4,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from mmsparse.ops import (
+from mmsparse.ops import biased_attention, deformable, deformable_attention
+from mmsparse.ops import deformable_tiled as strips
+from mmsparse.ops.deformable import (
+    BACKENDS,
     attend_map,
-    biased_attention,
-    deformable,
-    deformable_attention,
+    cell_centers,
+    displacements,
+    pixel_centers,
     positions_v2022,
     positions_v2023,
     sample_points,
-    strips,
-)
-from mmsparse.ops.deformable import (
-    BACKENDS,
-    cell_centres,
-    displacements,
-    pixel_centres,
 )
 
 CASES = {  # B, H, W, C, Hk, Wk, heads, groups, Ty, Tx
@@ -38,7 +34,7 @@ def random_inputs(B, H, W, C, Hk, Wk, heads, groups, Ty, Tx, dtype=torch.float64
     )
     positions = 2.4 * torch.rand(B, groups, Hk, Wk, 2, dtype=dtype) - 1.2
     table = torch.randn(heads, Ty, Tx, dtype=dtype, requires_grad=True)
-    axes = pixel_centres(H, positions), pixel_centres(W, positions)
+    axes = pixel_centers(H, positions), pixel_centers(W, positions)
     return q, k, v, positions.requires_grad_(), table, axes
 
 
@@ -109,7 +105,7 @@ def test_strips_read_at_integers_as_the_definition():
 
     actual, expected = (
         torch.autograd.grad(deformable_attention(*tensors, axes, x), tensors, cotangent)
-        for x in ('strips', 'reference')
+        for x in ('tiled', 'reference')
     )
 
     torch.testing.assert_close(actual, expected)
@@ -149,7 +145,7 @@ def test_a_table_of_zeros_leaves_full_attention():
 
 
 def test_keys_on_the_pixels_read_the_entries_of_the_table():
-    """One step between query and key is one entry, and none is the centre."""
+    """One step between query and key is one entry, and none is the center."""
     H, W, heads = 3, 4, 2
     q, k, v, _, table, axes = random_inputs(1, H, W, 8, H, W, heads, 1, 5, 7)
     positions = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)[None, None]
@@ -249,18 +245,18 @@ def test_positions_are_float32_at_least(place):
 
 
 @pytest.mark.parametrize(
-    ('centres', 'expected'),
+    ('centers', 'expected'),
     [
-        (cell_centres, [-0.75, -0.25, 0.25, 0.75]),
-        (pixel_centres, [-1, -1 / 3, 1 / 3, 1]),
+        (cell_centers, [-0.75, -0.25, 0.25, 0.75]),
+        (pixel_centers, [-1, -1 / 3, 1 / 3, 1]),
     ],
     ids=['cells', 'pixels'],
 )
-def test_centres_are_even(centres, expected):
+def test_centers_are_even(centers, expected):
     like = torch.zeros(1)
 
-    torch.testing.assert_close(centres(4, like), torch.tensor(expected))
-    assert centres(1, like).tolist() == [0]
+    torch.testing.assert_close(centers(4, like), torch.tensor(expected))
+    assert centers(1, like).tolist() == [0]
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmsparse.ops import depthwise_conv2d, reference_only
-from mmsparse.ops.depthwise import BACKENDS
+from mmsparse.ops import reference_only
+from mmsparse.ops._depthwise import BACKENDS, depthwise_conv2d
 
 FAST = [backend for backend in BACKENDS if backend != 'reference']
 
@@ -70,14 +70,14 @@ def test_maps_smaller_than_the_kernel(size, kernel):
         out = depthwise_conv2d(*tensors, residual=True, backend=backend)
         return out, *torch.autograd.grad(out.square().sum(), tensors)
 
-    torch.testing.assert_close(run('strips'), run('reference'))
+    torch.testing.assert_close(run('tiled'), run('reference'))
 
 
 def test_strips_have_gradients_of_gradients():
     tensors = inputs(size=(3, 4), channels=2, batch=1)
 
     assert torch.autograd.gradgradcheck(
-        lambda *x: depthwise_conv2d(*x, backend='strips'), tensors
+        lambda *x: depthwise_conv2d(*x, backend='tiled'), tensors
     )
 
 

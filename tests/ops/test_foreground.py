@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.ops import binary_focal_loss, cells_by_reach, cells_by_size
+from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_size
 
 
 def marked(boxes, size, stride, fits):
@@ -20,7 +20,7 @@ def marked(boxes, size, stride, fits):
 
 @pytest.fixture
 def boxes():
-    """Whole and half pixels, so that sides and limits meet cell centres."""
+    """Whole and half pixels, so that sides and limits meet cell centers."""
     corners = torch.randint(0, 180, (2, 9, 2, 2)) / 2
     boxes = torch.cat([corners.amin(2), corners.amax(2) + 0.5], -1)
     boxes[1, 4:] = -1  # filled

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.ops import linear, linear_map, reference_only
-from mmsparse.ops.linear import BACKENDS, MANY
+from mmsparse.ops import _linear as linear
+from mmsparse.ops import reference_only
+from mmsparse.ops._linear import BACKENDS, MANY, linear_map
 
 
 def random_inputs(size, bias=True, dtype=torch.float64):

@@ -26,7 +26,7 @@ def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
 
 
 def dense_oracle(q, k, v, table):
-    """Full attention under a mask that leaves every token's neighbours."""
+    """Full attention under a mask that leaves every token's neighbors."""
     B, H, W, C = q.shape
     heads, kernel = len(table), (len(table[0]) + 1) // 2
     steps, near = [], []
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_every_entry_of_the_table_is_used(backend):
-    """At the corners the neighbours lie on one side, up to kernel - 1 away."""
+    """At the corners the neighbors lie on one side, up to kernel - 1 away."""
     q, k, v, table = random_inputs(1, 18, 18, 4, 1, 3)
 
     neighborhood_attention(q, k, v, table, backend).square().sum().backward()
@@ -78,7 +78,7 @@ def test_every_entry_of_the_table_is_used(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_what_is_no_neighbour_does_not_matter(backend):
+def test_what_is_no_neighbor_does_not_matter(backend):
     q, k, v, table = random_inputs(1, 16, 12, 4, 2, 5)
     before = neighborhood_attention(q, k, v, table, backend)
     k, v = (x.detach().clone() for x in (k, v))

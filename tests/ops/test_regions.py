@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.ops import (
+from mmsparse.ops.regions import (
     add_regions,
     blank_outside,
     merge_regions,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from mmsparse.ops import route_regions, routed_attention, routing, weigh_routes
-from mmsparse.ops.routing import attention_weights
+from mmsparse.ops import routed_attention, routing
+from mmsparse.ops.routing import attention_weights, route_regions, weigh_routes
 
 SHAPES = {  # B, R, L, L', D, C, K, heads
     'square': (2, 4, 6, 6, 8, 8, 2, 2),

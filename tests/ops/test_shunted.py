@@ -136,5 +136,5 @@ def test_keys_of_another_width_are_refused():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'reference', 'products', 'sdpa'.*got 'fast'"):
+    with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
         shunted_attention(*random_inputs(1, 2, 8, (1, 1), 2), backend='fast')

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from mmsparse.ops import (
+from mmsparse.ops.tokens import (
     foreground_counts,
+    gather_tokens,
     kept_by_layer,
     layer_counts,
     logit_product,
     probability_product,
-    put_rows,
+    scatter_tokens,
     select_tokens,
-    take_rows,
 )
 
 CASCADE = (1.0, 0.8, 0.2)
@@ -126,15 +126,15 @@ def test_rows_are_taken_and_put_by_sample():
     values = torch.randn(3, 4, 2, dtype=torch.double, requires_grad=True)
     rows = torch.stack([torch.randperm(7)[:4] for _ in range(3)])
 
-    taken, put = take_rows(x, rows), put_rows(x, rows, values)
+    taken, put = gather_tokens(x, rows), scatter_tokens(x, rows, values)
 
     expected = x.detach().clone()
     for b in range(3):
         assert torch.equal(taken[b], x[b, rows[b]])
         expected[b, rows[b]] = values[b].detach()
     assert torch.equal(put, expected)
-    torch.autograd.gradcheck(lambda x: take_rows(x, rows), x)
-    torch.autograd.gradcheck(lambda x, v: put_rows(x, rows, v), (x, values))
+    torch.autograd.gradcheck(lambda x: gather_tokens(x, rows), x)
+    torch.autograd.gradcheck(lambda x, v: scatter_tokens(x, rows, v), (x, values))
 
 
 def test_kept_tokens_are_marked_by_layer(scores, padding):

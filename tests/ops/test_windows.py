@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from mmsparse.ops import biased_attention, window_attention, window_bias
+from mmsparse.ops import biased_attention, window_attention
 from mmsparse.ops.attention import BACKENDS
+from mmsparse.ops.windows import window_bias
 
 CASES = {  # B, H, W, C, heads, window, shift
     'plain': (2, 4, 6, 8, 2, 2, 0),

@@ -8,10 +8,10 @@ import ablate
 import pytest
 import torch
 from PIL import Image
-from small_trainings import check_start
+from quickstart.trainings import check_start
 
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.errors import UsageError
-from mmsparse.hosts import build_model, read_config
 
 STUDY = """\
 title: Two models

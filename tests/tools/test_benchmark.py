@@ -134,7 +134,7 @@ def test_patterns_are_compared_over_sizes(tmp_path, run_tool):
     )
 
     lines = done.stdout.splitlines()
-    names = ('dense', 'routed', 'deformable', 'neighbourhood', 'shunted')
+    names = ('dense', 'routed', 'deformable', 'neighborhood', 'shunted')
     for size, fits in (('64x64', True), ('96x96', False)):
         rows = [x.partition('  ')[0] for x in lines[lines.index(size) + 2 :][:10]]
         fast = [x for x in rows if x.endswith(', fast')]

@@ -7,7 +7,7 @@ import torch
 from mmengine.runner import load_checkpoint
 from safetensors.torch import load_file
 
-from mmsparse.checkpoint.families import FAMILIES
+from mmsparse.conversion.families import FAMILIES
 from mmsparse.models import ShuntedTransformer
 
 

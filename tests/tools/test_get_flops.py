@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mmsparse.complexity import measure
-from mmsparse.hosts import build_model, read_config
+from mmsparse.analysis.flops import measure
+from mmsparse.apis.model import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'biformer'
 # Measured on the official models: parameters with 1000 classes, 10**9 multiply-adds.

@@ -7,9 +7,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import install as script
-import install_step
 import pytest
-from install_step import InstallError, Step
+from install import step as install_step
+from install.step import InstallError, Step
 
 STACK = script.STACKS['openmmlab']
 
@@ -147,11 +147,11 @@ def test_what_is_installed_already_needs_no_more_disk(install, monkeypatch):
         ),
     ],
 )
-def test_reason_is_recognised_from_the_output(output, reason):
+def test_reason_is_recognized_from_the_output(output, reason):
     assert reason in install_step.reason_of(output, status=1)
 
 
-def test_killed_command_is_recognised_from_its_status():
+def test_killed_command_is_recognized_from_its_status():
     assert 'it was killed' in install_step.reason_of('', status=-9)
     assert install_step.reason_of('Traceback', status=1) == 'it failed'
 

@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 TOOLS = Path(__file__).parents[2] / 'tools'
 sys.path.append(str(TOOLS))
 
-import digits_scenes  # noqa: E402
 import prepare_digits  # noqa: E402
+from digits import scenes as digits_scenes  # noqa: E402
 
 SETTINGS = prepare_digits.Settings(
     seed=3, train_scenes=12, val_scenes=8, train_looks=2, val_looks=1
@@ -232,7 +232,7 @@ def test_mmpretrain_finds_ten_classes(digits, split):
     )
     assert dataset.CLASSES == prepare_digits.CLASSES
     scans = few_scans(SETTINGS.seed).splits[split]
-    assert len(dataset) == len(scans) * SETTINGS.looks(split)
+    assert len(dataset) == len(scans) * SETTINGS.attention_maps(split)
 
 
 def test_a_second_run_says_that_all_is_there(digits, run, capsys):

@@ -11,8 +11,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.checkpoint import read_checkpoint
-from mmsparse.hosts import build_model, read_config
 
 ROOT = Path(__file__).parents[2]
 NAME = 'shunted-nano_1xb32-14e_digits'

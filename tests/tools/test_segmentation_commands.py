@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsparse.checkpoint.biformer import official_key
-from mmsparse.hosts import build_model, read_config
-from mmsparse.segmentation import build_dataset
+from mmsparse.apis.model import build_model, read_config
+from mmsparse.conversion.biformer import official_key
+from mmsparse.datasets.checks import build_dataset
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -81,19 +81,19 @@ def test_mim_finds_the_same_to_the_last_digit(segmentor, small_digits, run_tool)
     }
 
 
-def test_a_converted_segmentor_keeps_its_classes_and_colours(segmentor):
+def test_a_converted_segmentor_keeps_its_classes_and_colors(segmentor):
     meta = torch.load(segmentor[1], weights_only=True)['meta']
 
     assert meta['dataset_meta']['classes'][149] == 'class 149'
     assert meta['dataset_meta']['palette'] == PALETTE
 
 
-def test_pictures_are_drawn_in_the_colours_of_the_data(
+def test_pictures_are_drawn_in_the_colors_of_the_data(
     segmentor, small_digits, run_tool
 ):
     config, checkpoint = segmentor
     weights = torch.load(checkpoint, weights_only=True)
-    weights['meta'] = {}  # mmsegmentation would take the colours of Cityscapes
+    weights['meta'] = {}  # mmsegmentation would take the colors of Cityscapes
     torch.save(weights, small_digits / 'bare.pth')
     Image.new('RGB', (160, 96)).save(small_digits / 'black.png')
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsparse.hosts import build_model, read_config
+from mmsparse.apis.model import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CLASSIFIER = CONFIGS / 'shunted_transformer' / 'shunted-nano_1xb32-14e_digits.py'
@@ -100,7 +100,7 @@ def test_costs_and_distances_are_told_by_block(folder, run_tool):
     done = run_tool('analyze.py', *arguments, '--json', 'found.json', cwd=folder)
 
     found = json.loads((folder / 'found.json').read_text())
-    parts = {part['name']: part for part in found['parts']}
+    parts = {part['name']: part for part in found['chunked']}
     assert found['shape'] == [64, 64]
     stage = [f'backbone.stage 2.{x}' for x in ('downsampling', 'block 1', 'block 2')]
     stage.append('backbone.stage 2.norm')

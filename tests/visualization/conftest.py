@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmsparse.hosts import build_model, read_config
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
-from mmsparse.visualization import Frame, Scene, read_pipeline, view, watch
+from mmsparse.visualization import ImageTransform, Sample, read_pipeline, record, view
 
 CONFIG = Path(__file__).parents[2] / 'configs/focus_detr'
 CONFIG /= 'focus-detr_biformer-nano_1xb4-4e_digits.py'
@@ -30,10 +30,10 @@ def look():
     def run(name, frame, canvas=None):
         backbone = BACKBONES[name]().eval()
         x = torch.randn(1, 3, *(canvas or frame.size))
-        with watch(backbone) as seen, torch.no_grad():
+        with record(backbone) as seen, torch.no_grad():
             backbone(x)
         picture = np.full((*frame.picture, 3), 128, np.uint8)
-        return backbone, Scene(picture, frame, seen)
+        return backbone, Sample(picture, frame, seen)
 
     return run
 
@@ -41,7 +41,7 @@ def look():
 @pytest.fixture
 def mirrored_frame():
     """A picture of 60x40, twice as large and mirrored; 120x80, padded to 128x96."""
-    return Frame((40, 60), (40, 60)).resized((80, 120)).mirrored('horizontal')
+    return ImageTransform((40, 60), (40, 60)).resized((80, 120)).mirrored('horizontal')
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def drawn():
                 of.polygons.append(
                     SimpleNamespace(
                         extents=np.array([x.get_extents().extents for x in paths]),
-                        colours=collection.get_facecolor(),
+                        colors=collection.get_facecolor(),
                     )
                 )
         of.boxes = [patch.get_bbox().extents.tolist() for patch in axis.patches]

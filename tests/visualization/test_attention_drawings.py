@@ -7,14 +7,14 @@ from planting import plant_offset
 from torch import nn
 
 from mmsparse.visualization import (
-    Frame,
+    ImageTransform,
     draw_attention,
     draw_receptive_field,
     draw_regions,
     draw_sampled_keys,
 )
 
-PLAIN = Frame((96, 128), (96, 128))
+PLAIN = ImageTransform((96, 128), (96, 128))
 
 
 def test_sampled_keys_are_drawn_where_the_planted_offset_puts_them(look, drawn):
@@ -31,7 +31,7 @@ def test_sampled_keys_are_drawn_where_the_planted_offset_puts_them(look, drawn):
     (moves,) = of.lines
     keys = np.asarray(of.dots[-1].get_offsets())
     rows, columns = np.meshgrid(range(6), range(8), indexing='ij')
-    # DAT++ lays its grid from the first cell's centre plus half a step.
+    # DAT++ lays its grid from the first cell's center plus half a step.
     y = ((2 * rows + 1) / 5 * 11 / 2 - 1).clip(0, 11) * 8 + 4
     x = ((2 * columns + 1) / 7 * 15 / 2 - 0.5).clip(0, 15) * 8 + 4
     assert keys == pytest.approx(np.stack([x, y], -1).reshape(-1, 2), abs=1e-3)
@@ -45,7 +45,7 @@ def test_sampled_keys_are_drawn_where_the_planted_offset_puts_them(look, drawn):
 
 def test_sampled_keys_are_mirrored_with_the_picture(look, drawn, mirrored_frame):
     _, scene = look('dat', mirrored_frame, canvas=(96, 128))
-    straight = Frame((40, 60), (80, 120), scale=(2.0, 2.0))
+    straight = ImageTransform((40, 60), (80, 120), scale=(2.0, 2.0))
 
     found = []
     for frame in (mirrored_frame, straight):
@@ -62,7 +62,7 @@ def test_dots_are_as_large_as_the_attention_received(look, drawn):
     layer, x = scene.seen.layers[-1].layer, scene.seen.layers[-1].x
     with torch.no_grad():
         every = torch.arange(x.shape[-2] * x.shape[-1])
-        (look_of_all,) = layer.looks(x, every)
+        (look_of_all,) = layer.attention_maps(x, every)
     expected = look_of_all.weights[0].mean((0, 1))
 
     axis = draw_sampled_keys(scene).axes[-1]
@@ -75,7 +75,7 @@ def test_dots_are_as_large_as_the_attention_received(look, drawn):
 
 def test_regions_line_up_with_the_picture_where_they_are_padded(look, drawn):
     # Stage 2 has 13x11 cells of 8 pixels; four regions a side of 4x3 cells overhang.
-    _, scene = look('biformer', Frame((104, 88), (104, 88)))
+    _, scene = look('biformer', ImageTransform((104, 88), (104, 88)))
 
     figure = draw_regions(scene, point=(50.0, 70.0))
 
@@ -94,7 +94,7 @@ def test_regions_line_up_with_the_picture_where_they_are_padded(look, drawn):
         assert inside.all(-1).sum() == 12
 
 
-def test_regions_are_coloured_by_their_scores(look, drawn):
+def test_regions_are_colored_by_their_scores(look, drawn):
     _, scene = look('biformer', PLAIN)
     seen = scene.seen.layers[-1]
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_regions_are_coloured_by_their_scores(look, drawn):
 
     axis = draw_regions(scene, point=(1.0, 1.0)).axes[1]
 
-    opacity = drawn(axis).polygons[0].colours[:, 3]
+    opacity = drawn(axis).polygons[0].colors[:, 3]
     assert opacity == pytest.approx((0.35 + 0.5 * scores / scores.max()).numpy())
 
 
@@ -128,16 +128,16 @@ def test_heat_lies_on_the_key_that_is_attended_to(look, drawn, mirrored_frame):
     backbone, scene = look('shunted', mirrored_frame, canvas=(96, 128))
     seen = scene.seen.layers[0]
     with torch.no_grad():
-        (coarse, _) = seen.layer.looks(seen.x, torch.tensor([0]))
+        (coarse, _) = seen.layer.attention_maps(seen.x, torch.tensor([0]))
     y, x = coarse.places()[0, 0, coarse.weights[0].mean(0)[0].argmax()].tolist()
     expected = mirrored_frame.to_picture(torch.tensor([4 * x, 4 * y]))
 
     axis = draw_attention(scene, point=(59.9, 0.1)).axes[0]
 
     polygons = drawn(axis).polygons[0]
-    hottest = polygons.extents[polygons.colours[:, 3].argmax()]
-    centre = (hottest[:2] + hottest[2:]) / 2
-    assert centre == pytest.approx(expected.numpy())
+    hottest = polygons.extents[polygons.colors[:, 3].argmax()]
+    center = (hottest[:2] + hottest[2:]) / 2
+    assert center == pytest.approx(expected.numpy())
 
 
 @pytest.mark.parametrize('draw', [draw_attention, draw_regions])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmsparse.apis.model import load_model
 from mmsparse.errors import UsageError
-from mmsparse.hosts import load_model
 from mmsparse.visualization import (
     choose_point,
     draw_all,
@@ -41,7 +41,7 @@ def test_points_lie_in_the_middle_of_the_box_they_are_sampled_for(
 ):
     _, _, boxes = detector_scene.detections()
     query = detection_at(detector_scene)
-    centre = (boxes[query, :2] + boxes[query, 2:]) / 2
+    center = (boxes[query, :2] + boxes[query, 2:]) / 2
 
     figure = draw_sampling_points(detector_scene)
 
@@ -54,7 +54,7 @@ def test_points_lie_in_the_middle_of_the_box_they_are_sampled_for(
         for dots in of.dots:
             places = np.asarray(dots.get_offsets())
             assert places == pytest.approx(
-                np.tile(centre.numpy(), (len(places), 1)), abs=1e-2
+                np.tile(center.numpy(), (len(places), 1)), abs=1e-2
             )
 
 
@@ -94,7 +94,7 @@ def test_kept_cells_are_light_and_mirrored_with_the_picture(detector_scene):
     assert figure.axes[2].get_ylabel() == '6x9 cells'
 
 
-def test_object_tokens_are_among_the_kept_and_drawn_at_their_centres(
+def test_object_tokens_are_among_the_kept_and_drawn_at_their_centers(
     detector_scene, drawn
 ):
     tokens = detector_scene.seen.tokens
@@ -104,7 +104,7 @@ def test_object_tokens_are_among_the_kept_and_drawn_at_their_centres(
     figure = draw_kept_tokens(detector_scene)
 
     found = [np.asarray(drawn(axis).dots[0].get_offsets()) for axis in figure.axes[::2]]
-    expected = detector_scene.to_pixels(tokens.kept.centres[0][tokens.objects[0, 0]])
+    expected = detector_scene.to_pixels(tokens.kept.centers[0][tokens.objects[0, 0]])
     assert np.concatenate(found) == pytest.approx(expected.numpy(), abs=1e-4)
 
 

@@ -8,8 +8,8 @@ from mmdet.structures import DetDataSample
 from torch import nn
 from torch.nn.functional import grid_sample
 
-from mmsparse.hosts import build_model, read_config
-from mmsparse.visualization import watch
+from mmsparse.apis.model import build_model, read_config
+from mmsparse.visualization import record
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SMALL_DETR = {
@@ -86,7 +86,7 @@ def test_points_and_weights_are_what_the_decoder_reads(model):
         )
     data = batch(model)
 
-    with watch(model) as seen, torch.no_grad():
+    with record(model) as seen, torch.no_grad():
         results = model(**data, mode='predict')
 
     assert len(seen.sampling) == len(calls) == 2

@@ -13,14 +13,18 @@ from browser import Browser, find_browser
 from PIL import Image
 
 from mmsparse.evaluation import KeptTokens
-from mmsparse.ops import cell_centres
-from mmsparse.visualization import Frame, write_page
-from mmsparse.visualization.watcher import DetectionsSeen, SamplingSeen, TokensSeen
+from mmsparse.ops.pyramid import cell_centers
+from mmsparse.visualization import ImageTransform, write_page
+from mmsparse.visualization.recorder import (
+    DetectionsRecording,
+    SamplingRecording,
+    TokensRecording,
+)
 
 NODE = shutil.which('node')
 BROWSER = find_browser()
 ZOOM = 420 / 128  # pixels of the screen to one of the picture
-PLAIN = Frame((96, 128), (96, 128))
+PLAIN = ImageTransform((96, 128), (96, 128))
 
 
 @pytest.fixture
@@ -52,21 +56,21 @@ def rectangles(panel, name='fillRect'):
 def add_detector(scene):
     """Tokens on two levels, and two detections of one decoder layer."""
     sizes = ((6, 8), (3, 4))
-    centres = cell_centres(sizes, torch.ones(1, 2, 2))
+    centers = cell_centers(sizes, torch.ones(1, 2, 2))
     kept = torch.zeros(1, 1, 60, dtype=torch.bool)
     kept[0, 0, [2 * 8 + 5, 48 + 4]] = True
     objects = torch.zeros_like(kept)
     objects[0, 0, 52] = True
-    scene.seen.tokens = TokensSeen(
-        KeptTokens(centres, kept, sizes), torch.rand(1, 60), objects
+    scene.seen.tokens = TokensRecording(
+        KeptTokens(centers, kept, sizes), torch.rand(1, 60), objects
     )
     boxes = torch.tensor([[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]]])
-    scene.seen.detections = DetectionsSeen(
+    scene.seen.detections = DetectionsRecording(
         torch.tensor([[0.9, 0.6]]), torch.tensor([[3, 7]]), boxes
     )
     middles = (boxes[..., :2] + boxes[..., 2:]) / 2
     points = middles[:, :, None, None, None].expand(1, 2, 2, 2, 1, 2)
-    scene.seen.sampling = [SamplingSeen(points, torch.full((1, 2, 2, 2, 1), 0.5))]
+    scene.seen.sampling = [SamplingRecording(points, torch.full((1, 2, 2, 2, 1), 0.5))]
     scene.boxes = boxes[0] * torch.tensor([128, 96, 128, 96])
     return scene
 
@@ -126,7 +130,7 @@ def test_a_click_shows_where_the_cell_below_looks(look, page, mirrored_frame):
     query = seen.query_at(mirrored_frame.to_input(point))
     assert query == 2 * 16 + 9
     with torch.no_grad():
-        looks = seen.layer.looks(seen.x, torch.tensor([query]))
+        looks = seen.layer.attention_maps(seen.x, torch.tensor([query]))
 
     *_, shown = act(page, {'layer': 2}, {'click': [22.3 * zoom, 11.8 * zoom]})
 
@@ -139,8 +143,8 @@ def test_a_click_shows_where_the_cell_below_looks(look, page, mirrored_frame):
         assert len(heated) == len(weights)
         place = look_of_query.places()[0, 0, weights.argmax()].flip(-1) * 8
         expected = mirrored_frame.to_picture(place)
-        centre = [(x + width / 2) / zoom, (y + height / 2) / zoom]
-        assert centre == pytest.approx(expected.tolist(), abs=1e-3)
+        center = [(x + width / 2) / zoom, (y + height / 2) / zoom]
+        assert center == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 @needs_node

@@ -53,7 +53,7 @@ class StagedBackbone(BaseModule):
             and -1 for none.
         norm_eval: Keep BatchNorm layers in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: Initialisation, for example
+        init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:

@@ -29,7 +29,7 @@ from mmsparse.models.layers import (
     LayerScale2d,
     Mlp2d,
 )
-from mmsparse.models.layers.biformer_attention import check_regions
+from mmsparse.models.layers.bilevel_routing_attention import check_regions
 from mmsparse.models.layers.common import NORMS, check_choice, check_heads
 from mmsparse.registry import MODELS
 
@@ -95,7 +95,7 @@ class BiFormer(StagedBackbone):
             and -1 for none.
         norm_eval: Keep BatchNorm layers in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: Initialisation, for example
+        init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:

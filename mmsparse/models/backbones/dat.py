@@ -110,7 +110,7 @@ class DAT(StagedBackbone):
 
     An architecture has, per stage, ``embed_dims``, ``depths``, ``num_heads`` and
     ``kinds``, the kinds of blocks, repeated from the first block on: ``L`` window
-    attention, ``S`` shifted windows, ``N`` neighbourhood attention, ``D`` deformable
+    attention, ``S`` shifted windows, ``N`` neighborhood attention, ``D`` deformable
     attention, ``M`` Deformable DETR's attention. It must say its ``formulation``,
     ``v2022`` or ``v2023`` (see :class:`DeformableAttention2d`). It may have, as one
     value or one for each stage:
@@ -141,9 +141,9 @@ class DAT(StagedBackbone):
             and -1 for none.
         norm_eval: Keep BatchNorm layers in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: Initialisation, for example
+        init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``. The released models start from
-            torch's own initialisation of every layer, and so does this one.
+            torch's own initialization of every layer, and so does this one.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not fit another.

@@ -68,7 +68,7 @@ class ShuntedTransformer(StagedBackbone):
         norm_eval: Keep BatchNorm layers, which the stem has, in eval mode while
             training.
         with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: Initialisation, for example
+        init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:

@@ -4,13 +4,13 @@ They are differences to mmdet's: a class here overrides steps of one there.
 """
 
 from mmsparse.models.detectors.focus_detr import FocusDETR
-from mmsparse.models.detectors.focus_detr_encoder import (
-    FocusEncoder,
-    FocusEncoderLayer,
-)
 from mmsparse.models.detectors.focus_detr_head import (
     FocusDETRHead,
     ForegroundSupervision,
+)
+from mmsparse.models.detectors.focus_encoder import (
+    FocusEncoder,
+    FocusEncoderLayer,
 )
 from mmsparse.models.detectors.focused_transformer import FocusedTransformer
 from mmsparse.models.detectors.foreground_loss import ForegroundLoss

@@ -108,5 +108,5 @@ class DeformableAttention(MultiScaleDeformableAttention):
         references = references[:, :, None, :, None]
         if references.shape[-1] == 2:
             return references + offsets / spatial_shapes.flip(-1)[:, None]
-        centres, sides = references.chunk(2, dim=-1)
-        return centres + offsets * sides * (0.5 / self.num_points)
+        centers, sides = references.chunk(2, dim=-1)
+        return centers + offsets * sides * (0.5 / self.num_points)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmsparse.models.detectors.dino_decoder import DinoDecoder
 from mmsparse.models.detectors.focused_transformer import FocusedTransformer
-from mmsparse.ops import take_rows
+from mmsparse.ops.tokens import gather_tokens
 from mmsparse.registry import MODELS
 
 
@@ -75,8 +75,8 @@ class FocusDETR(FocusedTransformer, DINO):
         class_logits = self.bbox_head.cls_branches[-1](tokens)
         num_queries = self._num_queries(memory.shape[1])
         rows = class_logits.amax(-1).topk(num_queries).indices
-        boxes = self.bbox_head.reg_branches[-1](take_rows(tokens, rows))
-        boxes = boxes + take_rows(proposals, rows)  # (B, num_queries, 4)
+        boxes = self.bbox_head.reg_branches[-1](gather_tokens(tokens, rows))
+        boxes = boxes + gather_tokens(proposals, rows)  # (B, num_queries, 4)
 
         query = self.query_embedding.weight[:num_queries]
         query = query.expand(memory.shape[0], -1, -1)
@@ -91,7 +91,7 @@ class FocusDETR(FocusedTransformer, DINO):
             references = torch.cat([noised_boxes, references], dim=1)
             decoder_inputs['dn_mask'] = mask[: query.shape[1], : query.shape[1]]
             head_inputs = dict(
-                enc_outputs_class=take_rows(class_logits, rows),
+                enc_outputs_class=gather_tokens(class_logits, rows),
                 enc_outputs_coord=boxes.sigmoid(),
                 dn_meta=meta,
                 foreground_logits=foreground_logits,

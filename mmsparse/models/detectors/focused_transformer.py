@@ -7,10 +7,11 @@ from typing import Any
 from mmdet.structures import OptSampleList
 from torch import Tensor
 
-from mmsparse.models.detectors.focus_detr_encoder import FocusEncoder
 from mmsparse.models.detectors.focus_detr_head import ForegroundSupervision
+from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
-from mmsparse.ops import cell_centres, level_proposals, select_tokens, valid_sizes
+from mmsparse.ops.pyramid import cell_centers, level_proposals, valid_sizes
+from mmsparse.ops.tokens import select_tokens
 
 
 class FocusedTransformer:
@@ -182,8 +183,8 @@ class FocusedTransformer:
         Raises:
             ValueError: A layer of the encoder would keep no token.
         """
-        centres = cell_centres(level_sizes, valid_ratios)
-        proposals = level_proposals(centres, level_sizes, feat_mask)
+        centers = cell_centers(level_sizes, valid_ratios)
+        proposals = level_proposals(centers, level_sizes, feat_mask)
         ignored = feat_mask if self.score_border else proposals[..., 0].isinf()
         scored = self.project_tokens(feat + feat_pos, ignored)
         logits = self.token_selector(scored, level_sizes, ignored)
@@ -199,7 +200,7 @@ class FocusedTransformer:
             query=feat,
             query_pos=feat_pos,
             key_padding_mask=feat_mask,
-            centres=centres,
+            centers=centers,
             valid_ratios=valid_ratios,
             selection=selection,
             class_head=self.class_head,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmsparse.models.layers.common import check_choice
-from mmsparse.ops import binary_focal_loss, cells_by_reach, cells_by_size
+from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_size
 
 ASSIGNMENTS = {'reach': cells_by_reach, 'size': cells_by_size}
 NORMS = ('image', 'batch')

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import check_choice
-from mmsparse.ops.precision import no_autocast
+from mmsparse.ops._precision import no_autocast
 
 GLOBAL_POOLS = ('all', 'valid')
 LARGEST_ALPHA = 0.3  # at the start

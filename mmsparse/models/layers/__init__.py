@@ -4,7 +4,7 @@ Every layer maps (B, C, H, W) to (B, C, H, W). Linear maps over channels run on 
 (B, H, W, C) view, so tensors in channels-last storage pass through without copies.
 """
 
-from mmsparse.models.layers.biformer_attention import (
+from mmsparse.models.layers.bilevel_routing_attention import (
     BiLevelRoutingAttention,
     ConvMixer2d,
     FullAttention2d,

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.ops import depthwise_conv2d, linear_map, recomputed
+from mmsparse.ops._chunking import checkpointed
+from mmsparse.ops._depthwise import depthwise_conv2d
+from mmsparse.ops._linear import linear_map
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of every position.
+    """Layer normalization over the channels of every position.
 
     Args:
         channels: C of the map.
@@ -127,7 +129,7 @@ class Mlp2d(nn.Module):
         x = self.fc1(channels_last(x))
         if self.local is not None:
             x = channels_last(self.local(channels_first(x)))
-        return channels_first(recomputed(self._project, x))
+        return channels_first(checkpointed(self._project, x))
 
     def _project(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(x))
@@ -151,7 +153,7 @@ class ConvMlp2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear1(channels_last(x))
-        return channels_first(recomputed(self._project, x))
+        return channels_first(checkpointed(self._project, x))
 
     def _project(self, x: Tensor) -> Tensor:
         x = channels_last(self.conv(channels_first(x)))

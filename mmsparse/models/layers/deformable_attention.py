@@ -6,6 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.layers.attention_map import (
+    POINT,
+    AttentionMap,
+    attend_shared_keys,
+    grid_centers,
+)
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     LayerNorm2d,
@@ -14,26 +20,23 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
-from mmsparse.models.layers.look import POINT, Look, grid_centres, look_at_all
-from mmsparse.ops import (
+from mmsparse.ops import deformable_attention
+from mmsparse.ops.deformable import (
     attend_map,
-    deformable_attention,
+    cell_centers,
+    displacements,
+    lookup_bias,
+    pixel_centers,
     positions_v2022,
     positions_v2023,
     sample_points,
-)
-from mmsparse.ops.deformable import (
-    cell_centres,
-    displacements,
-    lookup_bias,
-    pixel_centres,
 )
 from mmsparse.registry import MODELS
 
 # What the two releases differ in: where keys are sampled, and where queries are.
 FORMULATIONS = {
-    'v2022': (positions_v2022, cell_centres),
-    'v2023': (positions_v2023, pixel_centres),
+    'v2022': (positions_v2022, cell_centers),
+    'v2023': (positions_v2023, pixel_centers),
 }
 BIASES = ('table', 'fixed', 'log_cpb', 'depthwise', 'none')
 
@@ -54,7 +57,7 @@ class DeformableAttention2d(nn.Module):
         num_heads: Number of heads; divides ``in_channels``.
         num_groups: Number of groups of heads that share their keys' positions; divides
             ``num_heads``.
-        stride: Positions between neighbouring keys of the grid.
+        stride: Positions between neighboring keys of the grid.
         offset_kernel: Edge length of the convolution of the offset network.
         offset_range: If positive, the bound of an offset in halves of a key's cell. If
             negative, offsets are free and positions stay inside the map (``v2022``:
@@ -131,7 +134,7 @@ class DeformableAttention2d(nn.Module):
             x: Map, (B, C, H, W), what the layer itself is given.
 
         Returns:
-            (B, groups, Hk, Wk, 2) as (y, x), -1 and +1 being the centres of the first
+            (B, groups, Hk, Wk, 2) as (y, x), -1 and +1 being the centers of the first
             and the last pixel; some settings let positions leave the map.
         """
         return self._positions(self.proj_q(channels_last(x)))
@@ -151,7 +154,7 @@ class DeformableAttention2d(nn.Module):
         cell = tuple(min(self.stride, length) for length in x.shape[-2:])
         return F.avg_pool2d(x, cell)
 
-    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+    def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
         """Tell where queries look.
 
         Args:
@@ -165,7 +168,7 @@ class DeformableAttention2d(nn.Module):
         positions = self._positions(q)
         features = self.sample(x, positions)
         k = self.proj_k(channels_last(features)).flatten(1, 2)
-        weights, rows = look_at_all(
+        weights, rows = attend_shared_keys(
             q.flatten(1, 2)[:, queries],
             k,
             (x.shape[1] // self.num_heads) ** -0.5,
@@ -175,7 +178,7 @@ class DeformableAttention2d(nn.Module):
         keys, extent = self._key_cells(x, positions)
         groups = zip(weights.chunk(self.num_groups, 1), keys.unbind(1), strict=True)
         return tuple(
-            Look(f'group {i}', share, rows, places, extent)
+            AttentionMap(f'group {i}', share, rows, places, extent)
             for i, (share, places) in enumerate(groups, start=1)
         )
 
@@ -203,7 +206,7 @@ class DeformableAttention2d(nn.Module):
         size = x.shape[-2:]
         if not self.use_offsets:
             cell = tuple(min(self.stride, length) for length in size)
-            places = grid_centres(positions.shape[2:4], x, cell)
+            places = grid_centers(positions.shape[2:4], x, cell)
             return places.expand(*positions.shape[:2], -1, -1), cell
         last = positions.new_tensor(size) - 1
         return (positions.flatten(2, 3) + 1) / 2 * last + 0.5, POINT

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
-from mmsparse.models.layers.look import POINT, Look
 from mmsparse.registry import MODELS
 
 
@@ -43,7 +43,7 @@ class MultiScaleDeformableAttention2d(nn.Module):
         self.attention_weights = nn.Linear(in_channels, num_heads * num_points)
         self.value_proj = nn.Linear(in_channels, in_channels)
         self.output_proj = nn.Linear(in_channels, in_channels)
-        self._initialise()
+        self._initialize()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -57,7 +57,7 @@ class MultiScaleDeformableAttention2d(nn.Module):
         )
         return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
 
-    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+    def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
         """Tell where queries look.
 
         Args:
@@ -75,7 +75,7 @@ class MultiScaleDeformableAttention2d(nn.Module):
         own = torch.arange(self.num_points, device=x.device)
         rows = queries[:, None] * self.num_points + own
         return tuple(
-            Look(f'head {i}', share, rows.expand(len(x), -1, -1), places, POINT)
+            AttentionMap(f'head {i}', share, rows.expand(len(x), -1, -1), places, POINT)
             for i, (share, places) in enumerate(
                 zip(weights.unbind(1), keys.unbind(1), strict=True), start=1
             )
@@ -90,10 +90,10 @@ class MultiScaleDeformableAttention2d(nn.Module):
         grid = (self.num_heads, self.num_points)
         offsets = self.sampling_offsets(x).unflatten(-1, (*grid, 2)).float()
         weights = self.attention_weights(x).unflatten(-1, grid).float().softmax(-1)
-        centres = _cell_centres(size, x.device)
-        return centres + offsets / _as_xy(size, x.device), weights
+        centers = _cell_centers(size, x.device)
+        return centers + offsets / _as_xy(size, x.device), weights
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Points on rays, one direction a head; equal weights; the paper's, A.4."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
@@ -145,8 +145,8 @@ def sample_and_sum(
     )
 
 
-def _cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(x, y) of the centre of every cell, (H * W, 1, 1, 2)."""
+def _cell_centers(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(x, y) of the center of every cell, (H * W, 1, 1, 2)."""
     rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in size)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij')[::-1], dim=-1)
     return grid.reshape(-1, 1, 1, 2)

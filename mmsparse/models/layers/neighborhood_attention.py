@@ -4,22 +4,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.layers.attention_map import (
+    AttentionMap,
+    attend_own_keys,
+    grid_centers,
+)
 from mmsparse.models.layers.common import (
     Linear,
     channels_first,
     channels_last,
     check_heads,
 )
-from mmsparse.models.layers.look import Look, grid_centres, look_at_own
 from mmsparse.ops import neighborhood_attention
 from mmsparse.registry import MODELS
 
 
 @MODELS.register_module()
 class NeighborhoodAttention2d(nn.Module):
-    """Attention of every position to its neighbours.
+    """Attention of every position to its neighbors.
 
-    At the borders the square of neighbours moves inside the map. A map smaller than the
+    At the borders the square of neighbors moves inside the map. A map smaller than the
     square is padded with zeros at the bottom and at the right, and the padding takes
     part (so the released models were trained).
 
@@ -57,7 +61,7 @@ class NeighborhoodAttention2d(nn.Module):
         out = neighborhood_attention(q, k, v, self.bias_table)
         return channels_first(self.proj(out[:, :height, :width]))
 
-    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+    def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Tell where queries look.
 
         Args:
@@ -77,15 +81,15 @@ class NeighborhoodAttention2d(nn.Module):
             steps.append(seen[-1] - place[:, None] + kernel - 1)
         bias = self.bias_table[:, steps[0][:, :, None], steps[1][:, None]].flatten(2)
         rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
-        weights = look_at_own(
+        weights = attend_own_keys(
             q[:, places[0], places[1]],
             k.flatten(1, 2)[:, rows],
             (x.shape[1] // len(self.bias_table)) ** -0.5,
             len(self.bias_table),
             bias,
         )
-        keys = grid_centres(size, x).expand(len(x), -1, -1)
-        return (Look('', weights, rows.expand(len(x), -1, -1), keys),)
+        keys = grid_centers(size, x).expand(len(x), -1, -1)
+        return (AttentionMap('', weights, rows.expand(len(x), -1, -1), keys),)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""

@@ -3,6 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.layers.attention_map import (
+    AttentionMap,
+    attend_shared_keys,
+    grid_centers,
+)
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     LayerNorm2d,
@@ -11,8 +16,8 @@ from mmsparse.models.layers.common import (
     channels_last,
     check_heads,
 )
-from mmsparse.models.layers.look import Look, grid_centres, look_at_all
-from mmsparse.ops import by_pictures, recomputed, shunted_attention
+from mmsparse.ops import shunted_attention
+from mmsparse.ops._chunking import checkpointed, chunked
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
@@ -78,7 +83,7 @@ class ShuntedSelfAttention(nn.Module):
         out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
         return channels_first(self.proj(out))
 
-    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look, ...]:
+    def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
         """Tell where queries look.
 
         Args:
@@ -102,10 +107,10 @@ class ShuntedSelfAttention(nn.Module):
         found = []
         for name, own, k, reduction in groups:
             size = tuple(length // reduction for length in x.shape[-2:])
-            keys = grid_centres(size, x, (reduction, reduction))
-            seen = look_at_all(own, k, self.scale, self.num_heads // len(groups))
+            keys = grid_centers(size, x, (reduction, reduction))
+            seen = attend_shared_keys(own, k, self.scale, self.num_heads // len(groups))
             places = keys.expand(len(x), -1, -1)
-            found.append(Look(name, *seen, places, (reduction, reduction)))
+            found.append(AttentionMap(name, *seen, places, (reduction, reduction)))
         return tuple(found)
 
     def _attend(self, q: Tensor, x: Tensor) -> Tensor:
@@ -166,10 +171,10 @@ class DetailMlp2d(nn.Module):
         """(B, C, H, W) to (B, C, H, W)."""
         # The hidden map is the largest of a block: little of it is there at a time.
         numbers = x.shape[-2:].numel() * self.fc1.out_features
-        return channels_first(by_pictures(self._run, channels_last(x), numbers))
+        return channels_first(chunked(self._run, channels_last(x), numbers))
 
     def _run(self, x: Tensor) -> Tensor:
-        return recomputed(self._project, self.fc1(x))
+        return checkpointed(self._project, self.fc1(x))
 
     def _project(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(channels_last(self.detail(channels_first(x)))))

@@ -6,15 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.layers.attention_map import (
+    AttentionMap,
+    attend_own_keys,
+    grid_centers,
+)
 from mmsparse.models.layers.common import (
     Linear,
     channels_first,
     channels_last,
     check_heads,
 )
-from mmsparse.models.layers.look import Look, grid_centres, look_at_own
-from mmsparse.ops import pad_to_multiple, window_attention, window_bias
-from mmsparse.ops.windows import MASKED, check_shift
+from mmsparse.ops import window_attention
+from mmsparse.ops.regions import pad_to_multiple
+from mmsparse.ops.windows import MASKED, check_shift, window_bias
 from mmsparse.registry import MODELS
 
 
@@ -64,7 +69,7 @@ class WindowAttention2d(nn.Module):
         out = window_attention(q, k, v, bias, self.window_size, self.shift)
         return channels_first(self.proj_out(out[:, :height, :width]))
 
-    def looks(self, x: Tensor, queries: Tensor) -> tuple[Look]:
+    def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Tell where queries look.
 
         Args:
@@ -90,15 +95,15 @@ class WindowAttention2d(nn.Module):
         bias = bias[:, inner[0] * window + inner[1]]  # (heads, n, window ** 2)
         masked = (cut[0][:, :, None] | cut[1][:, None]).flatten(1)
         rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
-        weights = look_at_own(
+        weights = attend_own_keys(
             q[:, places[0], places[1]],
             k.flatten(1, 2)[:, rows],
             (x.shape[1] // len(bias)) ** -0.5,
             len(bias),
             bias + MASKED * masked,
         )
-        keys = grid_centres(size, x).expand(len(x), -1, -1)
-        return (Look('', weights, rows.expand(len(x), -1, -1), keys),)
+        keys = grid_centers(size, x).expand(len(x), -1, -1)
+        return (AttentionMap('', weights, rows.expand(len(x), -1, -1), keys),)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""

@@ -259,10 +259,10 @@ def test_pictures_may_come_channels_last(build):
     torch.testing.assert_close(actual, backbone(x))
 
 
-def test_initialises_linear_maps_and_norms(build):
+def test_initializes_linear_maps_and_norms(build):
     backbone = build()
     if not backbone.default_init_cfg:
-        pytest.skip('keeps the initialisation of torch')
+        pytest.skip('keeps the initialization of torch')
     backbone.init_weights()
     linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
 

@@ -6,7 +6,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mmsparse.hosts import read_config
+from mmsparse.apis.model import read_config
 from mmsparse.models import (
     DAT,
     DeformableAttention2d,
@@ -219,7 +219,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
     assert rates == pytest.approx([0.3 * i / 6 for i in range(7)])
 
 
-def test_initialises_as_torch_does_and_tables_near_zero():
+def test_initializes_as_torch_does_and_tables_near_zero():
     backbone = DAT('nano')
     backbone.init_weights()
     block = backbone.stages[2][1]

@@ -101,7 +101,7 @@ def test_norms_have_the_released_epsilon():
         assert eps == (1e-6 if on_trunk else 1e-5), name
 
 
-def test_initialises_convolutions_by_their_fan_out_within_a_group():
+def test_initializes_convolutions_by_their_fan_out_within_a_group():
     backbone = ShuntedTransformer('nano')
     backbone.init_weights()
     block = backbone.stages[0][0]
@@ -117,7 +117,7 @@ def test_initialises_convolutions_by_their_fan_out_within_a_group():
     assert not any(conv.bias.any() for conv in convs if conv.bias is not None)
 
 
-def test_pretrained_weights_win_over_the_initialisation(tmp_path):
+def test_pretrained_weights_win_over_the_initialization(tmp_path):
     trained = ShuntedTransformer('nano')
     torch.save(trained.state_dict(), tmp_path / 'trained.pth')
 

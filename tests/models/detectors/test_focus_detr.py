@@ -9,9 +9,10 @@ from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
-from mmsparse.hosts import build_model, read_config
+from mmsparse.apis.model import build_model, read_config
 from mmsparse.models import FocusDETR
-from mmsparse.ops import kept_by_layer, valid_sizes
+from mmsparse.ops.pyramid import valid_sizes
+from mmsparse.ops.tokens import kept_by_layer
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'focus_detr'
 SIZES = [(96, 128), (64, 120)]

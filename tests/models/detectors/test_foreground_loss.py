@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsparse.models.detectors import ForegroundLoss
-from mmsparse.ops import binary_focal_loss
+from mmsparse.ops.foreground import binary_focal_loss
 
 SIZES = ((8, 10), (4, 5), (2, 3), (1, 2))
 TOKENS = 80 + 20 + 6 + 2
@@ -63,7 +63,7 @@ def test_a_batch_without_boxes_has_a_finite_loss(norm):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(assign='centre'), "assign must be one of .* got 'centre'"),
+        (dict(assign='center'), "assign must be one of .* got 'center'"),
         (dict(norm='sum'), "norm must be one of .* got 'sum'"),
         (dict(size_ranges=[(0, 64)]), r'for each of the strides \(8, 16, 32, 64\)'),
     ],

@@ -18,7 +18,7 @@ LAYERS = {
     'shifted windows': lambda: WindowAttention2d(
         8, num_heads=2, window_size=3, shift=2
     ),
-    'neighbourhood': lambda: NeighborhoodAttention2d(8, num_heads=2, kernel_size=5),
+    'neighborhood': lambda: NeighborhoodAttention2d(8, num_heads=2, kernel_size=5),
     **{
         f'deformable, {formulation}, range {offset_range}': (
             lambda formulation=formulation, offset_range=offset_range: small(
@@ -93,14 +93,14 @@ def test_padding_of_windows_holds_the_bias_and_takes_part(shift):
     torch.testing.assert_close(layer(x), layer(padded)[..., :5, :7])
 
 
-def test_padding_up_to_the_neighbourhood_holds_the_bias_and_takes_part():
+def test_padding_up_to_the_neighborhood_holds_the_bias_and_takes_part():
     layer = NeighborhoodAttention2d(4, num_heads=1, kernel_size=5)
     x = torch.rand(1, 4, 3, 7)
 
     torch.testing.assert_close(layer(x), layer(F.pad(x, (0, 0, 0, 2)))[..., :3, :])
 
 
-def test_a_neighbourhood_as_large_as_the_map_is_a_window():
+def test_a_neighborhood_as_large_as_the_map_is_a_window():
     """The tables have opposite signs, and other layouts."""
     near = NeighborhoodAttention2d(8, num_heads=2, kernel_size=5)
     window = WindowAttention2d(8, num_heads=2, window_size=5)

@@ -64,7 +64,7 @@ def test_queries_read_around_their_own_cells():
 
 
 def test_offsets_count_pixels_as_x_and_y():
-    """All points one pixel to the right: every place shows its right neighbour."""
+    """All points one pixel to the right: every place shows its right neighbor."""
     layer, x = randomised(num_points=2), torch.rand(1, 8, 4, 6)
     torch.nn.init.zeros_(layer.sampling_offsets.weight)
     layer.sampling_offsets.bias.data.copy_(torch.tensor([1.0, 0.0]).repeat(4))

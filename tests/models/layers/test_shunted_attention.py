@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
 from mmsparse.models.layers import DetailMlp2d
-from mmsparse.ops import recompute, reference_only
+from mmsparse.ops import _chunking as recompute
+from mmsparse.ops import reference_only
 
 LAYERS = {
     'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),

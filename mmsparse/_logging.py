@@ -1,0 +1,24 @@
+"""Log levels of other libraries."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def log_level(logger: logging.Logger, level: int) -> Iterator[None]:
+    """Set the level of a logger inside the context.
+
+    Args:
+        logger: The logger.
+        level: Lowest level that is logged.
+
+    Yields:
+        Nothing.
+    """
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

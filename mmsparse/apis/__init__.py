@@ -1,0 +1,1 @@
+"""What the commands share: reading a config, checking it, building its model."""

@@ -1,0 +1,131 @@
+"""The layout of the authors' Deformable DETR."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from mmsparse.conversion.detectors import Detector, decoder_twin
+from mmsparse.conversion.layout import (
+    Entry,
+    Weights,
+    affine,
+    count,
+    deformable_attention,
+    heads,
+    neck,
+    repeated,
+    self_attention,
+    size,
+)
+
+# The authors have a row for every category number of COCO, mmdet one for every class.
+NUM_CATEGORIES = 91
+UNUSED_CATEGORIES = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+CLASS_ROWS = [i for i in range(NUM_CATEGORIES) if i not in UNUSED_CATEGORIES]
+# The head that picks proposals tells objects from the rest by its first row alone, in
+# mmdet too: it stays the first.
+PROPOSAL_ROWS = [0, *CLASS_ROWS[1:]]
+
+ENCODER, DECODER = 'transformer.encoder.layers', 'transformer.decoder.layers'
+
+
+def _variant(weights: Weights) -> str:
+    if any(name.startswith('transformer.enc_output.') for name in weights):
+        return 'two-stage'
+    if any(name.startswith('transformer.decoder.bbox_embed.') for name in weights):
+        return 'refine'
+    return 'plain'
+
+
+def _widths(weights: Weights) -> list[int]:
+    """The backbone's maps go through 1x1 convolutions, coarser ones through others."""
+    projected = [name for name, x in weights.items() if x.shape[2:] == (1, 1)]
+    return [
+        size(weights, rf'input_proj\.{i}\.0\.weight', axis=1)
+        for i in range(count(projected, r'input_proj\.(\d+)\.'))
+    ]
+
+
+def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    channels = size(weights, r'transformer\..*\.norm\d\.weight')
+    classes = size(weights, r'class_embed\.\d+\.(weight|bias)')
+    levels = count(weights, r'input_proj\.(\d+)\.')
+    convs = [(f'input_proj.{i}.0', f'input_proj.{i}.1') for i in range(levels)]
+    two_stage = _variant(weights) == 'two-stage'
+    num_decoders = count(weights, rf'{DECODER}\.(\d+)\.')
+    rows = [CLASS_ROWS] * num_decoders + [PROPOSAL_ROWS] * two_stage
+    encoder_layer = _encoder_layer(weights, channels)
+    decoder_layer = _decoder_layer(weights, channels)
+    return [
+        *neck(convs, widths, channels),
+        Entry('transformer.level_embed', 'level_embed', (levels, channels)),
+        *repeated(weights, ENCODER, 'encoder.layers', encoder_layer),
+        *(_proposals(channels) if two_stage else _queries(weights, channels)),
+        *repeated(weights, DECODER, 'decoder.layers', decoder_layer),
+        *heads(classes, channels, [partial(_pick, rows=x) for x in rows]),
+    ]
+
+
+def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
+    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
+    return [
+        *deformable_attention('self_attn', 'self_attn', channels, points),
+        *affine('norm1', 'norms.0', (channels,)),
+        *_feed_forward(weights, channels),
+        *affine('norm2', 'norms.1', (channels,)),
+    ]
+
+
+def _decoder_layer(weights: Weights, channels: int) -> list[Entry]:
+    points = size(weights, r'.*\.decoder\..*\.attention_weights\.(weight|bias)')
+    return [
+        *self_attention('self_attn', 'self_attn.attn', channels),
+        *affine('norm2', 'norms.0', (channels,)),  # the authors number them otherwise
+        *deformable_attention('cross_attn', 'cross_attn', channels, points),
+        *affine('norm1', 'norms.1', (channels,)),
+        *_feed_forward(weights, channels),
+        *affine('norm3', 'norms.2', (channels,)),
+    ]
+
+
+def _feed_forward(weights: Weights, channels: int) -> list[Entry]:
+    hidden = size(weights, r'transformer\..*\.linear1\.(weight|bias)')
+    return [
+        *affine('linear1', 'ffn.layers.0.0', (hidden, channels)),
+        *affine('linear2', 'ffn.layers.1', (channels, hidden)),
+    ]
+
+
+def _queries(weights: Weights, channels: int) -> list[Entry]:
+    number = size(weights, r'query_embed\.weight')
+    return [
+        Entry('query_embed.weight', 'query_embedding.weight', (number, 2 * channels)),
+        *affine('transformer.reference_points', 'reference_points_fc', (2, channels)),
+    ]
+
+
+def _proposals(channels: int) -> list[Entry]:
+    both = 2 * channels  # position and content
+    return [
+        *affine('transformer.enc_output', 'memory_trans_fc', (channels, channels)),
+        *affine('transformer.enc_output_norm', 'memory_trans_norm', (channels,)),
+        *affine('transformer.pos_trans', 'pos_trans_fc', (both, both)),
+        *affine('transformer.pos_trans_norm', 'pos_trans_norm', (both,)),
+    ]
+
+
+def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    return tensor[rows] if len(tensor) == NUM_CATEGORIES else tensor
+
+
+DEFORMABLE_DETR = Detector(
+    name='deformable_detr',
+    marker=r'transformer\.encoder\.layers\.\d+\.self_attn\.',
+    backbone='backbone.0.body.',
+    twin=decoder_twin,
+    widths=_widths,
+    variant=_variant,
+    layout=_layout,
+    note='mmdet needs neck=dict(bias=True).',
+)

@@ -1,0 +1,101 @@
+"""The layout of detrex's Focus-DETR: that of its DINO but for the encoder."""
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmsparse.checkpoint import dino
+from mmsparse.conversion.detectors import Detector, decoder_twin
+from mmsparse.conversion.layout import (
+    Entry,
+    Weights,
+    affine,
+    count,
+    deformable_attention,
+    repeated,
+    self_attention,
+    size,
+)
+
+
+def rename(weights: Weights) -> dict[str, Tensor]:
+    """Rename the weights of a part.
+
+    Args:
+        weights: Some of the official weights, without those of a backbone.
+
+    Returns:
+        The same by our names.
+
+    Raises:
+        KeyError: One is not of this family.
+    """
+    names = {x.official: x.ours for x in _layout(weights, dino.widths(weights))}
+    return {names[official]: tensor for official, tensor in weights.items()}
+
+
+def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    channels = size(weights, r'transformer\..*\.norms\.\d\.weight')
+    encoder_layer = _encoder_layer(weights, channels)
+    return [
+        *repeated(weights, dino.ENCODER, 'encoder.layers', encoder_layer),
+        *dino.around_the_encoder(weights, widths, channels),
+        *_token_selector(weights, channels),
+    ]
+
+
+def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
+    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
+    return [
+        *self_attention('attentions.0.attn', 'token_attn.attn', channels),
+        *affine('norm2', 'token_norm', (channels,)),
+        *deformable_attention('attentions.1', 'self_attn', channels, points),
+        *affine('norms.0', 'norms.0', (channels,)),
+        *dino.feed_forward(weights, channels),
+        *affine('norms.1', 'norms.1', (channels,)),
+    ]
+
+
+def _token_selector(weights: Weights, channels: int) -> list[Entry]:
+    steps = size(weights, r'transformer\.level_embeds') - 1
+    half, quarter = channels // 2, channels // 4
+    shapes = {
+        'layer1.0': (channels,),
+        'layer1.1': (channels, channels),
+        'layer2.0': (half, channels),
+        'layer2.2': (quarter, half),
+        'layer2.4': (1, quarter),
+    }
+    scorer = 'transformer.enc_mask_predictor'
+    return [
+        Entry('transformer.alpha', 'token_selector.alpha', (steps,)),
+        *(
+            entry
+            for part, shape in shapes.items()
+            for entry in affine(f'{scorer}.{part}', f'token_selector.{part}', shape)
+        ),
+    ]
+
+
+def _twin(name: str, weights: Weights) -> str:
+    """Every layer of the encoder repeats the head that chooses queries, the last."""
+    last = count(weights, r'class_embed\.(\d+)\.') - 1
+    copies = r'^(enhance_MCSP_layerlist|transformer\.encoder\.enhance_MCSP)\.\d+\.'
+    return decoder_twin(re.sub(copies, f'class_embed.{last}.', name), weights)
+
+
+FOCUS_DETR = Detector(
+    name='focus_detr',
+    marker=r'transformer\.enc_mask_predictor\.',
+    backbone='backbone.',
+    twin=_twin,
+    widths=dino.widths,
+    variant=dino.variant,
+    layout=_layout,
+    note=(
+        'mmsparse.FocusDETR needs neck=dict(bias=True), and in positional_encoding the '
+        'temperature and offset of the training, which the weights do not tell: 20 and '
+        '0 for ResNets after 24 or 36 epochs, else 10000 and -0.5.'
+    ),
+)

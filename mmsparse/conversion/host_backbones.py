@@ -1,0 +1,192 @@
+"""Layouts of the hosts' own backbones that official detectors come with."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from mmsparse.conversion.layout import Entry, Weights, affine, faults, size
+
+RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+SWINS = ((2, 2, 6, 2), (2, 2, 18, 2))
+
+
+@dataclass(frozen=True)
+class HostBackbone:
+    """A backbone that was recognized.
+
+    Args:
+        name: What it is called, for example ``ResNet-50``.
+        widths: Width of the map of every stage.
+        layout: Its entries.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    layout: list[Entry]
+
+
+def find_backbone(weights: Weights, num_outputs: int) -> HostBackbone | None:
+    """Recognize a backbone.
+
+    Args:
+        weights: Its official state dict: of a ResNet as torchvision or detectron2 have
+            it, or of a Swin Transformer as its authors have it.
+        num_outputs: Number of stages that the neck takes, counted from the last.
+
+    Returns:
+        The backbone that fits best; None if the names are of another kind.
+    """
+    for marker, candidates in (
+        (r'(stem|res\d)\.', partial(_resnets, official_name=_detectron_name)),
+        (r'(bn1|layer\d)\.', partial(_resnets, official_name=str)),
+        (r'(patch_embed|layers\.\d)\.', partial(_swins, num_outputs=num_outputs)),
+    ):
+        if any(re.match(marker, name) for name in weights):
+            return min(candidates(weights), key=partial(_distance, weights))
+    return None
+
+
+def _distance(weights: Weights, backbone: HostBackbone) -> int:
+    return sum(map(len, faults(weights, backbone.layout).values()))
+
+
+def _resnets(
+    weights: Weights, official_name: Callable[[str], str]
+) -> list[HostBackbone]:
+    return [
+        HostBackbone(
+            f'ResNet-{depth}',
+            (256, 512, 1024, 2048),
+            _resnet(weights, blocks, official_name),
+        )
+        for depth, blocks in RESNETS.items()
+    ]
+
+
+def _resnet(
+    weights: Weights, blocks: Sequence[int], official_name: Callable[[str], str]
+) -> list[Entry]:
+    parts = [('conv1', 'bn1', (64, 3, 7, 7))]
+    channels = 64
+    for stage, depth in enumerate(blocks, start=1):
+        width = 32 * 2**stage
+        for block in range(depth):
+            name = f'layer{stage}.{block}'
+            parts += [
+                (f'{name}.conv1', f'{name}.bn1', (width, channels, 1, 1)),
+                (f'{name}.conv2', f'{name}.bn2', (width, width, 3, 3)),
+                (f'{name}.conv3', f'{name}.bn3', (4 * width, width, 1, 1)),
+            ]
+            if block == 0:
+                shape = (4 * width, channels, 1, 1)
+                shortcut = f'{name}.downsample.0', f'{name}.downsample.1', shape
+                parts.append(shortcut)
+            channels = 4 * width
+    shapes = {}
+    for conv, norm, shape in parts:
+        shapes[f'{conv}.weight'] = shape
+        for statistic in ('weight', 'bias', 'running_mean', 'running_var'):
+            shapes[f'{norm}.{statistic}'] = shape[:1]
+        counter = f'{norm}.num_batches_tracked'  # not of norms that never trained
+        if official_name(counter) in weights:
+            shapes[counter] = ()
+    return [Entry(official_name(name), name, shape) for name, shape in shapes.items()]
+
+
+def _detectron_name(ours: str) -> str:
+    for pattern, replacement in (
+        (r'^conv1\.', 'stem.conv1.'),
+        (r'^bn1\.', 'stem.conv1.norm.'),
+        (r'^layer(\d)', lambda found: f'res{int(found[1]) + 1}'),
+        (r'\.bn(\d)\.', r'.conv\1.norm.'),
+        (r'\.downsample\.0\.', '.shortcut.'),
+        (r'\.downsample\.1\.', '.shortcut.norm.'),
+    ):
+        ours = re.sub(pattern, replacement, ours)
+    return ours
+
+
+def _swins(weights: Weights, num_outputs: int) -> list[HostBackbone]:
+    width = size(weights, r'patch_embed\..*(weight|bias)')
+    return [
+        HostBackbone(
+            f'Swin of {", ".join(map(str, depths))} blocks and width {width}',
+            (width, 2 * width, 4 * width, 8 * width),
+            _swin(weights, depths, width, num_outputs),
+        )
+        for depths in SWINS
+    ]
+
+
+def _swin(
+    weights: Weights, depths: Sequence[int], channels: int, num_outputs: int
+) -> list[Entry]:
+    layout = [
+        *affine('patch_embed.proj', 'patch_embed.projection', (channels, 3, 4, 4)),
+        *affine('patch_embed.norm', 'patch_embed.norm', (channels,)),
+    ]
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            names = f'layers.{stage}.blocks.{block}', f'stages.{stage}.blocks.{block}'
+            layout += _swin_block(weights, *names, channels)
+        if stage >= len(depths) - num_outputs:
+            layout += affine(f'norm{stage}', f'norm{stage}', (channels,))
+        if stage < len(depths) - 1:
+            layout += _patch_merging(stage, channels)
+            channels *= 2
+    return layout
+
+
+def _swin_block(
+    weights: Weights, official: str, ours: str, channels: int
+) -> list[Entry]:
+    attention, msa = f'{official}.attn', f'{ours}.attn.w_msa'
+    table, index = 'relative_position_bias_table', 'relative_position_index'
+    stage = re.escape(official.rpartition('.')[0])
+    heads = size(weights, rf'{stage}\.\d+\.attn\.{table}', axis=1)
+    distances, tokens = (size(weights, rf'.*\.{name}') for name in (table, index))
+    return [
+        *affine(f'{official}.norm1', f'{ours}.norm1', (channels,)),
+        Entry(f'{attention}.{table}', f'{msa}.{table}', (distances, heads)),
+        Entry(f'{attention}.{index}', f'{msa}.{index}', (tokens, tokens)),
+        *affine(f'{attention}.qkv', f'{msa}.qkv', (3 * channels, channels)),
+        *affine(f'{attention}.proj', f'{msa}.proj', (channels, channels)),
+        *affine(f'{official}.norm2', f'{ours}.norm2', (channels,)),
+        *affine(
+            f'{official}.mlp.fc1', f'{ours}.ffn.layers.0.0', (4 * channels, channels)
+        ),
+        *affine(
+            f'{official}.mlp.fc2', f'{ours}.ffn.layers.1', (channels, 4 * channels)
+        ),
+    ]
+
+
+def _patch_merging(stage: int, channels: int) -> list[Entry]:
+    official, ours = f'layers.{stage}.downsample', f'stages.{stage}.downsample'
+    convert = _channels_before_pixels
+    return [
+        *affine(f'{official}.norm', f'{ours}.norm', (4 * channels,), convert=convert),
+        *affine(
+            f'{official}.reduction',
+            f'{ours}.reduction',
+            (2 * channels, 4 * channels),
+            bias=False,
+            convert=convert,
+        ),
+    ]
+
+
+def _channels_before_pixels(tensor: Tensor) -> Tensor:
+    """Reorder what is read from 2x2 pixels.
+
+    Args:
+        tensor: (..., 4 * C), pixel by pixel, the pixels column by column.
+
+    Returns:
+        The same size, channel by channel, the pixels of each row by row.
+    """
+    by_column = tensor.unflatten(-1, (2, 2, -1))  # (..., column, row, C)
+    return by_column.transpose(-3, -1).flatten(-3)

@@ -1,0 +1,118 @@
+"""The layout of what mmsegmentation has around a backbone.
+
+Its names are the same in the 0.x releases, with which the official segmentors were
+trained, and in 1.x.
+"""
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmsparse.checkpoint.state_dict import listed
+from mmsparse.conversion.layout import (
+    Entry,
+    Weights,
+    affine,
+    count,
+    faults,
+    size,
+    translate,
+)
+
+HEAD, AUXILIARY = 'decode_head.', 'auxiliary_head.'
+
+
+def convert_heads(weights: Weights, widths: Sequence[int]) -> dict[str, Tensor]:
+    """Convert neck and heads of a segmentor.
+
+    Args:
+        weights: All that an official segmentor holds beside its backbone: a neck
+            ``FPN`` with an ``FPNHead``, or a ``UPerHead``, and perhaps an auxiliary
+            ``FCNHead``.
+        widths: Widths of the backbone's maps.
+
+    Returns:
+        The same weights, checked.
+
+    Raises:
+        ValueError: The head is another one, or names are missing, left over or of
+            another shape; the message lists them.
+    """
+    kinds = [kind for kind in _HEADS if any(kind in name for name in weights)]
+    if len(kinds) != 1:
+        names = [name for name in weights if name.startswith(HEAD)]
+        raise ValueError(
+            f'The decode_head of a segmentor must be an FPNHead or a UPerHead; got '
+            f'{listed(names)}. backbone_only leaves it out.'
+        )
+    entries = _HEADS[kinds[0]](weights, widths)
+    if any(name.startswith(AUXILIARY) for name in weights):
+        entries += _fcn_head(weights, widths)
+    if found := faults(weights, entries):
+        details = (f'{kind}: {listed(names)}' for kind, names in found.items())
+        raise ValueError(
+            f'What is around the backbone does not fit: {"; ".join(details)}. '
+            f'backbone_only leaves it out.'
+        )
+    return translate(weights, entries)
+
+
+def _semantic_fpn(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    inner = size(weights, r'neck\..*\.conv\.weight')
+    channels = size(weights, r'decode_head\.scale_heads\..*\.conv\.weight')
+    entries = _classifier(weights, HEAD, channels)
+    for i, width in enumerate(widths):
+        entries += _affine(f'neck.lateral_convs.{i}.conv', (inner, width, 1, 1))
+        entries += _affine(f'neck.fpn_convs.{i}.conv', (inner, inner, 3, 3))
+        for j in range(max(i, 1)):  # one for each doubling of the map
+            name = f'{HEAD}scale_heads.{i}.{2 * j}'
+            entries += _conv_norm(name, channels, channels if j else inner, 3)
+    return entries
+
+
+def _uper_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    channels = size(weights, r'decode_head\.lateral_convs\..*\.conv\.weight')
+    scales = count(weights, r'decode_head\.psp_modules\.(\d+)\.')
+    entries = _classifier(weights, HEAD, channels)
+    for i in range(scales):
+        entries += _conv_norm(f'{HEAD}psp_modules.{i}.1', channels, widths[-1], 1)
+    for i, width in enumerate(widths[:-1]):
+        entries += _conv_norm(f'{HEAD}lateral_convs.{i}', channels, width, 1)
+        entries += _conv_norm(f'{HEAD}fpn_convs.{i}', channels, channels, 3)
+    pooled, levels = widths[-1] + scales * channels, len(widths) * channels
+    entries += _conv_norm(f'{HEAD}bottleneck', channels, pooled, 3)
+    return [*entries, *_conv_norm(f'{HEAD}fpn_bottleneck', channels, levels, 3)]
+
+
+def _fcn_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    channels = size(weights, r'auxiliary_head\.convs\..*\.conv\.weight')
+    entries = _classifier(weights, AUXILIARY, channels)
+    # Of the third map in all releases; if of another, its shape tells.
+    return [*entries, *_conv_norm(f'{AUXILIARY}convs.0', channels, widths[2], 3)]
+
+
+def _classifier(weights: Weights, head: str, channels: int) -> list[Entry]:
+    classes = size(weights, rf'{re.escape(head)}conv_seg\.(weight|bias)')
+    return _affine(f'{head}conv_seg', (classes, channels, 1, 1))
+
+
+def _conv_norm(name: str, out: int, width: int, kernel: int) -> list[Entry]:
+    """A convolution without bias and its BatchNorm."""
+    statistics = dict(running_mean=(out,), running_var=(out,), num_batches_tracked=())
+    return [
+        *_affine(f'{name}.conv', (out, width, kernel, kernel), bias=False),
+        *_affine(f'{name}.bn', (out,)),
+        *(Entry(f'{name}.bn.{x}', f'{name}.bn.{x}', s) for x, s in statistics.items()),
+    ]
+
+
+def _affine(name: str, shape: tuple[int, ...], bias: bool = True) -> list[Entry]:
+    return affine(name, name, shape, bias)
+
+
+# By what stands in the names of one of them only.
+_HEADS = {
+    f'{HEAD}scale_heads.': _semantic_fpn,
+    f'{HEAD}psp_modules.': _uper_head,
+}

@@ -1,0 +1,1 @@
+"""Data transforms, and errors that name the file at fault."""

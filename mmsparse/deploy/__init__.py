@@ -1,0 +1,1 @@
+"""Export to torch.export and ONNX."""

@@ -1,0 +1,1 @@
+"""Training: checkpoints, distributed training on CPUs, and hooks."""

@@ -1,0 +1,226 @@
+"""The encoder of Focus-DETR: deformable attention of the tokens that are kept."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmdet.models.layers import (
+    DeformableDetrTransformerEncoder,
+    DeformableDetrTransformerEncoderLayer,
+)
+from mmengine.model import ModuleList
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmsparse.models.detectors.detr_attention import (
+    DeformableAttention,
+    SelfAttention,
+)
+from mmsparse.models.layers.common import check_choice
+from mmsparse.ops._precision import no_autocast
+from mmsparse.ops.tokens import (
+    TokenSelection,
+    gather_tokens,
+    logit_product,
+    probability_product,
+    scatter_tokens,
+)
+
+VALUE_SOURCES = ('input', 'current')
+OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
+
+
+class FocusEncoder(DeformableDetrTransformerEncoder):
+    """Layers that work on fewer and fewer of the tokens; the others stay as they are.
+
+    Args:
+        num_object_tokens: Tokens of each layer that attend to each other; 0 leaves this
+            attention out.
+        value_source: What deformable attention reads: the ``input`` in all layers, or
+            the ``current`` tokens.
+        object_score: Product of ``logit`` or of ``prob``.
+        **arguments: Those of mmdet's encoder.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_object_tokens: int = 300,
+        value_source: str = 'input',
+        object_score: str = 'logit',
+        **arguments: Any,
+    ) -> None:
+        check_choice('value_source', value_source, VALUE_SOURCES)
+        check_choice('object_score', object_score, OBJECT_SCORES)
+        if num_object_tokens < 0:
+            raise ValueError(
+                f'num_object_tokens must be at least 0; got {num_object_tokens}.'
+            )
+        self.num_object_tokens = num_object_tokens
+        self.value_source = value_source
+        self.object_score = OBJECT_SCORES[object_score]
+        super().__init__(**arguments)
+
+    def _init_layers(self) -> None:
+        self.layers = ModuleList(
+            FocusEncoderLayer(self.num_object_tokens, **self.layer_cfg)
+            for _ in range(self.num_layers)
+        )
+        self.embed_dims = self.layers[0].embed_dims
+
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        key_padding_mask: Tensor | None,
+        centers: Tensor,
+        valid_ratios: Tensor,
+        selection: TokenSelection,
+        class_head: Callable[[Tensor], Tensor],
+        **maps: Any,
+    ) -> Tensor:
+        """Update the tokens of a selection.
+
+        Args:
+            query: Tokens, (B, N, C).
+            query_pos: Their positions, (B, N, C).
+            key_padding_mask: True for padding, (B, N); None for no padding.
+            centers: (x, y) of all tokens within their pictures, (B, N, 2).
+            valid_ratios: Part of the width and of the height of every level that is
+                not padding, (B, levels, 2).
+            selection: The tokens that each layer keeps.
+            class_head: (B, K, C) to class logits, which rank object tokens. It gets no
+                gradient from here.
+            **maps: What :class:`DeformableAttention` needs to know of the levels.
+
+        Returns:
+            All tokens, (B, N, C).
+        """
+        rows = selection.rows
+        kept, positions, places = (
+            gather_tokens(x, rows) for x in (query, query_pos, centers)
+        )
+        reference_points = places[:, :, None] * valid_ratios[:, None]
+        memory = query
+        for i, layer in enumerate(self.layers):
+            count, written = selection.kept[i], selection.written[i]
+            inputs = kept[:, :count]
+            outputs = self._wrapped(i, layer)(
+                inputs,
+                positions[:, :count],
+                self._score_objects(inputs, selection.scores[:, :count], class_head),
+                eligible=selection.eligible[i],
+                value=memory,
+                key_padding_mask=key_padding_mask,
+                reference_points=reference_points[:, :count],
+                **maps,
+            )
+            if written is not None:
+                outputs = torch.where(written[..., None], outputs, inputs)
+            kept = torch.cat([outputs, kept[:, count:]], dim=1)
+            if self.value_source == 'current':
+                memory = scatter_tokens(memory, rows, kept)
+        return (
+            memory
+            if self.value_source == 'current'
+            else scatter_tokens(query, rows, kept)
+        )
+
+    def _wrapped(self, i: int, layer: nn.Module) -> Any:
+        """The first ``num_cp`` layers are computed again in the backward pass."""
+        if self.training and i < self.num_cp:
+            return partial(checkpoint, layer, use_reentrant=False)
+        return layer
+
+    @torch.no_grad()
+    def _score_objects(
+        self, tokens: Tensor, foreground: Tensor, class_head: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        with no_autocast(tokens):
+            return self.object_score(class_head(tokens.float()), foreground)
+
+
+class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
+    """Attention among object tokens, then mmdet's layer on the kept tokens.
+
+    Args:
+        num_object_tokens: Number of object tokens, 0 for no attention among them.
+        **arguments: Those of mmdet's layer.
+    """
+
+    def __init__(self, num_object_tokens: int, **arguments: Any) -> None:
+        self.num_object_tokens = num_object_tokens
+        super().__init__(**arguments)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        self.self_attn = DeformableAttention(**self.self_attn_cfg)
+        if self.num_object_tokens:
+            self.token_attn = SelfAttention(
+                self.embed_dims, self.self_attn.num_heads, batch_first=True
+            )
+            self.token_norm = build_norm_layer(self.norm_cfg, self.embed_dims)[1]
+
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        object_scores: Tensor,
+        eligible: Tensor | None = None,
+        **attention: Any,
+    ) -> Tensor:
+        """Update tokens.
+
+        Args:
+            query: Tokens, (B, K, C).
+            query_pos: Their positions, (B, K, C).
+            object_scores: What ranks them as objects, (B, K).
+            eligible: True for tokens that may be objects, (B, K); None for all.
+            **attention: The other arguments of :class:`DeformableAttention`.
+
+        Returns:
+            (B, K, C).
+        """
+        if self.num_object_tokens:
+            query = self._attend_objects(query, query_pos, object_scores, eligible)
+        query = self.self_attn(query, query_pos=query_pos, **attention)
+        query = self.ffn(self.norms[0](query))
+        return self.norms[1](query)
+
+    def choose_objects(
+        self, object_scores: Tensor, eligible: Tensor | None = None
+    ) -> Tensor:
+        """Choose the object tokens among the kept ones.
+
+        Args:
+            object_scores: (B, K).
+            eligible: True for tokens that may be objects, (B, K); None for all.
+
+        Returns:
+            Their places among the kept tokens, best first, (B, n); tokens that may not
+            be objects come last.
+        """
+        if eligible is not None:
+            object_scores = object_scores.masked_fill(~eligible, float('-inf'))
+        count = min(self.num_object_tokens, object_scores.shape[1])
+        return object_scores.topk(count).indices
+
+    def _attend_objects(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        object_scores: Tensor,
+        eligible: Tensor | None,
+    ) -> Tensor:
+        rows = self.choose_objects(object_scores, eligible)
+        ignored = None if eligible is None else ~eligible.gather(1, rows)
+        objects = self.token_attn(
+            gather_tokens(query, rows),
+            query_pos=gather_tokens(query_pos, rows),
+            key_padding_mask=ignored,
+        )
+        return scatter_tokens(query, rows, self.token_norm(objects))

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch import nn
+
+from mmsparse.conversion.dat import convert_tensor, official_key, rename_key
+from mmsparse.models import DAT
+from mmsparse.models.classifier import Classifier
+
+ENTRIES = {  # official classifiers, without the buffers that we compute
+    'tiny': 219 - 8 - 2,
+    'small': 435 - 14 - 2,
+    'base': 435 - 14 - 2,
+    'base-384': 435 - 14 - 2,
+    'pp-tiny': 589,
+    'pp-small': 589,
+    'pp-base': 589,
+}
+
+
+def classifier(arch):
+    with torch.device('meta'):
+        return Classifier(DAT(arch), 8, 10)
+
+
+def our_keys(model):
+    return [key.removeprefix('backbone.') for key in model.state_dict()]
+
+
+@pytest.mark.parametrize('arch', DAT.arch_settings)
+def test_renaming_undoes_official_naming(arch):
+    keys = our_keys(classifier(arch))
+
+    official = [official_key(key) for key in keys]
+
+    assert [rename_key(key) for key in official] == keys
+    assert [official_key(rename_key(key)) for key in official] == official
+    assert len(set(official)) == len(official)
+
+
+@pytest.mark.parametrize(('arch', 'entries'), ENTRIES.items())
+def test_as_many_entries_as_the_official_classifiers(arch, entries):
+    assert len(our_keys(classifier(arch))) == entries
+
+
+def test_dense_norms_are_those_of_their_levels():
+    with torch.device('meta'):
+        backbone = DAT('pp-tiny', out_indices=(0, 1, 2, 3), out_norm='layer')
+    keys = list(backbone.state_dict())
+
+    official = [official_key(key) for key in keys]
+
+    assert [rename_key(key) for key in official] == keys
+    assert len(keys) == 593
+    assert rename_key('norms.2.norm.weight') == 'out_norms.layer2.weight'
+
+
+@pytest.mark.parametrize(
+    ('official', 'ours'),
+    [
+        ('patch_proj.0.weight', 'downsamples.0.0.weight'),
+        ('patch_proj.4.norm.bias', 'downsamples.0.4.bias'),
+        ('down_projs.1.0.weight', 'downsamples.2.0.weight'),
+        ('down_projs.1.1.norm.bias', 'downsamples.2.1.bias'),
+        ('stages.0.proj.weight', 'downsamples.0.proj.weight'),
+        ('stages.2.layer_norms.7.norm.bias', 'stages.2.3.norm2.bias'),
+        ('stages.2.layer_scales.6.weight', 'stages.2.3.scale1.weight'),
+        ('stages.2.local_perception_units.17.bias', 'stages.2.17.local.bias'),
+        ('stages.1.mlps.0.chunk.linear1.weight', 'stages.1.0.mlp.fc1.weight'),
+        ('stages.1.mlps.0.linear2.0.weight', 'stages.1.0.mlp.linear2.weight'),
+        ('stages.1.mlps.0.dwc.weight', 'stages.1.0.mlp.conv.weight'),
+        ('stages.1.attns.1.proj_qkv.bias', 'stages.1.1.attn.proj_qkv.bias'),
+        ('stages.1.attns.1.proj.bias', 'stages.1.1.attn.proj.bias'),
+        ('stages.1.attns.1.rpb', 'stages.1.1.attn.bias_table'),
+        ('stages.1.attns.1.rpe_table', 'stages.1.1.attn.position_bias'),
+        (
+            'stages.1.attns.1.rpe_table.2.weight',
+            'stages.1.1.attn.position_bias.2.weight',
+        ),
+        ('conv_offset.1.norm.weight', 'offset.1.weight'),
+        ('conv_offset.3.weight', 'offset.3.weight'),
+        ('relative_position_bias_table', 'relative_position_bias_table'),
+        ('cls_norm.norm.weight', 'out_norms.class3.weight'),
+        ('cls_head.weight', 'head.fc.weight'),
+    ],
+)
+def test_keys_and_their_names(official, ours):
+    assert rename_key(official) == ours
+    assert official_key(ours) == official
+
+
+@pytest.mark.parametrize(
+    ('official', 'ours'),
+    [
+        ('stages.2.layer_scales.6.gamma', 'stages.2.3.scale1.weight'),
+        ('stages.1.mlps.0.linear1.bias', 'stages.1.0.mlp.linear1.bias'),
+    ],
+)
+def test_other_spellings_are_understood(official, ours):
+    assert rename_key(official) == ours
+
+
+@pytest.mark.parametrize('name', ['relative_position_index', 'attn_mask'])
+def test_what_we_compute_ourselves_has_no_name(name):
+    assert rename_key(f'stages.0.attns.1.{name}') is None
+
+
+def test_projections_become_matrices_and_convolutions_stay():
+    conv = nn.Conv2d(4, 6, 1).weight
+
+    assert convert_tensor('stages.0.attns.1.proj_out.weight', conv).shape == (6, 4)
+    assert convert_tensor('stages.0.mlps.1.linear1.0.weight', conv).shape == (6, 4)
+    assert convert_tensor('proj_out.weight', conv.flatten(1)).shape == (6, 4)
+    assert convert_tensor('conv_offset.0.weight', conv) is conv
+    assert convert_tensor('stages.0.proj.weight', conv) is conv

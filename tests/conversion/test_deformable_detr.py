@@ -1,0 +1,302 @@
+import copy
+import re
+from functools import cache
+
+import pytest
+import torch
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from mmdet.models.layers.transformer import DeformableDetrTransformerDecoderLayer
+from mmengine.hub import get_config
+from torch.nn import functional as F
+
+from mmsparse.apis.model import build_model, register_host
+from mmsparse.conversion import convert_official
+from mmsparse.conversion.convert import convert
+
+CONFIGS = {
+    'plain': 'deformable-detr_r50_16xb2-50e_coco',
+    'refine': 'deformable-detr-refine_r50_16xb2-50e_coco',
+    'two-stage': 'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
+}
+UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+CATEGORIES = [number for number in range(91) if number not in UNUSED]
+# mmdet's names and the authors'; the first that fits counts.
+NAMES = (
+    (r'backbone\.(.*)', r'backbone.0.body.\1'),
+    (r'neck\.convs\.(\d)\.conv\.(.*)', r'input_proj.\1.0.\2'),
+    (r'neck\.convs\.(\d)\.gn\.(.*)', r'input_proj.\1.1.\2'),
+    (r'neck\.extra_convs\.0\.conv\.(.*)', r'input_proj.3.0.\1'),
+    (r'neck\.extra_convs\.0\.gn\.(.*)', r'input_proj.3.1.\1'),
+    (r'level_embed', 'transformer.level_embed'),
+    (r'query_embedding\.weight', 'query_embed.weight'),
+    (r'reference_points_fc\.(.*)', r'transformer.reference_points.\1'),
+    (r'memory_trans_fc\.(.*)', r'transformer.enc_output.\1'),
+    (r'memory_trans_norm\.(.*)', r'transformer.enc_output_norm.\1'),
+    (r'pos_trans_fc\.(.*)', r'transformer.pos_trans.\1'),
+    (r'(pos_trans_norm\..*)', r'transformer.\1'),
+    (r'bbox_head\.cls_branches\.(.*)', r'class_embed.\1'),
+    (r'bbox_head\.reg_branches\.(\d)\.0\.(.*)', r'bbox_embed.\1.layers.0.\2'),
+    (r'bbox_head\.reg_branches\.(\d)\.2\.(.*)', r'bbox_embed.\1.layers.1.\2'),
+    (r'bbox_head\.reg_branches\.(\d)\.4\.(.*)', r'bbox_embed.\1.layers.2.\2'),
+    (r'(encoder.*)\.norms\.0\.(.*)', r'transformer.\1.norm1.\2'),
+    (r'(encoder.*)\.norms\.1\.(.*)', r'transformer.\1.norm2.\2'),
+    (r'(decoder.*)\.norms\.0\.(.*)', r'transformer.\1.norm2.\2'),
+    (r'(decoder.*)\.norms\.1\.(.*)', r'transformer.\1.norm1.\2'),
+    (r'(decoder.*)\.norms\.2\.(.*)', r'transformer.\1.norm3.\2'),
+    (r'(.*)\.ffn\.layers\.0\.0\.(.*)', r'transformer.\1.linear1.\2'),
+    (r'(.*)\.ffn\.layers\.1\.(.*)', r'transformer.\1.linear2.\2'),
+    (r'(decoder.*self_attn)\.attn\.(.*)', r'transformer.\1.\2'),
+    (r'((?:encoder|decoder).*)', r'transformer.\1'),
+)
+
+
+def authors_name(ours):
+    for pattern, replacement in NAMES:
+        if found := re.fullmatch(pattern, ours):
+            return found.expand(replacement)
+    raise AssertionError(ours)
+
+
+@cache
+def built(variant):
+    """mmdet's model with the neck that the authors have, without memory."""
+    register_host('mmdet')
+    cfg = get_config(f'mmdet::deformable_detr/{CONFIGS[variant]}.py')
+    cfg.model.neck.bias = True
+    cfg.default_scope = 'mmdet'
+    with torch.device('meta'):
+        return build_model(cfg)
+
+
+def official_weights(variant):
+    """Numbered weights under the authors' names, 91 rows for 80 classes."""
+    official = {}
+    for number, (ours, tensor) in enumerate(built(variant).state_dict().items()):
+        if ours.endswith('num_batches_tracked'):
+            continue  # of frozen norms there are none
+        name = authors_name(ours)
+        shape = tensor.shape
+        if name.startswith('class_embed.'):
+            shape = (91, *shape[1:])
+        official[name] = torch.tensor(float(number)).expand(shape)
+        if name.startswith('class_embed.'):
+            official[name] = torch.arange(91.0).expand(*shape[1:], 91).T
+    aliases = {'plain': (), 'refine': ('bbox',), 'two-stage': ('bbox', 'class')}
+    for part in aliases[variant]:
+        for name in [name for name in official if name.startswith(f'{part}_embed.')]:
+            official[f'transformer.decoder.{name}'] = official[name]
+    return official
+
+
+@pytest.mark.parametrize('variant', CONFIGS)
+def test_the_authors_weights_become_those_of_mmdet(variant):
+    official = official_weights(variant)
+
+    found = convert({'model': official, 'epoch': 49})
+
+    assert (found.family, found.arch) == ('deformable_detr', f'{variant}, ResNet-50')
+    assert 'neck=dict(bias=True)' in found.note
+    built(variant).load_state_dict(found.state_dict, strict=True, assign=True)
+    for ours, tensor in found.state_dict.items():
+        if '.cls_branches.' not in ours:
+            assert torch.equal(tensor, official[authors_name(ours)]), ours
+
+
+@pytest.mark.parametrize('variant', CONFIGS)
+def test_rows_of_the_categories_become_those_of_the_classes(variant):
+    converted = convert_official(official_weights(variant))
+
+    for layer in range(6):
+        for part in ('weight', 'bias'):
+            rows = converted[f'bbox_head.cls_branches.{layer}.{part}']
+            rows = rows[:, 0] if part == 'weight' else rows
+            assert rows.tolist() == CATEGORIES
+
+
+def test_the_head_of_proposals_keeps_its_first_row():
+    converted = convert_official(official_weights('two-stage'))
+
+    # Both rank proposals by the first row of this head and never look at the others.
+    assert converted['bbox_head.cls_branches.6.bias'].tolist() == [0, *CATEGORIES[1:]]
+
+
+def test_the_converted_model_picks_the_proposals_of_the_authors():
+    official = without_aliases(official_weights('two-stage'))
+    official = {name: torch.randn(x.shape) / 16 for name, x in official.items()}
+    model = copy.deepcopy(built('two-stage'))
+    model.load_state_dict(convert_official(official), assign=True)
+    sizes = torch.tensor([(16, 16), (8, 8), (4, 4), (2, 2)])
+    memory = torch.randn(2, 340, 256)
+
+    chosen, _ = model.eval().pre_decoder(memory, None, sizes)
+
+    tokens, proposals = model.gen_encoder_output_proposals(memory, None, sizes)
+    # Objects have class 0 in the authors' loss of the first stage, of 91.
+    scores = F.linear(
+        tokens, official['class_embed.6.weight'], official['class_embed.6.bias']
+    )[..., 0]
+    x = tokens
+    for i in range(3):
+        names = [f'bbox_embed.6.layers.{i}.{part}' for part in ('weight', 'bias')]
+        x = F.linear(x if i == 0 else x.relu(), *map(official.get, names))
+    best = scores.topk(300).indices[..., None].expand(-1, -1, 4)
+    expected = (x + proposals).gather(1, best).sigmoid()
+    torch.testing.assert_close(chosen['reference_points'], expected)
+
+
+def without_aliases(official):
+    alias = re.compile(r'transformer\.decoder\.(class|bbox)_embed\.')
+    return {name: x for name, x in official.items() if not alias.match(name)}
+
+
+def test_another_number_of_classes_stays_as_it_is():
+    official = official_weights('plain')
+    official |= {k: x[:20] for k, x in official.items() if k.startswith('class_embed.')}
+
+    converted = convert_official(official)
+
+    assert converted['bbox_head.cls_branches.5.weight'].shape == (20, 256)
+
+
+def test_one_level_has_no_strided_convolution():
+    official = official_weights('plain')
+    official = {k: x for k, x in official.items() if not k.startswith('input_proj.')}
+    official['input_proj.0.0.weight'] = torch.ones(256, 2048, 1, 1)
+    for name in ('input_proj.0.0.bias', 'input_proj.0.1.weight', 'input_proj.0.1.bias'):
+        official[name] = torch.ones(256)
+    official['transformer.level_embed'] = torch.ones(1, 256)
+    for name in official:
+        if 'sampling_offsets' in name or 'attention_weights' in name:
+            official[name] = official[name][: len(official[name]) // 4]
+
+    converted = convert_official(official)
+
+    necks = [key for key in converted if key.startswith('neck.')]
+    assert sorted(necks) == [
+        f'neck.convs.0.{part}.{kind}'
+        for part in ('conv', 'gn')
+        for kind in ('bias', 'weight')
+    ]
+
+
+def test_the_decoder_layer_computes_the_same():
+    official = official_weights('plain')
+    place = 'transformer.decoder.layers.0.'
+    own = {k.removeprefix(place): x for k, x in official.items() if k.startswith(place)}
+    own = {k: torch.randn(x.shape) / 8 for k, x in own.items()}
+    converted = convert_official({**official, **{place + k: x for k, x in own.items()}})
+    layer = DeformableDetrTransformerDecoderLayer(
+        cross_attn_cfg=dict(embed_dims=256),
+        ffn_cfg=dict(embed_dims=256, feedforward_channels=1024),
+    ).eval()
+    layer.load_state_dict(
+        {
+            k.removeprefix('decoder.layers.0.'): x
+            for k, x in converted.items()
+            if k.startswith('decoder.layers.0.')
+        }
+    )
+    sizes = torch.tensor([(4, 5), (2, 3), (1, 2), (1, 1)])
+    query, position = torch.randn(2, 1, 7, 256)
+    memory, points = torch.randn(1, 29, 256), torch.rand(1, 7, 4, 2)
+
+    actual = layer(
+        query,
+        query_pos=position,
+        value=memory,
+        reference_points=points,
+        spatial_shapes=sizes,
+        level_start_index=None,
+    )
+
+    expected = authors_decoder_layer(own, query, position, memory, points, sizes)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def authors_decoder_layer(weights, query, position, memory, points, sizes):
+    """Self-attention, norm2; deformable attention, norm1; linear maps, norm3."""
+
+    def linear(x, name):
+        return F.linear(x, weights[f'{name}.weight'], weights[f'{name}.bias'])
+
+    def norm(x, name):
+        return F.layer_norm(
+            x, (256,), weights[f'{name}.weight'], weights[f'{name}.bias']
+        )
+
+    w, b = weights['self_attn.in_proj_weight'], weights['self_attn.in_proj_bias']
+    inputs = query + position, query + position, query
+    q, k, v = (
+        F.linear(x, w_, b_).unflatten(-1, (8, 32)).transpose(1, 2)
+        for x, w_, b_ in zip(inputs, w.chunk(3), b.chunk(3), strict=True)
+    )
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = norm(query + linear(attended, 'self_attn.out_proj'), 'norm2')
+    q, value = x + position, linear(memory, 'cross_attn.value_proj')
+    offsets = linear(q, 'cross_attn.sampling_offsets').unflatten(-1, (8, 4, 4, 2))
+    shares = linear(q, 'cross_attn.attention_weights').unflatten(-1, (8, 16))
+    sampled = multi_scale_deformable_attn_pytorch(
+        value.unflatten(-1, (8, 32)),
+        sizes,
+        points[:, :, None, :, None]
+        + offsets / sizes.flip(-1)[None, None, None, :, None],
+        shares.softmax(-1).unflatten(-1, (4, 4)),
+    )
+    x = norm(x + linear(sampled, 'cross_attn.output_proj'), 'norm1')
+    return norm(x + linear(linear(x, 'linear1').relu(), 'linear2'), 'norm3')
+
+
+def test_faulty_keys_are_listed_by_their_official_names():
+    official = official_weights('refine')
+    del official['transformer.encoder.layers.3.norm1.weight']
+    del official['input_proj.1.0.bias'], official['backbone.0.body.layer3.5.bn2.bias']
+    official['input_proj.0.0.weight'] = torch.ones(256, 500, 1, 1)
+    official['transformer.enc_mask.weight'] = torch.ones(1)
+
+    with pytest.raises(ValueError, match='does not fit deformable_detr') as info:
+        convert_official(official)
+
+    assert (
+        'refine, ResNet-50: missing: backbone.0.body.layer3.5.bn2.bias, '
+        'input_proj.1.0.bias, transformer.encoder.layers.3.norm1.weight; left over: '
+        'transformer.enc_mask.weight; of another shape: input_proj.0.0.weight '
+        '(256, 500, 1, 1) instead of (256, 512, 1, 1).'
+    ) in str(info.value)
+
+
+def test_an_alias_that_differs_is_warned_of():
+    official = official_weights('refine')
+    name = 'transformer.decoder.bbox_embed.2.layers.0.bias'
+    official[name] = official[name] + 1
+
+    with pytest.warns(UserWarning, match=rf'{name} is stored beside bbox_embed\.2\.'):
+        converted = convert_official(official)
+
+    expected = official['bbox_embed.2.layers.0.bias']
+    assert torch.equal(converted['bbox_head.reg_branches.2.0.bias'], expected)
+
+
+def test_the_backbone_can_be_taken_alone():
+    official = official_weights('plain')
+
+    converted = convert_official(official, backbone_only=True)
+
+    assert {k.partition('.')[0] for k in converted} == {'backbone'}
+    assert len(converted) == sum(k.startswith('backbone.0.body.') for k in official)
+
+
+def test_an_arch_is_refused():
+    with pytest.raises(ValueError, match="arch is for backbones of ours; got 'tiny'"):
+        convert_official(official_weights('plain'), arch='tiny')
+
+
+def test_a_backbone_of_another_kind_is_told():
+    official = official_weights('plain')
+    official = {k.replace('0.body', '0.trunk'): x for k, x in official.items()}
+
+    with pytest.raises(ValueError, match=r'left over: backbone\.0\.trunk\.bn1'):
+        convert_official(official)
+
+    official = {k.replace('0.trunk.', '0.body.cnn_'): x for k, x in official.items()}
+    with pytest.raises(ValueError, match=r'ResNet or a Swin.*backbone\.0\.body\.cnn_'):
+        convert_official(official)

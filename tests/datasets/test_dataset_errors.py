@@ -1,0 +1,348 @@
+"""Pictures and labels that are damaged or unusual, in the data of the three hosts."""
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmsparse.hosts import register_host
+from mmsparse.samples import (
+    SampleError,
+    check_files,
+    check_names,
+    check_picture,
+    name_files,
+)
+from PIL import Image
+
+from mmsparse.errors import UsageError
+
+RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
+GREY = np.asarray(RGB.convert('L'))
+BGR = np.asarray(RGB)[..., ::-1]
+
+
+def transparent(path):
+    picture = RGB.copy()
+    picture.putalpha(100)
+    picture.save(path)
+
+
+def wide(path):
+    Image.new('RGB', (20_000, 64), (9, 99, 199)).save(path)
+
+
+# What is read as colours: how the file is made, its name, and the largest difference.
+UNUSUAL = {
+    'CMYK': (lambda path: RGB.convert('CMYK').save(path, quality=95), 'a.jpg', 40),
+    '16 bits': (lambda path: cv2.imwrite(path, BGR.astype('uint16') * 257), 'a.png', 0),
+    '16 bits, grey': (
+        lambda path: cv2.imwrite(path, GREY.astype('uint16') * 257),
+        'a.png',
+        0,
+    ),
+    'RGBA': (transparent, 'a.png', 0),
+    'grey': (lambda path: RGB.convert('L').save(path), 'a.png', 0),
+    'grey, alpha': (lambda path: RGB.convert('LA').save(path), 'a.png', 0),
+    'palette': (lambda path: RGB.convert('P').save(path), 'a.png', 0),
+    'black and white': (lambda path: RGB.convert('1').save(path), 'a.png', 0),
+    'progressive': (lambda path: RGB.save(path, progressive=True), 'a.jpg', 4),
+    'one pixel': (lambda path: RGB.crop((5, 5, 6, 6)).save(path), 'a.png', 0),
+    '20,000 pixels wide': (wide, 'a.png', 0),
+}
+
+
+def cut(share):
+    def make(path):
+        RGB.save(path)
+        with open(path, 'rb') as file:
+            content = file.read()
+        with open(path, 'wb') as file:
+            file.write(content[: int(len(content) * share)])
+
+    return make
+
+
+def text(content):
+    def make(path):
+        with open(path, 'wb') as file:
+            file.write(content)
+
+    return make
+
+
+FAULTS = {
+    'missing': (lambda path: None, '.png'),
+    'empty': (text(b''), '.png'),
+    'text': (text(b'no picture'), '.png'),
+    **{
+        f'{share:.0%} of a {suffix}': (cut(share), suffix)
+        for suffix in ('.png', '.jpg', '.bmp', '.webp', '.tiff')
+        for share in (0.05, 0.5, 0.97)
+        if (share, suffix) != (0.97, '.tiff')  # only its notes are cut
+    },
+}
+
+
+def runner():
+    """What of a runner builds data."""
+    made = SimpleNamespace(
+        build_dataloader=Runner.build_dataloader,
+        build_evaluator=lambda settings: pytest.fail('no metric is built'),
+    )
+    name_files(made)
+    return made
+
+
+def load(host, dataset, workers=0):
+    """All batches of a data set, as a training gets them."""
+    register_host(host)
+    with DefaultScope.overwrite_default_scope(host):
+        settings = dict(
+            batch_size=1,
+            num_workers=workers,
+            dataset=dataset,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        )
+        return list(runner().build_dataloader(settings))
+
+
+def classification(folder, **changes):
+    (folder / 'cats').mkdir(exist_ok=True)
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    extensions = ('.png', '.jpg', '.bmp', '.webp', '.tiff')
+    settings = dict(data_root=str(folder), pipeline=pipeline, extensions=extensions)
+    return dict(type='CustomDataset', **(settings | changes))
+
+
+def segmentation(folder, **changes):
+    for name in ('images', 'maps'):
+        (folder / name).mkdir(exist_ok=True)
+    pipeline = [dict(type=f'Load{x}') for x in ('ImageFromFile', 'Annotations')]
+    settings = dict(
+        data_root=str(folder),
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        img_suffix='.png',
+        metainfo=dict(classes=('sky', 'sea', 'sand'), palette=[[0] * 3] * 3),
+        pipeline=[*pipeline, dict(type='PackSegInputs')],
+    )
+    return dict(type='BaseSegDataset', **(settings | changes))
+
+
+def detection(folder, annotations, **changes):
+    (folder / 'found.json').write_text(
+        annotations if isinstance(annotations, str) else json.dumps(annotations)
+    )
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackDetInputs'),
+    ]
+    settings = dict(
+        data_root=str(folder),
+        ann_file='found.json',
+        data_prefix=dict(img=''),
+        metainfo=dict(classes=('cat',)),
+        pipeline=pipeline,
+    )
+    return dict(type='CocoDataset', **(settings | changes))
+
+
+COCO = dict(
+    images=[dict(id=1, file_name='a.png', width=48, height=36)],
+    annotations=[
+        dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 9, 8], area=72, iscrowd=0)
+    ],
+    categories=[dict(id=1, name='cat')],
+)
+
+
+@pytest.mark.parametrize('kind', UNUSUAL)
+def test_unusual_pictures_are_read_as_8_bit_colours(kind, tmp_path):
+    make, name, tolerance = UNUSUAL[kind]
+    dataset = classification(tmp_path)
+    path = tmp_path / 'cats' / name
+    make(str(path))
+
+    check_picture(str(path))
+    ((inputs,),) = (batch['inputs'] for batch in load('mmpretrain', dataset))
+
+    expected = RGB if 'grey, alpha' in kind or '16 bits' in kind else Image.open(path)
+    if kind in ('16 bits, grey', 'grey, alpha'):
+        expected = RGB.convert('L')
+    expected = np.asarray(expected.convert('RGB'))[..., ::-1].transpose(2, 0, 1)
+    assert inputs.dtype.itemsize == 1
+    difference = abs(inputs.numpy().astype(int) - expected)
+    assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_picture_that_cannot_be_read_is_named(fault, tmp_path):
+    make, suffix = FAULTS[fault]
+    path = tmp_path / f'a{suffix}'
+    make(str(path))
+
+    with pytest.raises(SampleError, match=rf'^not a readable picture: {path}$'):
+        check_picture(str(path))
+
+
+@pytest.mark.parametrize(
+    ('fault', 'workers'),
+    [('empty', 0), ('text', 0), ('50% of a .png', 0), ('50% of a .jpg', 1)],
+)
+def test_a_training_names_the_picture(fault, workers, tmp_path):
+    make, suffix = FAULTS[fault]
+    dataset = classification(tmp_path)
+    for name in ('a', 'c'):
+        RGB.save(tmp_path / 'cats' / f'{name}.png')
+    make(str(tmp_path / 'cats' / f'b{suffix}'))
+
+    with pytest.raises(SampleError, match=rf'cats/b\{suffix}') as info:
+        load('mmpretrain', dataset, workers)
+
+    assert 'LoadImageFromFile' in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (text(b''), r'images/a\.png and .*maps/a\.png: LoadAnnotations of 48 x 36'),
+        (text(b'no map'), r'maps/a\.png'),
+        (cut(0.5), r'maps/a\.png.*truncated'),
+        (
+            lambda path: RGB.save(path),
+            r'maps/a\.png: a label map has one number for each pixel',
+        ),
+        (
+            lambda path: Image.new('L', (48, 35)).save(path),
+            r'maps/a\.png: the label map has height x width 35 x 48, but its picture',
+        ),
+        (
+            lambda path: Image.new('L', (48, 36), 3).save(path),
+            r'maps/a\.png: labels must be from 0 to 2, .*found 3',
+        ),
+        (  # 1 is what is left of it in 8 bits
+            lambda path: cv2.imwrite(path, np.full((36, 48), 257, 'uint16')),
+            r'maps/a\.png: labels must be at most 255; found 257',
+        ),
+    ],
+    ids=['empty', 'text', 'cut', 'colours', 'size', 'range', '16 bits'],
+)
+def test_a_training_names_the_label_map(make, message, tmp_path):
+    dataset = segmentation(tmp_path)
+    RGB.save(tmp_path / 'images' / 'a.png')
+    make(str(tmp_path / 'maps' / 'a.png'))
+
+    with pytest.raises(SampleError, match=message):
+        load('mmseg', dataset)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda path, x: Image.fromarray(x).save(path),
+        lambda path, x: cv2.imwrite(path, x.astype('uint16')),
+        lambda path, x: Image.fromarray(x).convert('P').save(path),
+    ],
+    ids=['8 bits', '16 bits', 'palette'],
+)
+def test_label_maps_of_any_kind_keep_their_numbers(make, tmp_path):
+    dataset = segmentation(tmp_path)
+    RGB.save(tmp_path / 'images' / 'a.png')
+    labels = np.array([0, 1, 2, 255], dtype='uint8').repeat(12)[None].repeat(36, 0)
+    make(str(tmp_path / 'maps' / 'a.png'), labels)
+
+    (batch,) = load('mmseg', dataset)
+
+    assert np.array_equal(batch['data_samples'][0].gt_sem_seg.data[0], labels)
+
+
+@pytest.mark.parametrize(
+    'annotations',
+    [
+        '',
+        'no annotations',
+        json.dumps(COCO)[:-40],
+        [],
+        COCO | dict(images=3),
+        {key: COCO[key] for key in ('annotations', 'categories')},
+        COCO | dict(annotations=[dict(COCO['annotations'][0], bbox=[1, 2, 9])]),
+        COCO | dict(annotations=[dict(COCO['annotations'][0], bbox='1 2 9 8')]),
+        COCO | dict(images=[dict(id=1, file_name='a.png')]),
+    ],
+    ids=[
+        'empty',
+        'text',
+        'cut',
+        'list',
+        'number',
+        'no images',
+        'three numbers',
+        'text as box',
+        'no size',
+    ],
+)
+def test_a_training_names_the_annotations(annotations, tmp_path):
+    RGB.save(tmp_path / 'a.png')
+    dataset = detection(tmp_path, annotations)
+
+    with pytest.raises(SampleError, match=rf'{tmp_path}/found\.json'):
+        load('mmdet', dict(type='RepeatDataset', times=2, dataset=dataset))
+
+
+def test_a_detectors_training_names_the_picture_and_the_step(tmp_path):
+    wide(tmp_path / 'a.png')
+    dataset = detection(tmp_path, COCO)
+    resize = dict(type='Resize', scale=(100, 100), keep_ratio=True)
+    dataset['pipeline'].insert(2, resize)
+
+    with pytest.raises(SampleError, match=r'a\.png: Resize of 20000 x 64 pixels: '):
+        load('mmdet', dict(type='ConcatDataset', datasets=[dataset]))
+
+
+def test_good_data_are_as_without_it(tmp_path):
+    RGB.save(tmp_path / 'a.png')
+
+    (batch,) = load('mmdet', detection(tmp_path, COCO))
+
+    assert np.array_equal(batch['inputs'][0].permute(1, 2, 0), BGR)
+    assert batch['data_samples'][0].gt_instances.bboxes.tensor.tolist() == [
+        [1, 2, 10, 10]
+    ]
+
+
+def test_the_annotations_of_a_metric_are_named():
+    def fail(settings):
+        raise KeyError('images')
+
+    made = SimpleNamespace(build_dataloader=None, build_evaluator=fail)
+    name_files(made)
+
+    with pytest.raises(SampleError, match=r"^val\.json: KeyError: 'images'"):
+        made.build_evaluator([dict(type='CocoMetric', ann_file='val.json')])
+
+
+def test_a_message_that_names_the_file_is_kept_as_it_is():
+    with (
+        pytest.raises(SampleError, match=r'^a\.png: labels are wrong$'),
+        blame_files('a.png'),
+    ):
+        raise ValueError('a.png: labels are wrong')
+
+
+def test_a_missing_file_is_named_before_anything_is_built(tmp_path):
+    (tmp_path / 'a.jpg').touch()
+    check_files(str(tmp_path / 'a.jpg'))
+    for missing in ('b.jpg', ''):
+        with pytest.raises(UsageError, match=f'no such file: {tmp_path / missing}'):
+            check_files(str(tmp_path / 'a.jpg'), str(tmp_path / missing))
+
+
+@pytest.mark.parametrize('other', ['b/cat.jpg', 'a/cat.png', 'a/cat.jpg'])
+def test_pictures_whose_drawings_would_have_one_name_are_refused(other):
+    check_names(['a/cat.jpg', 'a/dog.jpg'])
+    with pytest.raises(UsageError, match=f'a/cat.jpg and {other} have the same name'):
+        check_names(['a/cat.jpg', 'a/dog.jpg', other])

@@ -1,0 +1,67 @@
+import re
+
+import numpy as np
+import pytest
+from mmengine.registry import TRANSFORMS
+from mmsparse.transforms import CheckSegLabels
+
+
+def sample(labels, **more):
+    return dict(
+        img_path='images/a.jpg',
+        seg_map_path='annotations/a.png',
+        ori_shape=(4, 6),
+        gt_seg_map=np.asarray(labels, dtype=np.uint8),
+        **more,
+    )
+
+
+def test_labels_that_fit_pass_unchanged():
+    labels = np.array([[0, 1, 2, 255, 0, 0]] * 4)
+    item = sample(labels, reduce_zero_label=False)
+
+    checked = CheckSegLabels(num_classes=3).transform(item)
+
+    assert checked is item
+    assert np.array_equal(checked['gt_seg_map'], labels)
+
+
+def test_a_picture_without_labels_passes():
+    assert CheckSegLabels(num_classes=3).transform({'img': 1}) == {'img': 1}
+
+
+def test_a_config_names_it():
+    check = TRANSFORMS.build(dict(type='mmsparse.CheckSegLabels', num_classes=3))
+
+    assert repr(check) == 'CheckSegLabels(num_classes=3)'
+
+
+@pytest.mark.parametrize(
+    ('item', 'message'),
+    [
+        (
+            sample(np.zeros((4, 5))),
+            'annotations/a.png: the label map has height x width 4 x 5, but its '
+            'picture images/a.jpg has 4 x 6.',
+        ),
+        (
+            sample(np.zeros((4, 6, 3))),
+            'annotations/a.png: a label map has one number for each pixel, (H, W); '
+            'found the shape (4, 6, 3).',
+        ),
+        (
+            sample(np.array([[0, 1, 3, 7, 2, 255]] * 4)),
+            'annotations/a.png: labels must be from 0 to 2, or 255 for what has no '
+            'class; found 3, 7 (num_classes=3, reduce_zero_label=False).',
+        ),
+        (  # as they are in the file, from which 1 was taken
+            sample(np.array([[0, 1, 3, 7, 2, 255]] * 4), reduce_zero_label=True),
+            'annotations/a.png: labels must be from 1 to 3, or 0 or 255 for what has '
+            'no class; found 4, 8 (num_classes=3, reduce_zero_label=True).',
+        ),
+    ],
+    ids=['other size', 'colours', 'out of range', 'out of range, reduced'],
+)
+def test_labels_that_do_not_fit_are_told_with_their_file(item, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CheckSegLabels(num_classes=3).transform(item)

@@ -1,0 +1,267 @@
+"""Exported models beside the hosts' own, and beside onnxruntime, at small sizes."""
+
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+
+import export_onnx as command
+import pytest
+import torch
+from exporting import assert_exports, make_pictures, predict
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from mmsparse.apis.model import build_model, read_config, register_host
+from mmsparse.deploy.export import build_graph
+from mmsparse.errors import UsageError
+from mmsparse.models import (
+    BiLevelRoutingAttention,
+    DeformableAttention2d,
+    NeighborhoodAttention2d,
+    WindowAttention2d,
+)
+
+ROOT = Path(__file__).parents[2]
+
+SIZE = (52, 75)  # no multiple of strides, windows or regions
+STATISTICS = dict(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0])
+
+
+MICRO = dict(
+    embed_dims=(16, 32),
+    depths=(1, 1),
+    num_heads=(2, 2),
+    mlp_ratios=(2, 2),
+    sr_ratios=(4, 1),
+)
+
+
+def nano(name):
+    return dict(type=f'mmsparse.{name}', arch='nano')
+
+
+def build(scope, **config):
+    register_host(scope)
+    models = importlib.import_module(f'{scope}.registry').MODELS
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = models.build(ConfigDict(config)).eval()
+    for parameter in model.parameters():  # biases and tables, too
+        nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
+    return model
+
+
+def build_classifier(backbone, width, **preprocessor):
+    return build(
+        'mmpretrain',
+        type='ImageClassifier',
+        data_preprocessor={**STATISTICS, **preprocessor},
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=width),
+    )
+
+
+def build_segmentor(**preprocessor):
+    return build(
+        'mmseg',
+        type='EncoderDecoder',
+        data_preprocessor=dict(
+            type='SegDataPreProcessor', **{**STATISTICS, **preprocessor}
+        ),
+        backbone=dict(
+            type='mmsparse.ShuntedTransformer', arch=MICRO, out_indices=(0, 1)
+        ),
+        neck=dict(type='FPN', in_channels=[16, 32], out_channels=16, num_outs=2),
+        decode_head=dict(
+            type='FPNHead',
+            in_channels=[16] * 2,
+            in_index=[0, 1],
+            feature_strides=[4, 8],
+            channels=16,
+            num_classes=5,
+            norm_cfg=dict(type='BN'),
+            align_corners=False,
+        ),
+        test_cfg=dict(mode='whole'),
+    )
+
+
+class EveryAttention(nn.Module):
+    """Attention in its variants, as a backbone; the segmentor has Shunted's."""
+
+    def __init__(self):
+        super().__init__()
+        v2022 = partial(DeformableAttention2d, 16, 2, 2, 2, formulation='v2022')
+        v2023 = partial(DeformableAttention2d, 16, 2, 2, 2, formulation='v2023')
+        routed = partial(BiLevelRoutingAttention, 16, 2, regions_per_side=3)
+        self.stem = nn.Conv2d(3, 16, kernel_size=4, stride=4)
+        self.layers = nn.ModuleList(
+            [
+                WindowAttention2d(16, 2, window_size=4, shift=2),
+                NeighborhoodAttention2d(16, 2, kernel_size=5),
+                v2022(offset_range=2, bias='table'),
+                v2022(offset_range=0, bias='fixed'),
+                v2022(offset_range=-1, bias='log_cpb'),
+                v2023(offset_range=-1, bias='table'),
+                v2023(use_offsets=False),
+                routed(topk=2),
+                routed(topk=4, padding='tokens'),
+                routed(topk=3, routing='soft', kv_pool=('avg', 2)),
+            ]
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return (x,)
+
+
+def test_every_attention_exports(tmp_path):
+    model = build_classifier(dict(type=EveryAttention), 16, to_rgb=True)
+
+    assert_exports(build_graph(model, SIZE), tmp_path / 'model.onnx')
+
+
+@pytest.mark.parametrize('name', ['DAT', 'BiFormer', 'ShuntedTransformer'])
+def test_a_nano_classifier_exports(name, tmp_path):
+    graph = build_graph(build_classifier(nano(name), 256, to_rgb=False), SIZE)
+
+    assert_exports(graph, tmp_path / 'model.onnx')
+
+
+def test_a_segmentor_exports(tmp_path):
+    graph = build_graph(build_segmentor(bgr_to_rgb=True), SIZE)
+
+    assert_exports(graph, tmp_path / 'model.onnx')
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_a_classifier_tells_what_mmpretrain_tells(to_rgb):
+    model = build_classifier(nano('ShuntedTransformer'), 256, to_rgb=to_rgb)
+    graph = build_graph(model, (64, 64))
+    image = make_pictures(graph, 2)
+
+    (logits,) = graph(image.float())
+
+    told = predict(model, image, DataSample)
+    expected = torch.stack([sample.pred_score for sample in told])
+    torch.testing.assert_close(logits.softmax(-1), expected)
+    assert expected.std(0).max() > 1e-3  # the pictures are told apart
+
+
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+def test_a_segmentor_tells_what_mmsegmentation_tells(bgr_to_rgb):
+    model = build_segmentor(bgr_to_rgb=bgr_to_rgb)
+    graph = build_graph(model, SIZE)
+    image = make_pictures(graph, 2)
+
+    (logits,) = graph(image.float())
+
+    told = predict(model, image, SegDataSample)
+    expected = torch.stack([sample.seg_logits.data for sample in told])
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize(
+    'padding', [dict(size=(64, 64)), dict(size_divisor=32)], ids=['size', 'divisor']
+)
+def test_pictures_that_would_be_padded_are_refused(padding):
+    model = build_segmentor(test_cfg=padding)
+
+    with pytest.raises(UsageError, match='does not pad; it pads 52 50 to 64 64'):
+        build_graph(model, (52, 50))
+    build_graph(model, (64, 64))
+
+
+def test_other_models_are_refused():
+    model = build('mmpretrain', type='ImageClassifier', backbone=nano('BiFormer'))
+
+    with pytest.raises(UsageError, match='must be a classifier.*; got ImageClassifier'):
+        build_graph(model, SIZE)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the command in a folder with a checkpoint."""
+    base = 'configs/shunted_transformer/shunted-nano_1xb32-14e_digits.py'
+    (tmp_path / 'micro.py').write_text(
+        f"_base_ = '{ROOT / base}'\n"
+        f'model = dict(backbone=dict(arch=dict(_delete_=True, **{MICRO}), '
+        'out_indices=(1,)), head=dict(in_channels=32))\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_model(read_config('micro.py')).state_dict(), 'micro.pth')
+
+    def run_here(checkpoint, *arguments):
+        arguments = ['export_onnx.py', 'micro.py', checkpoint, *map(str, arguments)]
+        monkeypatch.setattr('sys.argv', arguments)
+        command.main()
+
+    return run_here
+
+
+def test_the_command_writes_a_file_and_compares_it(run, capsys):
+    run('micro.pth', '--shape', 64, 64, '--opset', 20)
+
+    written, compared = capsys.readouterr().out.splitlines()[-2:]
+    session = importlib.import_module('onnxruntime').InferenceSession(written)
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape) == ('image', ['batch', 3, 64, 64])
+    assert (logits.name, logits.shape) == ('logits', ['batch', 10])
+    assert written == 'work_dirs/export/micro.onnx'
+    assert Path(written).stat().st_size > 5e4
+    assert compared.startswith('logits: differs from PyTorch by ')
+
+
+def test_the_command_fails_where_the_file_differs(run, monkeypatch):
+    monkeypatch.setattr(command, 'export_onnx', lambda *arguments: None)
+    monkeypatch.setattr(command, 'compare_onnx', lambda *arguments: dict(logits=2e-4))
+
+    with pytest.raises(SystemExit, match='differs from PyTorch by more than 0.0001'):
+        run('micro.pth')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ['micro.pth', '--shape', 0, 64],
+            'error: --shape must be two positive numbers',
+        ),
+        (['other.pth'], 'error: no such file: other.pth'),
+    ],
+    ids=['shape', 'file'],
+)
+def test_a_mistake_is_told(arguments, message, run):
+    with pytest.raises(SystemExit, match=message):
+        run(*arguments)
+
+
+@pytest.mark.parametrize('opset', [15, 99])
+def test_an_opset_that_is_not_written_is_told_and_leaves_no_file(opset, run):
+    with pytest.raises(SystemExit, match=rf'could not write version {opset} .* 18 to '):
+        run('micro.pth', '--shape', 64, 64, '--opset', opset)
+
+    assert not list(Path('work_dirs').rglob('*.onnx'))
+
+
+def test_a_place_that_cannot_be_written_to_is_told(run):
+    Path('work_dirs').mkdir()
+
+    with pytest.raises(SystemExit, match=r'error: --out must be a file; work_dirs is'):
+        run('micro.pth', '--shape', 64, 64, '--out', 'work_dirs')
+    with pytest.raises(SystemExit, match=r"error: .*exists: 'micro\.pth'"):
+        run('micro.pth', '--shape', 64, 64, '--out', 'micro.pth/a.onnx')
+
+
+def test_what_is_not_installed_is_told(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript.optimizer', None)
+
+    with pytest.raises(SystemExit, match=r'onnxscript is needed .*mmsparse\[export\]'):
+        run('micro.pth', '--shape', 64, 64)

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+from benchmark import Measurement
+from benchmark.report import as_json, environment, plot, table
+from PIL import Image
+
+MEASURED = [
+    Measurement('DINO', {'encoder': [2.0, 4.0, 3.0], 'whole': [4.0, 8.0, 6.0]}, 2**30),
+    Measurement('Focus', {'encoder': [0.5, 1.0, 0.9], 'whole': [2.0, 4.0, 3.3]}, 2**29),
+]
+
+
+def test_the_table_has_medians_and_quotients_with_the_first():
+    header, *rows = table(MEASURED).splitlines()
+
+    assert header.split() == ['encoder', 'whole', 'peak', 'memory']
+    assert rows[0].split() == [
+        'DINO',
+        '3.00',
+        's',
+        '1.00',
+        '6.00',
+        's',
+        '1.00',
+        '1,024',
+        'MiB',
+        '1.00',
+    ]
+    assert rows[1].split() == [
+        'Focus',
+        '900',
+        'ms',
+        '0.25',
+        '3.30',
+        's',
+        '0.50',
+        '512',
+        'MiB',
+        '0.50',
+    ]
+    assert len({len(line) for line in rows}) == 1
+
+
+def test_the_data_have_all_rounds():
+    first, second = json.loads(json.dumps(as_json(MEASURED)))
+
+    assert first['ratio'] == {'encoder': 1, 'whole': 1}
+    assert second == dict(
+        name='Focus',
+        seconds=MEASURED[1].seconds,
+        median_seconds={'encoder': 0.9, 'whole': 3.3},
+        ratio={'encoder': 0.25, 'whole': 0.5},
+        peak_bytes=2**29,
+        peak_ratio=0.5,
+    )
+
+
+def test_a_first_that_allocates_nothing_gives_no_quotient_of_memory():
+    nothing = Measurement('none', {'whole': [1.0]}, 0)
+
+    assert table([nothing]).splitlines()[1].split()[-1] == 'nan'
+
+
+@pytest.mark.parametrize('rows', [1, 2])
+def test_the_plot_is_a_picture_with_a_row_for_each_result(rows, tmp_path):
+    path = tmp_path / 'plot.png'
+
+    plot({f'size {i}': MEASURED for i in range(rows)}, path, 'machine')
+
+    width, height = Image.open(path).size
+    assert width > 800
+    assert height > 200 * rows
+    assert len(Image.open(path).convert('RGB').getcolors(2**24)) > 2
+
+
+def test_the_environment_tells_machine_and_versions():
+    found = environment(torch.device('cpu'))
+
+    assert found['device']
+    assert found['threads'] == torch.get_num_threads()
+    assert found['versions']['torch'] == torch.__version__.partition('+')[0]

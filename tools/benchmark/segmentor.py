@@ -1,0 +1,98 @@
+"""Segmentors: training on a crop, with and without recomputation, and prediction."""
+
+import copy
+from functools import partial
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Tensor
+
+from benchmark.timing import Candidate, Stopwatch
+from mmsparse.apis.model import UsageError, build_model
+
+TIME = 'time'
+
+
+def training_candidates(
+    cfg: Config, size: tuple[int, int], batch_size: int, device: torch.device
+) -> list[Candidate]:
+    """Prepare training steps of one segmentor on noise, without the optimizer.
+
+    Args:
+        cfg: Config of a segmentor with a backbone of ours; its weights are drawn.
+        size: Height and width of the crops.
+        batch_size: Number of crops.
+        device: Where to compute.
+
+    Returns:
+        The step as it is, then with the blocks of the backbone recomputed in the
+        backward pass (``with_cp``).
+
+    Raises:
+        UsageError: The backbone cannot recompute its blocks.
+    """
+    model = _build(cfg, device).train()
+    if not hasattr(model.backbone, 'with_cp'):
+        raise UsageError(
+            'model.backbone must be one that has with_cp; got '
+            f'{type(model.backbone).__name__}.'
+        )
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.rand(batch_size, 3, *size, generator=generator).to(device)
+    classes = model.decode_head.num_classes
+    labels = torch.randint(classes, (batch_size, 1, *size), generator=generator)
+    samples = [
+        BaseDataElement(gt_sem_seg=PixelData(data=label)) for label in labels.to(device)
+    ]
+    return [
+        Candidate(name, partial(_train, model, with_cp, crops, samples))
+        for name, with_cp in (('plain', False), ('with_cp', True))
+    ]
+
+
+def prediction_candidate(
+    cfg: Config, size: tuple[int, int], device: torch.device
+) -> Candidate:
+    """Prepare the prediction of one whole picture of noise.
+
+    Args:
+        cfg: Config of a segmentor; its weights are drawn.
+        size: Height and width of the picture.
+        device: Where to compute.
+
+    Returns:
+        The prediction.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.model.test_cfg = dict(mode='whole')
+    model = _build(cfg, device).eval()
+    picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    return Candidate('predict', partial(_predict, model, picture.to(device)))
+
+
+def _build(cfg: Config, device: torch.device) -> BaseModel:
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.init_cfg = None
+    return build_model(cfg).to(device)
+
+
+def _train(
+    model: BaseModel,
+    with_cp: bool,
+    crops: Tensor,
+    samples: list[BaseDataElement],
+    watch: Stopwatch,
+) -> None:
+    model.backbone.with_cp = with_cp
+    with watch.time(TIME):
+        loss, _ = model.parse_losses(model(crops, samples, mode='loss'))
+        loss.backward()
+    model.zero_grad()
+
+
+@torch.no_grad()
+def _predict(model: BaseModel, picture: Tensor, watch: Stopwatch) -> None:
+    with watch.time(TIME):
+        model(picture, mode='predict')
