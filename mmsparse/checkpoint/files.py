@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsparse.checkpoint import inert_pickle
+from mmsparse.checkpoint import safe_pickle
 from mmsparse.errors import UsageError
 
 
@@ -39,12 +39,12 @@ def read_checkpoint(path: str | Path) -> Any:
     read = _safetensors(path).load_file if _is_safetensors(path) else _read_torch
     try:
         content = read(path)
-    except inert_pickle.RefusedError as error:
+    except safe_pickle.RefusedError as error:
         raise UsageError(
             f'{path} is refused: {error}, and no checkpoint needs that. If you trust '
             f'its source, load it with torch and save its state dict alone.'
         ) from error
-    except inert_pickle.DamagedError as error:
+    except safe_pickle.DamagedError as error:
         raise UsageError(
             f'{path} is damaged: {error}. Get the file once more.'
         ) from error
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> Any:
         raise UsageError(
             f'{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}).'
         ) from error
-    if not any(isinstance(value, Tensor) for _, value in inert_pickle.walk(content)):
+    if not any(isinstance(value, Tensor) for _, value in safe_pickle.walk(content)):
         raise UsageError(f'{path} holds no tensor; it is no checkpoint of a model.')
     return content
 
@@ -131,13 +131,13 @@ def _sort_header(data: bytes) -> tuple[bytes | memoryview, ...]:
 def _read_torch(path: Path) -> Any:
     rooms = _rooms(path)
 
-    class Unpickler(inert_pickle.Unpickler):
+    class Unpickler(safe_pickle.Unpickler):
         def room(self, key: str) -> int:
             return rooms.get(key, 0) if rooms else path.stat().st_size
 
     # What torch takes for the module pickle.
     module = SimpleNamespace(
-        __name__=inert_pickle.__name__, load=inert_pickle.load, Unpickler=Unpickler
+        __name__=safe_pickle.__name__, load=safe_pickle.load, Unpickler=Unpickler
     )
     return torch.load(
         path, map_location='cpu', pickle_module=module, weights_only=False
@@ -154,7 +154,7 @@ def _rooms(path: Path) -> dict[str, int]:
     """
     if not zipfile.is_zipfile(path):
         if tarfile.is_tarfile(path):
-            raise inert_pickle.RefusedError(
+            raise safe_pickle.RefusedError(
                 'it is a tar archive, as of torch before 0.2'
             )
         return {}
@@ -164,9 +164,9 @@ def _rooms(path: Path) -> dict[str, int]:
             for part in archive.infolist()
         }
     if 'constants.pkl' in sizes:
-        raise inert_pickle.RefusedError('it is a program of TorchScript')
+        raise safe_pickle.RefusedError('it is a program of TorchScript')
     if (total := sum(sizes.values())) > path.stat().st_size:
-        raise inert_pickle.DamagedError(
+        raise safe_pickle.DamagedError(
             f'its parts are compressed, or claim more than there is: {total} bytes in '
             f'a file of {path.stat().st_size}'
         )

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsparse.checkpoint import biformer, dat, shunted
 from mmsparse.checkpoint.safe_pickle import walk
 from mmsparse.checkpoint.state_dict import find_prefix
+from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR

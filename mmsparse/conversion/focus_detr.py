@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmsparse.checkpoint import dino
+from mmsparse.conversion import dino
 from mmsparse.conversion.detectors import Detector, decoder_twin
 from mmsparse.conversion.layout import (
     Entry,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmsparse import hosts
+from mmsparse.apis import model as hosts
 from mmsparse.apis.model import (
     UsageError,
     augment_pictures,

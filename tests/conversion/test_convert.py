@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmsparse.apis.model import build_model, read_config
-from mmsparse.checkpoint import biformer, convert_official, write_checkpoint
+from mmsparse.checkpoint import write_checkpoint
+from mmsparse.conversion import biformer, convert_official
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.families import FAMILIES
 from mmsparse.models import DAT, BiFormer

@@ -2,9 +2,10 @@ import re
 
 import pytest
 from mmengine.config import Config
-from mmsparse.hosts import UsageError, check_data, register_host
-from mmsparse.segmentation import check_crops
 from PIL import Image
+
+from mmsparse.apis.model import UsageError, check_data, register_host
+from mmsparse.datasets.checks import check_crops
 
 SLIDE = dict(mode='slide', crop_size=(128, 128), stride=(85, 85))
 

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmsparse.hosts import register_host
-from mmsparse.samples import (
+from PIL import Image
+
+from mmsparse.apis.model import register_host
+from mmsparse.datasets.errors import (
     SampleError,
+    blame_files,
     check_files,
     check_names,
     check_picture,
     name_files,
 )
-from PIL import Image
-
 from mmsparse.errors import UsageError
 
 RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
@@ -35,18 +36,18 @@ def wide(path):
     Image.new('RGB', (20_000, 64), (9, 99, 199)).save(path)
 
 
-# What is read as colours: how the file is made, its name, and the largest difference.
+# What is read as colors: how the file is made, its name, and the largest difference.
 UNUSUAL = {
     'CMYK': (lambda path: RGB.convert('CMYK').save(path, quality=95), 'a.jpg', 40),
     '16 bits': (lambda path: cv2.imwrite(path, BGR.astype('uint16') * 257), 'a.png', 0),
-    '16 bits, grey': (
+    '16 bits, gray': (
         lambda path: cv2.imwrite(path, GREY.astype('uint16') * 257),
         'a.png',
         0,
     ),
     'RGBA': (transparent, 'a.png', 0),
-    'grey': (lambda path: RGB.convert('L').save(path), 'a.png', 0),
-    'grey, alpha': (lambda path: RGB.convert('LA').save(path), 'a.png', 0),
+    'gray': (lambda path: RGB.convert('L').save(path), 'a.png', 0),
+    'gray, alpha': (lambda path: RGB.convert('LA').save(path), 'a.png', 0),
     'palette': (lambda path: RGB.convert('P').save(path), 'a.png', 0),
     'black and white': (lambda path: RGB.convert('1').save(path), 'a.png', 0),
     'progressive': (lambda path: RGB.save(path, progressive=True), 'a.jpg', 4),
@@ -161,7 +162,7 @@ COCO = dict(
 
 
 @pytest.mark.parametrize('kind', UNUSUAL)
-def test_unusual_pictures_are_read_as_8_bit_colours(kind, tmp_path):
+def test_unusual_pictures_are_read_as_8_bit_colors(kind, tmp_path):
     make, name, tolerance = UNUSUAL[kind]
     dataset = classification(tmp_path)
     path = tmp_path / 'cats' / name
@@ -170,8 +171,8 @@ def test_unusual_pictures_are_read_as_8_bit_colours(kind, tmp_path):
     check_picture(str(path))
     ((inputs,),) = (batch['inputs'] for batch in load('mmpretrain', dataset))
 
-    expected = RGB if 'grey, alpha' in kind or '16 bits' in kind else Image.open(path)
-    if kind in ('16 bits, grey', 'grey, alpha'):
+    expected = RGB if 'gray, alpha' in kind or '16 bits' in kind else Image.open(path)
+    if kind in ('16 bits, gray', 'gray, alpha'):
         expected = RGB.convert('L')
     expected = np.asarray(expected.convert('RGB'))[..., ::-1].transpose(2, 0, 1)
     assert inputs.dtype.itemsize == 1
@@ -229,7 +230,7 @@ def test_a_training_names_the_picture(fault, workers, tmp_path):
             r'maps/a\.png: labels must be at most 255; found 257',
         ),
     ],
-    ids=['empty', 'text', 'cut', 'colours', 'size', 'range', '16 bits'],
+    ids=['empty', 'text', 'cut', 'colors', 'size', 'range', '16 bits'],
 )
 def test_a_training_names_the_label_map(make, message, tmp_path):
     dataset = segmentation(tmp_path)

@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
-from mmsparse.transforms import CheckSegLabels
+
+from mmsparse.datasets.transforms import CheckSegLabels
 
 
 def sample(labels, **more):
@@ -60,7 +61,7 @@ def test_a_config_names_it():
             'no class; found 4, 8 (num_classes=3, reduce_zero_label=True).',
         ),
     ],
-    ids=['other size', 'colours', 'out of range', 'out of range, reduced'],
+    ids=['other size', 'colors', 'out of range', 'out of range, reduced'],
 )
 def test_labels_that_do_not_fit_are_told_with_their_file(item, message):
     with pytest.raises(ValueError, match=re.escape(message)):

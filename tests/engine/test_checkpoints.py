@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from mmsparse import resume
+from mmsparse.engine import checkpoints as resume
 from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
 from mmsparse.errors import UsageError
 

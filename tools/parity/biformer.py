@@ -14,7 +14,8 @@ from mmsparse.conversion.biformer import (
     official_tensor,
     rename_key,
 )
-from mmsparse.models.layers import BiLevelRoutingAttention, biformer_attention
+from mmsparse.models.layers import BiLevelRoutingAttention
+from mmsparse.models.layers import bilevel_routing_attention as biformer_attention
 from mmsparse.ops.routing import attention_weights
 from parity.biformer_models import build
 from parity.cases import Case, Comparison
