@@ -3,7 +3,12 @@ import torch
 from torch.autograd import gradcheck
 
 from mmsparse.ops import attention, biased_attention
-from mmsparse.ops.attention import BACKENDS, merge_heads, split_heads
+from mmsparse.ops.attention import (
+    BACKENDS,
+    full_attention,
+    merge_heads,
+    split_heads,
+)
 
 
 def random_inputs(B, heads, N, M, D, bias, dtype=torch.float64):
@@ -16,7 +21,7 @@ def random_inputs(B, heads, N, M, D, bias, dtype=torch.float64):
 
 @pytest.mark.parametrize('bias', [(5, 7), (3, 5, 7), (2, 3, 5, 7)], ids=str)
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_is_the_softmax_of_scaled_products_plus_bias(backend, bias):
+def test_equals_the_softmax_of_scaled_dot_products_plus_bias(backend, bias):
     q, k, v, bias = random_inputs(2, 3, 5, 7, 4, bias)
 
     out = biased_attention(q, k, v, bias, backend)
@@ -28,14 +33,14 @@ def test_is_the_softmax_of_scaled_products_plus_bias(backend, bias):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_are_those_of_finite_differences(backend):
+def test_gradients_equal_finite_differences(backend):
     tensors = random_inputs(1, 2, 2, 3, 2, (2, 2, 3))
 
     assert gradcheck(lambda *args: biased_attention(*args, backend=backend), tensors)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_large_matrices_are_the_same_function(backend):
+def test_equals_the_softmax_for_many_queries_and_keys(backend):
     q, k, v, bias = random_inputs(1, 2, 70, 65, 4, (70, 65))
 
     out = biased_attention(q, k, v, bias, backend, scale=0.3)
@@ -47,7 +52,7 @@ def test_large_matrices_are_the_same_function(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_without_bias_it_is_plain_attention(backend):
+def test_no_bias_equals_a_bias_of_zero(backend):
     q, k, v, _ = random_inputs(2, 3, 5, 7, 4, (1,))
 
     torch.testing.assert_close(
@@ -57,7 +62,7 @@ def test_without_bias_it_is_plain_attention(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_minus_infinity_takes_a_key_away(backend):
+def test_minus_infinity_masks_a_key(backend):
     q, k, v, _ = random_inputs(1, 1, 2, 3, 4, (1,))
     bias = torch.tensor([0.0, -torch.inf, 0.0]).double().expand(2, 3)
     kept = [0, 2]
@@ -68,8 +73,8 @@ def test_minus_infinity_takes_a_key_away(backend):
     )
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_bfloat16_with_a_float32_bias_stays_near_float32(backend):
+@pytest.mark.parametrize('backend', [name for name in BACKENDS if name != 'math'])
+def test_bfloat16_with_a_float32_bias_is_close_to_float32(backend):
     q, k, v, bias = random_inputs(2, 2, 5, 7, 8, (5, 7), torch.float32)
     exact = biased_attention(q, k, v, bias)
 
@@ -79,7 +84,42 @@ def test_bfloat16_with_a_float32_bias_stays_near_float32(backend):
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-def test_merging_heads_undoes_splitting_them():
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_math_raises_for_float16_and_for_a_bias_of_another_dtype(dtype):
+    q, k, v, bias = random_inputs(1, 2, 3, 4, 8, (3, 4), torch.float32)
+    exact = biased_attention(q, k, v, bias)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+
+    with pytest.raises(ValueError, match=f'one dtype, .*; got {dtype} and torch.float'):
+        biased_attention(q, k, v, bias, 'math')
+    if dtype == torch.float16:
+        with pytest.raises(
+            ValueError, match='not float16; got torch.float16. Use back'
+        ):
+            biased_attention(q, k, v, backend='math')
+    out = biased_attention(q, k, v, bias)
+    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_math_without_gradient_equals_math_with_gradient():
+    tensors = random_inputs(2, 3, 5, 7, 4, (5, 7))
+    expected = biased_attention(*tensors, backend='math')
+
+    with torch.no_grad():
+        torch.testing.assert_close(biased_attention(*tensors, backend='math'), expected)
+
+
+def test_full_attention_equals_attention_of_the_tokens():
+    q = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 3, 8, dtype=torch.float64)
+    tokens = (split_heads(x.flatten(1, 2), 2) for x in (q, k, v))
+
+    expected = biased_attention(*tokens).transpose(1, 2).reshape(2, 3, 4, 8)
+
+    torch.testing.assert_close(full_attention(q, k, v, num_heads=2), expected)
+
+
+def test_merging_heads_inverts_splitting_them():
     tokens = torch.rand(2, 3, 5, 12)
 
     heads = split_heads(tokens, 4)
@@ -89,12 +129,13 @@ def test_merging_heads_undoes_splitting_them():
     assert torch.equal(merge_heads(heads), tokens)
 
 
-def test_heads_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match='divide the channels, 8; got 3'):
-        split_heads(torch.rand(1, 2, 8), 3)
+@pytest.mark.parametrize('num_heads', [0, 3])
+def test_heads_that_do_not_divide_the_channels_raise(num_heads):
+    with pytest.raises(ValueError, match=f'divide the channels, 8; got {num_heads}'):
+        split_heads(torch.rand(1, 2, 8), num_heads)
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_raises():
     q, k, v, bias = random_inputs(1, 1, 2, 2, 2, (2, 2))
 
     with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
@@ -102,7 +143,7 @@ def test_an_unknown_backend_is_refused():
 
 
 @pytest.mark.parametrize('learned', [True, False])
-def test_a_bias_that_wants_a_gradient_takes_no_fused_kernel_on_a_cpu(
+def test_a_bias_that_requires_gradient_uses_no_fused_kernel_on_a_cpu(
     learned, monkeypatch
 ):
     called = []

@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops import _chunking as recompute
-from mmsparse.ops import reference_only
+from mmsparse.ops import _chunking, reference_only
 from mmsparse.ops._chunking import (
-    BACKENDS,
-    PICTURE_BACKENDS,
+    CHECKPOINT_BACKENDS,
+    CHUNK_BACKENDS,
     checkpointed,
     chunked,
     chunked_attention,
@@ -27,7 +26,7 @@ def attend(q, offset, picked, k):
 
 
 @pytest.mark.parametrize('length', [1, 3, 7, 8])
-def test_equals_all_at_once_in_value_and_gradient(length):
+def test_chunks_equal_one_call_in_value_and_gradient(length):
     q, offset, k = inputs()
     picked = torch.tensor([0, 4, 4, 2, 1, 0, 3])
     expected = attend(q, offset, picked, k)
@@ -60,8 +59,8 @@ def test_composes_with_activation_checkpointing():
     )
 
 
-@pytest.mark.parametrize('name', ['queries', 'others'])
-def test_what_needs_no_gradient_gets_none(name):
+@pytest.mark.parametrize('name', ['queries', 'shared'])
+def test_tensors_that_require_no_gradient_get_none(name):
     q, offset, k = inputs()
     picked = torch.zeros(7, dtype=torch.long)
     fixed = q if name == 'queries' else k
@@ -74,23 +73,22 @@ def test_what_needs_no_gradient_gets_none(name):
     assert (k if name == 'queries' else q).grad is not None
 
 
-def test_a_part_never_outlives_itself():
-    """Nothing but the inputs is kept for the backward pass."""
+def test_chunked_attention_saves_only_its_inputs_for_backward():
     q, offset, k = inputs()
     picked = torch.zeros(7, dtype=torch.long)
-    kept = []
+    saved = []
 
     def pack(x):
-        kept.append(x.data_ptr())
+        saved.append(x.data_ptr())
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         chunked_attention(attend, (q, offset, picked), (k,), 2)
 
-    assert set(kept) == {x.data_ptr() for x in (q, offset, picked, k)}
+    assert set(saved) == {x.data_ptr() for x in (q, offset, picked, k)}
 
 
-def test_the_parts_compute_without_autocast():
+def test_chunks_are_computed_without_autocast():
     q, k = (torch.randn(4, 3) for _ in range(2))
     types = []
 
@@ -109,8 +107,8 @@ def bend(x):
     return x.sin().exp() @ torch.ones(3, 2, dtype=x.dtype)
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_recomputed_is_the_function_in_value_and_gradient(backend):
+@pytest.mark.parametrize('backend', CHECKPOINT_BACKENDS)
+def test_checkpointed_equals_the_function_in_value_and_gradient(backend):
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
     actual = checkpointed(bend, x, backend)
@@ -122,38 +120,53 @@ def test_recomputed_is_the_function_in_value_and_gradient(backend):
     )
 
 
-def test_recomputed_keeps_only_what_it_is_called_with():
-    x = torch.randn(4, 3, requires_grad=True)
-    kept = []
+def count_saved(run, x):
+    """Count the tensors that are saved for backward, without ``x`` itself."""
+    saved = []
 
-    def keep(tensor):
-        kept.append(tensor)
+    def pack(tensor):
+        saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        checkpointed(bend, x)
-        # torch 2.1 keeps an empty tensor, too.
-        assert not [tensor for tensor in kept if tensor is not x and tensor.numel()]
-        with reference_only():
-            checkpointed(bend, x)
-
-    assert len(kept) > 1
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    # torch 2.1 saves an empty tensor, too.
+    return len([tensor for tensor in saved if tensor is not x and tensor.numel()])
 
 
-@pytest.mark.parametrize('part', [1, 12, 24, 100])
-@pytest.mark.parametrize('backend', PICTURE_BACKENDS)
-def test_by_pictures_is_the_function_in_value_and_gradient(monkeypatch, backend, part):
-    monkeypatch.setattr(recompute, 'PART', part)
+def test_checkpointed_saves_only_its_argument():
+    x = torch.randn(4, 3, requires_grad=True)
+
+    assert count_saved(lambda: checkpointed(bend, x), x) == 0
+    with reference_only():
+        assert count_saved(lambda: checkpointed(bend, x), x) > 0
+
+
+def test_a_named_checkpoint_saves_nothing_for_weights_alone():
+    """The argument of frozen layers requires no gradient; those behind them learn."""
+    x, weight = torch.randn(4, 3), torch.randn(3, requires_grad=True)
+
+    def scaled(x):
+        return bend(x * weight)
+
+    assert count_saved(lambda: checkpointed(scaled, x), x) > 0
+    assert count_saved(lambda: checkpointed(scaled, x, 'checkpointed'), x) == 0
+
+
+@pytest.mark.parametrize('limit', [1, 12, 24, 100])
+@pytest.mark.parametrize('backend', CHUNK_BACKENDS)
+def test_chunked_equals_the_function_in_value_and_gradient(monkeypatch, backend, limit):
+    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', limit)
     x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     lengths = []
 
-    def watched(x):
+    def recorded(x):
         lengths.append(len(x))
         return bend(x)
 
-    actual = chunked(watched, x, numbers=12, backend=backend)
+    actual = chunked(recorded, x, numel=12, backend=backend)
 
-    most = 5 if backend == 'reference' else {1: 1, 12: 1, 24: 2, 100: 5}[part]
+    most = 5 if backend == 'reference' else {1: 1, 12: 1, 24: 2, 100: 5}[limit]
     assert max(lengths) == most
     assert sum(lengths) == 5
     torch.testing.assert_close(actual, bend(x))
@@ -163,7 +176,7 @@ def test_by_pictures_is_the_function_in_value_and_gradient(monkeypatch, backend,
     )
 
 
-def test_unknown_backends_are_refused():
+def test_unknown_backends_raise():
     x = torch.zeros(1, 3)
 
     with pytest.raises(ValueError, match="'checkpointed'.*got 'fast'"):

@@ -23,7 +23,7 @@ def inputs(
 
 
 def by_hand(x, weight, bias):
-    """Sum the shifted maps, tap by tap."""
+    """Sum the shifted feature maps, one tap of the kernel after another."""
     height, width = weight.shape[-2:]
     out = torch.zeros_like(x) + bias[:, None, None]
     padded = torch.nn.functional.pad(
@@ -37,7 +37,7 @@ def by_hand(x, weight, bias):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_every_backend_convolves_channel_by_channel(backend):
+def test_every_backend_convolves_the_channels_separately(backend):
     x, weight, bias = inputs()
 
     out = depthwise_conv2d(x, weight, bias, backend=backend)
@@ -49,9 +49,7 @@ def test_every_backend_convolves_channel_by_channel(backend):
 @pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('kernel', [(1, 1), (3, 3), (5, 5), (3, 7), (9, 1), (11, 11)])
 @pytest.mark.parametrize('backend', FAST)
-def test_values_and_gradients_are_those_of_the_reference(
-    backend, kernel, bias, residual
-):
+def test_values_and_gradients_equal_the_reference(backend, kernel, bias, residual):
     tensors = inputs(kernel, bias=bias)
 
     def run(backend):
@@ -63,7 +61,9 @@ def test_values_and_gradients_are_those_of_the_reference(
 
 @pytest.mark.parametrize('kernel', [(5, 5), (1, 7), (11, 11)])
 @pytest.mark.parametrize('size', [(1, 1), (1, 8), (8, 1), (2, 3)])
-def test_maps_smaller_than_the_kernel(size, kernel):
+def test_tiles_equal_the_reference_on_feature_maps_smaller_than_the_kernel(
+    size, kernel
+):
     tensors = inputs(kernel, size=size, batch=1)
 
     def run(backend):
@@ -73,7 +73,7 @@ def test_maps_smaller_than_the_kernel(size, kernel):
     torch.testing.assert_close(run('tiled'), run('reference'))
 
 
-def test_strips_have_gradients_of_gradients():
+def test_tiles_have_a_double_backward():
     tensors = inputs(size=(3, 4), channels=2, batch=1)
 
     assert torch.autograd.gradgradcheck(
@@ -81,7 +81,7 @@ def test_strips_have_gradients_of_gradients():
     )
 
 
-def test_the_default_is_the_reference_in_single_precision():
+def test_auto_equals_the_reference_in_float32():
     tensors = inputs(dtype=torch.float32)
 
     def run():
@@ -94,7 +94,7 @@ def test_the_default_is_the_reference_in_single_precision():
     torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_map_is_added_in_full_precision_under_autocast():
+def test_the_residual_is_added_in_full_precision_under_autocast():
     x, weight, _ = inputs(dtype=torch.float32)
     small = weight.detach() / 1000  # one plus these would be one in bfloat16
 
@@ -106,7 +106,7 @@ def test_the_map_is_added_in_full_precision_under_autocast():
     assert out.dtype == torch.float32
 
 
-def test_the_output_keeps_channels_last_storage():
+def test_the_output_is_channels_last():
     x, weight, bias = inputs(dtype=torch.float32)
     out = depthwise_conv2d(x, weight, bias, residual=True)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -123,12 +123,14 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(run(compiled), run(depthwise_conv2d))
 
 
-def test_an_even_kernel_is_refused():
+def test_an_even_kernel_raises():
     x, *_ = inputs()
-    with pytest.raises(ValueError, match='weight must have odd edges.*got.*4x3'):
+    with pytest.raises(
+        ValueError, match='weight must have kernels of odd height.*got 4x3'
+    ):
         depthwise_conv2d(x, torch.zeros(6, 1, 4, 3))
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_raises():
     with pytest.raises(ValueError, match="backend must be one of.*got 'stripes'"):
         depthwise_conv2d(*inputs(), backend='stripes')

@@ -2,34 +2,41 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.ops.pyramid import cell_centers, level_proposals, valid_sizes
+from mmsparse.ops.pyramid import (
+    axes_to_points,
+    cell_centers,
+    level_centers,
+    level_proposals,
+    sampling_points,
+    valid_sizes,
+)
 
 SIZES = ((13, 17), (7, 9), (4, 5))
 
 
-def masks(canvas, pictures, sizes):
+def masks(canvas, images, sizes):
     """True for padding; resized as mmdet does."""
-    whole = torch.ones(len(pictures), *canvas)
-    for mask, (height, width) in zip(whole, pictures, strict=True):
+    full = torch.ones(len(images), *canvas)
+    for mask, (height, width) in zip(full, images, strict=True):
         mask[:height, :width] = 0
-    return [F.interpolate(whole[None], size=size)[0].bool() for size in sizes]
+    return [F.interpolate(full[None], size=size)[0].bool() for size in sizes]
 
 
 @pytest.mark.parametrize('canvas', [(104, 136), (97, 131), (26, 34), (13, 17)], ids=str)
-def test_valid_cells_are_those_that_a_resized_mask_leaves(canvas):
+def test_valid_cells_are_those_of_the_resized_padding_mask(canvas):
     height, width = canvas
-    pictures = [canvas, (height - 5, width - 9), (1, 2), (height // 2, width)]
+    images = [canvas, (height - 5, width - 9), (1, 2), (height // 2, width)]
 
-    sizes = valid_sizes(SIZES, canvas, pictures)
+    sizes = valid_sizes(SIZES, canvas, images)
 
-    for level, mask in enumerate(masks(canvas, pictures, SIZES)):
+    for level, mask in enumerate(masks(canvas, images, SIZES)):
         rows, columns = (~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)
         assert torch.equal(sizes[:, level], torch.stack([rows, columns], -1))
         assert torch.equal(sizes[:, level].prod(-1), (~mask).sum((1, 2)))
 
 
-def test_centers_run_from_0_to_1_over_the_picture_and_beyond_in_the_padding():
-    centers = cell_centers([(2, 4), (1, 2)], torch.tensor([[[0.75, 0.5], [1.0, 1.0]]]))
+def test_centers_are_from_0_to_1_over_the_image_and_beyond_in_the_padding():
+    centers = level_centers([(2, 4), (1, 2)], torch.tensor([[[0.75, 0.5], [1.0, 1.0]]]))
 
     thirds = [1 / 6, 3 / 6, 5 / 6, 7 / 6]
     expected = [
@@ -41,18 +48,18 @@ def test_centers_run_from_0_to_1_over_the_picture_and_beyond_in_the_padding():
 
 
 @pytest.mark.parametrize('cells', range(1, 200, 7))
-def test_whole_cells_are_found_in_rounded_ratios(cells):
-    """At 50 cells the first center lies on the limit of what is inside."""
+def test_valid_cells_are_recovered_from_rounded_ratios(cells):
+    """At 50 cells the first center is at the limit of the valid proposals."""
     valid = torch.arange(1, cells + 1)
     ratios = (valid / cells)[:, None, None].expand(-1, 1, 2)
 
-    centers = cell_centers([(1, cells)], ratios)
+    centers = level_centers([(1, cells)], ratios)
 
     assert torch.equal(centers[:, 0, 0], 0.5 / valid)
 
 
 def test_proposals_are_logits_of_boxes_that_grow_with_the_level():
-    centers = cell_centers([(4, 4), (2, 2)], torch.ones(1, 2, 2))
+    centers = level_centers([(4, 4), (2, 2)], torch.ones(1, 2, 2))
 
     boxes = level_proposals(centers, [(4, 4), (2, 2)]).sigmoid()
 
@@ -62,19 +69,49 @@ def test_proposals_are_logits_of_boxes_that_grow_with_the_level():
 
 
 @pytest.mark.parametrize(('cells', 'inside'), [(49, 49), (50, 48), (51, 49)])
-def test_there_is_no_proposal_too_near_to_the_border(cells, inside):
+def test_proposals_too_close_to_the_border_are_invalid(cells, inside):
     proposals = level_proposals(
-        cell_centers([(1, cells)], torch.ones(1, 1, 2)), [(1, cells)]
+        level_centers([(1, cells)], torch.ones(1, 1, 2)), [(1, cells)]
     )
 
     assert proposals.isfinite().all(-1).sum() == inside
     assert proposals[~proposals.isfinite()].eq(float('inf')).all()
 
 
-def test_there_is_no_proposal_in_the_padding():
+def test_proposals_in_the_padding_are_invalid():
     ratios = torch.tensor([[[0.5, 1.0]]])
     padding = torch.tensor([[False, False, True, True]])
 
-    proposals = level_proposals(cell_centers([(1, 4)], ratios), [(1, 4)], padding)
+    proposals = level_proposals(level_centers([(1, 4)], ratios), [(1, 4)], padding)
 
     assert torch.equal(proposals.isinf().any(-1), padding)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_cell_centers_are_exact_in_every_dtype(dtype):
+    centers = cell_centers(301, torch.zeros(1, dtype=dtype))
+
+    assert centers.dtype == torch.promote_types(dtype, torch.float32)
+    assert centers.tolist() == [i + 0.5 for i in range(301)]
+
+
+def test_points_combine_rows_and_columns():
+    points = axes_to_points(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0]))
+
+    assert points.tolist() == [[[y, x] for x in (3, 4, 5)] for y in (1, 2)]
+
+
+@pytest.mark.parametrize('boxes', [False, True], ids=['points', 'boxes'])
+def test_sampling_points_add_offsets_to_references(boxes):
+    references = torch.rand(2, 5, 3, 4 if boxes else 2)
+    offsets = torch.randn(2, 5, 4, 3, 6, 2)
+
+    points = sampling_points(references, offsets, torch.tensor(SIZES))
+
+    for level, (height, width) in enumerate(SIZES):
+        for h, p in ((0, 0), (3, 5)):
+            unit = torch.tensor([1 / width, 1 / height])
+            if boxes:
+                unit = references[:, :, level, 2:] / 2 / 6
+            expected = references[:, :, level, :2] + unit * offsets[:, :, h, level, p]
+            torch.testing.assert_close(points[:, :, h, level, p], expected)

@@ -5,221 +5,212 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from mmsparse.ops import routed_attention, routing
-from mmsparse.ops.routing import attention_weights, route_regions, weigh_routes
+from mmsparse.ops import bilevel_routing_attention
+from mmsparse.ops.attention import full_attention
+from mmsparse.ops.regions import pad_to_multiple, region_means
+from mmsparse.ops.routing import (
+    POOLS,
+    check_pool,
+    pool_keys,
+    region_affinity,
+    route,
+    routed_attention,
+)
 
-SHAPES = {  # B, R, L, L', D, C, K, heads
-    'square': (2, 4, 6, 6, 8, 8, 2, 2),
-    'one-region': (1, 1, 5, 5, 4, 4, 1, 1),
-    'one-token-regions': (2, 9, 1, 1, 6, 6, 3, 3),
-    'narrow-queries': (1, 6, 4, 4, 4, 12, 5, 2),
-    'pooled-keys': (2, 4, 9, 4, 8, 8, 3, 4),
-    'all-regions': (1, 5, 3, 3, 8, 8, 5, 2),
-    'all-regions-pooled': (2, 4, 9, 4, 8, 12, 4, 4),
-    'long-regions': (1, 9, 66, 66, 4, 4, 1, 1),
-    'many-tokens': (1, 4, 20, 20, 4, 4, 2, 2),
+SIZES = {  # height and width, for 3 regions per side
+    'regions that divide': (6, 9),
+    'regions that do not': (7, 10),
+    'fewer rows than regions': (2, 5),
 }
-BACKENDS = ('auto', 'reference', 'gathered', 'masked')  # but triton: see its own tests
-# Which of them know factors on the routed regions.
-WEIGHTING = [backend for backend in BACKENDS if backend != 'masked']
+OPTIONS = {
+    'hard': dict(),
+    'scale': dict(scale=1.5),
+    'all regions': dict(topk=100),
+    'soft': dict(routing='soft'),
+    'differentiable': dict(routing='differentiable'),
+    'router': dict(routing='differentiable', router=lambda x: x.sin().flip(-1)),
+    'pooled': dict(kv_pool=('avg', 2)),
+    'pooled, soft': dict(kv_pool=('adaptive_max', 1), routing='soft'),
+}
 
 
-@pytest.fixture(params=[1, routing.PART], ids=['in-parts', 'at-once'])
-def part(request, monkeypatch):
-    """Numbers of a part; one alone cuts where regions have four routes and more."""
-    monkeypatch.setattr(routing, 'PART', request.param)
-
-
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
-def inputs(request):
-    return random_inputs(*request.param)
-
-
-def random_inputs(B, R, L, L_kv, D, C, K, heads, dtype=torch.float64):
-    q = torch.randn(B, R, L, D, dtype=dtype, requires_grad=True)
-    k = torch.randn(B, R, L_kv, D, dtype=dtype, requires_grad=True)
-    v = torch.randn(B, R, L_kv, C, dtype=dtype, requires_grad=True)
-    routes = torch.rand(B, R, R).topk(K).indices
-    return q, k, v, routes, heads
-
-
-def soft_oracle(q, k, v, routes, num_heads, scale, route_weights):
-    """One region after another, its keys and values weighted."""
-    outs = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
-    width = v.shape[-1] // num_heads
-    for b, r in itertools.product(*map(range, q.shape[:2])):
-        factors = route_weights[b, r, :, None, None]
-        keys, values = (
-            (factors * x[b, routes[b, r]]).flatten(0, 1).chunk(num_heads, -1)
-            for x in (k, v)
-        )
-        for head, query in enumerate(q[b, r].chunk(num_heads, -1)):
-            weights = (scale * query @ keys[head].T).softmax(-1)
-            outs[b, r, :, head * width : (head + 1) * width] = weights @ values[head]
-    return outs
-
-
-def dense_oracle(q, k, v, routes, num_heads, scale):
-    """Full attention under a mask that leaves the routed regions' tokens."""
-    B, R, L, _ = q.shape
-    routed = F.one_hot(routes, R).sum(2).bool()  # (B, R, R)
-    mask = routed.repeat_interleave(L, 1).repeat_interleave(k.shape[2], 2)
-    outs = []
-    for q_h, k_h, v_h in zip(
-        *(x.flatten(1, 2).chunk(num_heads, -1) for x in (q, k, v)), strict=True
-    ):
-        logits = scale * q_h @ k_h.transpose(1, 2)
-        outs.append(logits.masked_fill(~mask, -torch.inf).softmax(-1) @ v_h)
-    return torch.cat(outs, -1).view(B, R, L, -1)
-
-
-@pytest.mark.usefixtures('part')
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_equals_masked_full_attention_in_value_and_gradient(inputs, backend):
-    *_, heads = inputs
-    scale = 0.7
-    expected = dense_oracle(*inputs, scale)
-    actual = routed_attention(*inputs, scale, backend)
-    cotangent = torch.randn_like(expected)
-
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs[:3], cotangent),
-        torch.autograd.grad(expected, inputs[:3], cotangent),
+def random_inputs(size, D=4, C=6, dtype=torch.float64):
+    return tuple(
+        torch.randn(2, *size, channels, dtype=dtype, requires_grad=True)
+        for channels in (D, D, C)
     )
 
 
-@pytest.mark.usefixtures('part')
-@pytest.mark.parametrize('backend', WEIGHTING)
-def test_weighted_regions_equal_the_loop_in_value_and_gradient(inputs, backend):
-    *tensors, routes, _ = inputs
-    weights = torch.rand(routes.shape, dtype=torch.float64, requires_grad=True)
-    expected = soft_oracle(*inputs, 0.7, weights)
-    actual = routed_attention(*inputs, 0.7, backend, route_weights=weights)
+def step_by_step(
+    q,
+    k,
+    v,
+    num_heads,
+    topk,
+    side,
+    scale=None,
+    routing='hard',
+    router=None,
+    kv_pool=None,
+):
+    """The steps of the op, region by region."""
+    height, width = q.shape[1:3]
+    h, w = max(height // side, 1), max(width // side, 1)
+    grid = (-(-height // h), -(-width // w))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    query, key = (region_means(x, (h, w)) for x in (q, k))
+    if routing != 'differentiable':
+        query, key = query.detach(), key.detach()
+    if router is not None:
+        query, key = router(query), router(key)
+    affinity = scale * query @ key.mT
+    best = affinity.topk(min(topk, grid[0] * grid[1]))
+    weights = None if routing == 'hard' else best.values.softmax(-1)
+    q, k, v = (pad_to_multiple(x, (h, w)) for x in (q, k, v))
+    k, v = (pool_keys(x, grid, kv_pool) for x in (k, v))
+    out = routed_attention(
+        q, k, v, best.indices, grid, num_heads, scale, weights, 'reference'
+    )
+    return out[:, :height, :width]
+
+
+@pytest.mark.parametrize('backend', ['auto', 'reference', 'gathered'])
+@pytest.mark.parametrize('size', SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+def test_equals_its_steps_in_value_and_gradient(options, size, backend):
+    tensors = random_inputs(size)
+    arguments = dict(num_heads=2, topk=3) | options
+    expected = step_by_step(*tensors, side=3, **arguments)
     cotangent = torch.randn_like(expected)
+
+    actual = bilevel_routing_attention(
+        *tensors, regions_per_side=3, backend=backend, **arguments
+    )
 
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(actual, [*tensors, weights], cotangent),
-        torch.autograd.grad(expected, [*tensors, weights], cotangent),
+        torch.autograd.grad(actual, tensors, cotangent),
+        torch.autograd.grad(expected, tensors, cotangent),
     )
 
 
-@pytest.mark.parametrize('backend', WEIGHTING)
-def test_gradients_of_weighted_regions_are_those_of_finite_differences(backend):
-    q, k, v, routes, heads = random_inputs(1, 3, 2, 2, 2, 4, 2, 2)
-    query, key = (torch.randn(1, 3, 2, dtype=torch.float64) for _ in range(2))
+@pytest.mark.parametrize('size', SIZES.values(), ids=SIZES)
+def test_a_mask_equals_the_reference(size):
+    tensors = random_inputs(size)
 
-    def attend(q, k, v, query, key):
-        weights = weigh_routes(query, key, routes)
-        return routed_attention(
-            q, k, v, routes, heads, backend=backend, route_weights=weights
-        )
+    outs = (
+        bilevel_routing_attention(*tensors, 2, 3, 3, backend=backend)
+        for backend in ('masked', 'reference')
+    )
 
-    tensors = [q, k, v, query.requires_grad_(), key.requires_grad_()]
-    assert gradcheck(attend, tensors)
+    torch.testing.assert_close(*outs)
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_are_those_of_finite_differences(backend):
-    *tensors, routes, heads = random_inputs(1, 3, 2, 2, 2, 4, 2, 2)
+def test_gradients_through_the_routing_equal_finite_differences():
+    q, k, v = (torch.randn(1, 2, 4, 2, dtype=torch.float64) for _ in range(3))
 
     assert gradcheck(
-        lambda q, k, v: routed_attention(q, k, v, routes, heads, backend=backend),
-        tensors,
+        lambda q, k, v: bilevel_routing_attention(
+            q, k, v, 1, 2, 2, routing='differentiable'
+        ),
+        [x.requires_grad_() for x in (q, k, v)],
     )
 
 
-def test_all_regions_routed_equals_dense_attention():
-    q, k, v, _, heads = random_inputs(2, 4, 6, 6, 8, 8, 1, 2)
-    routes = torch.stack([torch.randperm(4) for _ in range(8)]).view(2, 4, 4)
-    tokens = (
-        x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
-    )
-    dense = F.scaled_dot_product_attention(*tokens, scale=8**-0.5)
-    dense = dense.transpose(1, 2).reshape(2, 4, 6, 8)
+def test_all_regions_equal_full_attention():
+    q, k, v = random_inputs((6, 9))
 
-    torch.testing.assert_close(routed_attention(q, k, v, routes, heads), dense)
-
-
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_tokens_of_other_regions_do_not_matter(backend):
-    q, k, v, routes, heads = random_inputs(1, 6, 4, 4, 8, 8, 2, 2)
-    before = routed_attention(q, k, v, routes, heads, backend=backend)
-    other = next(r for r in range(6) if r not in routes[0, 0])
-    k, v = (x.detach().index_fill(1, torch.tensor(other), 1e3) for x in (k, v))
-
-    after = routed_attention(q, k, v, routes, heads, backend=backend)
-
-    assert torch.equal(before[:, 0], after[:, 0])
-
-
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_bfloat16_stays_near_float32(backend):
-    q, k, v, routes, heads = random_inputs(2, 4, 6, 6, 8, 8, 2, 2, torch.float32)
-    exact = routed_attention(q, k, v, routes, heads)
-
-    rounded = routed_attention(
-        q.bfloat16(), k.bfloat16(), v.bfloat16(), routes, heads, backend=backend
+    torch.testing.assert_close(
+        bilevel_routing_attention(q, k, v, 2, topk=9, regions_per_side=3),
+        full_attention(q, k, v, 2, scale=4**-0.5),
     )
 
-    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+
+def test_filled_regions_add_zero_keys_and_values():
+    """5x5 in regions of 2x2: 9 regions of 36 tokens, 11 of them zeros."""
+    q, k, v = random_inputs((5, 5))
+    exps = (4**-0.5 * q.flatten(1, 2) @ k.flatten(1, 2).mT).exp()
+
+    expected = exps @ v.flatten(1, 2) / (exps.sum(-1, keepdim=True) + 11)
+
+    out = bilevel_routing_attention(q, k, v, 1, topk=9, regions_per_side=2)
+    torch.testing.assert_close(out.flatten(1, 2), expected)
 
 
-def test_weights_sum_to_one():
-    q, k, _, routes, heads = random_inputs(2, 4, 6, 5, 8, 8, 2, 2)
+def test_routes_are_the_regions_of_greatest_affinity_in_order():
+    q, k, _ = random_inputs((7, 10))
 
-    weights = attention_weights(q, k, routes, heads, scale=0.3)
+    routing = route(q, k, 4, regions_per_side=3, scale=0.3)
 
-    assert weights.shape == (2, 4, heads, 6, 2 * 5)
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-
-
-def test_routes_are_the_best_regions_in_order():
-    query, key = torch.randn(2, 5, 3), torch.randn(2, 7, 3)
-
-    routes = route_regions(query, key, topk=4)
-
-    for b, r in itertools.product(range(2), range(5)):
-        affinity = key[b] @ query[b, r]
-        assert routes[b, r].tolist() == affinity.argsort(descending=True)[:4].tolist()
+    assert routing.region == (2, 3)
+    assert routing.grid == (4, 4)
+    query, key = (region_means(x, (2, 3)) for x in (q, k))
+    for b, r in itertools.product(range(2), range(16)):
+        affinity = 0.3 * key[b] @ query[b, r]
+        best = affinity.argsort(descending=True)[:4]
+        assert routing.routes[b, r].tolist() == best.tolist()
+        torch.testing.assert_close(routing.scores[b, r], affinity[best].softmax(0))
 
 
-def test_routes_are_weighed_by_the_softmax_of_their_affinities():
-    query, key = torch.randn(2, 5, 3), torch.randn(2, 7, 3)
-    routes = route_regions(query, key, topk=4)
+def test_autocast_does_not_change_the_routes():
+    q, k, _ = random_inputs((12, 12), dtype=torch.float32)
+    router = torch.nn.Linear(4, 4)
+    expected = route(q, k, 4, 4, router=router)
 
-    weights = weigh_routes(query, key, routes)
+    with torch.autocast('cpu', torch.bfloat16):
+        routing = route(q, k, 4, 4, router=router)
 
-    for b, r in itertools.product(range(2), range(5)):
-        kept = (key[b] @ query[b, r])[routes[b, r]]
-        torch.testing.assert_close(weights[b, r], kept.softmax(0))
-
-
-@pytest.mark.parametrize('topk', [0, 5])
-def test_topk_outside_the_regions_is_refused(topk):
-    with pytest.raises(ValueError, match=f'number of regions, 4; got {topk}'):
-        route_regions(torch.rand(1, 4, 2), torch.rand(1, 4, 2), topk)
+    assert torch.equal(routing.routes, expected.routes)
+    assert routing.scores.dtype == torch.float32
 
 
-def test_heads_that_do_not_divide_are_refused():
-    q, k, v, routes, _ = random_inputs(1, 4, 2, 2, 6, 8, 2, 2)
+def test_affinities_are_scaled_dot_products():
+    query, key = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
 
-    with pytest.raises(ValueError, match=r'num_heads=4 must divide .*\(6\).*\(8\)'):
-        routed_attention(q, k, v, routes, num_heads=4)
-
-
-def test_an_unknown_backend_is_refused():
-    q, k, v, routes, heads = random_inputs(1, 4, 2, 2, 4, 4, 2, 2)
-
-    with pytest.raises(ValueError, match="'gathered', 'masked'.*got 'fast'"):
-        routed_attention(q, k, v, routes, heads, backend='fast')
+    torch.testing.assert_close(region_affinity(query, key), query @ key.mT / 2)
+    torch.testing.assert_close(
+        region_affinity(query, key, 0.3, torch.sin), 0.3 * query.sin() @ key.sin().mT
+    )
 
 
-def test_a_mask_cannot_weigh():
-    q, k, v, routes, heads = random_inputs(1, 4, 2, 2, 4, 4, 2, 2)
+@pytest.mark.parametrize('name', POOLS)
+def test_keys_are_pooled_within_regions_of_any_size(name):
+    x = torch.rand(1, 6, 2, 3)  # regions of 3x1
 
-    with pytest.raises(ValueError, match="'masked' takes no route_weights; use"):
-        routed_attention(
-            q, k, v, routes, heads, backend='masked', route_weights=torch.rand(1, 4, 2)
-        )
+    pooled = pool_keys(x, (2, 2), (name, 2))
+
+    region = x[:, :3, :1].permute(0, 3, 1, 2)
+    expected = {
+        'avg': lambda x: F.avg_pool2d(x, (2, 1)),
+        'max': lambda x: F.max_pool2d(x, (2, 1)),
+        'adaptive_avg': lambda x: F.adaptive_avg_pool2d(x, 2),
+        'adaptive_max': lambda x: F.adaptive_max_pool2d(x, 2),
+    }[name](region)
+    h, w = expected.shape[-2:]
+    assert pooled.shape == (1, 2 * h, 2 * w, 3)
+    torch.testing.assert_close(pooled[:, :h, :w].permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(topk=0), 'topk must be at least 1; got 0'),
+        (dict(regions_per_side=0), 'regions_per_side must be at least 1; got 0'),
+        (dict(num_heads=3), 'num_heads must divide .*, 4, and of v, 6; got 3'),
+        (dict(routing='projected'), "'differentiable'.; got 'projected'"),
+        (dict(kv_pool=('conv', 2)), r"\['adaptive_avg', .*; got \('conv', 2\)"),
+        (dict(backend='fast'), "backend must be one of .*; got 'fast'"),
+        (dict(backend='masked', routing='soft'), "'masked' needs hard routing"),
+    ],
+)
+def test_arguments_that_do_not_fit_raise(arguments, message):
+    defaults = dict(num_heads=2, topk=2, regions_per_side=3)
+
+    with pytest.raises(ValueError, match=message):
+        bilevel_routing_attention(*random_inputs((6, 6)), **{**defaults, **arguments})
+
+
+@pytest.mark.parametrize('kv_pool', [('avg', 0), ('mean', 2), ('avg', 2, 2)])
+def test_an_unknown_pooling_raises(kv_pool):
+    with pytest.raises(ValueError, match='size of at least 1, for example'):
+        check_pool(kv_pool)

@@ -1,4 +1,4 @@
-"""Kernels for GPUs: run by Triton's interpreter where there is none, and compiled."""
+"""Triton kernels: run by the interpreter where there is no GPU, and compiled."""
 
 import os
 import subprocess
@@ -7,22 +7,23 @@ import sys
 import pytest
 import torch
 
-from mmsparse.ops import routed_attention
+from mmsparse.ops.routed import routed_attention
 
 pytest.importorskip('triton', minversion='3')  # has the interpreter
 
-SHAPES = {  # B, R, L, L', D, C, K, heads
-    'one-token-regions': (1, 4, 1, 1, 6, 6, 3, 3),
-    'narrow-queries': (1, 5, 4, 4, 4, 12, 4, 2),
-    'pooled-keys': (2, 4, 9, 4, 8, 8, 3, 2),
-    'several-blocks': (1, 4, 66, 70, 20, 20, 2, 1),
+SHAPES = {  # B, grid, region of queries, region of keys, D, C, K, heads
+    'one-token regions': (1, (2, 2), (1, 1), (1, 1), 6, 6, 3, 3),
+    'few query channels': (1, (1, 5), (2, 2), (2, 2), 4, 12, 4, 2),
+    'pooled keys': (2, (2, 2), (3, 3), (2, 2), 8, 8, 3, 2),
+    'several blocks': (1, (2, 2), (6, 11), (7, 10), 20, 20, 2, 1),
 }
-# Compiles what a GPU would run, for one that need not be there.
+SMALL = (1, (1, 3), (1, 2), (1, 2), 4, 4, 1, 1)
+# Compiles the kernels for a GPU, which need not be present.
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mmsparse.ops import routing_kernels as kernels
+from mmsparse.ops import routing_triton as kernels
 
 sizes = dict(QUERIES=49, KEYS=49, ROUTES=4, HEADS=2, KEY_WIDTH=32, VALUE_WIDTH=32)
 sizes |= dict(BLOCK_Q=64, BLOCK_K=64, BLOCK_D=32, BLOCK_C=32, ROUNDED='ieee')
@@ -40,22 +41,27 @@ for dtype in ('fp32', 'bf16'):
 """
 
 
-def random_inputs(B, R, L, L_kv, D, C, K, heads, dtype=torch.float64):
+def random_inputs(B, grid, region, kv_region, D, C, K, heads, dtype=torch.float64):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    options = dict(dtype=dtype, device=device, requires_grad=True)
-    q, k, v = (
-        torch.randn(B, R, *size, **options) for size in ((L, D), (L_kv, D), (L_kv, C))
-    )
-    return q, k, v, torch.rand(B, R, R, device=device).topk(K).indices, heads
+
+    def draw(region, channels):
+        size = (grid[0] * region[0], grid[1] * region[1])
+        options = dict(dtype=dtype, device=device, requires_grad=True)
+        return torch.randn(B, *size, channels, **options)
+
+    tensors = draw(region, D), draw(kv_region, D), draw(kv_region, C)
+    R = grid[0] * grid[1]
+    routes = torch.rand(B, R, R, device=device).topk(K).indices
+    return *tensors, routes, grid, heads
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
-def test_equals_the_definition_in_value_and_gradient(shape):
+def test_equals_the_reference_in_value_and_gradient(shape):
     inputs = random_inputs(*shape)
-    expected = routed_attention(*inputs, 0.7, 'reference')
+    expected = routed_attention(*inputs, 0.7, backend='reference')
     cotangent = torch.randn_like(expected)
 
-    actual = routed_attention(*inputs, 0.7, 'triton')
+    actual = routed_attention(*inputs, 0.7, backend='triton')
 
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(
@@ -64,34 +70,37 @@ def test_equals_the_definition_in_value_and_gradient(shape):
     )
 
 
-def test_regions_that_none_reads_have_no_gradient():
-    q, k, v, routes, heads = random_inputs(1, 3, 2, 2, 4, 4, 1, 1)
+def test_regions_without_queries_have_zero_gradient():
+    q, k, v, routes, grid, heads = random_inputs(*SMALL)
     routes = torch.zeros_like(routes)
 
-    routed_attention(q, k, v, routes, heads, backend='triton').sum().backward()
+    out = routed_attention(q, k, v, routes, grid, heads, backend='triton')
+    out.sum().backward()
 
-    assert v.grad[0, 0].ne(0).all()
-    assert v.grad[0, 1:].eq(0).all() and k.grad[0, 1:].eq(0).all()
+    assert v.grad[..., :2, :].ne(0).all()  # region 0
+    assert v.grad[..., 2:, :].eq(0).all() and k.grad[..., 2:, :].eq(0).all()
 
 
-def test_half_precision_stays_near_single():
-    *tensors, routes, heads = random_inputs(1, 4, 5, 5, 8, 8, 2, 2, torch.float32)
-    exact = routed_attention(*tensors, routes, heads)
+def test_half_precision_is_close_to_float32():
+    *tensors, routes, grid, heads = random_inputs(
+        1, (2, 2), (1, 5), (1, 5), 8, 8, 2, 2, torch.float32
+    )
+    exact = routed_attention(*tensors, routes, grid, heads)
 
     half = [x.detach().half() for x in tensors]
-    rounded = routed_attention(*half, routes, heads, backend='triton')
+    rounded = routed_attention(*half, routes, grid, heads, backend='triton')
 
     assert rounded.dtype == torch.float16
     torch.testing.assert_close(rounded.float(), exact, atol=2e-3, rtol=2e-3)
 
 
 def test_strides_do_not_matter():
-    q, k, v, routes, heads = random_inputs(1, 4, 3, 3, 4, 4, 2, 1)
-    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    *tensors, routes, grid, heads = random_inputs(*SMALL)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
 
     torch.testing.assert_close(
-        routed_attention(*turned, routes, heads, backend='triton'),
-        routed_attention(q, k, v, routes, heads, backend='triton'),
+        routed_attention(*strided, routes, grid, heads, backend='triton'),
+        routed_attention(*tensors, routes, grid, heads, backend='triton'),
     )
 
 
@@ -111,32 +120,29 @@ def test_the_kernels_compile_for_a_gpu():
     assert len(done.stdout.splitlines()) == 6
 
 
-def test_a_cpu_is_refused(monkeypatch):
+def test_a_cpu_raises(monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    q, k, v, routes, heads = (
-        x.cpu() if isinstance(x, torch.Tensor) else x
-        for x in random_inputs(1, 3, 2, 2, 4, 4, 1, 1)
+    inputs = (
+        x.cpu() if isinstance(x, torch.Tensor) else x for x in random_inputs(*SMALL)
     )
 
     with pytest.raises(
         ValueError, match="needs tensors on a GPU; got q on cpu. Use 'a"
     ):
-        routed_attention(q, k, v, routes, heads, backend='triton')
+        routed_attention(*inputs, backend='triton')
 
 
-def test_a_missing_triton_is_told(monkeypatch):
+def test_a_missing_triton_raises(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.delitem(sys.modules, 'mmsparse.ops.routing_triton', raising=False)
     monkeypatch.setitem(sys.modules, 'triton', None)
 
     with pytest.raises(ValueError, match="backend='triton' needs triton, which comes"):
-        routed_attention(*random_inputs(1, 3, 2, 2, 4, 4, 1, 1), backend='triton')
+        routed_attention(*random_inputs(*SMALL), backend='triton')
 
 
-def test_factors_on_routes_are_refused():
-    q, k, v, routes, heads = random_inputs(1, 3, 2, 2, 4, 4, 1, 1)
+def test_route_weights_raise():
+    inputs = random_inputs(*SMALL)
 
-    with pytest.raises(ValueError, match="'triton' takes no route_weights; use"):
-        routed_attention(
-            q, k, v, routes, heads, backend='triton', route_weights=torch.rand(1, 3, 1)
-        )
+    with pytest.raises(ValueError, match="'triton' needs hard routing, without route"):
+        routed_attention(*inputs, None, torch.rand(1, 3, 1), 'triton')

@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck
 
 from mmsparse.ops import shunted_attention
-from mmsparse.ops.shunted import BACKENDS
+from mmsparse.ops.attention import BACKENDS
 
 SHAPES = {  # B, N, C, keys of each group, heads
     'coarse and fine': (2, 24, 16, (3, 8), 4),
@@ -29,8 +29,8 @@ def random_inputs(B, N, C, num_keys, heads, dtype=torch.float64):
     return tokens(N, C), keys, values, heads
 
 
-def dense_oracle(q, keys, values, num_heads, scale):
-    """All keys beside each other, each head's own in sight; one query at a time."""
+def loop_oracle(q, keys, values, num_heads, scale):
+    """Attention with one head and one query at a time."""
     width = q.shape[-1] // num_heads
     heads_of_a_group = num_heads // len(keys)
     out = torch.zeros_like(q)
@@ -47,9 +47,9 @@ def dense_oracle(q, keys, values, num_heads, scale):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_equals_attention_head_by_head_in_value_and_gradient(inputs, backend):
+def test_equals_attention_by_head_in_value_and_gradient(inputs, backend):
     q, keys, values, _ = inputs
-    expected = dense_oracle(*inputs, scale=0.7)
+    expected = loop_oracle(*inputs, scale=0.7)
     actual = shunted_attention(*inputs, scale=0.7, backend=backend)
     cotangent = torch.randn_like(expected)
 
@@ -61,7 +61,7 @@ def test_equals_attention_head_by_head_in_value_and_gradient(inputs, backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_are_those_of_finite_differences(backend):
+def test_gradients_equal_finite_differences(backend):
     q, keys, values, heads = random_inputs(1, 3, 4, (1, 2), 2)
 
     assert gradcheck(
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_products_are_scaled_by_the_width_of_a_head(backend):
+def test_logits_are_scaled_by_the_channels_of_a_head(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4)
 
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_products_are_scaled_by_the_width_of_a_head(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_keys_of_one_group_do_not_matter_to_the_heads_of_the_other(backend):
+def test_heads_do_not_depend_on_the_keys_of_other_groups(backend):
     q, keys, values, heads = random_inputs(2, 6, 8, (3, 5), 4)
     before = shunted_attention(q, keys, values, heads, backend=backend)
 
@@ -96,7 +96,7 @@ def test_keys_of_one_group_do_not_matter_to_the_heads_of_the_other(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_bfloat16_stays_near_float32(backend):
+def test_bfloat16_is_close_to_float32(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4, torch.float32)
     exact = shunted_attention(q, keys, values, heads)
 
@@ -112,29 +112,29 @@ def test_bfloat16_stays_near_float32(backend):
 
 
 @pytest.mark.parametrize('num_heads', [0, 1, 3, 16])
-def test_heads_that_do_not_fit_are_refused(num_heads):
+def test_heads_that_do_not_fit_raise(num_heads):
     q, keys, values, _ = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match=rf'groups, 2, .* q, 8; got {num_heads}\.'):
         shunted_attention(q, keys, values, num_heads)
 
 
-def test_keys_without_values_are_refused():
+def test_keys_without_values_raise():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match='got 2 and 1 entries'):
         shunted_attention(q, keys, values[:1], heads)
-    with pytest.raises(ValueError, match='at least one group; got 0 and 0'):
+    with pytest.raises(ValueError, match='at least one; got 0 and 0'):
         shunted_attention(q, [], [], heads)
 
 
-def test_keys_of_another_width_are_refused():
+def test_keys_with_other_channels_raise():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
-    with pytest.raises(ValueError, match=r'width 4, .* got \[4, 4, 4, 2\]'):
+    with pytest.raises(ValueError, match=r'have 4 channels, .* got \[4, 4, 4, 2\]'):
         shunted_attention(q, keys, [values[0], values[1][..., :2]], heads)
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_raises():
     with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
         shunted_attention(*random_inputs(1, 2, 8, (1, 1), 2), backend='fast')

@@ -28,11 +28,11 @@ def random_inputs(B, H, W, C, heads, window, shift, dtype=torch.float64):
 
 
 def dense_oracle(q, k, v, bias, window, shift):
-    """Full attention over the map: who shares a window, at which place in it."""
+    """Full attention under a mask of other windows, and the bias of the same window."""
     B, H, W, C = q.shape
     heads = len(bias)
     rows, columns = (torch.arange(n) for n in (H, W))
-    # Rolled places; tokens that come around from the other end are of another part.
+    # Rolled coordinates; tokens from the other end belong to another part.
     y, x = (rows - shift) % H, (columns - shift) % W
     part_y, part_x = (y >= H - shift).int(), (x >= W - shift).int()
     window_of = (y[:, None] // window * W + x // window).flatten()
@@ -63,13 +63,13 @@ def test_equals_masked_full_attention_in_value_and_gradient(case, backend):
 
 
 @pytest.mark.parametrize('shift', [0, 1])
-def test_gradients_are_those_of_finite_differences(shift):
+def test_gradients_equal_finite_differences(shift):
     tensors, window, _ = random_inputs(1, 2, 4, 2, 1, 2, shift)
 
     assert gradcheck(lambda *args: window_attention(*args, window, shift), tensors)
 
 
-def test_one_window_over_the_map_equals_full_attention():
+def test_a_window_as_large_as_the_feature_map_equals_full_attention():
     (q, k, v, bias), window, _ = random_inputs(2, 3, 3, 8, 2, 3, 0)
     tokens = (
         x.reshape(2, 9, 2, 4).transpose(1, 2) for x in (q, k, v)
@@ -79,7 +79,7 @@ def test_one_window_over_the_map_equals_full_attention():
     torch.testing.assert_close(window_attention(q, k, v, bias, window), full)
 
 
-def test_tokens_of_other_windows_do_not_matter():
+def test_the_output_does_not_depend_on_other_windows():
     (q, k, v, bias), window, _ = random_inputs(1, 4, 6, 4, 1, 2, 0)
     before = window_attention(q, k, v, bias, window)
     k, v = (x.detach().clone() for x in (k, v))
@@ -92,7 +92,7 @@ def test_tokens_of_other_windows_do_not_matter():
 
 
 @pytest.mark.parametrize('shift', [0, 2])
-def test_bfloat16_stays_near_float32(shift):
+def test_bfloat16_is_close_to_float32(shift):
     (q, k, v, bias), window, _ = random_inputs(2, 6, 9, 8, 2, 3, shift, torch.float32)
     exact = window_attention(q, k, v, bias, window, shift)
 
@@ -104,7 +104,7 @@ def test_bfloat16_stays_near_float32(shift):
 
 
 @pytest.mark.parametrize('window', [1, 2, 3])
-def test_the_bias_of_a_pair_is_the_entry_of_query_minus_key(window):
+def test_the_bias_of_a_pair_is_the_entry_for_query_minus_key(window):
     span = 2 * window - 1
     table = torch.randn(span**2, 3)
 
@@ -116,15 +116,15 @@ def test_the_bias_of_a_pair_is_the_entry_of_query_minus_key(window):
         assert torch.equal(bias[:, i, j], table[entry])
 
 
-def test_a_map_that_windows_do_not_divide_is_refused():
+def test_a_feature_map_that_windows_do_not_divide_raises():
     tensors, _, _ = random_inputs(1, 5, 6, 4, 1, 2, 0)
 
-    with pytest.raises(ValueError, match='window=2 must divide the map of 5x6'):
+    with pytest.raises(ValueError, match='window=2 must divide the feature map of 5x6'):
         window_attention(*tensors, 2)
 
 
 @pytest.mark.parametrize('shift', [-1, 2])
-def test_a_shift_out_of_range_is_refused(shift):
+def test_a_shift_out_of_range_raises(shift):
     tensors, window, _ = random_inputs(1, 4, 4, 4, 1, 2, 0)
 
     with pytest.raises(ValueError, match=f'from 0 to window - 1, 1 here; got {shift}'):
@@ -132,8 +132,10 @@ def test_a_shift_out_of_range_is_refused(shift):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_heads_that_do_not_divide_the_channels_are_refused(backend):
+def test_heads_that_do_not_divide_the_channels_raise(backend):
     q, k, v = torch.rand(3, 1, 2, 2, 4)
 
-    with pytest.raises(ValueError, match='heads must divide the channels, 4; got 3'):
+    with pytest.raises(
+        ValueError, match='num_heads must divide the channels, 4; got 3'
+    ):
         window_attention(q, k, v, torch.zeros(3, 4, 4), window=2, backend=backend)

@@ -1,4 +1,4 @@
-"""What layers say of their attention, against what they compute."""
+"""Attention maps of the layers, compared with the output of the layers."""
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from mmsparse.models.layers import (
     WindowAttention2d,
 )
 from mmsparse.models.layers.common import channels_first, channels_last
+from mmsparse.ops.regions import pad_to_multiple, partition_regions
+from mmsparse.ops.routing import pool_keys
 
 WIDTH = 8
 
@@ -26,8 +28,10 @@ def routed(**options):
 
 
 def routed_values(layer, x):
-    qkv, cut = layer._project(x)
-    return layer._pool(qkv.split(layer.split, dim=-1)[2], cut.region).flatten(1, 2)
+    routing = layer.regions(x)
+    v = pad_to_multiple(layer.project(x)[2], routing.region)
+    v = pool_keys(v, routing.grid, layer.kv_pool)
+    return partition_regions(v, routing.grid).flatten(1, 2)
 
 
 def deformable(**options):
@@ -35,7 +39,7 @@ def deformable(**options):
 
 
 def deformable_values(layer, x):
-    sampled = layer.sample(x, layer.sampling_positions(x))
+    sampled = layer.sample(x, layer.sampling_locations(x))
     return layer.v(channels_last(sampled)).flatten(1, 2)
 
 
@@ -53,8 +57,8 @@ def projected_values(layer, x):
     return layer._project(x)[2].flatten(1, 2)
 
 
-def flat(layer):
-    """Without what is added after attention."""
+def without_lepe(layer):
+    """Set the local enhancement, which is added after attention, to zero."""
     nn.init.zeros_(layer.lepe.weight)
     nn.init.zeros_(layer.lepe.bias)
     return layer
@@ -93,7 +97,7 @@ LAYERS = {
     'full': (lambda: FullAttention2d(WIDTH, 2, lepe_kernel=0), full_values, 'proj'),
     'shunted': (lambda: ShuntedSelfAttention(WIDTH, 4, 4), shunted_values, 'proj'),
     'shunted, full': (
-        lambda: flat(ShuntedSelfAttention(WIDTH, 4, 1)),
+        lambda: without_lepe(ShuntedSelfAttention(WIDTH, 4, 1)),
         shunted_values,
         'proj',
     ),
@@ -111,31 +115,31 @@ LAYERS = {
 }
 
 
-def attended(looks, values):
-    """Values by the weights of the looks, the heads side by side, (B, n, C)."""
+def attended(maps, values):
+    """Weight values by attention maps, and concatenate the heads, (B, n, C)."""
     if not isinstance(values, list):
-        heads = [look.weights.shape[1] for look in looks]
-        parts = values.shape[-1] // sum(heads)
-        values = values.split([parts * count for count in heads], dim=-1)
+        heads = [attention.weights.shape[1] for attention in maps]
+        width = values.shape[-1] // sum(heads)
+        values = values.split([width * count for count in heads], dim=-1)
     outs = []
-    for look, table in zip(looks, values, strict=True):
-        for batch in range(len(table)):
-            assert look.rows[batch].max() < len(look.keys[batch])
-        seen = torch.stack([v[r] for v, r in zip(table, look.rows, strict=True)])
-        seen = seen.unflatten(-1, (look.weights.shape[1], -1))  # (B, n, M, heads, D)
-        outs.append(torch.einsum('bhnm,bnmhd->bnhd', look.weights, seen).flatten(2))
+    for attention, tokens in zip(maps, values, strict=True):
+        assert attention.index.max() < attention.keys.shape[1]
+        own = torch.stack([v[i] for v, i in zip(tokens, attention.index, strict=True)])
+        own = own.unflatten(-1, (attention.weights.shape[1], -1))  # (B, n, M, heads, D)
+        out = torch.einsum('bhnm,bnmhd->bnhd', attention.weights, own)
+        outs.append(out.flatten(2))
     return torch.cat(outs, dim=-1)
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
 @pytest.mark.parametrize('name', LAYERS)
-def test_looks_are_what_the_layer_computes(name, size):
+def test_attention_maps_give_the_output_of_the_layer(name, size):
     build, values_of, proj = LAYERS[name]
     layer = build().double().eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     if name == 'shunted, full':
-        flat(layer)
+        without_lepe(layer)
     x = torch.randn(2, WIDTH, *size, dtype=torch.double)
     queries = torch.arange(size[0] * size[1])[1::3]
 
@@ -152,15 +156,14 @@ def test_weights_of_a_query_sum_to_one(name):
     layer = LAYERS[name][0]().eval()
     x = torch.randn(1, WIDTH, 8, 12)
 
-    for look in layer.attention_maps(x, torch.tensor([0, 17, 95])):
-        total = look.weights.sum(-1)
+    for attention in layer.attention_maps(x, torch.tensor([0, 17, 95])):
+        total = attention.weights.sum(-1)
         torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_keys_lie_where_their_values_come_from():
-    """A map of coordinates, averaged by a layer whose values are its input."""
+def test_key_centers_are_the_means_of_the_coordinates_of_their_tokens():
+    """A feature map of coordinates, averaged by a layer whose values are its input."""
     layer = routed(kv_pool=('avg', 2))
-    layer.split = (WIDTH, WIDTH, WIDTH)
     rows, columns = torch.meshgrid(
         torch.arange(12) + 0.5, torch.arange(18) + 0.5, indexing='ij'
     )
@@ -170,14 +173,13 @@ def test_keys_lie_where_their_values_come_from():
     with torch.no_grad():
         layer.qkv.weight[2 * WIDTH :].copy_(torch.eye(WIDTH))
 
-    (look,) = layer.attention_maps(x, torch.tensor([0]))
+    (attention,) = layer.attention_maps(x, torch.tensor([0]))
 
-    places = routed_values(layer, x)[..., :2]
-    torch.testing.assert_close(look.keys, places)
-    assert look.extent == (2, 2)
+    torch.testing.assert_close(attention.keys, routed_values(layer, x)[..., :2])
+    assert attention.extent == (2, 2)
 
 
-def test_sampled_keys_lie_where_they_are_sampled():
+def test_centers_of_sampled_keys_are_their_sampling_locations():
     layer = deformable(offset_range=-1)
     size = (9, 13)
     rows, columns = torch.meshgrid(
@@ -186,16 +188,16 @@ def test_sampled_keys_lie_where_they_are_sampled():
     nn.init.normal_(layer.conv_offset[-1].weight, std=0.2)
     x = torch.randn(1, WIDTH, *size)
 
-    looks = layer.attention_maps(x, torch.tensor([0]))
+    maps = layer.attention_maps(x, torch.tensor([0]))
 
     coordinates = torch.stack([rows, columns] * 4)[None]  # every group has both
-    sampled = layer.sample(coordinates, layer.sampling_positions(x))
-    for i, look in enumerate(looks):
+    sampled = layer.sample(coordinates, layer.sampling_locations(x))
+    for i, attention in enumerate(maps):
         expected = sampled[0, 4 * i : 4 * i + 2].flatten(1).T
-        torch.testing.assert_close(look.keys[0], expected)
+        torch.testing.assert_close(attention.keys[0], expected)
 
 
-def test_regions_are_those_that_attention_runs_in():
+def test_regions_are_those_of_the_attention_map():
     layer = routed(padding='tokens')
     x = torch.randn(2, WIDTH, 10, 7)
 
@@ -205,13 +207,13 @@ def test_regions_are_those_that_attention_runs_in():
     assert routing.grid == (4, 4)
     assert routing.routes.shape == routing.scores.shape == (2, 16, 3)
     assert (routing.scores.diff(dim=-1) <= 0).all()
-    (look,) = layer.attention_maps(
-        x, torch.tensor([7 * 3 + 2])
-    )  # row 3, column 2: region 5
-    assert (look.rows[:, 0].view(2, 3, 6) // 6 == routing.routes[:, 5, :, None]).all()
+    query = torch.tensor([7 * 3 + 2])  # row 3, column 2: region 5
+    (attention,) = layer.attention_maps(x, query)
+    regions = attention.index[:, 0].view(2, 3, 6) // 6
+    assert (regions == routing.routes[:, 5, :, None]).all()
 
 
-def test_coarse_and_fine_keys_tile_the_map():
+def test_coarse_and_fine_keys_tile_the_feature_map():
     coarse, fine = ShuntedSelfAttention(WIDTH, 4, 4).attention_maps(
         torch.randn(1, WIDTH, 8, 9), torch.tensor([0])
     )
@@ -223,7 +225,7 @@ def test_coarse_and_fine_keys_tile_the_map():
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
-def test_points_of_every_query_are_what_the_layer_reads(size):
+def test_sampling_locations_of_queries_give_the_output_of_the_layer(size):
     layer = MultiScaleDeformableAttention2d(WIDTH, 2, num_points=3).eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -231,15 +233,17 @@ def test_points_of_every_query_are_what_the_layer_reads(size):
     queries = torch.arange(size[0] * size[1])[1::3]
     values = layer.value_proj(channels_last(x))
 
-    parts = []
-    for look, value in zip(
-        layer.attention_maps(x, queries), values.chunk(2, -1), strict=True
-    ):
-        places = 2 * look.places() / torch.tensor(size) - 1  # (B, n, points, 2)
-        read = grid_sample(channels_first(value), places.flip(-1), align_corners=False)
-        parts.append((look.weights * read).sum(-1).mT)
-        torch.testing.assert_close(look.weights.sum(-1), torch.ones(2, 1, len(queries)))
+    heads = []
+    maps = layer.attention_maps(x, queries)
+    for attention, value in zip(maps, values.chunk(2, -1), strict=True):
+        points = 2 * attention.locations() / torch.tensor(size) - 1  # (B, n, points, 2)
+        sampled = grid_sample(
+            channels_first(value), points.flip(-1), align_corners=False
+        )
+        heads.append((attention.weights * sampled).sum(-1).mT)
+        total = attention.weights.sum(-1)
+        torch.testing.assert_close(total, torch.ones(2, 1, len(queries)))
 
-    actual = layer.output_proj(torch.cat(parts, dim=-1))
+    actual = layer.output_proj(torch.cat(heads, dim=-1))
     expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
     torch.testing.assert_close(actual, expected)

@@ -14,8 +14,8 @@ from mmsparse.models.layers import (
 
 ROUTED = {
     'routed': dict(),
-    'narrow queries': dict(qk_channels=4),
-    'no local term': dict(lepe_kernel=0),
+    'few query channels': dict(qk_channels=4),
+    'no local enhancement': dict(lepe_kernel=0),
     'scale': dict(qk_scale=1.5),
     'no projection': dict(out_proj=False),
     'soft': dict(routing='soft'),
@@ -25,8 +25,8 @@ ROUTED = {
     'max': dict(kv_pool=('max', 2), routing='soft'),
     'adaptive avg': dict(kv_pool=('adaptive_avg', 2), routing='projected'),
     'adaptive max': dict(kv_pool=('adaptive_max', 1)),
-    'padded tokens': dict(padding='tokens'),
-    'padded tokens, soft, max': dict(
+    'token padding': dict(padding='tokens'),
+    'token padding, differentiable, max': dict(
         padding='tokens', routing='differentiable', kv_pool=('max', 2)
     ),
 }
@@ -48,7 +48,7 @@ LAYERS = {
 
 
 def oracle(layer, x):
-    """Routed attention region by region, on slices of the map."""
+    """Bi-level routing attention region by region, on slices of the feature map."""
     side = layer.regions_per_side
     x = x.permute(0, 2, 3, 1)
     height, width = x.shape[1:3]
@@ -56,14 +56,14 @@ def oracle(layer, x):
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
     h, w = max(x.shape[1] // side, 1), max(x.shape[2] // side, 1)
     q, k, v = layer.qkv(x).split(layer.split, -1)
-    maps = zip(q, k, v, strict=True)
-    out = torch.stack([one_picture(layer, *picture, h, w) for picture in maps])
+    images = zip(q, k, v, strict=True)
+    out = torch.stack([one_image(layer, *image, h, w) for image in images])
     if layer.lepe is not None:
         out = out + layer.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return layer.proj(out)[:, :height, :width].permute(0, 3, 1, 2)
 
 
-def one_picture(layer, q, k, v, h, w):
+def one_image(layer, q, k, v, h, w):
     boxes = [
         (slice(top, top + h), slice(left, left + w))  # cut at the border by slicing
         for top in range(0, q.shape[0], h)
@@ -140,7 +140,7 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(build, size):
 
 
 @pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
-def test_batch_mates_do_not_matter(build):
+def test_the_output_does_not_depend_on_the_other_images_of_the_batch(build):
     layer, x = build(), torch.rand(3, 8, 7, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -158,8 +158,8 @@ def test_all_regions_routed_equals_full_attention(padding):
     torch.testing.assert_close(layer(x), full(x))
 
 
-def test_padded_tokens_add_exp_0_to_every_sum():
-    # 5x5 in regions of 2x2: 9 regions with room for 36 tokens, 11 of them empty.
+def test_token_padding_adds_exp_0_to_every_sum():
+    # 5x5 in regions of 2x2: 9 regions of 36 tokens, 11 of them padding.
     layer = routed(num_heads=1, topk=9, regions_per_side=2, padding='tokens')
     layer.lepe = None
     x = torch.rand(1, 8, 5, 5)
@@ -171,7 +171,7 @@ def test_padded_tokens_add_exp_0_to_every_sum():
     torch.testing.assert_close(layer(x), expected.transpose(1, 2).view_as(x))
 
 
-def test_forms_differ_only_where_the_regions_do_not_divide_the_map():
+def test_paddings_differ_only_where_the_regions_do_not_divide_the_feature_map():
     input_padded, tokens_padded = routed(), routed(padding='tokens')
     tokens_padded.load_state_dict(input_padded.state_dict())
     even, odd = torch.rand(1, 8, 9, 12), torch.rand(1, 8, 9, 13)
@@ -180,7 +180,7 @@ def test_forms_differ_only_where_the_regions_do_not_divide_the_map():
     assert not torch.allclose(input_padded(odd), tokens_padded(odd), atol=1e-3)
 
 
-def test_the_local_term_is_of_the_input_or_of_the_values():
+def test_local_enhancement_is_of_the_input_or_of_the_values():
     of_input = FullAttention2d(8, num_heads=2)
     of_values = copy.deepcopy(of_input)
     of_values.lepe_source = 'values'
@@ -203,12 +203,12 @@ def test_runs_under_autocast(build):
     with torch.autocast('cpu', torch.bfloat16):
         out = layer(x)
 
-    # Rounding may change a route: values differ here and there, not on the whole.
+    # Rounding may change a route, so that a few values differ.
     similarity = torch.cosine_similarity(out.float().flatten(), layer(x).flatten(), 0)
     assert similarity > 0.98
 
 
-def test_padding_holds_the_bias_and_takes_part():
+def test_input_padding_has_the_bias_and_takes_part_in_attention():
     layer = BiLevelRoutingAttention(4, num_heads=1, topk=4, regions_per_side=2)
     x = torch.rand(1, 4, 3, 3)
     padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
@@ -217,7 +217,7 @@ def test_padding_holds_the_bias_and_takes_part():
 
 
 @pytest.mark.parametrize('kind', [BiLevelRoutingAttention, FullAttention2d])
-def test_stands_in_the_plugins_of_mmdets_resnet(kind):
+def test_works_as_a_plugin_of_mmdets_resnet(kind):
     attention = dict(type=f'mmsparse.{kind.__name__}', num_heads=8)
     plugin = dict(
         cfg=attention, stages=(False, False, True, True), position='after_conv3'
@@ -246,16 +246,16 @@ def test_stands_in_the_plugins_of_mmdets_resnet(kind):
         (dict(kv_pool=('avg', 0)), r"got \('avg', 0\)"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_arguments_that_do_not_fit_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         BiLevelRoutingAttention(8, **arguments)
 
 
-def test_full_attention_refuses_heads_that_do_not_divide():
+def test_full_attention_raises_for_heads_that_do_not_divide():
     with pytest.raises(ValueError, match='in_channels=8 and num_heads=3'):
         FullAttention2d(8, num_heads=3)
 
 
-def test_full_attention_refuses_an_unknown_source_of_the_local_term():
+def test_full_attention_raises_for_an_unknown_lepe_source():
     with pytest.raises(ValueError, match=r"\['input', 'values'\]; got 'keys'"):
         FullAttention2d(8, lepe_source='keys')

@@ -8,8 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
 from mmsparse.models.layers import DetailMlp2d
-from mmsparse.ops import _chunking as recompute
-from mmsparse.ops import reference_only
+from mmsparse.ops import _chunking, reference_only
 
 LAYERS = {
     'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),
@@ -48,8 +47,8 @@ def value_and_gradients(run, layer, x):
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('size', [(8, 8), (33, 35)], ids=str)
-def test_fast_paths_equal_the_definition(layer, size, batch, monkeypatch):
-    monkeypatch.setattr(recompute, 'PART', 12 * 33 * 35)  # a picture at a time
+def test_fast_backends_equal_the_reference(layer, size, batch, monkeypatch):
+    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 12 * 33 * 35)  # an image a chunk
     x = torch.rand(batch, 8, *size)
 
     fast = value_and_gradients(layer, layer, x)
@@ -70,7 +69,7 @@ def test_composes_with_activation_checkpointing(layer):
     )
 
 
-def test_compiles_without_a_break(layer):
+def test_compiles_without_graph_breaks(layer):
     torch._dynamo.reset()
     x = torch.rand(2, 8, 33, 35)
 
@@ -92,7 +91,7 @@ def test_runs_under_autocast_with_gradients(layer):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_batch_mates_do_not_matter(layer):
+def test_the_output_does_not_depend_on_the_other_images_of_the_batch(layer):
     x = torch.rand(3, 8, 8, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -106,7 +105,7 @@ def test_memory_format_does_not_matter(layer):
     )
 
 
-def test_bfloat16_stays_near_float32(layer):
+def test_bfloat16_is_close_to_float32(layer):
     x = torch.rand(2, 8, 9, 15)
     exact = layer(x)
 
@@ -115,8 +114,8 @@ def test_bfloat16_stays_near_float32(layer):
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-def attend_position_by_position(layer, x):
-    """The equations of the paper in the released weights' layout, for one map."""
+def loop_oracle(layer, x):
+    """The equations of the paper in the released weights' layout, for one image."""
     C, H, W = x.shape
     width, heads = C // layer.num_heads, layer.num_heads // 2
     q = torch.einsum('oc,chw->ohw', layer.q.weight, x) + layer.q.bias[:, None, None]
@@ -151,7 +150,7 @@ def attend_position_by_position(layer, x):
 
 @pytest.mark.parametrize('size', [(8, 16), (9, 15)], ids=str)
 @pytest.mark.parametrize('name', ['sr 8', 'sr 4', 'sr 2'])
-def test_equals_attention_position_by_position(name, size):
+def test_equals_the_equations_of_the_paper(name, size):
     layer = LAYERS[name]().double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -159,11 +158,11 @@ def test_equals_attention_position_by_position(name, size):
 
     out = layer(x)
 
-    expected = torch.stack([attend_position_by_position(layer, one) for one in x])
+    expected = torch.stack([loop_oracle(layer, one) for one in x])
     torch.testing.assert_close(out, expected)
 
 
-def test_without_reduction_detail_is_added_to_full_attention():
+def test_without_reduction_lepe_is_added_to_full_attention():
     layer, x = LAYERS['sr 1'](), torch.rand(2, 8, 5, 7)
     q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
     k, v = layer.kv(x.permute(0, 2, 3, 1)).chunk(2, -1)
@@ -174,7 +173,7 @@ def test_without_reduction_detail_is_added_to_full_attention():
 
 
 @pytest.mark.parametrize('name', ['sr 8', 'sr 4'])
-def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
+def test_rows_and_columns_beyond_whole_patches_are_left_out(name):
     layer, x = LAYERS[name](), torch.rand(1, 8, 17, 17)
     other = x.clone()
     other[..., 16] = 9.0
@@ -191,7 +190,7 @@ def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
     torch.testing.assert_close(layer(x), out + layer.fc2.bias[:, None, None])
 
 
-def test_stands_in_the_plugins_of_mmdets_resnet():
+def test_works_as_a_plugin_of_mmdets_resnet():
     plugin = dict(
         cfg=dict(type='mmsparse.ShuntedSelfAttention'),
         stages=(False, False, True, True),
@@ -215,11 +214,11 @@ def test_stands_in_the_plugins_of_mmdets_resnet():
         (dict(sr_ratio=0), r'sr_ratio must be one of \(1, 2, 4, 8\); got 0'),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_arguments_that_do_not_fit_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         ShuntedSelfAttention(8, **arguments)
 
 
-def test_a_map_smaller_than_the_reduction_is_refused():
-    with pytest.raises(ValueError, match='sr_ratio=4 high and wide; got 9x3'):
+def test_a_feature_map_smaller_than_the_reduction_raises():
+    with pytest.raises(ValueError, match='at least sr_ratio=4; got 9x3'):
         LAYERS['sr 4']()(torch.rand(1, 8, 9, 3))
