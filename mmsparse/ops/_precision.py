@@ -1,4 +1,4 @@
-"""Precision of what half precision would change: routes, locations and biases."""
+"""Dtypes and contexts for what half precision would change, such as routes."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -79,8 +79,8 @@ class _TiledAttention(torch.autograd.Function):
         with no_autocast(q):
             for b, h, tile, lookup in _tiles(locations, table, rows, columns):
                 # 1. Queries of the tile, all rows of some columns, and keys, of a head.
-                part = b, slice(None), tile, h
-                queries, keys = q[part].flatten(0, 1), k[b, :, h]  # (H * w, D), (M, D)
+                index = b, slice(None), tile, h
+                queries, keys = q[index].flatten(0, 1), k[b, :, h]  # (H * w, D), (M, D)
                 # 2. Logits, added to the bias in place.
                 logits = lookup.bias(table[h])[0].addmm_(
                     keys, queries.t()
@@ -91,8 +91,8 @@ class _TiledAttention(torch.autograd.Function):
                 total = weights.sum(dim=0)
                 # 4. Weighted mean of the values; log-sum-exp for the backward pass.
                 values = weights.t() @ v[b, :, h] / total[:, None]
-                out[part] = values.view_as(out[part])
-                log_sums[part] = (top + total.log()).view_as(log_sums[part])
+                out[index] = values.view_as(out[index])
+                log_sums[index] = (top + total.log()).view_as(log_sums[index])
         ctx.save_for_backward(q, k, v, locations, table, rows, columns, out, log_sums)
         return out
 
@@ -110,19 +110,19 @@ class _TiledAttention(torch.autograd.Function):
         groups = _group_of_heads(locations, table)
         with no_autocast(grad):
             for b, h, tile, lookup in _tiles(locations, table, rows, columns):
-                part = b, slice(None), tile, h
-                queries, keys, values = q[part].flatten(0, 1), k[b, :, h], v[b, :, h]
-                tile_grad = grad[part].flatten(0, 1)  # (H * w, D)
+                index = b, slice(None), tile, h
+                queries, keys, values = q[index].flatten(0, 1), k[b, :, h], v[b, :, h]
+                tile_grad = grad[index].flatten(0, 1)  # (H * w, D)
                 # 2. The weights again, now from the log-sum-exp.
                 bias, across = lookup.bias(table[h])
                 logits = bias.addmm_(keys, queries.t())  # (M, H * w)
-                weights = logits.sub_(log_sums[part].flatten()).exp_()
+                weights = logits.sub_(log_sums[index].flatten()).exp_()
                 # 3. Gradients of values, and through the softmax of the logits.
                 dv[b, :, h] += weights @ tile_grad
                 dweights = values @ tile_grad.t()
-                dlogits = dweights.sub_(means[part].flatten()).mul_(weights)
+                dlogits = dweights.sub_(means[index].flatten()).mul_(weights)
                 # 4. Gradients of queries and keys.
-                dq[part] = (dlogits.t() @ keys).view_as(dq[part])
+                dq[index] = (dlogits.t() @ keys).view_as(dq[index])
                 dk[b, :, h] += dlogits @ queries
                 # 5. Gradients of the bias: of the table and of the locations.
                 dhead_table, dpoints = lookup.backward(table[h], across, dlogits)
@@ -264,7 +264,7 @@ class _Bags:
         # 2. Entries outside the table weigh nothing.
         weights = _hat(entry - entries_y[..., None])
         weights = weights * ((entry >= 0) & (entry < num_rows))
-        # 3. Entry y of key m is row y * M + m of what is summed.
+        # 3. Entry y of key m is row y * M + m of the summed tensor.
         num_keys = len(entries_y)
         key = torch.arange(num_keys, device=entries_y.device)[:, None, None]
         index = entry.clamp(0, num_rows - 1).long() * num_keys + key

@@ -214,8 +214,8 @@ def pool_keys(x: Tensor, grid: Size, kv_pool: tuple[str, int] | None) -> Tensor:
     """
     if kv_pool is None:
         return x
-    kind, length = kv_pool
+    name, length = kv_pool
     size = (length, length)
-    if not kind.startswith('adaptive'):
+    if not name.startswith('adaptive'):
         size = (min(length, x.shape[1] // grid[0]), min(length, x.shape[2] // grid[1]))
-    return pool_regions(x, grid, lambda regions: POOLS[kind](regions, size))
+    return pool_regions(x, grid, lambda regions: POOLS[name](regions, size))

@@ -1,9 +1,9 @@
-"""Routed attention for GPUs: Triton kernels that read routed regions in their places.
+"""Triton kernels of routed attention, which read the routed regions without a copy.
 
-Nothing is copied, and nothing of the size of queries times keys is kept: forward as in
-FlashAttention-2 (arXiv 2307.08691), the keys being those of one routed region after the
-other; backward by queries for their gradient, and by keys for theirs, so that no two
-programs write to one place and results do not depend on their order.
+Nothing of the size of queries times keys is stored. The forward pass is that of
+FlashAttention-2 (arXiv 2307.08691), over the keys of one routed region after the other.
+The backward pass has one kernel over queries for their gradient and one over keys for
+theirs, so that no two programs write to the same memory and results are deterministic.
 
 Import it only where Triton is installed. Its interpreter runs the kernels on a CPU if
 TRITON_INTERPRET=1 is set before.
@@ -18,27 +18,29 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MOST_TOKENS = 64  # queries or keys that a program holds at a time
-LEAST = 16  # rows and columns of the smallest product of matrices
+from mmsparse.ops._precision import precise_dtype
+
+MAX_BLOCK = 64  # queries or keys of a block
+MIN_BLOCK = 16  # rows and columns of the smallest matrix product
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
 ) -> Tensor:
-    """Let the tokens of every region attend to those of its routed regions.
+    """Attend from the tokens of every region to those of its routed regions.
 
     Args:
-        q: Queries of all regions of all pictures, (N, L, D).
+        q: Queries of all regions of all images, (N, L, D).
         k: Keys, (N, L', D).
         v: Values, (N, L', C).
-        rows: Regions of keys that each region attends to, (N, K).
+        routes: Regions that each region attends to, (N, K).
         num_heads: Number of heads; divides D and C.
-        scale: Factor on the products of queries and keys.
+        scale: Factor on the dot products of queries and keys.
 
     Returns:
         (N, L, C).
     """
-    return _RoutedAttention.apply(q, k, v, rows, num_heads, scale)
+    return _RoutedAttention.apply(q, k, v, routes, num_heads, scale)
 
 
 class _RoutedAttention(torch.autograd.Function):
@@ -48,74 +50,81 @@ class _RoutedAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        rows: Tensor,
+        routes: Tensor,
         num_heads: int,
         scale: float,
     ) -> Tensor:
-        q, k, v, rows = (x.contiguous() for x in (q, k, v, rows))
+        q, k, v, routes = (x.contiguous() for x in (q, k, v, routes))
         out = q.new_empty(*q.shape[:2], v.shape[-1])
-        sums = q.new_empty(len(q), num_heads, q.shape[1], dtype=_precise(q))
-        sizes = _sizes(q, k, v, rows, num_heads)
+        sums = q.new_empty(len(q), num_heads, q.shape[1], dtype=precise_dtype(q))
+        sizes = _sizes(q, k, v, routes, num_heads)
         grid = (len(q) * triton.cdiv(q.shape[1], sizes['BLOCK_Q']), num_heads)
-        _forward[grid](q, k, v, rows, out, sums, scale, **sizes)
-        ctx.save_for_backward(q, k, v, rows, out, sums)
+        _forward[grid](q, k, v, routes, out, sums, scale, **sizes)
+        ctx.save_for_backward(q, k, v, routes, out, sums)
         ctx.num_heads, ctx.scale = num_heads, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rows, out, sums = ctx.saved_tensors
+        q, k, v, routes, out, sums = ctx.saved_tensors
         grad = grad.contiguous()
-        products = (grad * out).unflatten(-1, (ctx.num_heads, -1))
-        means = products.sum(-1, dtype=sums.dtype).mT.contiguous()  # (N, heads, L)
-        sizes = _sizes(q, k, v, rows, ctx.num_heads)
+        # 1. Mean over the keys of the gradient of the weights, weighted by them, which
+        # the gradient of the softmax subtracts.
+        means = (grad * out).unflatten(-1, (ctx.num_heads, -1))
+        means = means.sum(-1, dtype=sums.dtype).mT.contiguous()  # (N, heads, L)
+        sizes = _sizes(q, k, v, routes, ctx.num_heads)
         shared = (q, k, v, grad, sums, means)
 
+        # 2. The gradient of queries: a program for each block of queries and head.
         grad_q = torch.empty_like(q)
         grid = (len(q) * triton.cdiv(q.shape[1], sizes['BLOCK_Q']), ctx.num_heads)
-        _backward_queries[grid](*shared, rows, grad_q, ctx.scale, **sizes)
+        _backward_queries[grid](*shared, routes, grad_q, ctx.scale, **sizes)
 
+        # 3. Those of keys and values: a program for each block of keys and head, over
+        # the regions that are routed to them.
         grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-        readers, ends = _readers(rows, len(k))
+        readers, ends = _readers(routes, len(k))
         grid = (len(k) * triton.cdiv(k.shape[1], sizes['BLOCK_K']), ctx.num_heads)
         _backward_keys[grid](*shared, readers, ends, grad_k, grad_v, ctx.scale, **sizes)
         return grad_q, grad_k, grad_v, None, None, None
 
 
 def _sizes(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int
 ) -> dict[str, Any]:
-    """What the kernels are compiled for."""
+    """Return the constants that the kernels are compiled with."""
     key_width, value_width = q.shape[-1] // num_heads, v.shape[-1] // num_heads
+    exact = torch.get_float32_matmul_precision() == 'highest'
     return dict(
         QUERIES=q.shape[1],
         KEYS=k.shape[1],
-        ROUTES=rows.shape[1],
+        ROUTES=routes.shape[1],
         HEADS=num_heads,
         KEY_WIDTH=key_width,
         VALUE_WIDTH=value_width,
-        BLOCK_Q=min(_power(q.shape[1]), MOST_TOKENS),
-        BLOCK_K=min(_power(k.shape[1]), MOST_TOKENS),
-        BLOCK_D=_power(key_width),
-        BLOCK_C=_power(value_width),
-        ROUNDED='ieee' if torch.get_float32_matmul_precision() == 'highest' else 'tf32',
+        BLOCK_Q=min(_block(q.shape[1]), MAX_BLOCK),
+        BLOCK_K=min(_block(k.shape[1]), MAX_BLOCK),
+        BLOCK_D=_block(key_width),
+        BLOCK_C=_block(value_width),
+        PRECISION='ieee' if exact else 'tf32',
     )
 
 
-def _power(length: int) -> int:
-    return max(triton.next_power_of_2(length), LEAST)
+def _block(length: int) -> int:
+    return max(triton.next_power_of_2(length), MIN_BLOCK)
 
 
-def _precise(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _readers(routes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Invert routes: list the regions that attend to each region.
 
-
-def _readers(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Regions of queries in the order of the region that they read, and its ends."""
-    read, order = rows.flatten().sort(stable=True)
-    ends = torch.searchsorted(read, torch.arange(count + 1, device=rows.device))
-    return order // rows.shape[1], ends
+    Returns:
+        The query regions, sorted by the key region that they attend to, (N * K,), and
+        the offsets of the key regions in that list, (count + 1,).
+    """
+    key_region, order = routes.flatten().sort(stable=True)
+    regions = torch.arange(count + 1, device=routes.device)
+    return order // routes.shape[1], torch.searchsorted(key_region, regions)
 
 
 @triton.jit
@@ -123,11 +132,11 @@ def _load(
     pointer, region, tokens, head,
     COUNT: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of a region, one head of them, (tokens, BLOCK); zero outside."""
+    """Load a head of some tokens of a region, (tokens, BLOCK); zero outside."""
     channels = tl.arange(0, BLOCK)
-    places = (region * COUNT + tokens)[:, None] * (HEADS * WIDTH) + head * WIDTH
+    offsets = (region * COUNT + tokens)[:, None] * (HEADS * WIDTH) + head * WIDTH
     inside = (tokens < COUNT)[:, None] & (channels < WIDTH)[None]
-    return tl.load(pointer + places + channels[None], mask=inside, other=0.0)
+    return tl.load(pointer + offsets + channels[None], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -135,93 +144,105 @@ def _store(
     pointer, values, region, tokens, head,
     COUNT: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The inverse of _load."""
+    """Store a head of some tokens of a region."""
     channels = tl.arange(0, BLOCK)
-    places = (region * COUNT + tokens)[:, None] * (HEADS * WIDTH) + head * WIDTH
+    offsets = (region * COUNT + tokens)[:, None] * (HEADS * WIDTH) + head * WIDTH
     inside = (tokens < COUNT)[:, None] & (channels < WIDTH)[None]
     values = values.to(pointer.dtype.element_ty)
-    tl.store(pointer + places + channels[None], values, mask=inside)
+    tl.store(pointer + offsets + channels[None], values, mask=inside)
 
 
 @triton.jit
-def _multiply(a, b, ROUNDED: tl.constexpr):
-    precise: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
-    return tl.dot(a, b, input_precision=ROUNDED, out_dtype=precise)
+def _dot(a, b, PRECISION: tl.constexpr):
+    dtype: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=dtype)
 
 
 @triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, rows_ptr, out_ptr, sums_ptr, scale,
+    q_ptr, k_ptr, v_ptr, routes_ptr, out_ptr, sums_ptr, scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, ROUTES: tl.constexpr,
     HEADS: tl.constexpr, KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ROUNDED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries of a region and a head: their output, and log-sum-exp."""
+    """Compute the output of a block of queries of a region and a head.
+
+    And the log-sum-exp of their logits, which the backward pass needs.
+    """
+    # 1. Load the queries of this program.
     blocks = tl.cdiv(QUERIES, BLOCK_Q)
     region = (tl.program_id(0) // blocks).to(tl.int64)
     tokens = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head = tl.program_id(1)
     q = _load(q_ptr, region, tokens, head, QUERIES, HEADS, KEY_WIDTH, BLOCK_D)
 
-    precise = sums_ptr.dtype.element_ty
-    largest = tl.full([BLOCK_Q], float('-inf'), precise)
-    total = tl.zeros([BLOCK_Q], precise)
-    out = tl.zeros([BLOCK_Q, BLOCK_C], precise)
+    # 2. Over the keys of the routed regions, block by block: the greatest logit so far,
+    # and the sums of weights and of weighted values relative to it.
+    dtype = sums_ptr.dtype.element_ty
+    top = tl.full([BLOCK_Q], float('-inf'), dtype)
+    total = tl.zeros([BLOCK_Q], dtype)
+    out = tl.zeros([BLOCK_Q, BLOCK_C], dtype)
     for route in range(ROUTES):
-        read = tl.load(rows_ptr + region * ROUTES + route)
+        key_region = tl.load(routes_ptr + region * ROUTES + route)
         for first in range(0, KEYS, BLOCK_K):
             keys = first + tl.arange(0, BLOCK_K)
-            k = _load(k_ptr, read, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
-            v = _load(v_ptr, read, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)
-            logits = _multiply(q, tl.trans(k), ROUNDED) * scale
+            k = _load(k_ptr, key_region, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
+            v = _load(v_ptr, key_region, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)
+            logits = _dot(q, tl.trans(k), PRECISION) * scale
             logits = tl.where((keys < KEYS)[None], logits, float('-inf'))
-            new = tl.maximum(largest, tl.max(logits, 1))
-            weights = tl.exp(logits - new[:, None])
-            shrunk = tl.exp(largest - new)
-            total = total * shrunk + tl.sum(weights, 1)
-            out = out * shrunk[:, None] + _multiply(weights.to(v.dtype), v, ROUNDED)
-            largest = new
+            # A greater logit rescales the sums so far.
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            weights = tl.exp(logits - new_top[:, None])
+            rescale = tl.exp(top - new_top)
+            total = total * rescale + tl.sum(weights, 1)
+            out = out * rescale[:, None] + _dot(weights.to(v.dtype), v, PRECISION)
+            top = new_top
 
+    # 3. Normalize and store.
     out = out / total[:, None]
     _store(out_ptr, out, region, tokens, head, QUERIES, HEADS, VALUE_WIDTH, BLOCK_C)
     sums = sums_ptr + (region * HEADS + head) * QUERIES + tokens
-    tl.store(sums, largest + tl.log(total), mask=tokens < QUERIES)
+    tl.store(sums, top + tl.log(total), mask=tokens < QUERIES)
 
 
 @triton.jit
 def _backward_queries(
-    q_ptr, k_ptr, v_ptr, grad_ptr, sums_ptr, means_ptr, rows_ptr, grad_q_ptr, scale,
+    q_ptr, k_ptr, v_ptr, grad_ptr, sums_ptr, means_ptr, routes_ptr, grad_q_ptr, scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, ROUTES: tl.constexpr,
     HEADS: tl.constexpr, KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ROUNDED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of queries, from the keys that they read."""
+    """Compute the gradient of a block of queries of a region and a head."""
+    # 1. Load the queries of this program, and what the forward pass kept of them.
     blocks = tl.cdiv(QUERIES, BLOCK_Q)
     region = (tl.program_id(0) // blocks).to(tl.int64)
     tokens = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head = tl.program_id(1)
     q = _load(q_ptr, region, tokens, head, QUERIES, HEADS, KEY_WIDTH, BLOCK_D)
     grad = _load(grad_ptr, region, tokens, head, QUERIES, HEADS, VALUE_WIDTH, BLOCK_C)
-    places = (region * HEADS + head) * QUERIES + tokens
-    sums = tl.load(sums_ptr + places, mask=tokens < QUERIES, other=0.0)
-    means = tl.load(means_ptr + places, mask=tokens < QUERIES, other=0.0)
+    offsets = (region * HEADS + head) * QUERIES + tokens
+    sums = tl.load(sums_ptr + offsets, mask=tokens < QUERIES, other=0.0)
+    means = tl.load(means_ptr + offsets, mask=tokens < QUERIES, other=0.0)
 
-    precise = sums_ptr.dtype.element_ty
-    grad_q = tl.zeros([BLOCK_Q, BLOCK_D], precise)
+    # 2. Over the keys of the routed regions: the weights again, from the log-sum-exp,
+    # and the gradient of the logits, through the softmax.
+    grad_q = tl.zeros([BLOCK_Q, BLOCK_D], sums_ptr.dtype.element_ty)
     for route in range(ROUTES):
-        read = tl.load(rows_ptr + region * ROUTES + route)
+        key_region = tl.load(routes_ptr + region * ROUTES + route)
         for first in range(0, KEYS, BLOCK_K):
             keys = first + tl.arange(0, BLOCK_K)
-            k = _load(k_ptr, read, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
-            v = _load(v_ptr, read, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)
-            logits = _multiply(q, tl.trans(k), ROUNDED) * scale
+            k = _load(k_ptr, key_region, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
+            v = _load(v_ptr, key_region, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)
+            logits = _dot(q, tl.trans(k), PRECISION) * scale
             logits = tl.where((keys < KEYS)[None], logits, float('-inf'))
             weights = tl.exp(logits - sums[:, None])
-            steps = weights * (_multiply(grad, tl.trans(v), ROUNDED) - means[:, None])
-            grad_q += _multiply(steps.to(k.dtype), k, ROUNDED)
+            grad_weights = _dot(grad, tl.trans(v), PRECISION)
+            grad_logits = weights * (grad_weights - means[:, None])
+            grad_q += _dot(grad_logits.to(k.dtype), k, PRECISION)
 
+    # 3. Store.
     grad_q *= scale
     _store(grad_q_ptr, grad_q, region, tokens, head, QUERIES, HEADS, KEY_WIDTH, BLOCK_D)
 
@@ -233,9 +254,10 @@ def _backward_keys(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, ROUTES: tl.constexpr,
     HEADS: tl.constexpr, KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ROUNDED: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a block of keys and values, from the queries that read them."""
+    """Compute the gradients of a block of keys and values of a region and a head."""
+    # 1. Load the keys and values of this program.
     blocks = tl.cdiv(KEYS, BLOCK_K)
     region = (tl.program_id(0) // blocks).to(tl.int64)
     keys = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -243,28 +265,33 @@ def _backward_keys(
     k = _load(k_ptr, region, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
     v = _load(v_ptr, region, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)
 
-    precise = sums_ptr.dtype.element_ty
-    grad_k = tl.zeros([BLOCK_K, BLOCK_D], precise)
-    grad_v = tl.zeros([BLOCK_K, BLOCK_C], precise)
+    # 2. Over the queries of the regions that attend to them: logits and weights as in
+    # the forward pass, transposed.
+    dtype = sums_ptr.dtype.element_ty
+    grad_k = tl.zeros([BLOCK_K, BLOCK_D], dtype)
+    grad_v = tl.zeros([BLOCK_K, BLOCK_C], dtype)
     end = tl.load(ends_ptr + region + 1)
-    for place in range(tl.load(ends_ptr + region), end):
-        reader = tl.load(readers_ptr + place)
+    for i in range(tl.load(ends_ptr + region), end):
+        reader = tl.load(readers_ptr + i)
         for first in range(0, QUERIES, BLOCK_Q):
             tokens = first + tl.arange(0, BLOCK_Q)
             q = _load(q_ptr, reader, tokens, head, QUERIES, HEADS, KEY_WIDTH, BLOCK_D)
             grad = _load(
                 grad_ptr, reader, tokens, head, QUERIES, HEADS, VALUE_WIDTH, BLOCK_C
             )
-            places = (reader * HEADS + head) * QUERIES + tokens
-            # Tokens that are not there weigh nothing.
-            sums = tl.load(sums_ptr + places, mask=tokens < QUERIES, other=float('inf'))
-            means = tl.load(means_ptr + places, mask=tokens < QUERIES, other=0.0)
-            logits = _multiply(k, tl.trans(q), ROUNDED) * scale
+            offsets = (reader * HEADS + head) * QUERIES + tokens
+            # Queries beyond the region get weights of zero, by an infinite sum.
+            valid = tokens < QUERIES
+            sums = tl.load(sums_ptr + offsets, mask=valid, other=float('inf'))
+            means = tl.load(means_ptr + offsets, mask=valid, other=0.0)
+            logits = _dot(k, tl.trans(q), PRECISION) * scale
             weights = tl.exp(logits - sums[None])
-            grad_v += _multiply(weights.to(grad.dtype), grad, ROUNDED)
-            steps = weights * (_multiply(v, tl.trans(grad), ROUNDED) - means[None])
-            grad_k += _multiply(steps.to(q.dtype), q, ROUNDED)
+            grad_v += _dot(weights.to(grad.dtype), grad, PRECISION)
+            grad_weights = _dot(v, tl.trans(grad), PRECISION)
+            grad_logits = weights * (grad_weights - means[None])
+            grad_k += _dot(grad_logits.to(q.dtype), q, PRECISION)
 
+    # 3. Store.
     grad_k *= scale
     _store(grad_k_ptr, grad_k, region, keys, head, KEYS, HEADS, KEY_WIDTH, BLOCK_D)
     _store(grad_v_ptr, grad_v, region, keys, head, KEYS, HEADS, VALUE_WIDTH, BLOCK_C)

@@ -58,8 +58,8 @@ def loop_oracle(q, k, v, locations, table, axes):
             bias = interpolate(
                 table[h], (dy + 1) / 2 * (Ty - 1), (dx + 1) / 2 * (Tx - 1)
             )
-            product = q[b, y, x, own] @ k[b, i, j, own] * (C // heads) ** -0.5
-            logits.append(product + bias)
+            logit = q[b, y, x, own] @ k[b, i, j, own] * (C // heads) ** -0.5
+            logits.append(logit + bias)
         weights = torch.stack(logits).softmax(0)
         values = v[b].flatten(0, 1)[:, own]
         out = out.index_put(

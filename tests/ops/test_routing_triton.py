@@ -26,9 +26,9 @@ from triton.compiler import ASTSource
 from mmsparse.ops import routing_triton as kernels
 
 sizes = dict(QUERIES=49, KEYS=49, ROUTES=4, HEADS=2, KEY_WIDTH=32, VALUE_WIDTH=32)
-sizes |= dict(BLOCK_Q=64, BLOCK_K=64, BLOCK_D=32, BLOCK_C=32, ROUNDED='ieee')
+sizes |= dict(BLOCK_Q=64, BLOCK_K=64, BLOCK_D=32, BLOCK_C=32, PRECISION='ieee')
 kinds = dict(scale='fp32', sums_ptr='*fp32', means_ptr='*fp32')
-kinds |= dict.fromkeys(('rows_ptr', 'readers_ptr', 'ends_ptr'), '*i64')
+kinds |= dict.fromkeys(('routes_ptr', 'readers_ptr', 'ends_ptr'), '*i64')
 kinds |= dict.fromkeys(sizes, 'constexpr')
 for dtype in ('fp32', 'bf16'):
     for name in ('_forward', '_backward_queries', '_backward_keys'):

@@ -207,8 +207,8 @@ class BiLevelRoutingAttention(nn.Module):
         h, w = routing.region
         size, extent = (h, w), (1, 1)  # keys of a region down and across
         if self.kv_pool is not None:
-            kind, length = self.kv_pool
-            if kind.startswith('adaptive'):
+            name, length = self.kv_pool
+            if name.startswith('adaptive'):
                 size, extent = (length, length), (h / length, w / length)
             else:
                 extent = (min(length, h), min(length, w))

@@ -1,4 +1,4 @@
-"""Deformable attention: keys are sampled where a small network says (DAT)."""
+"""Deformable attention: a small network predicts where keys are sampled (DAT)."""
 
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmsparse.models.layers.common import (
     Linear,
     channels_first,
     channels_last,
+    check_choice,
     check_heads,
 )
 from mmsparse.ops import deformable_attention
@@ -336,9 +337,5 @@ def _check(
         raise ValueError(f'stride must be at least 1; got {stride}.')
     if offset_kernel < 1:
         raise ValueError(f'offset_kernel must be at least 1; got {offset_kernel}.')
-    if formulation not in FORMULATIONS:
-        raise ValueError(
-            f'formulation must be one of {sorted(FORMULATIONS)}; got {formulation!r}.'
-        )
-    if bias not in BIASES:
-        raise ValueError(f'bias must be one of {BIASES}; got {bias!r}.')
+    check_choice('formulation', formulation, FORMULATIONS)
+    check_choice('bias', bias, BIASES)

@@ -83,13 +83,13 @@ class WindowAttention2d(nn.Module):
         size, window = q.shape[1:3], self.window_size
         query_axes = queries // x.shape[-1], queries % x.shape[-1]
         # 1. Along each axis, in a feature map that is rolled back by the shift: the
-        # place of every query in its window, (n,), the keys of the window, and which of
+        # index of every query in its window, (n,), the keys of the window, and which of
         # them come from the other end of the feature map, (n, window).
-        places, keys, cut = [], [], []
+        inner, keys, cut = [], [], []
         for query, length in zip(query_axes, size, strict=True):
             rolled = (query - self.shift) % length
-            places.append(rolled % window)
-            first = (rolled - places[-1])[:, None]
+            inner.append(rolled % window)
+            first = (rolled - inner[-1])[:, None]
             rolled_keys = first + torch.arange(window, device=x.device)
             keys.append((rolled_keys + self.shift) % length)
             other_end = length - self.shift  # where it begins
@@ -98,7 +98,7 @@ class WindowAttention2d(nn.Module):
         index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
         masked = (cut[0][:, :, None] | cut[1][:, None]).flatten(1)
         bias = window_bias(self.relative_position_bias_table, window)
-        bias = bias[:, places[0] * window + places[1]]  # (heads, n, M)
+        bias = bias[:, inner[0] * window + inner[1]]  # (heads, n, M)
         # 3. Attention to these keys.
         weights = own_key_weights(
             q[:, query_axes[0], query_axes[1]],
