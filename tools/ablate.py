@@ -38,7 +38,7 @@ from quickstart.trainings import (
     train,
 )
 
-from mmsparse.analysis.flops import count
+from mmsparse.analysis.flops import count_macs
 from mmsparse.apis.model import check_data, check_pretrained, read_config
 from mmsparse.errors import UsageError, config_errors
 
@@ -257,7 +257,7 @@ def macs_of(runner: Runner) -> int:
     batch = {key: [value] for key, value in item.items()}
     # torch's counter hooks into gradients, and fails at a parameter that is the query.
     model = copy.deepcopy(runner.model).eval().requires_grad_(False)
-    return count(lambda: model.test_step(batch))
+    return count_macs(lambda: model.test_step(batch))
 
 
 def training(name: str, runner: Runner) -> Candidate:
