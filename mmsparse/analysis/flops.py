@@ -240,7 +240,7 @@ def _counter() -> FlopCounterMode:
 
 
 def _attention_flops(
-    query: torch.Size, key: torch.Size, value: torch.Size, *settings: Any, **options: Any
+    query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **options: Any
 ) -> int:
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 

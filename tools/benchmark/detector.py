@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from math import ceil
-from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -182,12 +181,20 @@ def _timed_encoder(detector: BaseModel, watch: Stopwatch) -> Iterator[None]:
         with watch.time(ENCODER):
             return encode(**inputs)
 
-    with mock.patch.object(detector, 'forward_encoder', timed):
+    detector.forward_encoder = timed  # hides the method of the class
+    try:
         yield
+    finally:
+        del detector.forward_encoder
 
 
-def _encoding_at_width(width: int) -> mock._patch:
-    """Let mmdet 3.3's DINO have other widths than 256, which it encodes boxes for."""
+@contextmanager
+def _encoding_at_width(width: int) -> Iterator[None]:
+    """Make mmdet 3.3's DINO encode boxes for other widths than 256."""
     layers = import_module('mmdet.models.layers.transformer.dino_layers')
-    encode = partial(layers.coordinate_to_encoding, num_feats=width // 2)
-    return mock.patch.object(layers, 'coordinate_to_encoding', encode)
+    encode = layers.coordinate_to_encoding
+    layers.coordinate_to_encoding = partial(encode, num_feats=width // 2)
+    try:
+        yield
+    finally:
+        layers.coordinate_to_encoding = encode
