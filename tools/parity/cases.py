@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+INF = float('inf')
 FP64_LIMITS = (1e-9, 1e-9)  # sums may run in another order
 NOT_OUTPUTS = ('input', 'state.', 'loaded.', 'cotangent', 'grad')
 
@@ -41,7 +42,7 @@ class Comparison:
         """Return the largest difference over its tolerance; at most 1 passes."""
         actual, expected = self.actual.detach(), self.expected
         if actual.shape != expected.shape:
-            return float('inf')
+            return INF
         if not actual.numel():
             return 0.0
         if self.as_sets:
@@ -51,7 +52,7 @@ class Comparison:
         ratio = (actual - expected).abs() / allowed
         # Equal infinities have no difference.
         ratio = ratio.masked_fill(actual == expected, 0)
-        return ratio.nan_to_num(nan=float('inf')).max().item()
+        return ratio.nan_to_num(nan=INF, posinf=INF).max().item()
 
 
 @dataclass(frozen=True)
