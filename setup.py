@@ -69,7 +69,7 @@ MMENGINE = [
     'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
 ]
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
-DOCS = ['furo', 'myst-parser', 'sphinx']
+DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 EXTRAS = {
