@@ -91,7 +91,14 @@ def metafiles_read_once():
 def small_digits(tmp_path_factory):
     """A folder to run commands in, with a few scenes at data/digits."""
     folder = tmp_path_factory.mktemp('digits')
-    counts = ['--train-scenes', '16', '--val-scenes', '8', '--train-looks', '1']
+    counts = [
+        '--train-scenes',
+        '16',
+        '--val-scenes',
+        '8',
+        '--train-images-per-scan',
+        '1',
+    ]
     subprocess.run(
         [sys.executable, ROOT / 'tools' / 'prepare_digits.py', *counts],
         cwd=folder,
