@@ -1,1 +1,1 @@
-"""Helpers of tools/quickstart.py."""
+"""Three trainings on the digits: tools/quickstart.py."""
