@@ -1,4 +1,4 @@
-"""The quickstart's configs and files; the trainings are those of other tests."""
+"""The quickstart's configs and files, without training."""
 
 import json
 import runpy

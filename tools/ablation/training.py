@@ -25,7 +25,7 @@ from mmsparse.conversion.families import BACKBONE
 from mmsparse.errors import UsageError
 
 # glibc's malloc returns large blocks to the system and allocates them again in every
-# iteration; keeping them makes these trainings 10 % faster.
+# iteration; keeping them makes training 10 % faster.
 KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**33))
 
 

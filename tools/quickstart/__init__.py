@@ -1,1 +1,1 @@
-"""Three trainings on the digits: tools/quickstart.py."""
+"""Three training runs on the digits: tools/quickstart.py."""

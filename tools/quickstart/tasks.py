@@ -1,4 +1,4 @@
-"""The trainings of the quickstart, their order and results."""
+"""The training runs of the quickstart, their order and results."""
 
 import json
 from dataclasses import asdict, dataclass
