@@ -30,9 +30,9 @@ MARK = re.compile(r'(<!-- measured: ([^<>\n]+) -->).*?(<!-- end -->)', re.DOTALL
 HEADER = """\
 # Measurements
 
-All measured figures of these pages, each with its command, machine and commit, so that
-you can repeat it. `python docs/measurements.py` writes this page, and the figures of the
-other pages, from the records in `docs/measurements`.
+Every figure measured with mmsparse: the command, machine and commit are below it, so
+that you can repeat it. `python docs/measurements.py` writes this page, and the figures
+of the other pages, from the records in `docs/measurements`.
 """
 
 
@@ -140,15 +140,14 @@ def relative(path: str | Path, page: Path) -> str:
 
 def section(record: dict, home: Path | None) -> str:
     """Return a record's part of docs/measurements.md; `home` has its table already."""
+    blocks = [f'## {record["title"]}', record['what']]
     if home:
-        figures = f'The figures are in [{home}]({relative(home, PAGE)}).\n'
-    else:
-        figures = table(record, PAGE)
-    return (
-        f'## {record["title"]}\n\n{record["what"]}\n\n{figures}\n'
-        f'{record["machine"]}; {record["versions"]}; commit {record["commit"]}, '
-        f'{record["date"]}:\n\n```\n{record["command"]}\n```\n'
-    )
+        blocks.append(f'The figures are in [{home}]({relative(home, PAGE)}).')
+    elif record['figures']:
+        blocks.append(table(record, PAGE).rstrip())
+    where = f'{record["machine"]}; {record["versions"]}; commit {record["commit"]}'
+    blocks.append(f'{where}, {record["date"]}:')
+    return '\n\n'.join([*blocks, f'```\n{record["command"]}\n```\n'])
 
 
 if __name__ == '__main__':

@@ -1,13 +1,18 @@
-"""Write the tables of the models, from the metafiles.
+"""Write the model tables of the READMEs and docs/configs.md from the metafiles.
 
-In a README of configs or projects, a table stands between the lines
+In a README in configs or projects, the lines
 
   <!-- models: DATA [PATTERN] -->
   <!-- end of models -->
 
-and has the models of that folder's metafile.yml that are trained on DATA, with a
-PATTERN those of such names (* and [...] as in a shell; a ! before it: all others).
-docs/configs.md lists the configs of all folders.
+enclose a table of the models in that folder's metafile.yml that were trained on DATA
+and whose names match PATTERN (* and [...] as in a shell; ! in front inverts it). In the
+README of the repository,
+
+  <!-- overview: NAME NAME ... -->
+  <!-- end of models -->
+
+enclose a table of results per backbone or detector. docs/configs.md lists all configs.
 """
 
 import argparse
@@ -30,7 +35,10 @@ SECTION = re.compile(
     r'.*?(<!-- end of models -->\n)',
     re.DOTALL,
 )
-OURS = re.compile(r'mmsparse (?P<commit>[0-9a-f]{7,})(?P<how>.*)')
+OVERVIEW = re.compile(
+    r'(<!-- overview: (?P<names>[^>]+?) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
+)
+MEASURED = re.compile(r'mmsparse [0-9a-f]{7,}.*')
 TASKS = {
     'ImageNet-1k': 'classification',
     'ADE20K': 'segmentation',
@@ -40,28 +48,24 @@ TASKS = {
 SEGMENTORS = ('fpn', 'upernet')  # of the digits
 METRICS = {
     'Top 1 Accuracy': 'top-1',
-    'mIoU(ms+flip)': 'six sizes and mirrored',
+    'mIoU(ms+flip)': 'ms+flip',
 }
 HEADER = """\
 # All configs
 
-Every config of the repository, by the name of its file; `tools/zoo_tables.py` writes
-this page from the metafiles. The last column tells whose a result is, in the words of
-the [model zoo](model_zoo.md). Where there is none, we have not trained the model as it
-stands here, and know of nobody who did.
-
-Configs of `projects/` need a clone: they are not in the wheel, and mim does not list
-them.
+Every config by file name. Results are published ones, and the last column says whose
+([model zoo](model_zoo.md)); those on the digits were [measured](measurements.md) with
+mmsparse. Configs of `projects/` need a clone. `tools/zoo_tables.py` writes this page.
 
 """
 
 
 @dataclass(frozen=True)
 class Model:
-    """An entry of a metafile.
+    """A model of a metafile.
 
     Args:
-        entry: What stands there.
+        entry: Its entry, as parsed from YAML.
     """
 
     entry: dict[str, Any]
@@ -76,7 +80,7 @@ class Model:
 
     @property
     def results(self) -> dict[str, float]:
-        """Metrics by the names that the tables have for them."""
+        """Metrics by their names in the tables."""
         return {
             METRICS.get(name, name): value
             for result in self.entry.get('Results', ())
@@ -85,7 +89,7 @@ class Model:
 
     @property
     def method(self) -> str:
-        """What stands around the backbone; nothing, of a classifier."""
+        """Detector or segmentor around the backbone; empty for a classifier."""
         parts = self.name.split('_')
         return '' if re.match(r'\d+xb\d+', parts[1]) else parts[0]
 
@@ -105,30 +109,28 @@ class Model:
         return self.entry['Metadata'].get(name)
 
     def link(self, page: Path) -> str:
-        target = os.path.relpath(ROOT / self.entry['Config'], ROOT / page.parent)
-        return f'[{self.name}]({Path(target).as_posix()})'
+        return f'[{self.name}]({relative(self.entry["Config"], page)})'
 
-    def source(self) -> str:
-        """Who has the results; an entry has them all from one source."""
+    def source(self, page: Path) -> str:
+        """Return whose the results are; an entry has them all from one source."""
         if not self.results:
             return ''
         source = self.entry['Results'][0]['Source']
-        if not (own := OURS.fullmatch(source)):
+        if not MEASURED.fullmatch(source):
             return source
-        where = self.metadata('Training Resources')
-        return f'ours, commit {own["commit"]}{own["how"]}, {where}'
+        return f'[measured]({relative("docs/measurements.md", page)})'
 
 
 def main() -> None:
     args = parse_args()
     pages = {PAGE: HEADER + table(all_models(), PAGE, with_task=True)}
-    for page in files('README.md'):
+    for page in [Path('README.md'), *files('README.md')]:
         pages[page] = fill((ROOT / page).read_text(), page)
     old = [page for page, text in pages.items() if read(page) != text]
     if args.check and old:
         sys.exit(
-            f'error: not what the metafiles say: {", ".join(map(str, old))}; '
-            'python tools/zoo_tables.py writes them'
+            f'error: {", ".join(map(str, old))}: tables differ from the metafiles; '
+            'update with: python tools/zoo_tables.py'
         )
     for page in old:
         (ROOT / page).write_text(pages[page])
@@ -158,15 +160,18 @@ def read(page: Path) -> str:
 
 
 def fill(text: str, page: Path) -> str:
-    """Put the tables of a README between their marks."""
+    """Return a README with its tables filled in."""
 
     def section(found: re.Match) -> str:
         models = list(select(page.parent, found['data'], found['pattern'] or '*'))
         if not models:
-            sys.exit(f'error: {page}: no model for the line {found[1].strip()}')
+            sys.exit(f'error: {page}: no model matches {found[1].strip()}')
         return f'{found[1]}{table(models, page)}{found[4]}'
 
-    return SECTION.sub(section, text)
+    def summary(found: re.Match) -> str:
+        return f'{found[1]}{overview(found["names"].split(), page)}{found[3]}'
+
+    return OVERVIEW.sub(summary, SECTION.sub(section, text))
 
 
 def select(folder: Path, data: str, pattern: str) -> Iterator[Model]:
@@ -190,51 +195,88 @@ def all_models() -> list[Model]:
 
 
 def table(models: list[Model], page: Path, with_task: bool = False) -> str:
-    """Write models as a table in Markdown, without columns that would be empty.
+    """Return models as a table in Markdown, without columns that would be empty.
 
     Args:
         models: One a row.
-        page: Where the table stands, from the root.
-        with_task: Tell task, method, backbone and data, and all results in one column;
-            else one column for each metric.
-
-    Returns:
-        The table.
+        page: Page that has the table, relative to the root; links start from there.
+        with_task: Whether to write the task, and all results in one column; otherwise
+            each metric has its column.
     """
     columns = {'config': [model.link(page) for model in models]}
     if with_task:
-        for name in ('task', 'method', 'backbone', 'data'):
-            columns[name] = [getattr(model, name) for model in models]
-    columns['parameters'] = [f'{m.metadata("Parameters") / 1e6:.2f} M' for m in models]
+        columns['task'] = [model.task for model in models]
+    columns['params (M)'] = [millions(model) for model in models]
     if with_task:
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
             for model in models
         ]
     else:
-        columns |= multiply_adds(models)
+        columns |= gmacs(models)
         if len({model.metadata('Epochs') for model in models}) > 1:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
         metrics = dict.fromkeys(name for model in models for name in model.results)
         for metric in metrics:
             columns[metric] = [str(m.results.get(metric, '')) for m in models]
-    columns['result of'] = [model.source() for model in models]
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    columns['source'] = [model.source(page) for model in models]
+    return markdown({name: cells for name, cells in columns.items() if any(cells)})
+
+
+def overview(names: list[str], page: Path) -> str:
+    """Return a table of published results over the tasks, one backbone a row."""
+    titles = ('model', 'params (M)', 'GMACs', 'top-1', 'box AP', 'mIoU', 'configs')
+    columns = {title: [] for title in titles}
+    for name in names:
+        model = find(f'{name}_*')
+        if not model:
+            sys.exit(f'error: {page}: no model named {name!r}')
+        detector = find(f'mask-rcnn_{name}_*-12e_coco') or model
+        segmentor = find(f'upernet_{name}_*') or model
+        macs = model.metadata('FLOPs')
+        folder = Path(model.entry['Config']).parent
+        row = (
+            name,
+            millions(model),
+            f'{macs / 1e9:.1f}' if macs else '',
+            model.results.get('top-1', ''),
+            detector.results.get('box AP', ''),
+            segmentor.results.get('mIoU', ''),
+            f'[{folder.name}]({relative(folder, page)})',
+        )
+        for cells, value in zip(columns.values(), row, strict=True):
+            cells.append(str(value))
+    return markdown(columns)
+
+
+def find(pattern: str) -> Model | None:
+    return next((m for m in all_models() if fnmatchcase(m.name, pattern)), None)
+
+
+def relative(path: str | Path, page: Path) -> str:
+    return Path(os.path.relpath(ROOT / path, ROOT / page.parent)).as_posix()
+
+
+def markdown(columns: dict[str, list[str]]) -> str:
     rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
-def multiply_adds(models: list[Model]) -> dict[str, list[str]]:
-    """Make their column; the size of pictures is in the title where it is one."""
+def millions(model: Model) -> str:
+    return f'{model.metadata("Parameters") / 1e6:.2f}'
+
+
+def gmacs(models: list[Model]) -> dict[str, list[str]]:
+    """Return the column of GMACs, with the image size in its title if there is one."""
     sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
     one = len(sizes) == 1
     cells = []
     for model in models:
         macs = model.metadata('FLOPs') or 0
-        number = f'{macs / 1e9:.0f} G' if macs > 1e11 else f'{macs / 1e9:.2f} G'
+        number = f'{macs / 1e9:.0f}' if macs > 1e11 else f'{macs / 1e9:.2f}'
         size = '' if one else f' at {model.metadata("Resolution")}'
         cells.append(number + size if macs else '')
-    return {f'multiply-adds, {sizes.pop()}' if one else 'multiply-adds': cells}
+    return {f'GMACs, {sizes.pop()}' if one else 'GMACs': cells}
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The tables of the models, and what keeps them from drifting."""
+"""The model tables of the READMEs and docs/configs.md."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the command; without arguments it writes."""
+    """Run the command; without arguments it writes the pages."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['zoo_tables.py', *arguments])
@@ -25,7 +25,8 @@ def run(monkeypatch):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of pages and metafiles for the command to work on."""
+    """Copy pages and metafiles, and let the command work on the copy."""
+    shutil.copyfile(ROOT / 'README.md', tmp_path / 'README.md')
     for path in ROOT.glob('*/*/*'):
         if path.name in ('README.md', 'metafile.yml'):
             target = tmp_path / path.relative_to(ROOT)
@@ -37,7 +38,7 @@ def copy(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_pages_are_what_the_metafiles_say(run):
+def test_tables_agree_with_the_metafiles(run):
     run('--check')
 
 
@@ -54,13 +55,13 @@ def test_every_config_is_listed_once():
     assert set(listed) == configs
 
 
-def test_a_changed_number_is_told_and_mended(copy, run, capsys):
+def test_a_changed_figure_is_reported_and_fixed(copy, run, capsys):
     readme, page = copy / 'configs/dat/README.md', copy / 'docs/configs.md'
     before = readme.read_text()
     readme.write_text(before.replace('| 83.9 |', '| 84.9 |'))
     page.write_text(page.read_text().replace('top-1 83.9', 'top-1 84.9'))
 
-    with pytest.raises(SystemExit, match=r'docs/configs.md, configs/dat/README.md;'):
+    with pytest.raises(SystemExit, match=r'docs/configs.md, configs/dat/README.md:'):
         run('--check')
     run()
 
@@ -72,26 +73,26 @@ def test_a_changed_number_is_told_and_mended(copy, run, capsys):
     run('--check')
 
 
-def test_what_is_written_by_hand_stays(copy, run):
+def test_text_outside_of_the_marks_stays(copy, run):
     readme = copy / 'configs/detr/README.md'
-    readme.write_text('Mine.\n' + readme.read_text().replace('42.70 M', ''))
+    readme.write_text('Mine.\n' + readme.read_text().replace('| 42.70 |', '| |'))
 
     run()
 
     text = readme.read_text()
     assert text.startswith('Mine.\n# DETR')
-    assert '42.70 M' in text
+    assert '| 42.70 |' in text
 
 
-def test_marks_that_fit_no_model_are_told(copy, run):
+def test_a_mark_without_models_is_an_error(copy, run):
     readme = copy / 'configs/detr/README.md'
     readme.write_text(readme.read_text().replace('models: COCO', 'models: Cityscapes'))
 
-    with pytest.raises(SystemExit, match='no model for the line <!-- models: Citysc'):
+    with pytest.raises(SystemExit, match='no model matches <!-- models: Citysc'):
         run()
 
 
-def test_a_pattern_takes_names_or_all_others():
+def test_a_pattern_selects_names_or_all_others():
     folder = Path('configs/focus_detr')
     options = [m.name for m in zoo_tables.select(folder, 'COCO', '*_r50_[a-z]*')]
     others = [m.name for m in zoo_tables.select(folder, 'COCO', '!*_r50_[a-z]*')]
@@ -99,3 +100,15 @@ def test_a_pattern_takes_names_or_all_others():
     assert 'focus-detr_r50_keep-10_8xb2-12e_coco' in options
     assert 'focus-detr_r50_8xb2-12e_coco' in others
     assert not set(options) & set(others)
+
+
+def test_the_overview_has_published_results_of_all_tasks():
+    text = zoo_tables.overview(['biformer-small', 'focus-detr_r50'], Path('README.md'))
+
+    *_, biformer, focus = text.splitlines()
+    assert '| 25.54 | 4.5 | 83.8 | 47.8 | 49.8 | [biformer](configs/biformer) |' in (
+        biformer
+    )
+    assert '| 49.39 |  |  | 48.8 |  | [focus_detr](configs/focus_detr) |' in focus
+    with pytest.raises(SystemExit, match="no model named 'swin-tiny'"):
+        zoo_tables.overview(['swin-tiny'], Path('README.md'))
