@@ -1,18 +1,19 @@
-"""Write the model tables of the READMEs and docs/configs.md from the metafiles.
+"""Write the tables of all models from the metafiles.
 
-In a README in configs or projects, the lines
+In a README of configs/ or projects/, the two lines
 
   <!-- models: DATA [PATTERN] -->
   <!-- end of models -->
 
-enclose a table of the models in that folder's metafile.yml that were trained on DATA
-and whose names match PATTERN (* and [...] as in a shell; ! in front inverts it). In the
-README of the repository,
+enclose a table of the models in the metafile.yml of its folder that are trained on
+DATA. PATTERN selects them by name (* and [...] as in a shell; !PATTERN: all others).
+In the README of the repository,
 
   <!-- overview: NAME NAME ... -->
   <!-- end of models -->
 
-enclose a table of results per backbone or detector. docs/configs.md lists all configs.
+enclose a table of published results, one backbone or detector per row. docs/configs.md
+lists the configs of all folders.
 """
 
 import argparse
@@ -36,24 +37,19 @@ SECTION = re.compile(
     re.DOTALL,
 )
 OVERVIEW = re.compile(
-    r'(<!-- overview: (?P<names>[^>]+?) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
+    r'(<!-- overview: (?P<names>[^>]+) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
 )
-MEASURED = re.compile(r'mmsparse [0-9a-f]{7,}.*')
 TASKS = {
     'ImageNet-1k': 'classification',
     'ADE20K': 'segmentation',
     'COCO': 'detection',
     'COCO panoptic': 'panoptic segmentation',
 }
-SEGMENTORS = ('fpn', 'upernet')  # of the digits
-METRICS = {
-    'Top 1 Accuracy': 'top-1',
-    'mIoU(ms+flip)': 'ms+flip',
-}
+SEGMENTORS = ('fpn', 'upernet')
 HEADER = """\
 # All configs
 
-Every config by file name. Results are published ones, and the last column says whose
+Every config by file name. Results are published ones, and `source` says whose
 ([model zoo](model_zoo.md)); those on the digits were [measured](measurements.md) with
 mmsparse. Configs of `projects/` need a clone. `tools/zoo_tables.py` writes this page.
 
@@ -62,10 +58,10 @@ mmsparse. Configs of `projects/` need a clone. `tools/zoo_tables.py` writes this
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a metafile.
+    """One model of a metafile.
 
     Args:
-        entry: Its entry, as parsed from YAML.
+        entry: Its entry there.
     """
 
     entry: dict[str, Any]
@@ -80,16 +76,18 @@ class Model:
 
     @property
     def results(self) -> dict[str, float]:
-        """Metrics by their names in the tables."""
+        """Metrics by the titles of their columns."""
         return {
-            METRICS.get(name, name): value
+            {'Top 1 Accuracy': 'top-1', 'mIoU(ms+flip)': 'ms+flip'}.get(
+                name, name
+            ): value
             for result in self.entry.get('Results', ())
             for name, value in result['Metrics'].items()
         }
 
     @property
     def method(self) -> str:
-        """Detector or segmentor around the backbone; empty for a classifier."""
+        """The detector or segmentor; empty for a classifier."""
         parts = self.name.split('_')
         return '' if re.match(r'\d+xb\d+', parts[1]) else parts[0]
 
@@ -108,31 +106,36 @@ class Model:
     def metadata(self, name: str) -> Any:
         return self.entry['Metadata'].get(name)
 
+    def macs(self, with_size: bool) -> str:
+        macs = (self.metadata('FLOPs') or 0) / 1e9
+        size = f' at {self.metadata("Resolution")}' if with_size else ''
+        return f'{macs:.{0 if macs > 100 else 2}f}{size}' if macs else ''
+
     def link(self, page: Path) -> str:
         return f'[{self.name}]({relative(self.entry["Config"], page)})'
 
     def source(self, page: Path) -> str:
-        """Return whose the results are; an entry has them all from one source."""
+        """Return where the results are from; all of a model have one source."""
         if not self.results:
             return ''
         source = self.entry['Results'][0]['Source']
-        if not MEASURED.fullmatch(source):
+        if not source.startswith('mmsparse '):
             return source
         return f'[measured]({relative("docs/measurements.md", page)})'
 
 
 def main() -> None:
     args = parse_args()
-    pages = {PAGE: HEADER + table(all_models(), PAGE, with_task=True)}
+    pages = {PAGE: HEADER + table(all_models(), PAGE, summary=True)}
     for page in [Path('README.md'), *files('README.md')]:
         pages[page] = fill((ROOT / page).read_text(), page)
-    old = [page for page, text in pages.items() if read(page) != text]
-    if args.check and old:
+    outdated = [page for page, text in pages.items() if read(page) != text]
+    if args.check and outdated:
         sys.exit(
-            f'error: {", ".join(map(str, old))}: tables differ from the metafiles; '
-            'update with: python tools/zoo_tables.py'
+            f'error: outdated tables in {", ".join(map(str, outdated))}; '
+            'run python tools/zoo_tables.py'
         )
-    for page in old:
+    for page in outdated:
         (ROOT / page).write_text(pages[page])
         print(page)
 
@@ -144,7 +147,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='write nothing, and exit with 1 if a page would change',
+        help='write nothing; exit with 1 if a page is outdated',
     )
     return parser.parse_args()
 
@@ -159,13 +162,23 @@ def read(page: Path) -> str:
     return path.read_text() if path.is_file() else ''
 
 
+@cache
+def read_models(folder: Path) -> list[Model]:
+    entries = yaml.safe_load(read(folder / 'metafile.yml') or 'Models: []')['Models']
+    return [Model(entry) for entry in entries]
+
+
+def all_models() -> list[Model]:
+    return [m for path in files('metafile.yml') for m in read_models(path.parent)]
+
+
 def fill(text: str, page: Path) -> str:
-    """Return a README with its tables filled in."""
+    """Fill in the tables of a README."""
 
     def section(found: re.Match) -> str:
         models = list(select(page.parent, found['data'], found['pattern'] or '*'))
         if not models:
-            sys.exit(f'error: {page}: no model matches {found[1].strip()}')
+            sys.exit(f'error: {page}: no model matches the line {found[1].strip()}')
         return f'{found[1]}{table(models, page)}{found[4]}'
 
     def summary(found: re.Match) -> str:
@@ -177,54 +190,47 @@ def fill(text: str, page: Path) -> str:
 def select(folder: Path, data: str, pattern: str) -> Iterator[Model]:
     wanted = not pattern.startswith('!')
     for model in read_models(folder):
-        named = fnmatchcase(model.name, pattern.removeprefix('!'))
-        if model.data == data and named == wanted:
+        matches = fnmatchcase(model.name, pattern.removeprefix('!'))
+        if model.data == data and matches == wanted:
             yield model
 
 
-@cache
-def read_models(folder: Path) -> list[Model]:
-    metafile = ROOT / folder / 'metafile.yml'
-    if not metafile.is_file():
-        return []
-    return [Model(x) for x in yaml.safe_load(metafile.read_text())['Models']]
-
-
-def all_models() -> list[Model]:
-    return [m for path in files('metafile.yml') for m in read_models(path.parent)]
-
-
-def table(models: list[Model], page: Path, with_task: bool = False) -> str:
-    """Return models as a table in Markdown, without columns that would be empty.
+def table(models: list[Model], page: Path, summary: bool = False) -> str:
+    """Format models as a Markdown table without empty columns.
 
     Args:
-        models: One a row.
-        page: Page that has the table, relative to the root; links start from there.
-        with_task: Whether to write the task, and all results in one column; otherwise
-            each metric has its column.
+        models: One per row.
+        page: File of the table, relative to the root.
+        summary: Add the task, and join all results in one column, instead of one
+            column for each metric.
+
+    Returns:
+        The table.
     """
     columns = {'config': [model.link(page) for model in models]}
-    if with_task:
+    params = [f'{model.metadata("Parameters") / 1e6:.2f}' for model in models]
+    if summary:
         columns['task'] = [model.task for model in models]
-    columns['params (M)'] = [millions(model) for model in models]
-    if with_task:
+        columns['params (M)'] = params
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
             for model in models
         ]
     else:
-        columns |= gmacs(models)
+        sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
+        title = f'GMACs at {min(sizes)}' if len(sizes) == 1 else 'GMACs'
+        columns['params (M)'] = params
+        columns[title] = [model.macs(with_size=len(sizes) > 1) for model in models]
         if len({model.metadata('Epochs') for model in models}) > 1:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
-        metrics = dict.fromkeys(name for model in models for name in model.results)
-        for metric in metrics:
+        for metric in dict.fromkeys(x for model in models for x in model.results):
             columns[metric] = [str(m.results.get(metric, '')) for m in models]
     columns['source'] = [model.source(page) for model in models]
     return markdown({name: cells for name, cells in columns.items() if any(cells)})
 
 
 def overview(names: list[str], page: Path) -> str:
-    """Return a table of published results over the tasks, one backbone a row."""
+    """Format published results over the tasks, one backbone or detector per row."""
     titles = ('model', 'params (M)', 'GMACs', 'top-1', 'box AP', 'mIoU', 'configs')
     columns = {title: [] for title in titles}
     for name in names:
@@ -233,12 +239,11 @@ def overview(names: list[str], page: Path) -> str:
             sys.exit(f'error: {page}: no model named {name!r}')
         detector = find(f'mask-rcnn_{name}_*-12e_coco') or model
         segmentor = find(f'upernet_{name}_*') or model
-        macs = model.metadata('FLOPs')
         folder = Path(model.entry['Config']).parent
         row = (
             name,
-            millions(model),
-            f'{macs / 1e9:.1f}' if macs else '',
+            f'{model.metadata("Parameters") / 1e6:.2f}',
+            model.macs(with_size=False),
             model.results.get('top-1', ''),
             detector.results.get('box AP', ''),
             segmentor.results.get('mIoU', ''),
@@ -260,23 +265,6 @@ def relative(path: str | Path, page: Path) -> str:
 def markdown(columns: dict[str, list[str]]) -> str:
     rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
-
-
-def millions(model: Model) -> str:
-    return f'{model.metadata("Parameters") / 1e6:.2f}'
-
-
-def gmacs(models: list[Model]) -> dict[str, list[str]]:
-    """Return the column of GMACs, with the image size in its title if there is one."""
-    sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
-    one = len(sizes) == 1
-    cells = []
-    for model in models:
-        macs = model.metadata('FLOPs') or 0
-        number = f'{macs / 1e9:.0f}' if macs > 1e11 else f'{macs / 1e9:.2f}'
-        size = '' if one else f' at {model.metadata("Resolution")}'
-        cells.append(number + size if macs else '')
-    return {f'GMACs, {sizes.pop()}' if one else 'GMACs': cells}
 
 
 if __name__ == '__main__':

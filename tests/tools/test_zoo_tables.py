@@ -1,5 +1,3 @@
-"""The model tables of the READMEs and docs/configs.md."""
-
 import re
 import shutil
 import sys
@@ -13,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the command; without arguments it writes the pages."""
+    """Run the command; without arguments it writes the tables."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['zoo_tables.py', *arguments])
@@ -25,7 +23,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """Copy pages and metafiles, and let the command work on the copy."""
+    """A copy of the pages and metafiles that the command works on."""
     shutil.copyfile(ROOT / 'README.md', tmp_path / 'README.md')
     for path in ROOT.glob('*/*/*'):
         if path.name in ('README.md', 'metafile.yml'):
@@ -38,7 +36,7 @@ def copy(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_tables_agree_with_the_metafiles(run):
+def test_the_tables_are_up_to_date(run):
     run('--check')
 
 
@@ -48,20 +46,20 @@ def test_every_config_is_listed_once():
         path.relative_to(ROOT).as_posix()
         for pattern in ('configs/*/*.py', 'projects/*/configs/*.py')
         for path in ROOT.glob(pattern)
-        if path.parent.name != '_base_'
+        if '_base_' not in path.parts
     }
 
     assert len(listed) == len(configs)
     assert set(listed) == configs
 
 
-def test_a_changed_figure_is_reported_and_fixed(copy, run, capsys):
+def test_an_outdated_table_is_reported_and_rewritten(copy, run, capsys):
     readme, page = copy / 'configs/dat/README.md', copy / 'docs/configs.md'
     before = readme.read_text()
     readme.write_text(before.replace('| 83.9 |', '| 84.9 |'))
     page.write_text(page.read_text().replace('top-1 83.9', 'top-1 84.9'))
 
-    with pytest.raises(SystemExit, match=r'docs/configs.md, configs/dat/README.md:'):
+    with pytest.raises(SystemExit, match=r'docs/configs.md, configs/dat/README.md;'):
         run('--check')
     run()
 
@@ -73,22 +71,24 @@ def test_a_changed_figure_is_reported_and_fixed(copy, run, capsys):
     run('--check')
 
 
-def test_text_outside_of_the_marks_stays(copy, run):
+def test_text_around_a_table_is_kept(copy, run):
     readme = copy / 'configs/detr/README.md'
-    readme.write_text('Mine.\n' + readme.read_text().replace('| 42.70 |', '| |'))
+    readme.write_text('By hand.\n' + readme.read_text().replace('| 42.70 |', '| 1 |'))
 
     run()
 
     text = readme.read_text()
-    assert text.startswith('Mine.\n# DETR')
+    assert text.startswith('By hand.\n# DETR')
     assert '| 42.70 |' in text
 
 
-def test_a_mark_without_models_is_an_error(copy, run):
+def test_a_section_without_models_raises_an_error(copy, run):
     readme = copy / 'configs/detr/README.md'
     readme.write_text(readme.read_text().replace('models: COCO', 'models: Cityscapes'))
 
-    with pytest.raises(SystemExit, match='no model matches <!-- models: Citysc'):
+    with pytest.raises(
+        SystemExit, match='no model matches the line <!-- models: Citysc'
+    ):
         run()
 
 
@@ -106,9 +106,12 @@ def test_the_overview_has_published_results_of_all_tasks():
     text = zoo_tables.overview(['biformer-small', 'focus-detr_r50'], Path('README.md'))
 
     *_, biformer, focus = text.splitlines()
-    assert '| 25.54 | 4.5 | 83.8 | 47.8 | 49.8 | [biformer](configs/biformer) |' in (
-        biformer
+    assert biformer == (
+        '| biformer-small | 25.54 | 4.49 | 83.8 | 47.8 | 49.8 '
+        '| [biformer](configs/biformer) |'
     )
-    assert '| 49.39 |  |  | 48.8 |  | [focus_detr](configs/focus_detr) |' in focus
+    assert focus == (
+        '| focus-detr_r50 | 49.39 |  |  | 48.8 |  | [focus_detr](configs/focus_detr) |'
+    )
     with pytest.raises(SystemExit, match="no model named 'swin-tiny'"):
         zoo_tables.overview(['swin-tiny'], Path('README.md'))

@@ -237,6 +237,17 @@ class DAT(StagedBackbone):
         )
         self.freeze()
 
+    def no_weight_decay(self) -> set[str]:
+        """Return norms and position biases; tables of neighborhoods do decay."""
+        names = super().no_weight_decay()
+        for prefix, module in self.named_modules():
+            if isinstance(module, NeighborhoodAttention2d):
+                names.discard(f'{prefix}.relative_position_bias_table')
+            if isinstance(module, DeformableAttention2d):
+                biases = (name for name, _ in module.named_parameters(prefix))
+                names.update(x for x in biases if '.cpb_mlp.' in x or '.lepe.' in x)
+        return names
+
 
 class DATBlock(nn.Module):
     """Attention and MLP, each with a residual around it, perhaps after a convolution.
