@@ -145,8 +145,9 @@ def section(record: dict, home: Path | None) -> str:
         blocks.append(f'The figures are in [{home}]({relative(home, PAGE)}).')
     elif record['figures']:
         blocks.append(table(record, PAGE).rstrip())
-    where = f'{record["machine"]}; {record["versions"]}; commit {record["commit"]}'
-    blocks.append(f'{where}, {record["date"]}:')
+    machine = record['machine'][0].upper() + record['machine'][1:]
+    source = f'{record["versions"]}; commit {record["commit"]}, {record["date"]}'
+    blocks.append(f'{machine}; {source}:')
     return '\n\n'.join([*blocks, f'```\n{record["command"]}\n```\n'])
 
 
