@@ -9,6 +9,19 @@ class UsageError(ValueError):
     """A mistake of the user, told in one line that needs no traceback."""
 
 
+class MissingFileError(UsageError):
+    """A file or folder that a config names does not exist.
+
+    Args:
+        message: The error.
+        path: The file or folder.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def format_error(error: Exception) -> str:
     """Write in one line what an exception tells.
 

@@ -7,7 +7,13 @@ In a README of configs/ or projects/, the two lines
 
 enclose a table of the models in the metafile.yml of its folder that are trained on
 DATA. PATTERN selects them by name (* and [...] as in a shell; !PATTERN: all others).
-docs/configs.md lists the configs of all folders.
+In the README of the repository,
+
+  <!-- overview: NAME NAME ... -->
+  <!-- end of models -->
+
+enclose a table of published results, one backbone or detector per row. docs/configs.md
+lists the configs of all folders.
 """
 
 import argparse
@@ -30,6 +36,9 @@ SECTION = re.compile(
     r'.*?(<!-- end of models -->\n)',
     re.DOTALL,
 )
+OVERVIEW = re.compile(
+    r'(<!-- overview: (?P<names>[^>]+) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
+)
 TASKS = {
     'ImageNet-1k': 'classification',
     'ADE20K': 'segmentation',
@@ -40,10 +49,9 @@ SEGMENTORS = ('fpn', 'upernet')
 HEADER = """\
 # All configs
 
-The configs of this repository with their results, generated from the metafiles by
-`tools/zoo_tables.py`. The [model zoo](model_zoo.md) explains the sources of results;
-models without a result have not been trained. Configs of `projects/` are in a clone
-only, not in the wheel.
+Every config by file name. Results are published ones, and `source` says whose
+([model zoo](model_zoo.md)); those on the digits were [measured](measurements.md) with
+mmsparse. Configs of `projects/` need a clone. `tools/zoo_tables.py` writes this page.
 
 """
 
@@ -70,7 +78,7 @@ class Model:
     def results(self) -> dict[str, float]:
         """Metrics by the titles of their columns."""
         return {
-            {'Top 1 Accuracy': 'top-1', 'mIoU(ms+flip)': 'mIoU (ms+flip)'}.get(
+            {'Top 1 Accuracy': 'top-1', 'mIoU(ms+flip)': 'ms+flip'}.get(
                 name, name
             ): value
             for result in self.entry.get('Results', ())
@@ -95,15 +103,6 @@ class Model:
             return 'classification'
         return 'segmentation' if self.method in SEGMENTORS else 'detection'
 
-    @property
-    def source(self) -> str:
-        """Where the results are from; all results of a model have one source."""
-        if not self.results:
-            return ''
-        machine = self.metadata('Training Resources')
-        source = self.entry['Results'][0]['Source']
-        return f'{source}, {machine}' if machine else source
-
     def metadata(self, name: str) -> Any:
         return self.entry['Metadata'].get(name)
 
@@ -113,15 +112,22 @@ class Model:
         return f'{macs:.{0 if macs > 100 else 2}f}{size}' if macs else ''
 
     def link(self, page: Path) -> str:
-        target = os.path.relpath(ROOT / self.entry['Config'], ROOT / page.parent)
-        return f'[{self.name}]({Path(target).as_posix()})'
+        return f'[{self.name}]({relative(self.entry["Config"], page)})'
+
+    def source(self, page: Path) -> str:
+        """Return where the results are from; all of a model have one source."""
+        if not self.results:
+            return ''
+        source = self.entry['Results'][0]['Source']
+        if not source.startswith('mmsparse '):
+            return source
+        return f'[measured]({relative("docs/measurements.md", page)})'
 
 
 def main() -> None:
     args = parse_args()
-    everything = [m for x in files('metafile.yml') for m in read_models(x.parent)]
-    pages = {PAGE: HEADER + table(everything, PAGE, summary=True)}
-    for page in files('README.md'):
+    pages = {PAGE: HEADER + table(all_models(), PAGE, summary=True)}
+    for page in [Path('README.md'), *files('README.md')]:
         pages[page] = fill((ROOT / page).read_text(), page)
     outdated = [page for page, text in pages.items() if read(page) != text]
     if args.check and outdated:
@@ -162,6 +168,10 @@ def read_models(folder: Path) -> list[Model]:
     return [Model(entry) for entry in entries]
 
 
+def all_models() -> list[Model]:
+    return [m for path in files('metafile.yml') for m in read_models(path.parent)]
+
+
 def fill(text: str, page: Path) -> str:
     """Fill in the tables of a README."""
 
@@ -171,7 +181,10 @@ def fill(text: str, page: Path) -> str:
             sys.exit(f'error: {page}: no model matches the line {found[1].strip()}')
         return f'{found[1]}{table(models, page)}{found[4]}'
 
-    return SECTION.sub(section, text)
+    def summary(found: re.Match) -> str:
+        return f'{found[1]}{overview(found["names"].split(), page)}{found[3]}'
+
+    return OVERVIEW.sub(summary, SECTION.sub(section, text))
 
 
 def select(folder: Path, data: str, pattern: str) -> Iterator[Model]:
@@ -188,8 +201,8 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     Args:
         models: One per row.
         page: File of the table, relative to the root.
-        summary: Add task, method, backbone and data, and join all results in one
-            column, instead of one column for each metric.
+        summary: Add the task, and join all results in one column, instead of one
+            column for each metric.
 
     Returns:
         The table.
@@ -197,8 +210,7 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     columns = {'config': [model.link(page) for model in models]}
     params = [f'{model.metadata("Parameters") / 1e6:.2f}' for model in models]
     if summary:
-        for name in ('task', 'method', 'backbone', 'data'):
-            columns[name] = [getattr(model, name) for model in models]
+        columns['task'] = [model.task for model in models]
         columns['params (M)'] = params
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
@@ -213,8 +225,44 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
         for metric in dict.fromkeys(x for model in models for x in model.results):
             columns[metric] = [str(m.results.get(metric, '')) for m in models]
-    columns['source'] = [model.source for model in models]
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    columns['source'] = [model.source(page) for model in models]
+    return markdown({name: cells for name, cells in columns.items() if any(cells)})
+
+
+def overview(names: list[str], page: Path) -> str:
+    """Format published results over the tasks, one backbone or detector per row."""
+    titles = ('model', 'params (M)', 'GMACs', 'top-1', 'box AP', 'mIoU', 'configs')
+    columns = {title: [] for title in titles}
+    for name in names:
+        model = find(f'{name}_*')
+        if not model:
+            sys.exit(f'error: {page}: no model named {name!r}')
+        detector = find(f'mask-rcnn_{name}_*-12e_coco') or model
+        segmentor = find(f'upernet_{name}_*') or model
+        folder = Path(model.entry['Config']).parent
+        row = (
+            name,
+            f'{model.metadata("Parameters") / 1e6:.2f}',
+            model.macs(with_size=False),
+            model.results.get('top-1', ''),
+            detector.results.get('box AP', ''),
+            segmentor.results.get('mIoU', ''),
+            f'[{folder.name}]({relative(folder, page)})',
+        )
+        for cells, value in zip(columns.values(), row, strict=True):
+            cells.append(str(value))
+    return markdown(columns)
+
+
+def find(pattern: str) -> Model | None:
+    return next((m for m in all_models() if fnmatchcase(m.name, pattern)), None)
+
+
+def relative(path: str | Path, page: Path) -> str:
+    return Path(os.path.relpath(ROOT / path, ROOT / page.parent)).as_posix()
+
+
+def markdown(columns: dict[str, list[str]]) -> str:
     rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 

@@ -24,6 +24,7 @@ def run(monkeypatch):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the pages and metafiles that the command works on."""
+    shutil.copyfile(ROOT / 'README.md', tmp_path / 'README.md')
     for path in ROOT.glob('*/*/*'):
         if path.name in ('README.md', 'metafile.yml'):
             target = tmp_path / path.relative_to(ROOT)
@@ -99,3 +100,18 @@ def test_a_pattern_selects_names_or_all_others():
     assert 'focus-detr_r50_keep-10_8xb2-12e_coco' in options
     assert 'focus-detr_r50_8xb2-12e_coco' in others
     assert not set(options) & set(others)
+
+
+def test_the_overview_has_published_results_of_all_tasks():
+    text = zoo_tables.overview(['biformer-small', 'focus-detr_r50'], Path('README.md'))
+
+    *_, biformer, focus = text.splitlines()
+    assert biformer == (
+        '| biformer-small | 25.54 | 4.49 | 83.8 | 47.8 | 49.8 '
+        '| [biformer](configs/biformer) |'
+    )
+    assert focus == (
+        '| focus-detr_r50 | 49.39 |  |  | 48.8 |  | [focus_detr](configs/focus_detr) |'
+    )
+    with pytest.raises(SystemExit, match="no model named 'swin-tiny'"):
+        zoo_tables.overview(['swin-tiny'], Path('README.md'))
