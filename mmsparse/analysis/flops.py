@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
-from mmsparse.conversion.families import FAMILIES, Family
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
 
 HEADS = ('head', 'decode_head')  # those that need nothing but features
@@ -90,20 +90,22 @@ def published_classifiers() -> Iterator[Part]:
     Yields:
         The classifier as one part, with the family and the arch for a name.
     """
-    for family in FAMILIES.values():
-        for arch, settings in family.backbone.arch_settings.items():
+    for family, backbone in BACKBONES.items():
+        for arch, settings in backbone.arch_settings.items():
             if arch != 'nano':  # ours
-                side = settings.get('img_size', 224)
-                yield _classifier(family, arch, side, f'{family.name}-{arch}')
+                side = getattr(settings, 'img_size', 224)
+                yield _classifier(backbone, arch, side, f'{family}-{arch}')
     # The same model, fine-tuned on larger pictures.
-    yield _classifier(FAMILIES['dat'], 'pp-base', 384, 'dat-pp-base-384')
+    yield _classifier(BACKBONES['dat'], 'pp-base', 384, 'dat-pp-base-384')
 
 
-def _classifier(family: Family, arch: str, side: int, name: str) -> Part:
+def _classifier(
+    backbone_type: type[StagedBackbone], arch: str, side: int, name: str
+) -> Part:
     with torch.device('meta'):
-        backbone = family.backbone(arch)
+        backbone = backbone_type(arch)
     total = measure(backbone, (side, side))[-1]
-    weights = 1000 * family.width(arch)  # of the linear map to 1000 classes
+    weights = 1000 * backbone.arch.embed_dims[-1]  # of the linear map to 1000 classes
     return Part(name, total.parameters + weights + 1000, total.macs + weights)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmsparse.models.layers import DepthwiseConv2d
+from mmsparse.models.layers.common import DepthwiseConv2d
 from parity.cases import Case, Comparison
 
 
