@@ -1,5 +1,6 @@
 """Contract of every backbone; a new family is tested without an edit."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -12,6 +13,7 @@ from torch import nn
 
 from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import NORM_LAYERS
+from mmsparse.models.layers.block import DropPath
 from mmsparse.ops import reference_only
 
 NANO = dict(embed_dims=(32, 64, 128, 256), depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8))
@@ -123,6 +125,13 @@ def test_stochastic_depth_acts_in_training_only(build):
     backbone.train()
 
     assert not torch.equal(backbone(x)[-1], backbone(x)[-1])
+
+
+def test_drop_path_rates_grow_linearly_over_all_blocks(build):
+    modules = build(drop_path_rate=0.4).modules()
+    rates = [m.drop_prob for m in modules if isinstance(m, DropPath)]
+
+    assert rates == pytest.approx(torch.linspace(0, 0.4, len(rates)).tolist())
 
 
 def test_train_and_eval_return_the_backbone(build):
@@ -335,10 +344,13 @@ def test_images_may_be_as_small_as_min_side(build):
 
 
 def test_an_arch_may_have_only_what_differs_from_its_base(build):
-    backbone = build(arch=dict(base='nano', depths=(1, 1, 1, 1)))
+    arch = dict(base='nano', depths=[1, 1, 1, 1])
+    before = copy.deepcopy(arch)
+
+    backbone = build(arch=arch)
 
     outs = backbone(torch.rand(1, 3, 64, 64))
-
+    assert arch == before
     assert [x.shape[1] for x in outs] == [32, 64, 128, 256]
     with pytest.raises(
         ValueError, match=r"arch\['base'\] must be one of .*; got 'pico'"
