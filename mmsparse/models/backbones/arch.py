@@ -204,8 +204,8 @@ def _requirement(hint: Any) -> Requirement:
     """Return what an annotation requires of a value that is no list."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        kind, extra = _requirement(args[0]), args[1]
-        return Requirement(extra.text, lambda x: kind.accepts(x) and extra.accepts(x))
+        base, extra = _requirement(args[0]), args[1]
+        return Requirement(extra.text, lambda x: base.accepts(x) and extra.accepts(x))
     if origin is Literal:
         return Requirement(
             f'one of {list(args)}',
@@ -220,8 +220,8 @@ def _requirement(hint: Any) -> Requirement:
     return _TYPES[origin or hint]
 
 
-def _is_number(x: Any, kind: type = Real) -> bool:
-    return isinstance(x, kind) and not isinstance(x, bool) and math.isfinite(x)
+def _is_number(x: Any, number_type: type = Real) -> bool:
+    return isinstance(x, number_type) and not isinstance(x, bool) and math.isfinite(x)
 
 
 _TYPES = {

@@ -11,7 +11,6 @@ from mmsparse import create_backbone, list_backbones
 from mmsparse.analysis.flops import published_classifiers
 from mmsparse.models.backbones.arch import Arch, Count, PerStage
 from mmsparse.models.backbones.base import (
-    BACKBONES,
     StagedBackbone,
     drop_path_rates,
     stage_errors,
@@ -92,9 +91,8 @@ def define_toy():
 
 
 @pytest.fixture
-def toy():
-    yield define_toy()
-    del BACKBONES['toy'], MODELS.module_dict['Toy']
+def toy(clean_registries):
+    return define_toy()
 
 
 def test_a_new_family_is_in_the_factory(toy):
