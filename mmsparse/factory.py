@@ -8,10 +8,8 @@ from mmengine.logging import MMLogger
 
 from mmsparse._logging import log_level
 from mmsparse.checkpoint.state_dict import find_prefix, listed, read_weights
-from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
-
-FAMILIES = {'dat': DAT, 'biformer': BiFormer, 'shunted': ShuntedTransformer}
 
 
 def list_backbones() -> list[str]:
@@ -22,7 +20,7 @@ def list_backbones() -> list[str]:
     """
     return sorted(
         f'{family}-{arch}'
-        for family, backbone in FAMILIES.items()
+        for family, backbone in BACKBONES.items()
         for arch in backbone.arch_settings
     )
 
@@ -49,9 +47,9 @@ def create_backbone(
             checkpoint or does not fit: lists the keys.
     """
     family, _, arch = name.partition('-')
-    if family not in FAMILIES or arch not in FAMILIES[family].arch_settings:
+    if family not in BACKBONES or arch not in BACKBONES[family].arch_settings:
         raise ValueError(f'name must be one of {list_backbones()}; got {name!r}.')
-    backbone = FAMILIES[family](arch, **arguments)
+    backbone = BACKBONES[family](arch, **arguments)
     if pretrained is None:
         # mmengine would log every parameter.
         with log_level(MMLogger.get_current_instance(), logging.WARNING):

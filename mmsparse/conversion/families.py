@@ -144,8 +144,7 @@ class Family:
         Returns:
             C of the map of every stage.
         """
-        settings = self.backbone.arch_settings[arch] if isinstance(arch, str) else arch
-        return settings['embed_dims']
+        return self.backbone.resolve_arch(arch).embed_dims
 
 
 _OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
@@ -157,7 +156,7 @@ def _dat_archs(archs: list[str], keys: Collection[str], checkpoint: Any) -> list
         return archs
     formulation = _dat_formulation(keys, checkpoint)
     of_each = {
-        arch: settings['formulation'] for arch, settings in DAT.arch_settings.items()
+        arch: settings.formulation for arch, settings in DAT.arch_settings.items()
     }
     if formulation is None:
         published = sorted(arch for arch in archs if of_each[arch] == 'v2022')
@@ -184,11 +183,9 @@ def _official_dat_key(ours: str, arch: Arch) -> str:
     found = re.match(r'stages\.(\d+)\.(\d+)\.', ours)
     if found is None:
         return dat.official_key(ours)
-    settings = DAT.arch_settings[arch] if isinstance(arch, str) else arch
+    settings = DAT.resolve_arch(arch)
     stage, block = int(found[1]), int(found[2])
-    types, conv_mlp = settings['kinds'][stage], settings.get('conv_mlp', False)
-    if not isinstance(conv_mlp, bool):
-        conv_mlp = conv_mlp[stage]
+    types, conv_mlp = settings.block_types[stage], settings.mlp_kernels[stage] > 0
     return dat.official_key(ours, types[block % len(types)], conv_mlp)
 
 

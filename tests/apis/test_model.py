@@ -158,8 +158,10 @@ def test_a_neck_for_other_maps_is_told_with_both_settings(config):
         dict(out_indices=(2, 3)),
         dict(),
         dict(out_indices=(1, 2, 3), arch='pp-base'),
-        dict(out_indices=(1, 2, 3), arch=dict(base='pp-base', bias='none')),
-        dict(out_indices=(1, 2, 3), arch=dict(embed_dims=(8, 16, 32, 64))),
+        dict(out_indices=(1, 2, 3), arch=dict(base='pp-base', position_biases='none')),
+        dict(
+            out_indices=(1, 2, 3), arch=dict(base='pp-base', embed_dims=(8, 16, 32, 64))
+        ),
     ],
     ids=['one more', 'one less', 'default', 'other arch', 'changed arch', 'own arch'],
 )

@@ -10,7 +10,6 @@ from mmsparse.checkpoint import write_checkpoint
 from mmsparse.conversion import biformer, convert_official
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.families import FAMILIES
-from mmsparse.models import DAT, BiFormer
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'biformer'
 ARCHS = [
@@ -230,7 +229,7 @@ def test_what_we_compute_ourselves_is_dropped():
 
 
 def test_an_arch_may_be_a_dict():
-    arch = {**BiFormer.arch_settings['nano'], 'depths': (1, 1, 3, 1)}
+    arch = dict(base='nano', depths=(1, 1, 3, 1))
     official, ours = official_weights('biformer', arch)
 
     found = convert(official, arch=arch)
@@ -272,7 +271,7 @@ def test_dat_asks_for_the_arch_where_nothing_tells_the_formulation(arch):
 
 
 def test_a_dat_of_2023_code_may_be_given_as_a_dict():
-    arch = {**DAT.arch_settings['tiny'], 'formulation': 'v2023'}
+    arch = dict(base='tiny', formulation='v2023')
     official, ours = official_weights('dat', 'tiny', device='meta')
 
     assert convert_official(official, arch=arch).keys() == ours.keys()

@@ -35,7 +35,7 @@ variants:
     about: without routing
     changes:
       <<: *short
-      model.backbone.arch: {base: nano, topks: [0, 0, 0, all]}
+      model.backbone.arch: {base: nano, block_types: [conv, conv, conv, full]}
 """
 
 
@@ -96,7 +96,11 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
-        ('topks: [0, 0, 0, all]', 'depth: 1', r"variant two: .*unknown: \['depth'\]"),
+        (
+            'block_types: [conv, conv, conv, full]',
+            'depth: 1',
+            r"variant two: .*unknown: \['depth'\]",
+        ),
         ('title: Two models\n', '', r'must have title, config, epochs and variants'),
         ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
