@@ -103,7 +103,7 @@ def _classifier(family: Family, arch: str, side: int, name: str) -> Part:
     with torch.device('meta'):
         backbone = family.backbone(arch)
     total = measure(backbone, (side, side))[-1]
-    weights = 1000 * family.width(arch)  # of the linear map to 1000 classes
+    weights = 1000 * family.widths(arch)[-1]  # of the linear map to 1000 classes
     return Part(name, total.parameters + weights + 1000, total.macs + weights)
 
 
