@@ -48,16 +48,16 @@ def official_weights(family, arch='nano', device='cpu', classes=10, **settings):
         if tensor.is_floating_point():
             tensor.data.uniform_(0.01, 0.1)
     layout = arch if arch in list(biformer.LAYOUTS) else 'biformer'
-    ours = {f'backbone.{key}': x for key, x in backbone.state_dict().items()}
+    expected = {f'backbone.{key}': x for key, x in backbone.state_dict().items()}
     if classes:
-        ours |= {f'head.fc.{key}': x for key, x in head.state_dict().items()}
-    official = {known.official(key, arch): tensor for key, tensor in ours.items()}
+        expected |= {f'head.fc.{key}': x for key, x in head.state_dict().items()}
+    official = {known.official(key, arch): tensor for key, tensor in expected.items()}
     if family == 'biformer':
         official = {
             known.official(key, arch): biformer.official_tensor(key, x, layout)
-            for key, x in ours.items()
+            for key, x in expected.items()
         }
-    return official, ours
+    return official, expected
 
 
 def with_options(weights, arch):
@@ -89,11 +89,11 @@ def classifier(family):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_classifier_becomes_that_of_mmpretrain(family):
-    official, ours = official_weights(family)
+    official, expected = official_weights(family)
 
     converted = convert_official(official)
 
-    assert same(converted, ours)
+    assert same(converted, expected)
     model = classifier(family).eval()
     model.load_state_dict(converted)
     x = torch.rand(1, 3, 64, 64)
@@ -107,13 +107,13 @@ def test_a_classifier_becomes_that_of_mmpretrain(family):
 
 @pytest.mark.parametrize(('family', 'arch'), ARCHS, ids='-'.join)
 def test_every_arch_is_recognized_from_keys_and_shapes(family, arch):
-    official, ours = official_weights(family, arch, device='meta', classes=1000)
+    official, expected = official_weights(family, arch, device='meta', classes=1000)
 
     found = convert(with_options(official, arch))
 
     assert (found.family, found.arch) == (family, arch)
     assert {key: x.shape for key, x in found.state_dict.items()} == {
-        key: x.shape for key, x in ours.items()
+        key: x.shape for key, x in expected.items()
     }
     if (family, arch) in ENTRIES:
         entries, computed = ENTRIES[family, arch]
@@ -124,11 +124,11 @@ def test_every_arch_is_recognized_from_keys_and_shapes(family, arch):
 @pytest.mark.parametrize('levels', [(0, 1, 2, 3), (1, 2, 3)], ids=str)
 def test_a_dense_backbone_keeps_the_norms_of_its_outputs(family, levels):
     settings = dict(out_indices=levels, out_norm='layer')
-    official, ours = official_weights(family, classes=0, **settings)
+    official, expected = official_weights(family, classes=0, **settings)
 
     converted = convert_official(official)
 
-    assert same(converted, ours)
+    assert same(converted, expected)
     assert 'backbone.out_norms.layer3.weight' in converted
     assert not any(key.startswith('head') for key in converted)
 
@@ -192,13 +192,13 @@ def test_a_classifier_starts_the_dense_tasks(family, config, tmp_path):
 )
 @pytest.mark.parametrize('family', FAMILIES)
 def test_wrappers_are_removed(family, wrap):
-    official, ours = official_weights(family)
+    official, expected = official_weights(family)
 
-    assert same(convert_official(wrap(official)), ours)
+    assert same(convert_official(wrap(official)), expected)
 
 
 def test_other_parts_of_a_detector_are_refused_or_dropped():
-    official, ours = official_weights('shunted', classes=0)
+    official, expected = official_weights('shunted', classes=0)
     detector = {f'backbone.{key}': x for key, x in official.items()}
     detector['neck.lateral_convs.0.conv.weight'] = torch.ones(1)
     detector['bbox_head.fc.weight'] = torch.ones(1)
@@ -208,35 +208,37 @@ def test_other_parts_of_a_detector_are_refused_or_dropped():
     ):
         convert_official(detector)
 
-    assert same(convert_official(detector, backbone_only=True), ours)
+    assert same(convert_official(detector, backbone_only=True), expected)
 
 
 def test_the_head_of_a_classifier_can_be_dropped():
-    official, ours = official_weights('shunted')
+    official, expected = official_weights('shunted')
 
     backbone = convert_official(official, backbone_only=True)
 
-    assert same(backbone, {k: x for k, x in ours.items() if k.startswith('backbone')})
+    assert same(
+        backbone, {k: x for k, x in expected.items() if k.startswith('backbone')}
+    )
 
 
 def test_buffers_that_mmsparse_computes_are_dropped():
-    official, ours = official_weights('dat', 'tiny', device='meta')
+    official, expected = official_weights('dat', 'tiny', device='meta')
     for block, kind in enumerate('LS'):
         official[f'stages.0.attns.{block}.relative_position_index'] = torch.ones(49, 49)
         if kind == 'S':
             official[f'stages.0.attns.{block}.attn_mask'] = torch.ones(64, 49, 49)
 
-    assert convert_official(official, arch='tiny').keys() == ours.keys()
+    assert convert_official(official, arch='tiny').keys() == expected.keys()
 
 
 def test_an_arch_may_be_a_dict():
     arch = {**BiFormer.arch_settings['nano'], 'depths': (1, 1, 3, 1)}
-    official, ours = official_weights('biformer', arch)
+    official, expected = official_weights('biformer', arch)
 
     found = convert(official, arch=arch)
 
     assert found.arch == arch
-    assert same(found.state_dict, ours)
+    assert same(found.state_dict, expected)
     with pytest.raises(
         ValueError, match=r"arch 'nano', .*missing keys: stages\.0\.1\."
     ):
@@ -244,10 +246,10 @@ def test_an_arch_may_be_a_dict():
 
 
 def test_one_by_one_convolutions_become_linear_maps():
-    official, ours = official_weights('biformer', 'stl-nchw')
+    official, expected = official_weights('biformer', 'stl-nchw')
 
     assert official['stages.0.blocks.0.attn.qkv_linear.weight'].ndim == 4
-    assert same(convert_official(official), ours)
+    assert same(convert_official(official), expected)
 
 
 @pytest.mark.parametrize(('mine', 'other'), [('stl', 'stl-nchw'), ('stl-nchw', 'stl')])
@@ -260,12 +262,12 @@ def test_the_two_stl_models_are_distinguished(mine, other):
 
 @pytest.mark.parametrize('arch', ['tiny', 'base-384'])
 def test_dat_needs_the_arch_if_nothing_determines_the_formulation(arch):
-    official, ours = official_weights('dat', arch, device='meta')
+    official, expected = official_weights('dat', arch, device='meta')
 
     with pytest.raises(ValueError, match=r"2022 or of 2023.*Give arch: one of \['base"):
         convert_official(official)
 
-    assert convert_official(official, arch=arch).keys() == ours.keys()
+    assert convert_official(official, arch=arch).keys() == expected.keys()
     kept = {'model': official, 'config': {'stage_spec': 'LSLD', 'depths': 1}}
     assert convert(kept).arch == arch
     kept['config']['ksizes'] = [9, 7, 5, 3]
@@ -275,9 +277,9 @@ def test_dat_needs_the_arch_if_nothing_determines_the_formulation(arch):
 
 def test_a_dat_of_2023_code_may_be_given_as_a_dict():
     arch = {**DAT.arch_settings['tiny'], 'formulation': 'v2023'}
-    official, ours = official_weights('dat', 'tiny', device='meta')
+    official, expected = official_weights('dat', 'tiny', device='meta')
 
-    assert convert_official(official, arch=arch).keys() == ours.keys()
+    assert convert_official(official, arch=arch).keys() == expected.keys()
 
 
 def test_a_mismatch_lists_official_keys():

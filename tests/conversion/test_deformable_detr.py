@@ -50,11 +50,11 @@ NAMES = (
 )
 
 
-def official_key(ours):
+def official_key(key):
     for pattern, replacement in NAMES:
-        if found := re.fullmatch(pattern, ours):
+        if found := re.fullmatch(pattern, key):
             return found.expand(replacement)
-    raise AssertionError(ours)
+    raise AssertionError(key)
 
 
 @cache
@@ -71,10 +71,10 @@ def built(variant):
 def official_weights(variant):
     """Numbered weights with official keys, 91 rows for 80 classes."""
     official = {}
-    for number, (ours, tensor) in enumerate(built(variant).state_dict().items()):
-        if ours.endswith('num_batches_tracked'):
+    for number, (key, tensor) in enumerate(built(variant).state_dict().items()):
+        if key.endswith('num_batches_tracked'):
             continue  # missing for frozen norms
-        name = official_key(ours)
+        name = official_key(key)
         shape = tensor.shape
         if name.startswith('class_embed.'):
             shape = (91, *shape[1:])
@@ -97,9 +97,9 @@ def test_official_weights_become_those_of_mmdet(variant):
     assert (found.family, found.arch) == ('deformable_detr', f'{variant}, ResNet-50')
     assert 'neck=dict(bias=True)' in found.note
     built(variant).load_state_dict(found.state_dict, strict=True, assign=True)
-    for ours, tensor in found.state_dict.items():
-        if '.cls_branches.' not in ours:
-            assert torch.equal(tensor, official[official_key(ours)]), ours
+    for key, tensor in found.state_dict.items():
+        if '.cls_branches.' not in key:
+            assert torch.equal(tensor, official[official_key(key)]), key
 
 
 @pytest.mark.parametrize('variant', CONFIGS)

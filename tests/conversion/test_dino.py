@@ -57,9 +57,9 @@ WITHIN_BACKBONES = (
 )
 
 
-def detrex_key(ours):
-    pattern, replacement = next(x for x in NAMES if re.fullmatch(x[0], ours))
-    name = re.fullmatch(pattern, ours).expand(replacement)
+def detrex_key(key):
+    pattern, replacement = next(x for x in NAMES if re.fullmatch(x[0], key))
+    name = re.fullmatch(pattern, key).expand(replacement)
     if name.startswith('backbone.'):
         for pattern, replacement in WITHIN_BACKBONES:
             name = re.sub(pattern, replacement, name)
@@ -87,10 +87,10 @@ def built(backbone):
 def official_weights(backbone):
     """Numbered weights with the keys of detrex, and with its aliases."""
     official = {}
-    for number, (ours, tensor) in enumerate(built(backbone).state_dict().items()):
-        if ours.endswith('num_batches_tracked'):
+    for number, (key, tensor) in enumerate(built(backbone).state_dict().items()):
+        if key.endswith('num_batches_tracked'):
             continue  # missing for frozen norms
-        official[detrex_key(ours)] = torch.tensor(float(number)).expand(tensor.shape)
+        official[detrex_key(key)] = torch.tensor(float(number)).expand(tensor.shape)
     for name in list(official):
         if name.startswith(('class_embed.', 'bbox_embed.')):
             official[f'transformer.decoder.{name}'] = official[name]
@@ -113,8 +113,8 @@ def test_the_weights_of_detrex_become_those_of_mmdet(backbone, described):
     assert (found.family, found.arch) == ('dino', f'4 levels, {described}')
     assert 'neck=dict(bias=True)' in found.note
     built(backbone).load_state_dict(found.state_dict, strict=True, assign=True)
-    for ours, tensor in found.state_dict.items():
-        assert torch.equal(tensor, official[detrex_key(ours)]), ours
+    for key, tensor in found.state_dict.items():
+        assert torch.equal(tensor, official[detrex_key(key)]), key
 
 
 def test_patch_merging_computes_the_same():
@@ -127,9 +127,9 @@ def test_patch_merging_computes_the_same():
         f'{name}.norm.bias': bias,
         f'{name}.reduction.weight': reduction,
     }
-    ours = PatchMerging(48, 96)
+    layer = PatchMerging(48, 96)
     prefix = 'backbone.stages.1.downsample.'
-    ours.load_state_dict(
+    layer.load_state_dict(
         {
             k.removeprefix(prefix): x
             for k, x in convert_official(official).items()
@@ -138,7 +138,7 @@ def test_patch_merging_computes_the_same():
     )
     x = torch.randn(1, 4, 6, 48)
 
-    actual, _ = ours(x.flatten(1, 2), (4, 6))
+    actual, _ = layer(x.flatten(1, 2), (4, 6))
 
     pixels = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
     merged = F.layer_norm(torch.cat(pixels, -1), (192,), norm, bias)

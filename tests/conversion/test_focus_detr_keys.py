@@ -24,9 +24,9 @@ def model():
 def official():
     """Numbered weights with the keys of detrex, and with its aliases."""
     state = {
-        detrex_key(ours): torch.tensor(float(number)).expand(tensor.shape)
-        for number, (ours, tensor) in enumerate(model().state_dict().items())
-        if not ours.endswith('num_batches_tracked')  # missing for frozen norms
+        detrex_key(key): torch.tensor(float(number)).expand(tensor.shape)
+        for number, (key, tensor) in enumerate(model().state_dict().items())
+        if not key.endswith('num_batches_tracked')  # missing for frozen norms
     }
     for name, tensor in list(state.items()):
         if name.startswith(('class_embed.', 'bbox_embed.')):
@@ -56,8 +56,8 @@ def test_the_weights_of_detrex_become_those_of_focus_detr(official):
     assert (found.family, found.arch) == ('focus_detr', '4 levels, ResNet-50')
     assert 'neck=dict(bias=True)' in found.note
     model().load_state_dict(found.state_dict, strict=True, assign=True)
-    for ours, tensor in found.state_dict.items():
-        assert torch.equal(tensor, official[detrex_key(ours)]), ours
+    for key, tensor in found.state_dict.items():
+        assert torch.equal(tensor, official[detrex_key(key)]), key
 
 
 def test_an_alias_that_differs_is_a_warning(official):
