@@ -2,9 +2,9 @@
 # heads excepted, and tables of relative positions.
 without_decay = dict.fromkeys(
     (
-        *('norm', 'attn.offset.1.', 'downsamples.0.4.'),
+        *('norm', 'attn.conv_offset.1.', 'downsamples.0.4.'),
         *(f'downsamples.{stage}.1.' for stage in range(4)),
-        *('position_bias', 'relative_position_bias_table'),
+        *('relative_position_bias_table', 'relative_position_bias_table'),
     ),
     dict(decay_mult=0.0),
 )

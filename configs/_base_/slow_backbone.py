@@ -4,7 +4,10 @@
 no_decay_in_slow_backbone = dict.fromkeys(
     (
         *('norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias', 'out_norms.'),
-        *('position_bias', 'attn.offset.1.'),  # DAT's tables, and norms before offsets
+        *(
+            'relative_position_bias_table',
+            'attn.conv_offset.1.',
+        ),  # DAT's tables, and norms before offsets
         # Swin's, of the hosts, beside the first.
         *('norm3.weight', 'norm3.bias', 'patch_embed.norm.', 'downsample.norm.'),
         *('coarse.norm.', 'fine.norm.'),  # of Shunted Transformer, as the next

@@ -158,6 +158,18 @@ def _biformer_archs(
     return [arch for arch in archs if (arch == 'stl-nchw') == refactored]
 
 
+def _official_dat_key(key: str, arch: Arch) -> str:
+    found = re.match(r'stages\.(\d+)\.(\d+)\.', key)
+    if found is None:
+        return dat.official_key(key)
+    settings = DAT.arch_settings[arch] if isinstance(arch, str) else arch
+    stage, block = int(found[1]), int(found[2])
+    types, conv_mlp = settings['kinds'][stage], settings.get('conv_mlp', False)
+    if not isinstance(conv_mlp, bool):
+        conv_mlp = conv_mlp[stage]
+    return dat.official_key(key, types[block % len(types)], conv_mlp)
+
+
 def _official_biformer_key(key: str, arch: Arch) -> str:
     known = isinstance(arch, str) and arch in biformer.LAYOUTS
     return biformer.official_key(key, arch if known else 'biformer')
@@ -184,7 +196,7 @@ FAMILIES = {
             marker=r'stages\.\d+\.attns\.\d+\.',
             head='cls_head',
             rename_key=dat.rename_key,
-            official_key=lambda key, arch: dat.official_key(key),
+            official_key=_official_dat_key,
             convert_tensor=dat.convert_tensor,
             disambiguate=_dat_archs,
         ),

@@ -64,7 +64,7 @@ def test_distance_has_one_number_for_each_head_of_every_group():
 
 def test_spread_is_zero_without_offsets():
     layer = DeformableAttention2d(8, 4, 2, stride=2, map_size=8)
-    nn.init.zeros_(layer.offset[3].weight)
+    nn.init.zeros_(layer.conv_offset[3].weight)
 
     assert offset_spread(layer, torch.randn(1, 8, 9, 9)) == pytest.approx(0, abs=1e-6)
 

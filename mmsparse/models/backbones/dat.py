@@ -266,23 +266,23 @@ class DATBlock(nn.Module):
                 return nn.Identity()
             return LayerScale2d(channels, layer_scale)
 
-        self.local = (
+        self.pos_conv = (
             DepthwiseConv2d(channels, 3, residual=True) if local_perception else None
         )
         self.norm1 = LayerNorm2d(channels, EPS)
         self.attn = attn
-        self.scale1 = scale()
+        self.layer_scale1 = scale()
         self.norm2 = LayerNorm2d(channels, EPS)
         self.mlp = mlp
-        self.scale2 = scale()
+        self.layer_scale2 = scale()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        if self.local is not None:
-            x = self.local(x)
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        if self.pos_conv is not None:
+            x = self.pos_conv(x)
+        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
 
 
 def _settings(arch: Mapping[str, Any], stage: int) -> SimpleNamespace:
