@@ -25,14 +25,6 @@ OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
 BACKBONES = {'biformer': BiFormer, 'dat': DAT, 'shunted': ShuntedTransformer}
 
 
-def _same(key: str, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _all(archs: list[str], keys: Collection[str], checkpoint: Any) -> list[str]:
-    return archs
-
-
 @dataclass(frozen=True)
 class Family:
     """A family of official checkpoints, and the backbone for it.
@@ -55,8 +47,10 @@ class Family:
     head: str
     rename_key: Callable[[str], str | None]
     official_key: Callable[[str, Arch], str]
-    convert_tensor: Callable[[str, Tensor], Tensor] = _same
-    disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = _all
+    convert_tensor: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor
+    disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = (
+        lambda archs, keys, checkpoint: archs
+    )
 
     @property
     def backbone(self) -> type[StagedBackbone]:
@@ -68,21 +62,14 @@ class Family:
         return find_prefix(keys, self.marker)
 
     def rename(self, official: str) -> str | None:
-        """Translate an official key, without prefix, to that of mmpretrain's model.
-
-        Args:
-            official: For example ``head.weight``.
-
-        Returns:
-            For example ``head.fc.weight``; None for buffers that mmsparse computes.
-        """
+        """Translate an official key to that of mmpretrain's model; None if computed."""
         if official.startswith(f'{self.head}.'):
             return HEAD + official.removeprefix(f'{self.head}.')
         key = self.rename_key(official)
         return None if key is None else BACKBONE + key
 
     def official(self, key: str, arch: Arch) -> str:
-        """Return the official key for one of mmpretrain's model; inverts `rename`."""
+        """Invert :meth:`rename`."""
         if key.startswith(HEAD):
             return f'{self.head}.{key.removeprefix(HEAD)}'
         return self.official_key(key.removeprefix(BACKBONE), arch)
