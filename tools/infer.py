@@ -14,7 +14,7 @@ from types import ModuleType
 from mmengine.config import Config
 
 from mmsparse.apis.model import load_weights, read_config
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.checks import build_dataset
 from mmsparse.datasets.errors import (
     SampleError,
@@ -39,7 +39,7 @@ def main() -> None:
                 f'{args.config} has default_scope={cfg.get("default_scope")!r}; '
                 f'pictures can be run with {sorted(BUILD)}'
             )
-        let_mmengine_read_inertly()
+        register_safe_loader()
         with config_errors():
             draw = BUILD[cfg.default_scope](cfg, args)
     except UsageError as error:

@@ -16,7 +16,7 @@ from mmsparse.apis.model import (
     load_config,
     load_weights,
 )
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.errors import name_files
 from mmsparse.errors import UsageError, config_errors
 
@@ -30,7 +30,7 @@ def main() -> None:
         if args.tta:
             augment_pictures(cfg, args.tta)
         cfg.load_from = args.checkpoint
-        let_mmengine_read_inertly()
+        register_safe_loader()
         with config_errors():
             runner = Runner.from_cfg(cfg)
         check_fit(runner.model, args.checkpoint)
@@ -49,7 +49,7 @@ def check_fit(model: nn.Module, checkpoint: str) -> None:
     while isinstance(model, (nn.parallel.DistributedDataParallel, BaseTTAModel)):
         model = model.module
     if not is_model_wrapper(model):
-        load_weights(model, checkpoint, beside=True)
+        load_weights(model, checkpoint, allow_unexpected=True)
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,7 +13,7 @@ from mmsparse.apis.model import (
     config_arguments,
     load_config,
 )
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.errors import name_files
 from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
 from mmsparse.errors import UsageError, config_errors
@@ -28,7 +28,7 @@ def main() -> None:
         apply_training_options(cfg, args)
         with config_errors():
             runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
-        let_mmengine_read_inertly()
+        register_safe_loader()
         name_files(runner)
         runner.train()
     except UsageError as error:

@@ -121,7 +121,7 @@ def published_classifiers() -> Iterator[Part]:
     Yields:
         The classifier as one part, named ``FAMILY-ARCH``.
     """
-    for family, backbone in BACKBONES.items():
+    for backbone in BACKBONES.values():
         for arch, settings in backbone.arch_settings.items():
             if arch != 'nano':
                 side = getattr(settings, 'img_size', 224)

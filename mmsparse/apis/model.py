@@ -22,7 +22,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmsparse.apis.config import INSTALLING, read_file
-from mmsparse.checkpoint.state_dict import listed, read_weights
+from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
 from mmsparse.datasets.checks import check_crops, check_dataset
 from mmsparse.errors import UsageError, config_errors, format_error
 from mmsparse.registry import MODELS
@@ -32,7 +32,6 @@ IN_CLONE = (Path(__file__).parents[1] / 'tools').is_dir()
 COMMAND = 'python tools/{}.py' if IN_CLONE else 'mim run mmsparse {}'
 DIGITS_COMMAND = COMMAND.format('prepare_digits')
 CONVERT_COMMAND = COMMAND.format('convert_checkpoint')
-SHOWN_KEYS = 5  # of a checkpoint that does not fit
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -218,32 +217,25 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, checkpoint: str, beside: bool = False) -> None:
-    """Give a model the weights of a checkpoint, which must be those of its kind.
+def load_weights(
+    model: nn.Module, checkpoint: str, allow_unexpected: bool = False
+) -> None:
+    """Load the weights of a checkpoint, which must fit the model.
 
     Args:
-        model: A host's model.
+        model: Model of mmdet, mmseg or mmpretrain.
         checkpoint: The file, of torch or safetensors.
-        beside: Whether there may be other weights beside those of the model.
+        allow_unexpected: Ignore weights that the model does not have.
 
     Raises:
-        UsageError: The file is missing, damaged or no checkpoint, or does not fit:
-            tells the missing, the unexpected or the misshapen keys.
+        UsageError: The file is missing, damaged or no checkpoint, or does not fit;
+            lists the missing and unexpected keys and those of another size.
     """
     state = read_weights(checkpoint)
     state = {name.removeprefix('module.'): x for name, x in state.items()}
-    told = []
-    try:
-        keys = model.load_state_dict(state, strict=False)
-        for kind in ('missing',) if beside else ('missing', 'unexpected'):
-            if names := getattr(keys, f'{kind}_keys'):
-                told.append(f'{kind} keys: {listed(names, SHOWN_KEYS)}')
-    except RuntimeError as error:  # other shapes; the first line only names the model
-        told = [line.strip() for line in str(error).splitlines()[1:]]
-    if told:
+    if mismatch := load_state_dict(model, state, allow_unexpected):
         raise UsageError(
-            f'checkpoint: {checkpoint} does not fit the configuration; '
-            f'{"; ".join(told)}'
+            f'checkpoint: {checkpoint} does not fit the configuration; {mismatch}'
         )
 
 
@@ -379,9 +371,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
     if not is_distributed():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')
-    importlib.import_module('mmsparse.engine.cpu_ddp')  # registers the wrapper
     cfg.model_wrapper_cfg = dict(
-        type='CPUDistributedDataParallel',
+        type='mmsparse.CPUDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )

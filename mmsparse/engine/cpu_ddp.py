@@ -4,10 +4,11 @@ from typing import Any
 
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, cat, contiguous_format, nn, no_grad
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmsparse.registry import MODEL_WRAPPERS
 
 
 @MODEL_WRAPPERS.register_module()
