@@ -8,6 +8,7 @@ from importlib import import_module
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -39,6 +40,12 @@ class ModelRegistry(Registry):
 
 MODELS = ModelRegistry(
     'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
+)
+MODEL_WRAPPERS = Registry(
+    'model_wrapper',
+    parent=MMENGINE_MODEL_WRAPPERS,
+    scope='mmsparse',
+    locations=['mmsparse.engine.cpu_ddp'],
 )
 HOOKS = Registry(
     'hook',

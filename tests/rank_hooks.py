@@ -1,6 +1,7 @@
 """What tests plug into trainings that they start as commands."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -46,6 +47,16 @@ class Die(Hook):
         if runner.iter == 1 and get_rank() == 1:
             Path(runner.work_dir, 'died').touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class DieWhileSaving(Hook):
+    """Let the kernel kill the process in the middle of the second checkpoint."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
 @METRICS.register_module()

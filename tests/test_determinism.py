@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ITERATIONS = 50

@@ -7,7 +7,7 @@ import yaml
 from mmdet.registry import MODELS
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[1]

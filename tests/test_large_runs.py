@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmsparse.registry  # noqa: F401, which lets torch read MMEngine's checkpoints
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'

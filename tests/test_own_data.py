@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmsparse.apis.model import build_model, check_data, read_config
+from mmsparse.apis import build_model, check_data, read_config
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, check_data, read_config
+from mmsparse.apis import build_model, check_data, read_config
 from mmsparse.models import DAT
 
 CONFIGS = Path(__file__).parents[1] / 'configs'

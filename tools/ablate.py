@@ -39,7 +39,7 @@ from quickstart.trainings import (
 )
 
 from mmsparse.analysis.flops import count
-from mmsparse.apis.model import check_data, check_pretrained, read_config
+from mmsparse.apis import check_data, check_pretrained, read_config
 from mmsparse.errors import UsageError, config_errors
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from _cli import check_files
+
 import torch
 from benchmark.parts import time_parts
 from benchmark.report import align
 
 from mmsparse.analysis.flops import measure
-from mmsparse.apis.model import UsageError, load_model, read_config
-from mmsparse.datasets.errors import blame_files, check_files, check_picture
+from mmsparse.apis import load_model, read_config
+from mmsparse.datasets.errors import blame_files, check_image
+from mmsparse.errors import UsageError
 from mmsparse.visualization import read_pipeline, record
 from mmsparse.visualization.image_transform import run_pipeline
 from mmsparse.visualization.measures import attention_distance
@@ -67,7 +70,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
     transforms, _ = read_pipeline(cfg)
     batches = []
     for path in args.images:
-        check_picture(path)
+        check_image(path)
         with blame_files(path):
             data, _, _ = run_pipeline(transforms, path)
         batches.append(

@@ -5,7 +5,8 @@ import json
 import sys
 
 from mmsparse.analysis.flops import Part, measure, published_classifiers
-from mmsparse.apis.model import UsageError, build_model, read_config
+from mmsparse.apis import build_model, read_config
+from mmsparse.errors import UsageError
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from quickstart.trainings import (
     train,
 )
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,16 +24,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from _cli import check_files, check_unique_names
+
 from mmengine.model import BaseModel
 
-from mmsparse.apis.model import UsageError, load_model, read_config
-from mmsparse.datasets.errors import (
-    SampleError,
-    blame_files,
-    check_files,
-    check_names,
-    check_picture,
-)
+from mmsparse.apis import load_model, read_config
+from mmsparse.datasets.errors import SampleError, blame_files, check_image
+from mmsparse.errors import UsageError
 from mmsparse.visualization import (
     choose_point,
     draw_all,
@@ -49,7 +46,7 @@ def main() -> None:
     args = parse_args()
     try:
         check_files(*args.images, args.checkpoint)
-        check_names(args.images)
+        check_unique_names(args.images)
         cfg = read_config(args.config)
         model = load_model(cfg, args.checkpoint, args.device)
         transforms, classes = read_pipeline(cfg)
@@ -58,7 +55,7 @@ def main() -> None:
     failed = False
     for path in args.images:
         try:
-            check_picture(path)
+            check_image(path)
             with blame_files(path):
                 for target in draw(args, path, model, transforms, classes):
                     print(target, flush=True)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmsparse.apis.model import build_model, load_weights, read_config
+from mmsparse.apis import build_model, load_weights, read_config
 from mmsparse.checkpoint.trainings import load_from_local
 from mmsparse.errors import UsageError
 from mmsparse.factory import create_backbone

@@ -7,7 +7,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.evaluation import KeptTokenRecall
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from quickstart.trainings import check_start
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError
 
 STUDY = """\

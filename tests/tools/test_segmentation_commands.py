@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.conversion.biformer import official_key
 from mmsparse.datasets.checks import build_dataset
 
