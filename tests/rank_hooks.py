@@ -1,4 +1,4 @@
-"""What tests plug into trainings that they start as commands."""
+"""Hooks and a metric for trainings that tests start as commands."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS, METRICS
 
 @HOOKS.register_module()
 class KeepGradients(Hook):
-    """Write the gradients that every step is taken from."""
+    """Save the gradients of every step."""
 
     def before_train(self, runner):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -30,7 +30,7 @@ class KeepGradients(Hook):
 
 @HOOKS.register_module()
 class EvenNoise(Hook):
-    """Noise that does not depend on which pictures a process has."""
+    """Replace noise by constants, which do not depend on the images of a process."""
 
     def before_train(self, runner):
         torch.rand_like = lambda x: torch.full_like(x, 0.6)
@@ -60,11 +60,11 @@ class DieWhileSaving(Hook):
 
 
 @METRICS.register_module()
-class CountPictures(BaseMetric):
-    """How many results there are, and of how many pictures."""
+class CountImages(BaseMetric):
+    """Count the results and the images that they are of."""
 
     def process(self, data_batch, data_samples):
         self.results += [sample['img_path'] for sample in data_samples]
 
     def compute_metrics(self, results):
-        return dict(results=len(results), pictures=len(set(results)))
+        return dict(results=len(results), images=len(set(results)))

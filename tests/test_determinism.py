@@ -28,7 +28,7 @@ NANOS = [
 
 @pytest.fixture
 def train(small_digits, tmp_path, monkeypatch):
-    """Train deterministically; return the loss of every iteration."""
+    """Train deterministically and return the loss of every iteration."""
     monkeypatch.chdir(small_digits)
 
     def run(config, name):

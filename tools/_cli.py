@@ -19,6 +19,10 @@ WARNINGS = (
     '``build_loss`` would be deprecated',  # mmseg, of its own heads
     'Default ``avg_non_ignore`` is False',
     'The draw is False, it means that the hook for visualization',
+    'To copy construct from a tensor, it is recommended',  # mmdet
+    r'torch\.meshgrid: in an upcoming release',  # mmdet
+    r'torch\.utils\.checkpoint: the use_reentrant parameter',  # mmdet
+    r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated',  # mmengine
 )
 LOG_WARNINGS = (
     '"FileClient" will be deprecated',

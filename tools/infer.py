@@ -13,6 +13,7 @@ from types import ModuleType
 from _cli import check_files, check_unique_names, filter_log, run
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from mmsparse.apis import load_weights, read_config
@@ -75,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 
 def classify(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer = _apis('mmpretrain').ImageClassificationInferencer(
-        cfg, pretrained=args.checkpoint, device=args.device or 'cpu'
+        cfg, pretrained=args.checkpoint, device=args.device or get_device()
     )
     load_weights(inferencer.model, args.checkpoint)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from _cli import check_files, filter_log, run
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from mmsparse.apis import build_runner, config_arguments, load_config, load_weights
-from mmsparse.apis.config import use_tta
+from mmsparse.errors import UsageError
 
 
 def main() -> None:
@@ -33,6 +34,15 @@ def main() -> None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(args.out)
+
+
+def use_tta(cfg: Config, pipeline: str) -> None:
+    """Switch a config to test-time augmentation by one of its pipelines."""
+    for name in (pipeline, 'tta_model'):
+        if name not in cfg:
+            raise UsageError(f'--tta needs {name} in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
 def check_fit(model: nn.Module, checkpoint: str) -> None:

@@ -17,11 +17,7 @@ PARTS = ('neck', 'panoptic_head', 'decode_head', 'head')  # in the order of use
 def check_channels(cfg: Config) -> None:
     """Raise UsageError unless the neck or head fits the channels of the backbone.
 
-    Args:
-        cfg: The config; backbones of other libraries are not checked.
-
-    Raises:
-        UsageError: ``in_channels`` differs from the channels of the feature maps.
+    Backbones of other libraries are not checked.
     """
     model = cfg.get('model', {})
     backbone = dict(model.get('backbone') or {})
@@ -90,15 +86,7 @@ def _pretrained(settings: Any) -> Iterator[str]:
 
 
 def check_data(cfg: Config) -> None:
-    """Raise UsageError unless the data of all dataloaders exist.
-
-    Args:
-        cfg: The config; its host library is registered.
-
-    Raises:
-        MissingFileError: A ``data_root`` does not exist.
-        UsageError: See :func:`~mmsparse.datasets.checks.check_dataset`.
-    """
+    """Raise UsageError unless the data of all dataloaders exist and fit the model."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset', {})
         while 'dataset' in dataset:  # wrappers such as RepeatDataset

@@ -47,12 +47,7 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add ``--cfg-options``, which changes settings of a config.
-
-    Args:
-        parser: Parser of the command.
-        example: Settings to show in the help.
-    """
+    """Add ``--cfg-options``, which changes settings, with an example for the help."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -83,7 +78,7 @@ class _Settings(DictAction):
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Return the config that a command line names, ready to run.
+    """Read the config that a command line names, and make it ready to run.
 
     Args:
         args: Parsed :func:`config_arguments`, and ``config``, the file.
@@ -92,7 +87,7 @@ def load_config(args: argparse.Namespace) -> Config:
         The config with launcher and work directory; its host library is registered.
 
     Raises:
-        UsageError: The config, its host library or its data are missing or invalid.
+        UsageError: See :func:`read_config` and :func:`check_data`.
     """
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -134,18 +129,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
 
 def read_file(path: str) -> Config:
-    """Read a config file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The config.
-
-    Raises:
-        UsageError: The file or one of its bases is missing or invalid, or needs a
-            library that is not installed.
-    """
+    """Read a config file; an invalid file or base raises UsageError in one line."""
     if not Path(path).is_file():
         raise UsageError(f'config: no such file: {path}')
     try:
@@ -189,13 +173,9 @@ def _config_error(path: str, error: BaseException) -> str:
 
 
 def register_host(scope: str) -> None:
-    """Register the models, datasets and hooks of mmdet, mmseg or mmpretrain.
+    """Register all modules of mmdet, mmseg or mmpretrain; ignore any other scope.
 
-    Args:
-        scope: The config's ``default_scope``; any other scope is ignored.
-
-    Raises:
-        UsageError: The library is not installed.
+    A library that is not installed raises UsageError.
     """
     if scope not in HOSTS:
         return
@@ -206,23 +186,6 @@ def register_host(scope: str) -> None:
     importlib.import_module(f'{scope}.utils').register_all_modules(
         init_default_scope=False
     )
-
-
-def use_tta(cfg: Config, pipeline: str) -> None:
-    """Switch a config to test-time augmentation.
-
-    Args:
-        cfg: The config, which is changed.
-        pipeline: Name of the setting with the test pipeline.
-
-    Raises:
-        UsageError: The config has no such setting, or no ``tta_model``.
-    """
-    for name in (pipeline, 'tta_model'):
-        if name not in cfg:
-            raise UsageError(f'--tta needs {name} in the config')
-    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

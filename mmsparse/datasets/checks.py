@@ -12,13 +12,9 @@ from mmsparse.errors import UsageError
 
 
 def check_crops(cfg: Config) -> None:
-    """Raise UsageError unless crops fit into the images and windows leave no gaps.
+    """Raise UsageError unless crops fit into the padded images and leave no gaps.
 
-    Args:
-        cfg: The config; only one of mmseg is checked.
-
-    Raises:
-        UsageError: A crop is larger than the padded images, or windows leave gaps.
+    Only configs of mmseg are checked.
     """
     model = cfg.get('model') or {}
     if cfg.get('default_scope') != 'mmseg' or 'decode_head' not in model:
@@ -101,10 +97,6 @@ def check_dataset(name: str, settings: Mapping[str, Any], model: Any) -> None:
         name: Name of the dataloader, for the message.
         settings: Settings of a dataset of mmseg, which is registered.
         model: Settings of the model.
-
-    Raises:
-        UsageError: Images or label files are missing, or the model has another number
-            of classes.
     """
     if settings.get('backend_args'):
         return  # in another file system

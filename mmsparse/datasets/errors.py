@@ -23,17 +23,14 @@ class SampleError(ValueError):
 
 @contextmanager
 def blame_files(*files: Any, step: str = '') -> Iterator[None]:
-    """Name files in any exception raised inside the context.
+    """Raise any exception inside the context as a SampleError that names files.
 
     Args:
         *files: The files.
-        step: The operation that reads them.
+        step: The operation that reads them, for the message.
 
     Yields:
         Nothing.
-
-    Raises:
-        SampleError: Instead of the exception; names the files, the step and the reason.
     """
     try:
         yield
@@ -65,11 +62,7 @@ def check_image(path: str) -> None:
 
 
 def name_annotation_files(runner: Runner) -> None:
-    """Name annotation files in errors that a runner raises when it reads them.
-
-    Args:
-        runner: Has built no dataset yet; two of its methods are wrapped.
-    """
+    """Name annotation files in errors of a runner that has built no dataset yet."""
 
     def named(build: Callable) -> Callable:
         def build_named(settings: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,13 +89,10 @@ def _annotation_files(settings: Any, root: str = '') -> Iterator[str]:
 
 
 def name_sample_files(dataset: Any) -> None:
-    """Name the files of a sample in errors of a dataset's transforms.
+    """Name the files of a sample in errors of the transforms of a dataset, in place.
 
-    A dataset of mmseg also checks its label maps, see
+    A dataset of mmseg also checks its label maps by
     :class:`~mmsparse.datasets.transforms.CheckSegLabels`.
-
-    Args:
-        dataset: Dataset or a wrapper of datasets; its pipelines are replaced.
     """
     for inner in getattr(dataset, 'datasets', ()):
         name_sample_files(inner)

@@ -28,18 +28,10 @@ class CheckSegLabels(BaseTransform):
         self.num_classes = num_classes
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Check one sample.
+        """Return a sample unchanged, or raise ValueError.
 
-        Args:
-            results: The sample: ``gt_seg_map``, (H, W), as loaded, and ``ori_shape``,
-                height and width of the image file.
-
-        Returns:
-            The sample, unchanged.
-
-        Raises:
-            ValueError: The label map has another size than the image, several channels,
-                or labels out of range, including those above 255 in a 16-bit file.
+        ``gt_seg_map`` must be (H, W) as ``ori_shape``, with labels in range; labels
+        above 255 in a 16-bit file are out of range too.
         """
         labels = results.get('gt_seg_map')
         if labels is not None:

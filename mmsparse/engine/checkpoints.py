@@ -38,17 +38,9 @@ register_backend(WHOLE_FILE, WholeFileBackend, force=True)
 
 
 def last_whole_checkpoint(folder: str | Path) -> Path | None:
-    """Return the checkpoint that a training can resume from.
+    """Return the last undamaged checkpoint in a work directory, None if it has none.
 
-    Args:
-        folder: Work directory of the training.
-
-    Returns:
-        The last undamaged checkpoint; None if there is no checkpoint. Damaged ones
-        that are newer are logged.
-
-    Raises:
-        UsageError: All checkpoints are damaged.
+    Newer ones, which are damaged, are logged; if all are damaged, UsageError is raised.
     """
     damaged = []
     for path in _newest_first(Path(folder)):

@@ -36,15 +36,7 @@ class KeptTokenRecall(BaseMetric):
         super().__init__(**arguments)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Find the boxes with kept tokens in a batch.
-
-        Args:
-            data_batch: Not used.
-            data_samples: Samples with ``gt_instances`` and ``kept_tokens``.
-
-        Raises:
-            ValueError: A sample lacks one of them.
-        """
+        """Find the boxes with kept tokens in a batch."""
         for sample in data_samples:
             _check(sample)
             boxes = sample['gt_instances']['bboxes'].float()
@@ -58,13 +50,13 @@ class KeptTokenRecall(BaseMetric):
             self.results.append(hits.cpu())
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Compute the mean over the boxes of all images.
+        """Compute the recall, 0 to 1, over the boxes of all images; NaN without boxes.
 
         Args:
             results: Boxes with tokens of each image, (1 + layers, boxes).
 
         Returns:
-            Recall, 0 to 1, of all tokens and of each layer; NaN without boxes.
+            Recall of all tokens and of each layer.
         """
         recalls = torch.cat(results, dim=1).double().mean(1).tolist()
         names = ['all_tokens', *(f'layer_{i}' for i in range(1, len(recalls)))]

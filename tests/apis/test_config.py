@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from mmsparse.apis import config_arguments, load_config, read_config
-from mmsparse.apis.config import read_file, use_tta
+from mmsparse.apis.config import read_file
 from mmsparse.doctor import installed_versions
 from mmsparse.errors import UsageError
 
@@ -101,25 +101,6 @@ def test_a_fork_that_does_not_find_its_mmsegmentation_is_named(monkeypatch, conf
     monkeypatch.setattr(Config, 'fromfile', fail)
     with pytest.raises(UsageError, match="based on mmseg::, which OneDL's mmengine"):
         read_config(str(config))
-
-
-def test_tta_uses_the_pipeline_and_wraps_the_model():
-    dataset = dict(type='Any', pipeline=[dict(type='One')])
-    cfg = Config(
-        dict(
-            model=dict(type='Segmentor'),
-            tta_model=dict(type='Merge'),
-            flips=[dict(type='Two')],
-            test_dataloader=dict(dataset=dataset),
-        )
-    )
-
-    use_tta(cfg, 'flips')
-
-    assert cfg.test_dataloader.dataset.pipeline == [dict(type='Two')]
-    assert cfg.model == dict(type='Merge', module=dict(type='Segmentor'))
-    with pytest.raises(UsageError, match='--tta needs rotations in the config'):
-        use_tta(cfg, 'rotations')
 
 
 BASES = (

@@ -4,6 +4,7 @@ import logging
 import warnings
 
 import _cli
+
 import pytest
 
 from mmsparse.errors import MissingFileError, UsageError
