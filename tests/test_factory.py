@@ -33,7 +33,7 @@ import sys
 for host in ('mmcv', 'mmdet', 'mmpretrain', 'mmseg'):
     sys.modules[host] = None
 import torch
-from mmsparse.models import create_backbone
+from mmsparse import create_backbone
 for family in ('dat', 'biformer', 'shunted'):
     backbone = create_backbone(f'{family}-nano', out_indices=(1, 3))
     print(*(tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))))
@@ -97,7 +97,8 @@ def test_other_outputs_than_those_of_a_classifier(tmp_path):
     found = dict(backbone.named_parameters())
     own = dict(classifier.named_parameters())
     assert torch.equal(
-        found['stages.2.1.attn.position_bias'], own['stages.2.1.attn.position_bias']
+        found['stages.2.1.attn.relative_position_bias_table'],
+        own['stages.2.1.attn.relative_position_bias_table'],
     )
     assert len(backbone.stages) == 3
     assert found['out_norms.class1.weight'].eq(1).all()

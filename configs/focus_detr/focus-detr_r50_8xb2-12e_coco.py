@@ -15,7 +15,7 @@ model = dict(
 train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=True)))
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
 
-# In addition to AP, the share of boxes that keep a token in each encoder layer.
+# Also report how many of the boxes the encoder layers keep tokens of.
 custom_hooks = [*_base_.custom_hooks, dict(type='mmsparse.KeptTokensHook')]
 val_evaluator = [{{_base_.val_evaluator}}, dict(type='mmsparse.KeptTokenRecall')]
 test_evaluator = val_evaluator

@@ -14,11 +14,10 @@ _RENAMES = (
     (r'\bpos_embed\b', 'pos_conv'),
     (r'\bqkv\.qkv\b|\bqkv_linear\b', 'qkv'),
     (r'\bwo\b|\boutput_linear\b', 'proj'),
-    (r'\blepe\b', 'local'),
     (r'\brouter\.emb\b', 'router'),
     (r'\bgamma([12])$', r'layer_scale\1.weight'),
     (r'\bmlp\.0\b', 'mlp.fc1'),
-    (r'\bmlp\.1\.dwconv\b', 'mlp.local'),
+    (r'\bmlp\.1\.dwconv\b', 'mlp.dwconv'),
     (r'\bmlp\.[23]\b', 'mlp.fc2'),
     # Convolutions in place of attention: a layout change stands before them.
     (r'\battn\.([123])\b', lambda found: f'attn.{int(found[1]) - 1}'),
@@ -121,12 +120,11 @@ def _official_part(part: str, names: Layout, routed: bool) -> str:
         part = part.replace('attn.qkv', names.qkv).replace('attn.proj', names.proj)
     for pattern, replacement in (
         (r'^pos_conv\b', 'pos_embed'),
-        (r'^attn\.local\b', 'attn.lepe'),
         (r'^attn\.router\b', 'attn.router.emb'),
         (r'^attn\.([012])\b', lambda found: f'attn.{int(found[1]) + 1}'),
         (r'^layer_scale([12])\.weight$', r'gamma\1'),
         (r'^mlp\.fc1\b', 'mlp.0'),
-        (r'^mlp\.local\b', 'mlp.1.dwconv'),
+        (r'^mlp\.dwconv\b', 'mlp.1.dwconv'),
         (r'^mlp\.fc2\b', names.fc2),
     ):
         part = re.sub(pattern, replacement, part)

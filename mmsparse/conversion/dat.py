@@ -27,17 +27,19 @@ _TO_OURS: tuple[Rename, ...] = (
     ),
     (
         r'^stages\.(\d)\.layer_scales\.(\d+)\.(weight|gamma)$',
-        lambda found: 'stages.{}.{}.scale{}.weight'.format(*_shared_list(found)),
+        lambda found: 'stages.{}.{}.layer_scale{}.weight'.format(*_shared_list(found)),
     ),
-    (r'^stages\.(\d)\.local_perception_units\.(\d+)\.', r'stages.\1.\2.local.'),
+    (r'^stages\.(\d)\.local_perception_units\.(\d+)\.', r'stages.\1.\2.pos_conv.'),
     (r'^stages\.(\d)\.attns\.(\d+)\.', r'stages.\1.\2.attn.'),
     (r'^stages\.(\d)\.mlps\.(\d+)\.', r'stages.\1.\2.mlp.'),
-    (r'\bmlp\.chunk\.linear', 'mlp.fc'),
-    (r'\bmlp\.linear([12])\.0\.', r'mlp.linear\1.'),
-    (r'\bmlp\.dwc\.', 'mlp.conv.'),
-    (r'\bconv_offset\.(\d)\.(norm\.)?', r'offset.\1.'),
-    (r'\brpe_table\b', 'position_bias'),
-    (r'\brpb\b', 'bias_table'),
+    (r'\b(chunk\.)?linear([12])\.(0\.)?(?=weight|bias)', r'fc\2.'),
+    (r'\bdwc\.', 'dwconv.'),
+    (r'\bproj_(q|k|v|qkv)\.', r'\1.'),
+    (r'\bproj_out\.', 'proj.'),
+    (r'\bconv_offset\.1\.norm\.', 'conv_offset.1.'),
+    (r'\brpe_table\.(?=\d)', 'cpb_mlp.'),
+    (r'\brpe_table\.(?=weight|bias)', 'lepe.'),
+    (r'\b(rpe_table|rpb)$', 'relative_position_bias_table'),
     (r'^cls_norm\.norm\.', 'out_norms.class3.'),
     (r'^norms\.(\d)\.norm\.', r'out_norms.layer\1.'),
     (r'^cls_head\.', 'head.fc.'),
@@ -58,23 +60,34 @@ _TO_OFFICIAL: tuple[Rename, ...] = (
         lambda found: f'stages.{found[1]}.layer_norms.{_entry(found)}.norm.',
     ),
     (
-        r'^stages\.(\d)\.(\d+)\.scale([12])\.',
+        r'^stages\.(\d)\.(\d+)\.layer_scale([12])\.',
         lambda found: f'stages.{found[1]}.layer_scales.{_entry(found)}.',
     ),
-    (r'^stages\.(\d)\.(\d+)\.local\.', r'stages.\1.local_perception_units.\2.'),
-    (r'\bmlp\.fc', 'mlp.chunk.linear'),
-    (r'\bmlp\.linear([12])\.', r'mlp.linear\1.0.'),
-    (r'\bmlp\.conv\.', 'mlp.dwc.'),
-    (r'\boffset\.1\.', 'conv_offset.1.norm.'),
-    (r'\boffset\.([03])\.', r'conv_offset.\1.'),
+    (r'^stages\.(\d)\.(\d+)\.pos_conv\.', r'stages.\1.local_perception_units.\2.'),
     (r'^stages\.(\d)\.(\d+)\.attn\.', r'stages.\1.attns.\2.'),
     (r'^stages\.(\d)\.(\d+)\.mlp\.', r'stages.\1.mlps.\2.'),
-    (r'\bposition_bias\b', 'rpe_table'),
-    (r'\bbias_table\b', 'rpb'),
+    (r'\bdwconv\.', 'dwc.'),
     (r'^out_norms\.class3\.', 'cls_norm.norm.'),
     (r'^out_norms\.layer(\d)\.', r'norms.\1.norm.'),
     (r'^head\.fc\.', 'cls_head.'),
 )
+# Official names that depend on the block type: DAT's letters.
+_WINDOW: tuple[Rename, ...] = (
+    (r'\bqkv\.', 'proj_qkv.'),
+    (r'\bproj\.(?=weight|bias)', 'proj_out.'),
+)
+_ATTENTION: dict[str, tuple[Rename, ...]] = {
+    'L': _WINDOW,
+    'S': _WINDOW,
+    'N': ((r'\brelative_position_bias_table$', 'rpb'),),
+    'D': (
+        (r'\b([qkv])\.(?=weight|bias)', r'proj_\1.'),
+        (r'\bproj\.(?=weight|bias)', 'proj_out.'),
+        (r'\bconv_offset\.1\.', 'conv_offset.1.norm.'),
+        (r'\b(relative_position_bias_table$|cpb_mlp(?=\.)|lepe(?=\.))', 'rpe_table'),
+    ),
+    'M': (),
+}
 _COMPUTED = ('relative_position_index', 'attn_mask')
 
 
@@ -93,20 +106,24 @@ def rename_key(key: str) -> str | None:
     return _rename(key, _TO_OURS)
 
 
-def official_key(key: str) -> str:
+def official_key(key: str, block_type: str = 'D', conv_mlp: bool = True) -> str:
     """Translate a key of ours: the inverse of :func:`rename_key`.
 
-    Where the official releases spell a key in two ways (the scale of a layer, and the
-    linear maps of an MLP with a convolution), this is the spelling of the 2023
+    The released code spells layer scales in two ways; this is the spelling of the 2023
     classifiers.
 
     Args:
         key: Name in the state dict of our backbone or layer, or ``head.fc.``.
+        block_type: Letter of the block that the key is in, one of ``LSNDM``.
+        conv_mlp: Whether the MLP of that block has a depthwise convolution.
 
     Returns:
         Name in the official state dict.
     """
-    return _rename(key, _TO_OFFICIAL)
+    if '.attns.' in (key := _rename(key, _TO_OFFICIAL)):
+        return _rename(key, _ATTENTION[block_type])
+    linear = r'linear\2.0.' if conv_mlp else r'chunk.linear\2.'
+    return re.sub(r'\bmlps\.(\d+)\.fc([12])\.', rf'mlps.\1.{linear}', key)
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:

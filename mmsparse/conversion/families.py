@@ -180,6 +180,18 @@ def _dat_formulation(keys: Collection[str], checkpoint: Any) -> str | None:
     return 'v2022' if 'stage_spec' in options else None
 
 
+def _official_dat_key(ours: str, arch: Arch) -> str:
+    found = re.match(r'stages\.(\d+)\.(\d+)\.', ours)
+    if found is None:
+        return dat.official_key(ours)
+    settings = DAT.arch_settings[arch] if isinstance(arch, str) else arch
+    stage, block = int(found[1]), int(found[2])
+    types, conv_mlp = settings['kinds'][stage], settings.get('conv_mlp', False)
+    if not isinstance(conv_mlp, bool):
+        conv_mlp = conv_mlp[stage]
+    return dat.official_key(ours, types[block % len(types)], conv_mlp)
+
+
 def _biformer_archs(
     archs: list[str], keys: Collection[str], checkpoint: Any
 ) -> list[str]:
@@ -216,7 +228,7 @@ FAMILIES = {
             marker=r'stages\.\d+\.attns\.\d+\.',
             head='cls_head',
             rename_key=dat.rename_key,
-            official_key=lambda ours, arch: dat.official_key(ours),
+            official_key=_official_dat_key,
             convert_tensor=dat.convert_tensor,
             narrow=_dat_archs,
         ),

@@ -16,11 +16,11 @@ _PARTS = (
             ('sr', 'reduce'),
             ('norm', 'norm'),
             ('kv', 'kv'),
-            ('local_conv', 'local'),
+            ('local_conv', 'lepe'),
         )
     ),
-    ('.attn.local_conv.', '.attn.local.'),
-    ('.mlp.dwconv.dwconv.', '.mlp.detail.'),
+    ('.attn.local_conv.', '.attn.lepe.'),
+    ('.mlp.dwconv.dwconv.', '.mlp.dwconv.'),
 )
 
 

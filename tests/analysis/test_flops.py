@@ -123,7 +123,7 @@ def test_neighborhood_attention_counts_its_neighbors_alone():
 
 
 def test_routed_attention_counts_the_routed_regions_alone():
-    layer = BiLevelRoutingAttention(16, 2, topk=3, regions_per_side=4, local_kernel=0)
+    layer = BiLevelRoutingAttention(16, 2, topk=3, regions_per_side=4, lepe_kernel=0)
 
     attention = measure(AttentionOfMap(layer), (8, 8))[1]
 

@@ -49,7 +49,7 @@ def publish(path, model):
 READERS = {
     'converter': convert,
     'publisher': publish,
-    'infer, test, visualize, analyze, export': lambda path, model: load_weights(
+    'infer, test, visualize, export': lambda path, model: load_weights(
         model, str(path)
     ),
     'create_backbone': lambda path, model: create_backbone('shunted-nano', path),

@@ -24,17 +24,17 @@ OFFICIAL = {  # our key by the official one, for each layout
         'stages.2.3.norm1.weight': 'stages.2.3.norm1.weight',
         'stages.0.1.attn.qkv.qkv.bias': 'stages.0.1.attn.qkv.bias',
         'stages.0.1.attn.wo.weight': 'stages.0.1.attn.proj.weight',
-        'stages.0.1.attn.lepe.weight': 'stages.0.1.attn.local.weight',
+        'stages.0.1.attn.lepe.weight': 'stages.0.1.attn.lepe.weight',
         'stages.3.1.attn.qkv.weight': 'stages.3.1.attn.qkv.weight',
         'stages.3.1.attn.proj.bias': 'stages.3.1.attn.proj.bias',
-        'stages.3.1.attn.lepe.bias': 'stages.3.1.attn.local.bias',
+        'stages.3.1.attn.lepe.bias': 'stages.3.1.attn.lepe.bias',
         'stages.3.1.mlp.0.weight': 'stages.3.1.mlp.fc1.weight',
         'stages.3.1.mlp.3.bias': 'stages.3.1.mlp.fc2.bias',
         'norm.running_var': 'out_norms.batch3.running_var',
         'extra_norms.2.weight': 'out_norms.layer2.weight',
         # Options that no released model has.
         'stages.0.1.gamma2': 'stages.0.1.layer_scale2.weight',
-        'stages.0.1.mlp.1.dwconv.weight': 'stages.0.1.mlp.local.weight',
+        'stages.0.1.mlp.1.dwconv.weight': 'stages.0.1.mlp.dwconv.weight',
         'stages.0.1.attn.router.emb.bias': 'stages.0.1.attn.router.bias',
         'stages.3.1.attn.2.weight': 'stages.3.1.attn.1.weight',
     },
@@ -86,7 +86,7 @@ def test_convolutions_of_1x1_become_linear_maps_and_others_stay():
     assert torch.equal(
         official_tensor(key, weight[..., 0, 0], layout='stl-nchw'), weight
     )
-    for other in ('stages.0.1.attn.local.weight', 'stages.0.1.attn.0.weight'):
+    for other in ('stages.0.1.attn.lepe.weight', 'stages.0.1.attn.0.weight'):
         assert convert_tensor(other, weight) is weight
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from mmsparse.conversion.dat import convert_tensor, official_key, rename_key
+from mmsparse.conversion.families import FAMILIES
 from mmsparse.models import DAT
 from mmsparse.models.classifier import Classifier
 
@@ -30,10 +31,9 @@ def our_keys(model):
 def test_renaming_undoes_official_naming(arch):
     keys = our_keys(classifier(arch))
 
-    official = [official_key(key) for key in keys]
+    official = [FAMILIES['dat'].official_key(key, arch) for key in keys]
 
     assert [rename_key(key) for key in official] == keys
-    assert [official_key(rename_key(key)) for key in official] == official
     assert len(set(official)) == len(official)
 
 
@@ -47,7 +47,7 @@ def test_dense_norms_are_those_of_their_levels():
         backbone = DAT('pp-tiny', out_indices=(0, 1, 2, 3), out_norm='layer')
     keys = list(backbone.state_dict())
 
-    official = [official_key(key) for key in keys]
+    official = [FAMILIES['dat'].official_key(key, 'pp-tiny') for key in keys]
 
     assert [rename_key(key) for key in official] == keys
     assert len(keys) == 593
@@ -55,44 +55,69 @@ def test_dense_norms_are_those_of_their_levels():
 
 
 @pytest.mark.parametrize(
-    ('official', 'ours'),
+    ('block_type', 'official', 'ours'),
     [
-        ('patch_proj.0.weight', 'downsamples.0.0.weight'),
-        ('patch_proj.4.norm.bias', 'downsamples.0.4.bias'),
-        ('down_projs.1.0.weight', 'downsamples.2.0.weight'),
-        ('down_projs.1.1.norm.bias', 'downsamples.2.1.bias'),
-        ('stages.0.proj.weight', 'downsamples.0.proj.weight'),
-        ('stages.2.layer_norms.7.norm.bias', 'stages.2.3.norm2.bias'),
-        ('stages.2.layer_scales.6.weight', 'stages.2.3.scale1.weight'),
-        ('stages.2.local_perception_units.17.bias', 'stages.2.17.local.bias'),
-        ('stages.1.mlps.0.chunk.linear1.weight', 'stages.1.0.mlp.fc1.weight'),
-        ('stages.1.mlps.0.linear2.0.weight', 'stages.1.0.mlp.linear2.weight'),
-        ('stages.1.mlps.0.dwc.weight', 'stages.1.0.mlp.conv.weight'),
-        ('stages.1.attns.1.proj_qkv.bias', 'stages.1.1.attn.proj_qkv.bias'),
-        ('stages.1.attns.1.proj.bias', 'stages.1.1.attn.proj.bias'),
-        ('stages.1.attns.1.rpb', 'stages.1.1.attn.bias_table'),
-        ('stages.1.attns.1.rpe_table', 'stages.1.1.attn.position_bias'),
+        ('', 'patch_proj.0.weight', 'downsamples.0.0.weight'),
+        ('', 'patch_proj.4.norm.bias', 'downsamples.0.4.bias'),
+        ('', 'down_projs.1.0.weight', 'downsamples.2.0.weight'),
+        ('', 'down_projs.1.1.norm.bias', 'downsamples.2.1.bias'),
+        ('', 'stages.0.proj.weight', 'downsamples.0.proj.weight'),
+        ('', 'stages.2.layer_norms.7.norm.bias', 'stages.2.3.norm2.bias'),
+        ('', 'stages.2.layer_scales.6.weight', 'stages.2.3.layer_scale1.weight'),
+        ('', 'stages.2.local_perception_units.9.bias', 'stages.2.9.pos_conv.bias'),
+        ('', 'stages.1.mlps.0.linear2.0.weight', 'stages.1.0.mlp.fc2.weight'),
+        ('', 'stages.1.mlps.0.dwc.weight', 'stages.1.0.mlp.dwconv.weight'),
+        ('L', 'stages.1.attns.1.proj_qkv.bias', 'stages.1.1.attn.qkv.bias'),
+        ('S', 'stages.1.attns.1.proj_out.bias', 'stages.1.1.attn.proj.bias'),
         (
-            'stages.1.attns.1.rpe_table.2.weight',
-            'stages.1.1.attn.position_bias.2.weight',
+            'S',
+            'stages.1.attns.1.relative_position_bias_table',
+            'stages.1.1.attn.relative_position_bias_table',
         ),
-        ('conv_offset.1.norm.weight', 'offset.1.weight'),
-        ('conv_offset.3.weight', 'offset.3.weight'),
-        ('relative_position_bias_table', 'relative_position_bias_table'),
-        ('cls_norm.norm.weight', 'out_norms.class3.weight'),
-        ('cls_head.weight', 'head.fc.weight'),
+        ('N', 'stages.1.attns.1.proj.bias', 'stages.1.1.attn.proj.bias'),
+        (
+            'N',
+            'stages.1.attns.1.rpb',
+            'stages.1.1.attn.relative_position_bias_table',
+        ),
+        ('D', 'stages.1.attns.1.proj_q.bias', 'stages.1.1.attn.q.bias'),
+        (
+            'D',
+            'stages.1.attns.1.rpe_table',
+            'stages.1.1.attn.relative_position_bias_table',
+        ),
+        (
+            'D',
+            'stages.1.attns.1.rpe_table.2.weight',
+            'stages.1.1.attn.cpb_mlp.2.weight',
+        ),
+        ('D', 'stages.1.attns.1.rpe_table.bias', 'stages.1.1.attn.lepe.bias'),
+        (
+            'D',
+            'stages.1.attns.1.conv_offset.1.norm.weight',
+            'stages.1.1.attn.conv_offset.1.weight',
+        ),
+        ('', 'cls_norm.norm.weight', 'out_norms.class3.weight'),
+        ('', 'cls_head.weight', 'head.fc.weight'),
     ],
 )
-def test_keys_and_their_names(official, ours):
+def test_keys_and_their_names(block_type, official, ours):
     assert rename_key(official) == ours
-    assert official_key(ours) == official
+    assert official_key(ours, block_type) == official
+
+
+def test_the_mlp_without_convolution_has_official_names_of_its_own():
+    official = 'stages.1.mlps.0.chunk.linear1.weight'
+
+    assert rename_key(official) == 'stages.1.0.mlp.fc1.weight'
+    assert official_key('stages.1.0.mlp.fc1.weight', conv_mlp=False) == official
 
 
 @pytest.mark.parametrize(
     ('official', 'ours'),
     [
-        ('stages.2.layer_scales.6.gamma', 'stages.2.3.scale1.weight'),
-        ('stages.1.mlps.0.linear1.bias', 'stages.1.0.mlp.linear1.bias'),
+        ('stages.2.layer_scales.6.gamma', 'stages.2.3.layer_scale1.weight'),
+        ('stages.1.mlps.0.linear1.bias', 'stages.1.0.mlp.fc1.bias'),
     ],
 )
 def test_other_spellings_are_understood(official, ours):

@@ -4,7 +4,7 @@ from torch import nn
 
 def plant_offset(layer, y, x):
     """Let every key move by so much of the map, whatever the queries are."""
-    norm, last = layer.offset[1], layer.offset[3]
+    norm, last = layer.conv_offset[1], layer.conv_offset[3]
     nn.init.zeros_(norm.weight)
     nn.init.ones_(norm.bias)
     active = float(nn.functional.gelu(torch.tensor(1.0)))

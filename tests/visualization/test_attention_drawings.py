@@ -22,7 +22,7 @@ def test_sampled_keys_are_drawn_where_the_planted_offset_puts_them(look, drawn):
     layer = backbone.stages[1][1].attn  # keys every 2 cells of 8 pixels
     # A map of 12x16 cells: from -1 to +1 are 11 and 15 of them.
     plant_offset(layer, y=-2 * 1 / 11, x=-2 * 0.5 / 15)
-    backbone.stages[0][1].attn.offset[3].weight.data.zero_()
+    backbone.stages[0][1].attn.conv_offset[3].weight.data.zero_()
 
     figure = draw_sampled_keys(scene)
 

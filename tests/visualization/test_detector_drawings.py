@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmsparse.visualization.detections import detection_at
 
 from mmsparse.apis import load_model
 from mmsparse.errors import UsageError
@@ -13,7 +14,6 @@ from mmsparse.visualization import (
     draw_kept_tokens,
     draw_sampling_points,
 )
-from mmsparse.visualization.detections import detection_at
 
 SIZE = (60, 90)  # height and width of the picture; enlarged by 1.5
 

@@ -2,6 +2,12 @@ import math
 
 import pytest
 import torch
+from mmsparse.visualization.measures import (
+    attention_distance,
+    attention_received,
+    offset_spread,
+    routing_use,
+)
 from planting import plant_offset
 from torch import nn
 
@@ -10,12 +16,6 @@ from mmsparse.models.layers import (
     DeformableAttention2d,
     FullAttention2d,
     ShuntedSelfAttention,
-)
-from mmsparse.visualization.measures import (
-    attention_distance,
-    attention_received,
-    offset_spread,
-    routing_use,
 )
 
 
@@ -64,7 +64,7 @@ def test_distance_has_one_number_for_each_head_of_every_group():
 
 def test_spread_is_zero_without_offsets():
     layer = DeformableAttention2d(8, 4, 2, stride=2, map_size=8)
-    nn.init.zeros_(layer.offset[3].weight)
+    nn.init.zeros_(layer.conv_offset[3].weight)
 
     assert offset_spread(layer, torch.randn(1, 8, 9, 9)) == pytest.approx(0, abs=1e-6)
 

@@ -96,8 +96,8 @@ class Recorder(ExitStack):
     def _parts(self, case: Case) -> dict[str, Tensor]:
         """Parts of a layer or a block."""
         named = {}
-        if 'local' in self.seen:
-            named['lepe'] = self.seen['local']
+        if 'lepe' in self.seen:
+            named['lepe'] = self.seen['lepe']
         for official, ours in INSIDE_BLOCKS.items():
             if ours in self.seen:
                 part = self.seen[ours]

@@ -137,7 +137,7 @@ def _build_full_layer(arguments: Arguments, **ours: Any) -> FullAttention2d:
         read.num_heads,
         qkv_bias=read.qkv_bias,
         qk_scale=read.qk_scale or None,
-        **{'local_kernel': read.side_dwconv, **ours},
+        **{'lepe_kernel': read.side_dwconv, **ours},
     )
 
 
@@ -147,12 +147,12 @@ def _legacy_attention(read: SimpleNamespace) -> Attention:
         return 0, 1, {}
     if read.topk < 0:
         kernel = _choose('topk', read.topk, {-1: 0, -2: read.side_dwconv})
-        return 'all', 8, dict(local_kernel=kernel)
+        return 'all', 8, dict(lepe_kernel=kernel)
     routing = (read.param_routing, read.diff_routing, read.soft_routing)
     further = dict(
         qk_channels=read.qk_dim or None,
         qk_scale=read.qk_scale or None,
-        local_kernel=read.side_dwconv,
+        lepe_kernel=read.side_dwconv,
         routing=_choose('param, diff and soft routing', routing, ROUTINGS),
         kv_pool=_kv_pool(read),
         out_proj=_choose(
@@ -176,13 +176,13 @@ def _kv_pool(read: SimpleNamespace) -> tuple[str, int] | None:
 def _nchw_attention(read: SimpleNamespace) -> Attention:
     """What the nchw STL has in a block, by ``topk``."""
     if read.topk == -1:
-        return 'all', 8, dict(local_source='values')
+        return 'all', 8, dict(lepe_source='values')
     if read.topk < 1:
         raise UnsupportedCaseError(f'topk={read.topk}')
     further = dict(
         padding='tokens',
         qk_scale=read.qk_scale or None,
-        local_kernel=read.side_dwconv,
+        lepe_kernel=read.side_dwconv,
     )
     return read.topk, read.num_heads, further
 
@@ -334,10 +334,10 @@ _build_stl_nchw = _with_classifier(_build_stl_backbone, 'biformer_stl_nchw')
 BUILDERS: dict[str, Callable[[Arguments], nn.Module]] = {
     'BiLevelRoutingAttention': _build_legacy_layer,
     'nchwBRA': _build_nchw_layer,
-    'Attention': lambda arguments: _build_full_layer(arguments, local_kernel=0),
+    'Attention': lambda arguments: _build_full_layer(arguments, lepe_kernel=0),
     'AttentionLePE': _build_full_layer,
     'nchwAttentionLePE': lambda arguments: _build_full_layer(
-        arguments, local_source='values'
+        arguments, lepe_source='values'
     ),
     'BiFormer': _build_legacy,
     'biformer_tiny': _build_legacy,

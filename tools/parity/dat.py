@@ -122,7 +122,7 @@ def _sampling(
         sampling = dict(
             pos=positions,
             ref=layer.place(torch.zeros_like(positions), 0),
-            offset_raw=outputs[f'{prefix}offset'],
+            offset_raw=outputs[f'{prefix}conv_offset'],
             x_sampled=layer.sample(x, positions).flatten(2).unsqueeze(2),
         )
         for what, tensor in sampling.items():

@@ -148,6 +148,16 @@ class StagedBackbone(BaseModule):
         for module in self._frozen_modules():
             module.requires_grad_(False)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that must not decay: norms, position bias."""
+        return {
+            f'{prefix}.{name}'
+            for prefix, module in self.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+            if isinstance(module, (nn.LayerNorm, _BatchNorm))
+            or name == 'relative_position_bias_table'
+        }
+
     def train(self, mode: bool = True) -> 'StagedBackbone':
         """Switch modes; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval.
 

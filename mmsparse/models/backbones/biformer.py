@@ -151,7 +151,7 @@ class BiFormer(StagedBackbone):
                 dict(padding='tokens'),
                 dict(padding='tokens'),
                 dict(padding='tokens'),
-                dict(local_source='values'),
+                dict(lepe_source='values'),
             ),
             pos_kernel=0,
             downsampling='patches',

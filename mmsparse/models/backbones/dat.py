@@ -237,6 +237,17 @@ class DAT(StagedBackbone):
         )
         self.freeze()
 
+    def no_weight_decay(self) -> set[str]:
+        """Return norms and position biases; tables of neighborhoods do decay."""
+        names = super().no_weight_decay()
+        for prefix, module in self.named_modules():
+            if isinstance(module, NeighborhoodAttention2d):
+                names.discard(f'{prefix}.relative_position_bias_table')
+            if isinstance(module, DeformableAttention2d):
+                biases = (name for name, _ in module.named_parameters(prefix))
+                names.update(x for x in biases if '.cpb_mlp.' in x or '.lepe.' in x)
+        return names
+
 
 class DATBlock(nn.Module):
     """Attention and MLP, each with a residual around it, perhaps after a convolution.
@@ -266,23 +277,23 @@ class DATBlock(nn.Module):
                 return nn.Identity()
             return LayerScale2d(channels, layer_scale)
 
-        self.local = (
+        self.pos_conv = (
             DepthwiseConv2d(channels, 3, residual=True) if local_perception else None
         )
         self.norm1 = LayerNorm2d(channels, EPS)
         self.attn = attn
-        self.scale1 = scale()
+        self.layer_scale1 = scale()
         self.norm2 = LayerNorm2d(channels, EPS)
         self.mlp = mlp
-        self.scale2 = scale()
+        self.layer_scale2 = scale()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        if self.local is not None:
-            x = self.local(x)
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        if self.pos_conv is not None:
+            x = self.pos_conv(x)
+        x = x + self.drop_path(self.layer_scale1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
 
 
 def _settings(arch: Mapping[str, Any], stage: int) -> SimpleNamespace:

@@ -38,7 +38,7 @@ from mmsparse.registry import MODELS
 
 PADDINGS = ('input', 'tokens')
 ROUTINGS = ('hard', 'soft', 'differentiable', 'projected')
-LOCAL_SOURCES = ('input', 'values')
+LEPE_SOURCES = ('input', 'values')
 POOLS: dict[str, Callable[..., Tensor]] = {
     'avg': F.avg_pool2d,
     'max': F.max_pool2d,
@@ -108,7 +108,7 @@ class BiLevelRoutingAttention(nn.Module):
         qk_channels: Width of queries and keys; ``in_channels`` if None.
         qk_scale: Factor on the products of queries and keys; ``qk_channels ** -0.5``
             if None.
-        local_kernel: Odd edge length of the depthwise convolution of the values that
+        lepe_kernel: Odd edge length of the depthwise convolution of the values that
             is added to the output (local context enhancement), 0 for none.
         padding: ``input`` or ``tokens``, see above.
         routing: ``hard`` picks regions and passes no gradient. The others also
@@ -132,7 +132,7 @@ class BiLevelRoutingAttention(nn.Module):
         regions_per_side: int = 7,
         qk_channels: int | None = None,
         qk_scale: float | None = None,
-        local_kernel: int = 5,
+        lepe_kernel: int = 5,
         padding: str = 'input',
         routing: str = 'hard',
         kv_pool: tuple[str, int] | None = None,
@@ -158,9 +158,7 @@ class BiLevelRoutingAttention(nn.Module):
         self.router = (
             nn.Linear(qk_channels, qk_channels) if routing == 'projected' else None
         )
-        self.local = (
-            DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
-        )
+        self.lepe = DepthwiseConv2d(in_channels, lepe_kernel) if lepe_kernel else None
         self.proj = Linear(in_channels, in_channels) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,11 +245,11 @@ class BiLevelRoutingAttention(nn.Module):
             route_weights=route_weights,
         )
         padded = (cut.grid[0] * cut.region[0], cut.grid[1] * cut.region[1])
-        if self.local is None:
+        if self.lepe is None:
             return merge_regions(out, cut.grid, padded)
         height, width = cut.size
         values = merge_regions(v, cut.grid, padded)[:, :height, :width]
-        detail = channels_last(self.local(channels_first(values)))
+        detail = channels_last(self.lepe(channels_first(values)))
         return add_regions(pad_to_multiple(detail, cut.region), out, cut.grid)
 
     def _route(self, qkv: Tensor, cut: Cut) -> tuple[Tensor, Tensor | None]:
@@ -313,13 +311,13 @@ class FullAttention2d(nn.Module):
         qkv_bias: Whether the projection to queries, keys and values has a bias.
         qk_scale: Factor on the products of queries and keys; the width of a head to the
             power of -0.5 if None.
-        local_kernel: Odd edge length of the depthwise convolution that is added to the
+        lepe_kernel: Odd edge length of the depthwise convolution that is added to the
             heads, 0 for none.
-        local_source: What is convolved: the ``input`` as in most of the published
+        lepe_source: What is convolved: the ``input`` as in most of the published
             models, or the ``values`` as in the routed stages and in ``stl-nchw``.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``in_channels``, or ``local_source``
+        ValueError: ``num_heads`` does not divide ``in_channels``, or ``lepe_source``
             is unknown.
     """
 
@@ -329,28 +327,26 @@ class FullAttention2d(nn.Module):
         num_heads: int = 8,
         qkv_bias: bool = False,
         qk_scale: float | None = None,
-        local_kernel: int = 5,
-        local_source: str = 'input',
+        lepe_kernel: int = 5,
+        lepe_source: str = 'input',
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
-        check_choice('local_source', local_source, LOCAL_SOURCES)
+        check_choice('lepe_source', lepe_source, LEPE_SOURCES)
         self.num_heads = num_heads
         self.scale = qk_scale
-        self.local_source = local_source
+        self.lepe_source = lepe_source
         self.qkv = Linear(in_channels, 3 * in_channels, bias=qkv_bias)
-        self.local = (
-            DepthwiseConv2d(in_channels, local_kernel) if local_kernel else None
-        )
+        self.lepe = DepthwiseConv2d(in_channels, lepe_kernel) if lepe_kernel else None
         self.proj = Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         q, k, v = self.qkv(channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
         out = attend_map(q, k, v, self.num_heads, scale=self.scale)
-        if self.local is not None:
-            source = x if self.local_source == 'input' else channels_first(v)
-            out = out + channels_last(self.local(source))
+        if self.lepe is not None:
+            source = x if self.lepe_source == 'input' else channels_first(v)
+            out = out + channels_last(self.lepe(source))
         return channels_first(self.proj(out))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:

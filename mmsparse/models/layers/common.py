@@ -114,21 +114,21 @@ class Mlp2d(nn.Module):
     Args:
         channels: C of the map.
         ratio: Hidden width over C.
-        local_kernel: Odd edge length of a depthwise convolution before GELU, 0 for
+        kernel_size: Odd edge length of a depthwise convolution before GELU, 0 for
             none.
     """
 
-    def __init__(self, channels: int, ratio: float, local_kernel: int = 0) -> None:
+    def __init__(self, channels: int, ratio: float, kernel_size: int = 0) -> None:
         super().__init__()
         hidden = int(ratio * channels)
         self.fc1 = Linear(channels, hidden)
-        self.local = DepthwiseConv2d(hidden, local_kernel) if local_kernel else None
+        self.dwconv = DepthwiseConv2d(hidden, kernel_size) if kernel_size else None
         self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(channels_last(x))
-        if self.local is not None:
-            x = channels_last(self.local(channels_first(x)))
+        if self.dwconv is not None:
+            x = channels_last(self.dwconv(channels_first(x)))
         return channels_first(checkpointed(self._project, x))
 
     def _project(self, x: Tensor) -> Tensor:
@@ -147,17 +147,17 @@ class ConvMlp2d(nn.Module):
     def __init__(self, channels: int, ratio: float, residual: bool = True) -> None:
         super().__init__()
         hidden = int(ratio * channels)
-        self.linear1 = Linear(channels, hidden)
-        self.conv = DepthwiseConv2d(hidden, kernel_size=3, residual=residual)
-        self.linear2 = Linear(hidden, channels)
+        self.fc1 = Linear(channels, hidden)
+        self.dwconv = DepthwiseConv2d(hidden, kernel_size=3, residual=residual)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.linear1(channels_last(x))
+        x = self.fc1(channels_last(x))
         return channels_first(checkpointed(self._project, x))
 
     def _project(self, x: Tensor) -> Tensor:
-        x = channels_last(self.conv(channels_first(x)))
-        return self.linear2(F.gelu(x))
+        x = channels_last(self.dwconv(channels_first(x)))
+        return self.fc2(F.gelu(x))
 
 
 def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> None:

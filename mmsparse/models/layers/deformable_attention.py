@@ -102,30 +102,30 @@ class DeformableAttention2d(nn.Module):
         self.use_offsets = use_offsets
         self.place, self.query_axis = FORMULATIONS[formulation]
 
-        self.proj_q = Linear(in_channels, in_channels)
-        self.proj_k = Linear(in_channels, in_channels)
-        self.proj_v = Linear(in_channels, in_channels)
-        self.proj_out = Linear(in_channels, in_channels)
+        self.q = Linear(in_channels, in_channels)
+        self.k = Linear(in_channels, in_channels)
+        self.v = Linear(in_channels, in_channels)
+        self.proj = Linear(in_channels, in_channels)
         cells = formulation == 'v2023' and offset_kernel == stride
         self.least_size = offset_kernel if cells else 1
-        self.offset = _offset_network(
+        self.conv_offset = _offset_network(
             in_channels // num_groups,
             offset_kernel,
             stride,
             padding=0 if cells else offset_kernel // 2,
         ).requires_grad_(use_offsets)
-        self.position_bias = self._build_bias(in_channels, map_size)
+        self._add_bias(in_channels, map_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        q = self.proj_q(channels_last(x))
+        q = self.q(channels_last(x))
         positions = self._positions(q)
         features = channels_last(self.sample(x, positions))
-        k, v = self.proj_k(features), self.proj_v(features)
+        k, v = self.k(features), self.v(features)
         out = self._attend(q, k, v, positions)
         if self.bias == 'depthwise':
-            out = out + channels_last(self.position_bias(channels_first(q)))
-        return channels_first(self.proj_out(out))
+            out = out + channels_last(self.lepe(channels_first(q)))
+        return channels_first(self.proj(out))
 
     def sampling_positions(self, x: Tensor) -> Tensor:
         """Tell where the keys of a map are sampled.
@@ -137,7 +137,7 @@ class DeformableAttention2d(nn.Module):
             (B, groups, Hk, Wk, 2) as (y, x), -1 and +1 being the centers of the first
             and the last pixel; some settings let positions leave the map.
         """
-        return self._positions(self.proj_q(channels_last(x)))
+        return self._positions(self.q(channels_last(x)))
 
     def sample(self, x: Tensor, positions: Tensor) -> Tensor:
         """Read the features that keys and values are made of.
@@ -164,10 +164,10 @@ class DeformableAttention2d(nn.Module):
         Returns:
             What the heads of each group see.
         """
-        q = self.proj_q(channels_last(x))  # (B, H, W, C)
+        q = self.q(channels_last(x))  # (B, H, W, C)
         positions = self._positions(q)
         features = self.sample(x, positions)
-        k = self.proj_k(channels_last(features)).flatten(1, 2)
+        k = self.k(channels_last(features)).flatten(1, 2)
         weights, rows = attend_shared_keys(
             q.flatten(1, 2)[:, queries],
             k,
@@ -196,7 +196,7 @@ class DeformableAttention2d(nn.Module):
         places = torch.stack([y, x], dim=-1)[:, None]
         displacement = (places - positions.flatten(2, 3).unsqueeze(2)) / 2
         if self.bias == 'table':
-            return lookup_bias(self.position_bias, displacement)
+            return lookup_bias(self.relative_position_bias_table, displacement)
         return self._read_network(displacement)
 
     def _key_cells(
@@ -215,7 +215,7 @@ class DeformableAttention2d(nn.Module):
         bottom, right = (max(self.least_size - length, 0) for length in q.shape[1:3])
         q = channels_first(F.pad(q, (0, 0, 0, right, 0, bottom)))
         groups = q.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
-        offsets = self.offset(groups)  # (B * groups, 2, Hk, Wk)
+        offsets = self.conv_offset(groups)  # (B * groups, 2, Hk, Wk)
         offsets = offsets.unflatten(0, (q.shape[0], -1)).permute(0, 1, 3, 4, 2)
         if not self.use_offsets:
             offsets = torch.zeros_like(offsets)
@@ -225,7 +225,9 @@ class DeformableAttention2d(nn.Module):
         height, width = q.shape[1:3]
         axes = self.query_axis(height, positions), self.query_axis(width, positions)
         if self.bias == 'table':
-            return deformable_attention(q, k, v, positions, self.position_bias, axes)
+            return deformable_attention(
+                q, k, v, positions, self.relative_position_bias_table, axes
+            )
         bias = None
         if self.bias == 'fixed':
             bias = self._stretched(height * width, k.shape[1] * k.shape[2])
@@ -236,46 +238,51 @@ class DeformableAttention2d(nn.Module):
     def _stretched(self, num_queries: int, num_keys: int) -> Tensor:
         """The fixed bias, (heads, N, M)."""
         size = (num_queries, num_keys)
-        if self.position_bias.shape[1:] == size:
-            return self.position_bias
+        if self.relative_position_bias_table.shape[1:] == size:
+            return self.relative_position_bias_table
         return F.interpolate(
-            self.position_bias[None], size, mode='bilinear', align_corners=True
+            self.relative_position_bias_table[None],
+            size,
+            mode='bilinear',
+            align_corners=True,
         )[0]
 
     def _read_network(self, displacement: Tensor) -> Tensor:
         """The bias of (B, groups, N, M, 2), (B, heads, N, M)."""
         distance = 8 * displacement  # a map is 16 long, and log2(8) = 3
         scaled = distance.sign() * (1 + distance.abs()).log2() / 3
-        bias = self.position_bias(scaled.to(self.proj_q.weight.dtype))
+        bias = self.cpb_mlp(scaled.to(self.q.weight.dtype))
         return bias.movedim(-1, 2).flatten(1, 2)  # heads / groups beside the groups
 
-    def _build_bias(
-        self, in_channels: int, map_size: int | tuple[int, int]
-    ) -> nn.Parameter | nn.Module | None:
+    def _add_bias(self, in_channels: int, map_size: int | tuple[int, int]) -> None:
         height, width = (map_size, map_size) if isinstance(map_size, int) else map_size
+        self.relative_position_bias_table = None
         if self.bias == 'table':
-            return _table(self.num_heads, 2 * height - 1, 2 * width - 1)
-        if self.bias == 'fixed':
-            cells = (height // self.stride) * (width // self.stride)
-            return _table(self.num_heads, height * width, cells)
-        if self.bias == 'log_cpb':
-            share = self.num_heads // self.num_groups
-            return nn.Sequential(
-                nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, share, bias=False)
+            shape = (2 * height - 1, 2 * width - 1)
+            self.relative_position_bias_table = _table(self.num_heads, *shape)
+        elif self.bias == 'fixed':
+            num_keys = (height // self.stride) * (width // self.stride)
+            shape = (height * width, num_keys)
+            self.relative_position_bias_table = _table(self.num_heads, *shape)
+        elif self.bias == 'log_cpb':
+            heads_per_group = self.num_heads // self.num_groups
+            self.cpb_mlp = nn.Sequential(
+                nn.Linear(2, 32),
+                nn.ReLU(),
+                nn.Linear(32, heads_per_group, bias=False),
             )
-        if self.bias == 'depthwise':
-            return DepthwiseConv2d(in_channels, kernel_size=3)
-        return None
+        elif self.bias == 'depthwise':
+            self.lepe = DepthwiseConv2d(in_channels, kernel_size=3)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
-        table = state_dict.get(f'{prefix}position_bias')
-        if table is not None and isinstance(self.position_bias, nn.Parameter):
-            size = self.position_bias.shape[1:]
+        table = state_dict.get(f'{prefix}relative_position_bias_table')
+        if table is not None and self.relative_position_bias_table is not None:
+            size = self.relative_position_bias_table.shape[1:]
             if table.ndim == 3 and table.shape[1:] != size:
                 table = F.interpolate(table[None], size, mode='bicubic')[0]
-                state_dict[f'{prefix}position_bias'] = table
+                state_dict[f'{prefix}relative_position_bias_table'] = table
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -51,14 +51,16 @@ class NeighborhoodAttention2d(nn.Module):
         self.qkv = Linear(in_channels, 3 * in_channels)
         self.proj = Linear(in_channels, in_channels)
         span = 2 * kernel_size - 1
-        self.bias_table = nn.Parameter(torch.empty(num_heads, span, span))
-        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(num_heads, span, span)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
         q, k, v = self._project(x)
-        out = neighborhood_attention(q, k, v, self.bias_table)
+        out = neighborhood_attention(q, k, v, self.relative_position_bias_table)
         return channels_first(self.proj(out[:, :height, :width]))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
@@ -79,13 +81,15 @@ class NeighborhoodAttention2d(nn.Module):
             first = (place - kernel // 2).clamp(0, length - kernel)[:, None]
             seen.append(first + torch.arange(kernel, device=x.device))  # (n, kernel)
             steps.append(seen[-1] - place[:, None] + kernel - 1)
-        bias = self.bias_table[:, steps[0][:, :, None], steps[1][:, None]].flatten(2)
+        bias = self.relative_position_bias_table[
+            :, steps[0][:, :, None], steps[1][:, None]
+        ].flatten(2)
         rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
         weights = attend_own_keys(
             q[:, places[0], places[1]],
             k.flatten(1, 2)[:, rows],
-            (x.shape[1] // len(self.bias_table)) ** -0.5,
-            len(self.bias_table),
+            (x.shape[1] // len(self.relative_position_bias_table)) ** -0.5,
+            len(self.relative_position_bias_table),
             bias,
         )
         keys = grid_centers(size, x).expand(len(x), -1, -1)

@@ -65,7 +65,7 @@ class ShuntedSelfAttention(nn.Module):
         self.q = Linear(in_channels, in_channels, bias=qkv_bias)
         if sr_ratio == 1:
             self.kv = Linear(in_channels, 2 * in_channels, bias=qkv_bias)
-            self.local = DepthwiseConv2d(in_channels, kernel_size=3)
+            self.lepe = DepthwiseConv2d(in_channels, kernel_size=3)
         else:
             self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
             self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
@@ -123,7 +123,7 @@ class ShuntedSelfAttention(nn.Module):
         out = shunted_attention(
             q, [k.flatten(1, 2)], [v.flatten(1, 2)], self.num_heads, self.scale
         )
-        detail = channels_last(self.local(channels_first(v)))
+        detail = channels_last(self.lepe(channels_first(v)))
         return out.unflatten(1, x.shape[-2:]) + detail
 
 
@@ -141,13 +141,13 @@ class ReducedKeyValue(nn.Module):
         self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
         self.kv = Linear(channels, channels, bias=bias)
-        self.local = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)
+        self.lepe = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
         x = F.gelu(channels_last(self.norm(self.reduce(x))))
         k, v = self.kv(x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
-        v = channels_last(self.local(channels_first(v)))
+        v = channels_last(self.lepe(channels_first(v)))
         return k.flatten(1, 2), v.flatten(1, 2)
 
 
@@ -164,7 +164,7 @@ class DetailMlp2d(nn.Module):
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
         self.fc1 = Linear(channels, hidden_channels)
-        self.detail = DepthwiseConv2d(hidden_channels, kernel_size=3, residual=True)
+        self.dwconv = DepthwiseConv2d(hidden_channels, kernel_size=3, residual=True)
         self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class DetailMlp2d(nn.Module):
         return checkpointed(self._project, self.fc1(x))
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(channels_last(self.detail(channels_first(x)))))
+        return self.fc2(F.gelu(channels_last(self.dwconv(channels_first(x)))))
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:

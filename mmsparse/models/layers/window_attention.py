@@ -54,8 +54,8 @@ class WindowAttention2d(nn.Module):
         check_shift(shift, window_size)
         self.window_size = window_size
         self.shift = shift
-        self.proj_qkv = Linear(in_channels, 3 * in_channels)
-        self.proj_out = Linear(in_channels, in_channels)
+        self.qkv = Linear(in_channels, 3 * in_channels)
+        self.proj = Linear(in_channels, in_channels)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
         )
@@ -67,7 +67,7 @@ class WindowAttention2d(nn.Module):
         q, k, v = self._project(x)
         bias = window_bias(self.relative_position_bias_table, self.window_size)
         out = window_attention(q, k, v, bias, self.window_size, self.shift)
-        return channels_first(self.proj_out(out[:, :height, :width]))
+        return channels_first(self.proj(out[:, :height, :width]))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Tell where queries look.
@@ -108,7 +108,7 @@ class WindowAttention2d(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
         x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
-        return self.proj_qkv(x).chunk(3, dim=-1)
+        return self.qkv(x).chunk(3, dim=-1)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

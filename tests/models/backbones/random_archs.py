@@ -106,7 +106,7 @@ def _biformer(rng: random.Random, stages: int) -> tuple[type, dict, dict]:
     topks = tuple(rng.choice([0, 'all', rng.randint(1, side**2)]) for side in sides)
     routed = [
         dict(padding='tokens'),
-        dict(routing='soft', local_kernel=0),
+        dict(routing='soft', lepe_kernel=0),
         dict(routing='differentiable', kv_pool=('adaptive_avg', 1)),
         dict(routing='projected', kv_pool=('max', 1), out_proj=False),
         {},

@@ -99,7 +99,7 @@ def test_every_option_of_an_arch_trains():
     arch = {
         **NANO,
         'topks': (4, 4, 0, 'all'),
-        'attn_cfgs': (attn, attn, {}, dict(local_kernel=0)),
+        'attn_cfgs': (attn, attn, {}, dict(lepe_kernel=0)),
         'pos_kernel': 0,
         'mlp_kernel': 3,
         'layer_scale': 0.1,

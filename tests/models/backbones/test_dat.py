@@ -86,7 +86,10 @@ def test_tables_have_the_size_of_the_maps_that_they_are_made_for():
         backbones = [DAT('pp-tiny'), DAT('base-384')]
 
     tables = [
-        [tuple(stage[1].attn.position_bias.shape[1:]) for stage in backbone.stages[2:]]
+        [
+            tuple(stage[1].attn.relative_position_bias_table.shape[1:])
+            for stage in backbone.stages[2:]
+        ]
         for backbone in backbones
     ]
     assert tables == [[(27, 27), (13, 13)], [(47, 47), (23, 23)]]
@@ -125,21 +128,21 @@ def test_a_stem_of_another_width_is_projected():
 def test_the_mlp_with_a_convolution_is_residual_in_v2023_alone():
     new, old = DAT('nano'), DAT({**NANO, 'formulation': 'v2022'})
 
-    assert new.stages[0][0].mlp.conv.residual
-    assert not old.stages[0][0].mlp.conv.residual
+    assert new.stages[0][0].mlp.dwconv.residual
+    assert not old.stages[0][0].mlp.dwconv.residual
     assert type(DAT({**NANO, 'conv_mlp': False}).stages[0][0].mlp) is Mlp2d
 
 
 @pytest.mark.parametrize('residual', [True, False])
 def test_the_convolution_stands_between_the_linear_maps(residual):
     mlp, x = ConvMlp2d(4, ratio=2, residual=residual), torch.rand(2, 4, 5, 6)
-    hidden = mlp.linear1(x.movedim(1, -1)).movedim(-1, 1)
-    kernels, bias = mlp.conv.weight, mlp.conv.bias
+    hidden = mlp.fc1(x.movedim(1, -1)).movedim(-1, 1)
+    kernels, bias = mlp.dwconv.weight, mlp.dwconv.bias
     mixed = nn.functional.conv2d(hidden, kernels, bias, padding=1, groups=8)
     if residual:
         mixed = mixed + hidden
 
-    expected = mlp.linear2(nn.functional.gelu(mixed).movedim(1, -1)).movedim(-1, 1)
+    expected = mlp.fc2(nn.functional.gelu(mixed).movedim(1, -1)).movedim(-1, 1)
 
     torch.testing.assert_close(mlp(x), expected)
 
@@ -148,13 +151,13 @@ def test_layer_scale_scales_attention_and_mlp():
     arch = {**NANO, 'layer_scale': (0, 0.5, 0, 0)}
     backbone = DAT(arch, out_indices=(1,), out_norm='layer').eval()
     block, x = backbone.stages[1][0], torch.rand(1, 64, 8, 8)
-    middle = block.local(x)
+    middle = block.pos_conv(x)
     middle = middle + 0.5 * block.attn(block.norm1(middle))
 
     expected = middle + 0.5 * block.mlp(block.norm2(middle))
 
     torch.testing.assert_close(block(x), expected)
-    assert isinstance(backbone.stages[0][0].scale1, nn.Identity)
+    assert isinstance(backbone.stages[0][0].layer_scale1, nn.Identity)
 
 
 @pytest.mark.parametrize('formulation', ['v2022', 'v2023'])
@@ -225,10 +228,14 @@ def test_initializes_as_torch_does_and_tables_near_zero():
     block = backbone.stages[2][1]
 
     bound = 128**-0.5  # uniform up to it
-    assert 0.9 * bound < block.attn.proj_q.weight.abs().max().item() <= bound
-    assert block.attn.position_bias.std().item() == pytest.approx(0.01, rel=0.1)
+    assert 0.9 * bound < block.attn.q.weight.abs().max().item() <= bound
+    assert block.attn.relative_position_bias_table.std().item() == pytest.approx(
+        0.01, rel=0.1
+    )
     neighborhood = backbone.stages[0][0].attn
-    assert neighborhood.bias_table.std().item() == pytest.approx(0.02, rel=0.3)
+    assert neighborhood.relative_position_bias_table.std().item() == pytest.approx(
+        0.02, rel=0.3
+    )
 
 
 def test_the_recipe_decays_neither_position_biases_nor_vectors():
@@ -241,7 +248,10 @@ def test_the_recipe_decays_neither_position_biases_nor_vectors():
         id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']
     }
     for name, parameter in backbone.named_parameters():
-        exempt = parameter.ndim == 1 or 'position_bias' in name
+        layer = backbone.get_submodule(name.rpartition('.')[0])
+        table = 'relative_position_bias_table' in name
+        decayed = isinstance(layer, NeighborhoodAttention2d)  # as released
+        exempt = parameter.ndim == 1 or (table and not decayed)
         assert decay[id(parameter)] == (0 if exempt else 0.05), name
 
 

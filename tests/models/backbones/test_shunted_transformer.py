@@ -109,7 +109,7 @@ def test_initializes_convolutions_by_their_fan_out_within_a_group():
     for conv, fan_out in (
         (backbone.downsamples[0].conv[0], 7 * 7 * 32),
         (block.attn.coarse.reduce, 8 * 8 * 32),
-        (backbone.stages[3][0].mlp.detail, 3 * 3),
+        (backbone.stages[3][0].mlp.dwconv, 3 * 3),
     ):
         deviation = (2 / fan_out) ** 0.5
         assert conv.weight.std().item() == pytest.approx(deviation, rel=0.05)

@@ -21,7 +21,7 @@ WIDTH = 8
 
 def routed(**options):
     return BiLevelRoutingAttention(
-        WIDTH, 2, topk=3, regions_per_side=3, local_kernel=0, **options
+        WIDTH, 2, topk=3, regions_per_side=3, lepe_kernel=0, **options
     )
 
 
@@ -36,7 +36,7 @@ def deformable(**options):
 
 def deformable_values(layer, x):
     sampled = layer.sample(x, layer.sampling_positions(x))
-    return layer.proj_v(channels_last(sampled)).flatten(1, 2)
+    return layer.v(channels_last(sampled)).flatten(1, 2)
 
 
 def full_values(layer, x):
@@ -55,8 +55,8 @@ def projected_values(layer, x):
 
 def flat(layer):
     """Without what is added after attention."""
-    nn.init.zeros_(layer.local.weight)
-    nn.init.zeros_(layer.local.bias)
+    nn.init.zeros_(layer.lepe.weight)
+    nn.init.zeros_(layer.lepe.bias)
     return layer
 
 
@@ -69,28 +69,28 @@ LAYERS = {
         routed_values,
         'proj',
     ),
-    'deformable': (lambda: deformable(), deformable_values, 'proj_out'),
+    'deformable': (lambda: deformable(), deformable_values, 'proj'),
     'deformable, v2022': (
         lambda: deformable(formulation='v2022', offset_range=2),
         deformable_values,
-        'proj_out',
+        'proj',
     ),
     'deformable, fixed': (
         lambda: deformable(bias='fixed'),
         deformable_values,
-        'proj_out',
+        'proj',
     ),
     'deformable, network': (
         lambda: deformable(bias='log_cpb'),
         deformable_values,
-        'proj_out',
+        'proj',
     ),
     'deformable, means': (
         lambda: deformable(use_offsets=False, formulation='v2022'),
         deformable_values,
-        'proj_out',
+        'proj',
     ),
-    'full': (lambda: FullAttention2d(WIDTH, 2, local_kernel=0), full_values, 'proj'),
+    'full': (lambda: FullAttention2d(WIDTH, 2, lepe_kernel=0), full_values, 'proj'),
     'shunted': (lambda: ShuntedSelfAttention(WIDTH, 4, 4), shunted_values, 'proj'),
     'shunted, full': (
         lambda: flat(ShuntedSelfAttention(WIDTH, 4, 1)),
@@ -102,11 +102,11 @@ LAYERS = {
         projected_values,
         'proj',
     ),
-    'windows': (lambda: WindowAttention2d(WIDTH, 2, 4), projected_values, 'proj_out'),
+    'windows': (lambda: WindowAttention2d(WIDTH, 2, 4), projected_values, 'proj'),
     'shifted': (
         lambda: WindowAttention2d(WIDTH, 2, 4, shift=2),
         projected_values,
-        'proj_out',
+        'proj',
     ),
 }
 
@@ -183,7 +183,7 @@ def test_sampled_keys_lie_where_they_are_sampled():
     rows, columns = torch.meshgrid(
         torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing='ij'
     )
-    nn.init.normal_(layer.offset[-1].weight, std=0.2)
+    nn.init.normal_(layer.conv_offset[-1].weight, std=0.2)
     x = torch.randn(1, WIDTH, *size)
 
     looks = layer.attention_maps(x, torch.tensor([0]))

@@ -15,7 +15,7 @@ from mmsparse.models.layers import (
 ROUTED = {
     'routed': dict(),
     'narrow queries': dict(qk_channels=4),
-    'no local term': dict(local_kernel=0),
+    'no local term': dict(lepe_kernel=0),
     'scale': dict(qk_scale=1.5),
     'no projection': dict(out_proj=False),
     'soft': dict(routing='soft'),
@@ -41,7 +41,7 @@ def routed(**arguments):
 LAYERS = {
     **{name: partial(routed, **options) for name, options in ROUTED.items()},
     'full': lambda: FullAttention2d(8, num_heads=2),
-    'full, of values': lambda: FullAttention2d(8, num_heads=2, local_source='values'),
+    'full, of values': lambda: FullAttention2d(8, num_heads=2, lepe_source='values'),
     'full, bias': lambda: FullAttention2d(8, num_heads=2, qkv_bias=True),
     'convolutions': lambda: ConvMixer2d(8),
 }
@@ -58,8 +58,8 @@ def oracle(layer, x):
     q, k, v = layer.qkv(x).split(layer.split, -1)
     maps = zip(q, k, v, strict=True)
     out = torch.stack([one_picture(layer, *picture, h, w) for picture in maps])
-    if layer.local is not None:
-        out = out + layer.local(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    if layer.lepe is not None:
+        out = out + layer.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return layer.proj(out)[:, :height, :width].permute(0, 3, 1, 2)
 
 
@@ -150,7 +150,7 @@ def test_batch_mates_do_not_matter(build):
 def test_all_regions_routed_equals_full_attention(padding):
     layer = routed(topk=9, padding=padding)
     full = FullAttention2d(
-        8, num_heads=2, qkv_bias=True, qk_scale=8**-0.5, local_source='values'
+        8, num_heads=2, qkv_bias=True, qk_scale=8**-0.5, lepe_source='values'
     )
     full.load_state_dict(layer.state_dict())
     x = torch.rand(2, 8, 6, 9)
@@ -161,7 +161,7 @@ def test_all_regions_routed_equals_full_attention(padding):
 def test_padded_tokens_add_exp_0_to_every_sum():
     # 5x5 in regions of 2x2: 9 regions with room for 36 tokens, 11 of them empty.
     layer = routed(num_heads=1, topk=9, regions_per_side=2, padding='tokens')
-    layer.local = None
+    layer.lepe = None
     x = torch.rand(1, 8, 5, 5)
     q, k, v = layer.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
     exps = (8**-0.5 * q @ k.transpose(1, 2)).exp()
@@ -183,10 +183,10 @@ def test_forms_differ_only_where_the_regions_do_not_divide_the_map():
 def test_the_local_term_is_of_the_input_or_of_the_values():
     of_input = FullAttention2d(8, num_heads=2)
     of_values = copy.deepcopy(of_input)
-    of_values.local_source = 'values'
+    of_values.lepe_source = 'values'
     x = torch.rand(1, 8, 5, 7)
     values = of_input.qkv.weight[16:] @ x.flatten(2)
-    terms = [of_input.local(m.view_as(x)).permute(0, 2, 3, 1) for m in (values, x)]
+    terms = [of_input.lepe(m.view_as(x)).permute(0, 2, 3, 1) for m in (values, x)]
 
     difference = of_values(x) - of_input(x)
 
@@ -258,4 +258,4 @@ def test_full_attention_refuses_heads_that_do_not_divide():
 
 def test_full_attention_refuses_an_unknown_source_of_the_local_term():
     with pytest.raises(ValueError, match=r"\['input', 'values'\]; got 'keys'"):
-        FullAttention2d(8, local_source='keys')
+        FullAttention2d(8, lepe_source='keys')

@@ -104,9 +104,9 @@ def test_a_neighborhood_as_large_as_the_map_is_a_window():
     """The tables have opposite signs, and other layouts."""
     near = NeighborhoodAttention2d(8, num_heads=2, kernel_size=5)
     window = WindowAttention2d(8, num_heads=2, window_size=5)
-    window.proj_qkv.load_state_dict(near.qkv.state_dict())
-    window.proj_out.load_state_dict(near.proj.state_dict())
-    table = near.bias_table.detach().flip(1, 2).flatten(1).t()
+    window.qkv.load_state_dict(near.qkv.state_dict())
+    window.proj.load_state_dict(near.proj.state_dict())
+    table = near.relative_position_bias_table.detach().flip(1, 2).flatten(1).t()
     window.relative_position_bias_table.data.copy_(table)
     x = torch.rand(2, 8, 5, 5)
 
@@ -130,13 +130,13 @@ def test_a_bias_for_another_map_is_resized_when_loaded(bias):
     one, other = (
         nn.Sequential(small(bias=bias, map_size=size)) for size in (6, (8, 10))
     )
-    before = one[0].position_bias.detach()
-    shape = other[0].position_bias.shape
+    before = one[0].relative_position_bias_table.detach()
+    shape = other[0].relative_position_bias_table.shape
 
     other.load_state_dict(one.state_dict())
 
     expected = F.interpolate(before[None], shape[1:], mode='bicubic')[0]
-    torch.testing.assert_close(other[0].position_bias.detach(), expected)
+    torch.testing.assert_close(other[0].relative_position_bias_table.detach(), expected)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,12 @@ def test_the_table_stretches_over_maps_of_other_sizes():
     """A table that is linear in the displacement is so for any number of entries."""
     few, many = small(map_size=4), small(map_size=9)
     for layer in (few, many):
-        span = layer.position_bias.shape[-1]
+        span = layer.relative_position_bias_table.shape[-1]
         axis = torch.linspace(-1, 1, span)
-        layer.position_bias.data.copy_((axis[:, None] + 2 * axis).expand(4, -1, -1))
-    state = {k: v for k, v in few.state_dict().items() if k != 'position_bias'}
+        layer.relative_position_bias_table.data.copy_(
+            (axis[:, None] + 2 * axis).expand(4, -1, -1)
+        )
+    state = {k: v for k, v in few.state_dict().items() if 'bias_table' not in k}
     many.load_state_dict(state, strict=False)
     x = torch.rand(1, 8, 13, 7)
 
@@ -168,7 +170,9 @@ def test_the_table_stretches_over_maps_of_other_sizes():
 
 def test_a_fixed_bias_is_stretched_to_the_map():
     layer, x = small(bias='fixed', map_size=4), torch.rand(1, 8, 6, 6)
-    layer.position_bias.data[:] = torch.randn(4, 1, 1)  # a shift of all logits
+    layer.relative_position_bias_table.data[:] = torch.randn(
+        4, 1, 1
+    )  # a shift of all logits
 
     without = small(bias='none')
     without.load_state_dict(layer.state_dict(), strict=False)
@@ -178,9 +182,7 @@ def test_a_fixed_bias_is_stretched_to_the_map():
 
 def test_the_logarithmic_bias_reads_signed_logarithms_of_the_displacement():
     layer, seen = small(bias='log_cpb', stride=1, offset_kernel=1), []
-    layer.position_bias.register_forward_pre_hook(
-        lambda module, args: seen.append(args[0])
-    )
+    layer.cpb_mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.rand(1, 8, 3, 5)
 
     layer(x)
@@ -196,12 +198,12 @@ def test_the_depthwise_term_is_a_convolution_of_the_queries():
     layer = small(bias='depthwise')
     without = small(bias='none')
     without.load_state_dict(layer.state_dict(), strict=False)
-    nn.init.eye_(layer.proj_out.weight)
-    without.proj_out.load_state_dict(layer.proj_out.state_dict())
+    nn.init.eye_(layer.proj.weight)
+    without.proj.load_state_dict(layer.proj.state_dict())
     x = torch.rand(1, 8, 5, 6)
-    q = layer.proj_q(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    q = layer.q(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    torch.testing.assert_close(layer(x) - without(x), layer.position_bias(q))
+    torch.testing.assert_close(layer(x) - without(x), layer.lepe(q))
 
 
 def test_without_offsets_keys_are_means_of_cells_and_the_grid_is_reported():
@@ -210,14 +212,14 @@ def test_without_offsets_keys_are_means_of_cells_and_the_grid_is_reported():
 
     torch.testing.assert_close(layer.sample(x, positions), F.avg_pool2d(x, 2))
     assert layer.bias == 'none'
-    assert not any(p.requires_grad for p in layer.offset.parameters())
+    assert not any(p.requires_grad for p in layer.conv_offset.parameters())
     assert positions[0, 0, :, 0, 0].tolist() == [-0.5, 0.5, 1]  # 1.5 is cut
 
 
 def test_groups_are_read_by_one_network_from_their_own_queries():
     layer, x = small(), torch.rand(1, 8, 6, 6)
     before = layer.sampling_positions(x)
-    layer.proj_q.weight.data[4:] += 0.5
+    layer.q.weight.data[4:] += 0.5
 
     after = layer.sampling_positions(x)
 

@@ -135,8 +135,8 @@ def attend_position_by_position(layer, x):
         tokens = 0.5 * tokens * (1 + torch.erf(tokens / math.sqrt(2)))
         kv = torch.einsum('oc,chw->ohw', group.kv.weight, tokens)
         k, v = (kv + group.kv.bias[:, None, None]).chunk(2)
-        kernel = group.local.weight
-        v = v + F.conv2d(v[None], kernel, group.local.bias, padding=1, groups=C // 2)[0]
+        kernel = group.lepe.weight
+        v = v + F.conv2d(v[None], kernel, group.lepe.bias, padding=1, groups=C // 2)[0]
         half = q.chunk(2)[g]
         logits = torch.einsum(
             'hdxy,hdij->hxyij', *(m.unflatten(0, (heads, width)) for m in (half, k))
@@ -168,9 +168,7 @@ def test_without_reduction_detail_is_added_to_full_attention():
     q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
     k, v = layer.kv(x.permute(0, 2, 3, 1)).chunk(2, -1)
     full = F.softmax(q @ k.flatten(1, 2).mT / 8**0.5, -1) @ v.flatten(1, 2)
-    full = full.view(2, 5, 7, 8) + layer.local(v.permute(0, 3, 1, 2)).permute(
-        0, 2, 3, 1
-    )
+    full = full.view(2, 5, 7, 8) + layer.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     torch.testing.assert_close(layer(x), layer.proj(full).permute(0, 3, 1, 2))
 
@@ -187,7 +185,7 @@ def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
 def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
     layer, x = DetailMlp2d(8, 12), torch.rand(2, 8, 5, 7)
     hidden = F.conv2d(x, layer.fc1.weight[..., None, None], layer.fc1.bias)
-    detail = F.conv2d(hidden, layer.detail.weight, layer.detail.bias, 1, 1, groups=12)
+    detail = F.conv2d(hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12)
     out = F.conv2d(F.gelu(hidden + detail), layer.fc2.weight[..., None, None])
 
     torch.testing.assert_close(layer(x), out + layer.fc2.bias[:, None, None])
