@@ -10,12 +10,12 @@ import pytest
 from mmsparse.apis import config_arguments
 
 ROOT = Path(__file__).parents[1]
-# Whatever wants to leave the machine, or to learn the address of another, ends.
+# Connections, and requests for the address of another machine, raise.
 OFFLINE = """
 import importlib, pkgutil, socket, warnings
 
 def refuse(*args, **kwargs):
-    raise AssertionError(f'the network was wanted: {args}')
+    raise AssertionError(f'the network was used: {args}')
 
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
@@ -41,7 +41,7 @@ CONFIGS = (
 )
 
 
-def test_nothing_asks_for_the_network(tmp_path):
+def test_no_import_and_no_model_uses_the_network(tmp_path):
     paths = [str(ROOT / 'configs' / path) for path in CONFIGS]
 
     done = subprocess.run(

@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from mmsparse.apis import load_weights, read_config
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.checks import build_dataset
 from mmsparse.datasets.errors import SampleError, blame_files, check_image
 from mmsparse.errors import UsageError, config_errors
@@ -36,7 +36,7 @@ def main() -> bool:
             f'{cfg.get("default_scope")!r}'
         )
     filter_log(MMLogger.get_current_instance())
-    let_mmengine_read_inertly()
+    register_safe_loader()
     with config_errors():
         draw = DRAW[cfg.default_scope](cfg, args)
     Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def check_fit(model: nn.Module, checkpoint: str) -> None:
     """Raise UsageError for a mismatch that mmengine only warns of."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    load_weights(model, checkpoint, beside=True)
+    load_weights(model, checkpoint, allow_unexpected=True)
 
 
 def parse_args() -> argparse.Namespace:

@@ -130,7 +130,8 @@ def published_classifiers() -> Iterator[Part]:
 
 def _measure_classifier(family: Family, arch: str, side: int, suffix: str = '') -> Part:
     with torch.device('meta'):
-        model = Classifier(family.backbone(arch), family.width(arch), num_classes=1000)
+        width = family.widths(arch)[-1]
+        model = Classifier(family.backbone(arch), width, num_classes=1000)
     total = measure(model, (side, side))[-1]
     return replace(total, name=f'{family.name}-{arch}{suffix}')
 

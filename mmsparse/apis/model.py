@@ -10,12 +10,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmsparse.apis.config import HOSTS
-from mmsparse.checkpoint.state_dict import listed, read_weights
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
+from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
 from mmsparse.datasets.errors import name_annotation_files
 from mmsparse.errors import UsageError, config_errors
-
-SHOWN_KEYS = 5  # of a checkpoint that does not fit
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -33,7 +31,7 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         UsageError: A setting is invalid.
     """
-    let_mmengine_read_inertly()
+    register_safe_loader()
     with config_errors():
         runner = RUNNERS.build(cfg)
     name_annotation_files(runner)
@@ -88,30 +86,23 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, checkpoint: str, beside: bool = False) -> None:
-    """Load a checkpoint into a model; all keys and shapes must match.
+def load_weights(
+    model: nn.Module, checkpoint: str, allow_unexpected: bool = False
+) -> None:
+    """Load the weights of a checkpoint, which must fit the model.
 
     Args:
-        model: The model.
-        checkpoint: File of torch or safetensors.
-        beside: Whether the checkpoint may have more weights than the model.
+        model: Model of mmdet, mmseg or mmpretrain.
+        checkpoint: The file, of torch or safetensors.
+        allow_unexpected: Ignore weights that the model does not have.
 
     Raises:
-        UsageError: The file is missing, damaged or no checkpoint, or does not fit the
-            model; lists missing and unexpected keys and size mismatches.
+        UsageError: The file is missing, damaged or no checkpoint, or does not fit;
+            lists the missing and unexpected keys and those of another size.
     """
     state = read_weights(checkpoint)
     state = {name.removeprefix('module.'): x for name, x in state.items()}
-    told = []
-    try:
-        keys = model.load_state_dict(state, strict=False)
-        for kind in ('missing',) if beside else ('missing', 'unexpected'):
-            if names := getattr(keys, f'{kind}_keys'):
-                told.append(f'{kind} keys: {listed(names, SHOWN_KEYS)}')
-    except RuntimeError as error:  # other shapes; the first line only names the model
-        told = [line.strip() for line in str(error).splitlines()[1:]]
-    if told:
+    if mismatch := load_state_dict(model, state, allow_unexpected):
         raise UsageError(
-            f'checkpoint: {checkpoint} does not fit the configuration; '
-            f'{"; ".join(told)}'
+            f'checkpoint: {checkpoint} does not fit the configuration; {mismatch}'
         )

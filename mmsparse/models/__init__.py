@@ -1,6 +1,5 @@
 """Models: backbones, attention layers and detectors; the last need mmdet."""
 
-from importlib import import_module
 from typing import Any
 
 from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
@@ -13,7 +12,7 @@ from mmsparse.models.layers import (
     ShuntedSelfAttention,
     WindowAttention2d,
 )
-from mmsparse.registry import DETECTORS
+from mmsparse.registry import LAZY_MODELS, import_lazy_model
 
 __all__ = [
     'DAT',
@@ -32,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the detectors, and with them mmdet, when one is asked for."""
-    if name in DETECTORS:
-        return getattr(import_module('mmsparse.models.detectors'), name)
+    """Import a detector, and mmdet, on first use."""
+    if name in LAZY_MODELS:
+        return import_lazy_model(name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

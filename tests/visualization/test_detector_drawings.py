@@ -152,10 +152,10 @@ def test_scores_are_those_that_selected_the_tokens(detector_scene):
         ),
         (
             lambda state: state.update(level_embed=torch.zeros(4, 256)),
-            'size mismatch for level_embed',
+            'size mismatch: level_embed',
         ),
         (
-            lambda state: [state.pop(name) for name in list(state)[:9]],
+            lambda state: [state.pop(name) for name in list(state)[:15]],
             'missing keys: .* and 3 more',
         ),
     ],

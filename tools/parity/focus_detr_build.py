@@ -7,6 +7,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmsparse.checkpoint.state_dict import load_state_dict
 from mmsparse.conversion.focus_detr import rename
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from parity.cases import Case
@@ -136,9 +137,10 @@ def load(
         ValueError: Weights are missing, or left over.
     """
     renamed = {key.removeprefix(prefix): x for key, x in rename(state).items()}
-    missing, left_over = module.load_state_dict(renamed, strict=False)
-    if left_over or (missing and not partial):
-        raise ValueError(f'left over: {left_over}; missing: {missing}')
+    if partial:
+        renamed = module.state_dict() | renamed
+    if mismatch := load_state_dict(module, renamed):
+        raise ValueError(str(mismatch))
 
 
 def samples(arguments: Arguments) -> list[BaseDataElement]:

@@ -3,7 +3,7 @@
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.engine.checkpoints import WHOLE_FILE, last_whole_checkpoint
 from mmsparse.registry import HOOKS
 
@@ -19,7 +19,7 @@ class SafeCheckpoints(Hook):
     """
 
     def __init__(self) -> None:
-        let_mmengine_read_inertly()
+        register_safe_loader()
 
     def before_run(self, runner: Runner) -> None:
         """Choose how checkpoints are written, and which one is resumed from."""
