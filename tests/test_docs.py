@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from mmsparse import create_backbone
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.conversion import biformer, dat, shunted
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsparse.apis.model import config_arguments
+from mmsparse.apis import config_arguments
 
 ROOT = Path(__file__).parents[1]
 # Connections, and requests for the address of another machine, raise.
@@ -27,7 +27,7 @@ for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
         importlib.import_module(module.name)
 
 import torch
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 for config in CONFIGS:
     model = build_model(read_config(config)).eval()
     with torch.no_grad():

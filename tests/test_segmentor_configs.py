@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, check_data, read_config
+from mmsparse.apis import build_model, check_data, read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = {path.stem: path for path in CONFIGS.glob('[!_]*/*_ade20k-512x512.py')}

@@ -15,7 +15,7 @@ from textwrap import indent
 import yaml
 from torch import Tensor
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
 from mmsparse.checkpoint.files import sha256
 from mmsparse.checkpoint.publish import as_strings, published_meta, published_weights

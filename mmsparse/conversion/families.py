@@ -14,7 +14,7 @@ from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
-from mmsparse.models.backbones import DAT
+from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone
 
 Arch = str | Mapping[str, Any]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmsparse.apis.model import build_model, load_weights, read_config
+from mmsparse.apis import build_model, load_weights, read_config
 from mmsparse.checkpoint.mmengine import load_safely
 from mmsparse.errors import UsageError
 from mmsparse.factory import create_backbone
@@ -49,7 +49,7 @@ def publish(path, model):
 READERS = {
     'converter': convert,
     'publisher': publish,
-    'infer, test, visualize, export': lambda path, model: load_weights(
+    'infer, test, visualize, analyze, export': lambda path, model: load_weights(
         model, str(path)
     ),
     'create_backbone': lambda path, model: create_backbone('shunted-nano', path),

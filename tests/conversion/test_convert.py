@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.conversion import biformer, convert_official
 from mmsparse.conversion.convert import convert

@@ -9,7 +9,7 @@ from mmdet.models.layers.transformer import DeformableDetrTransformerDecoderLaye
 from mmengine.hub import get_config
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, register_host
+from mmsparse.apis import build_model, register_host
 from mmsparse.conversion import convert_official
 from mmsparse.conversion.convert import convert
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detrex import detrex_key
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.conversion.convert import convert
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'

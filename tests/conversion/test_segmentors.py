@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.conversion import convert_official
 from mmsparse.conversion.biformer import official_key as official_biformer_key
 from mmsparse.conversion.convert import convert

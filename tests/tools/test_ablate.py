@@ -15,7 +15,7 @@ from ablation.study import ROOT, STUDIES, read_study, variant_config
 from ablation.training import check_start
 from PIL import Image
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError
 
 STUDY = """\

@@ -12,7 +12,7 @@ import yaml
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmsparse.visualization.detections import detection_at
 
-from mmsparse.apis.model import load_model
+from mmsparse.apis import load_model
 from mmsparse.errors import UsageError
 from mmsparse.visualization import (
     choose_point,

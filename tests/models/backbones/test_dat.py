@@ -5,7 +5,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.models import (
     DAT,
     DeformableAttention2d,
