@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
 
@@ -93,11 +96,24 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_collection_finish():
+    """Keep imported modules out of the garbage collection that every dataset runs."""
+    gc.freeze()
+
+
 @pytest.fixture(scope='session', autouse=True)
-def metafiles_read_once():
-    """mmengine reads all metafiles of a library for every base config in it."""
+def fast_configs():
+    """Cache what mmengine repeats for a config: metafiles of bases, formatted text."""
+    formatted = {}
+
+    def format_code(text, **style):
+        if text not in formatted:
+            formatted[text] = FormatCode(text, **style)
+        return formatted[text]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_utils, 'load', cache(config_utils.load))
+        patch.setattr(config_module, 'FormatCode', format_code)
         yield
 
 
