@@ -91,6 +91,9 @@ def build_pages(records: dict[str, dict]) -> dict[Path, str]:
             if name in records:
                 homes[name] = page
                 return f'{start}\n{table(records[name], page)}{end}'
+            if mark.string[: mark.start()].endswith('\n'):
+                # Markdown would end the paragraph before it.
+                raise ValueError(f'{page}: the mark {name!r} must not start a line')
             return f'{start}{figure(records, name, page)}{end}'
 
         text = read(page)
