@@ -29,6 +29,7 @@ lint: install  ## Check style, docstrings, import directions, spelling, types an
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python docs/measurements.py --check
 	$(BIN)/python tools/zoo_tables.py --check
 
 docs: install  ## Build the site into build/docs and check the links between its pages

@@ -30,7 +30,7 @@ MARK = re.compile(r'(<!-- measured: ([^<>\n]+) -->).*?(<!-- end -->)', re.DOTALL
 HEADER = """\
 # Measurements
 
-Every figure measured with mmsparse, and how to repeat it: command, machine, versions and
+Every figure measured with mmsparse, and how to repeat it: command, machine, versions,
 commit. `python docs/measurements.py` writes this page, and the figures on others, from
 the records in `docs/measurements`.
 """
