@@ -17,7 +17,10 @@ PAGES = [
     *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY')),
     *sorted((ROOT / 'docs').glob('*.md')),
 ]
-FILES = r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+FILES = (
+    r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+    r'|\bweights/[\w.-]+\.pth\b'
+)
 BACKBONES = ('dat', 'biformer', 'shunted_transformer')
 
 
