@@ -7,7 +7,7 @@ import test_contract
 import torch
 from torch import nn
 
-from mmsparse import create_backbone, list_backbones
+from mmsparse import create_backbone, list_models
 from mmsparse.analysis.flops import published_classifiers
 from mmsparse.models.backbones.arch import Arch, Count, PerStage
 from mmsparse.models.backbones.base import (
@@ -96,7 +96,7 @@ def toy(clean_registries):
 
 
 def test_a_new_family_is_in_the_factory(toy):
-    assert {'toy-nano', 'toy-tiny'} <= set(list_backbones())
+    assert {'toy-nano', 'toy-tiny'} <= set(list_models())
     assert isinstance(create_backbone('toy-nano'), toy)
 
 
