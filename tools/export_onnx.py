@@ -20,7 +20,7 @@ from pathlib import Path
 
 from _cli import run
 
-from mmsparse.apis.model import add_cfg_options, load_model, read_config
+from mmsparse.apis import add_cfg_options, load_model, read_config
 from mmsparse.deploy.export import (
     EXTRA,
     OPSETS,

@@ -7,7 +7,7 @@ from mmdet.structures import DetDataSample
 from torch import nn
 
 from mmsparse.analysis.flops import count_macs, format_count, measure
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models import (
     DAT,
     BiFormer,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmsparse.apis.model import load_model
+from mmsparse.apis import load_model
 from mmsparse.errors import UsageError
 from mmsparse.visualization import (
     choose_query_point,
