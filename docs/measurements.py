@@ -30,9 +30,9 @@ MARK = re.compile(r'(<!-- measured: ([^<>\n]+) -->).*?(<!-- end -->)', re.DOTALL
 HEADER = """\
 # Measurements
 
-Every figure measured with mmsparse: the command, machine and commit are below it, so
-that you can repeat it. `python docs/measurements.py` writes this page, and the figures
-of the other pages, from the records in `docs/measurements`.
+Every figure measured with mmsparse, and how to repeat it: command, machine, versions,
+commit. `python docs/measurements.py` writes this page, and the figures on others, from
+the records in `docs/measurements`.
 """
 
 
@@ -91,6 +91,9 @@ def build_pages(records: dict[str, dict]) -> dict[Path, str]:
             if name in records:
                 homes[name] = page
                 return f'{start}\n{table(records[name], page)}{end}'
+            if mark.string[: mark.start()].endswith('\n'):
+                # Markdown would end the paragraph before it.
+                raise ValueError(f'{page}: the mark {name!r} must not start a line')
             return f'{start}{figure(records, name, page)}{end}'
 
         text = read(page)
@@ -145,10 +148,10 @@ def section(record: dict, home: Path | None) -> str:
         blocks.append(f'The figures are in [{home}]({relative(home, PAGE)}).')
     elif record['figures']:
         blocks.append(table(record, PAGE).rstrip())
-    machine = record['machine'][0].upper() + record['machine'][1:]
+    machine = record['machine']
     source = f'{record["versions"]}; commit {record["commit"]}, {record["date"]}'
-    blocks.append(f'{machine}; {source}:')
-    return '\n\n'.join([*blocks, f'```\n{record["command"]}\n```\n'])
+    blocks.append(f'`{record["command"]}`: {machine}; {source}.\n')
+    return '\n\n'.join(blocks)
 
 
 if __name__ == '__main__':

@@ -89,6 +89,15 @@ def test_an_unknown_figure_is_an_error(run, site):
         run()
 
 
+def test_a_figure_at_the_start_of_a_line_is_an_error(run, site):
+    (site / 'README.md').write_text(
+        'Takes\n<!-- measured: speed/DAT/time --><!-- end -->'
+    )
+
+    with pytest.raises(SystemExit, match='must not start a line'):
+        run()
+
+
 def test_a_record_without_its_machine_is_an_error(run, site):
     (site / 'docs/measurements/new.json').write_text('{"title": "New"}')
 

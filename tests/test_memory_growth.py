@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SIDES = (64, 96)

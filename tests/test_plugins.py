@@ -5,7 +5,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.models import BiLevelRoutingAttention
 
 CONFIG = 'configs/plugins/mask-rcnn_r50-bra_fpn_1x_coco.py'

@@ -32,7 +32,7 @@ from benchmark.report import (
 )
 from benchmark.segmentor import prediction_candidate, training_candidates
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.errors import UsageError
 
 Tables = Iterator[tuple[str | int, list[Candidate]]]  # title, and what is compared

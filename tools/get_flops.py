@@ -26,7 +26,7 @@ from mmsparse.analysis.flops import (
     measure,
     published_classifiers,
 )
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 
 def main() -> None:

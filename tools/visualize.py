@@ -31,20 +31,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from _cli import run
+from _cli import check_files, check_unique_names, run
 
 import torch
 from benchmark.report import align
 from mmengine.model import BaseModel
 
-from mmsparse.apis.model import load_model, read_config
-from mmsparse.datasets.errors import (
-    SampleError,
-    blame_files,
-    check_files,
-    check_names,
-    check_picture,
-)
+from mmsparse.apis import load_model, read_config
+from mmsparse.datasets.errors import SampleError, blame_files, check_image
 from mmsparse.visualization import (
     Sample,
     attention_distance,
@@ -62,14 +56,14 @@ DPI = 130
 def main() -> int:
     args = parse_args()
     check_files(*args.images, args.checkpoint)
-    check_names(args.images)
+    check_unique_names(args.images)
     cfg = read_config(args.config)
     model = load_model(cfg, args.checkpoint, args.device)
     transforms, names = read_pipeline(cfg)
     out, failed, statistics = Path(args.out), False, []
     for path in args.images:
         try:
-            check_picture(path)
+            check_image(path)
             with blame_files(path):
                 sample = record_sample(model, transforms, path, names, args.score_thr)
                 for target in draw(sample, model, out / Path(path).stem, args):

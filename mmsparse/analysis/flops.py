@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
-from mmsparse.conversion.families import FAMILIES, Family
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.models.classifier import Classifier
 
@@ -121,18 +121,22 @@ def published_classifiers() -> Iterator[Part]:
     Yields:
         The classifier as one part, named ``FAMILY-ARCH``.
     """
-    for family in FAMILIES.values():
-        for arch, settings in family.backbone.arch_settings.items():
+    for backbone in BACKBONES.values():
+        for arch, settings in backbone.arch_settings.items():
             if arch != 'nano':
-                yield _measure_classifier(family, arch, settings.get('img_size', 224))
-    yield _measure_classifier(FAMILIES['dat'], 'pp-base', 384, suffix='-384')
+                side = getattr(settings, 'img_size', 224)
+                yield _measure_classifier(backbone, arch, side)
+    yield _measure_classifier(BACKBONES['dat'], 'pp-base', 384, suffix='-384')
 
 
-def _measure_classifier(family: Family, arch: str, side: int, suffix: str = '') -> Part:
+def _measure_classifier(
+    backbone_type: type[StagedBackbone], arch: str, side: int, suffix: str = ''
+) -> Part:
     with torch.device('meta'):
-        model = Classifier(family.backbone(arch), family.width(arch), num_classes=1000)
+        backbone = backbone_type(arch)
+        model = Classifier(backbone, backbone.arch.embed_dims[-1], num_classes=1000)
     total = measure(model, (side, side))[-1]
-    return replace(total, name=f'{family.name}-{arch}{suffix}')
+    return replace(total, name=f'{backbone.family}-{arch}{suffix}')
 
 
 def named_parts(

@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[2] / 'projects' / 'focus_deformable_detr' / 'configs'
 VARIANTS = ('', '-refine', '-refine-twostage')

@@ -55,6 +55,9 @@ def train_variant(arguments: tuple, work_dir: Path, label: str) -> Trained:
         arguments: Those of `variant_config`.
         work_dir: Folder for log, checkpoints and results.
         label: Text before the progress bar.
+
+    Returns:
+        The result.
     """
     cfg = variant_config(*arguments)
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mmsparse.apis.model import add_cfg_options
+from mmsparse.apis import add_cfg_options
 
 ROOT = Path(__file__).parents[2]
 FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'

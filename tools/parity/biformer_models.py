@@ -182,17 +182,21 @@ def _arch(
     block: SimpleNamespace,
 ) -> dict[str, Any]:
     topks, num_heads, attn_cfgs = zip(*attentions, strict=True)
+    block_types = tuple(
+        {'all': 'full', 0: 'conv'}.get(topk, 'routing') for topk in topks
+    )
     scale = block.layer_scale_init_value
     return dict(
         embed_dims=widths,
         depths=depths,
         num_heads=num_heads,
-        topks=topks,
+        block_types=block_types,
+        topks=tuple(None if topk in ('all', 0) else topk for topk in topks),
         mlp_ratios=mlp_ratios,
         attn_cfgs=attn_cfgs,
-        pos_kernel=block.before_attn_dwconv,
-        mlp_kernel=3 if block.mlp_dwconv else 0,
-        layer_scale=scale if scale > 0 else None,
+        pos_kernels=block.before_attn_dwconv,
+        mlp_kernels=3 if block.mlp_dwconv else 0,
+        layer_scales=scale if scale > 0 else None,
         post_norm=not block.pre_norm,
     )
 

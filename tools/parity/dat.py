@@ -161,22 +161,26 @@ def _build_backbone(arguments: Arguments, formulation: str, **settings: Any) -> 
         embed_dims=arguments['dims'],
         depths=arguments['depths'],
         num_heads=arguments['heads'],
-        kinds=block_types,
-        groups=per_stage('groups', -1),
-        strides=per_stage('strides', -1),
-        offset_kernel=tuple(arguments.get('ksizes', OFFSET_KERNELS)),
-        offset_range=per_stage('offset_range_factor', -1),
-        bias=tuple(_bias(*stage) for stage in zip(*flags, strict=True)),
+        block_types=block_types,
+        num_groups=tuple(max(x, 1) for x in per_stage('groups', 1)),
+        strides=tuple(max(x, 1) for x in per_stage('strides', 1)),
+        offset_kernels=tuple(arguments.get('ksizes', OFFSET_KERNELS)),
+        offset_ranges=per_stage('offset_range_factor', -1),
+        position_biases=tuple(_bias(*stage) for stage in zip(*flags, strict=True)),
         use_offsets=tuple(not off for off in per_stage('no_offs', False)),
-        window_size=per_stage('window_sizes', 7),
-        neighborhood=per_stage('nat_ksizes', 3),
-        mlp_ratio=arguments.get('expansion', 4),
-        conv_mlp=per_stage('use_dwc_mlps', False),
-        local_perception=per_stage('use_lpus', False),
-        layer_scale=per_stage('layer_scale_values', -1),
+        window_sizes=per_stage('window_sizes', 7),
+        neighborhood_sizes=per_stage('nat_ksizes', 3),
+        mlp_ratios=arguments.get('expansion', 4),
+        mlp_kernels=tuple(3 * x for x in per_stage('use_dwc_mlps', False)),
+        pos_kernels=tuple(3 * x for x in per_stage('use_lpus', False)),
+        layer_scales=tuple(
+            x if x > 0 else None for x in per_stage('layer_scale_values', -1)
+        ),
         img_size=arguments['img_size'],
-        conv_stem=arguments.get('use_conv_patches', False),
-        stem_dims=arguments['dim_stem'],
+        downsampling='overlapping'
+        if arguments.get('use_conv_patches', False)
+        else 'patches',
+        stem_channels=arguments['dim_stem'],
     )
     return DAT(arch, **settings)
 

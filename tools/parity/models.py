@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsparse.models.layers import DepthwiseConv2d
+from mmsparse.models.layers.common import DepthwiseConv2d
 from parity.cases import Case, Comparison, UnsupportedCaseError
 
 Arguments = Mapping[str, Any]

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from mmsparse.conversion.shunted import official_key, rename_key
 from mmsparse.models.backbones.shunted_transformer import (
-    ShuntedBlock,
     ShuntedTransformer,
     patch_embedding,
     stem,
 )
 from mmsparse.models.classifier import Classifier
-from mmsparse.models.layers import DetailMlp2d, ShuntedSelfAttention
+from mmsparse.models.layers import ShuntedSelfAttention
+from mmsparse.models.layers.block import TransformerBlock2d
+from mmsparse.models.layers.mlp import Mlp2d
 from parity.cases import Case, Comparison, UnsupportedCaseError
 from parity.generated import generate_state
 from parity.models import (
@@ -136,24 +137,30 @@ def _build_attention(arguments: Arguments) -> ShuntedSelfAttention:
     return _set_scale_and_eps(attention, arguments)
 
 
-def _build_mlp(arguments: Arguments) -> DetailMlp2d:
+def _build_mlp(arguments: Arguments) -> Mlp2d:
     _check_known(arguments, 'in_features', 'hidden_features', 'out_features')
     channels = arguments['in_features']
     hidden = arguments.get('hidden_features') or channels
-    mlp = DetailMlp2d(channels, hidden)
+    mlp = Mlp2d(channels, hidden, kernel_size=3, residual=True)
     mlp.fc2 = nn.Linear(hidden, arguments.get('out_features') or channels)
     return mlp
 
 
-def _build_block(arguments: Arguments) -> ShuntedBlock:
+def _build_block(arguments: Arguments) -> TransformerBlock2d:
     known = ('dim', 'num_heads', 'mlp_ratio', 'qkv_bias', 'qk_scale', 'sr_ratio')
     _check_known(arguments, *known, 'norm_layer')
-    block = ShuntedBlock(
+    block = TransformerBlock2d(
+        _build_attention(
+            {
+                name: arguments[name]
+                for name in ('dim', 'num_heads', 'qkv_bias', 'sr_ratio')
+                if name in arguments
+            }
+        ),
         arguments['dim'],
-        num_heads=arguments['num_heads'],
         mlp_ratio=arguments.get('mlp_ratio', 4),
-        sr_ratio=arguments.get('sr_ratio', 1),
-        qkv_bias=arguments.get('qkv_bias', False),
+        mlp_kernel=3,
+        mlp_residual=True,
     )
     return _set_scale_and_eps(block, arguments)
 

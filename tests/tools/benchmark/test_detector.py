@@ -12,7 +12,7 @@ from benchmark.detector import (
     with_keep_ratio,
 )
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError
 
 CONFIGS = Path(__file__).parents[3] / 'configs'

@@ -10,7 +10,7 @@ from benchmark.segmentor import (
     training_candidates,
 )
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.errors import UsageError
 
 CONFIG = (

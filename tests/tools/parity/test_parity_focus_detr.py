@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detrex import detrex_name
+from detrex import detrex_key
 from parity import Case, check_case
 from parity.focus_detr import KINDS
 from parity.focus_detr_models import build_detector
@@ -69,7 +69,7 @@ SELECTOR_OUTPUTS = (
 def official_state(module):
     """Return random weights under the names of detrex."""
     return {
-        f'state.{detrex_name(name)}': 0.3 * torch.randn_like(x) + ('norm' in name)
+        f'state.{detrex_key(name)}': 0.3 * torch.randn_like(x) + ('norm' in name)
         for name, x in module.state_dict().items()
     }
 
