@@ -52,7 +52,7 @@ if not hasattr(torch, 'get_autocast_dtype'):
         'ignores the attention mask on CPUs',
         'torch.float8_e4m3fn is not recognized': 'torch 2.1 does not save float8',
         'Stream() takes no arguments': 'FSDP of torch 2.1 needs a GPU',
-        'test_bfloat16_stays_near_single_precision[DAT]': 'gradients of DAT in '
+        'test_bfloat16_stays_near_single_precision[dat]': 'gradients of DAT in '
         'bfloat16 are further from single precision with torch 2.1',
         'gradients_are_those_of_one_process[focus_detr': 'with torch 2.1 they '
         'differ by up to 9e-5',
@@ -75,6 +75,20 @@ def pytest_runtest_makereport(item, call):
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # GPU kernels run as Python.
+
+
+@pytest.fixture
+def clean_registries():
+    """Remove the backbones and layers that a test registers."""
+    from mmsparse.models.backbones import BACKBONES
+    from mmsparse.registry import MODELS
+
+    registries = (BACKBONES, MODELS.module_dict)
+    before = [dict(known) for known in registries]
+    yield
+    for known, kept in zip(registries, before, strict=True):
+        for name in set(known) - set(kept):
+            del known[name]
 
 
 @pytest.fixture(autouse=True)

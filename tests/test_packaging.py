@@ -180,7 +180,7 @@ def test_the_installed_package_registers_and_its_configs_build(installed, tmp_pa
     code = (
         'from pathlib import Path\n'
         'from mmengine.utils import get_installed_path\n'
-        'from mmsparse.apis.model import build_model, read_config\n'
+        'from mmsparse.apis import build_model, read_config\n'
         f"path = Path(get_installed_path('mmsparse'), '{config}')\n"
         'model = build_model(read_config(str(path)))\n'
         'module = __import__(type(model.backbone).__module__)\n'

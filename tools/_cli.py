@@ -6,7 +6,7 @@ Every command imports this module before mmengine, which warns while it is impor
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmsparse.errors import MissingFileError, UsageError
@@ -19,6 +19,10 @@ WARNINGS = (
     '``build_loss`` would be deprecated',  # mmseg, of its own heads
     'Default ``avg_non_ignore`` is False',
     'The draw is False, it means that the hook for visualization',
+    'To copy construct from a tensor, it is recommended',  # mmdet
+    r'torch\.meshgrid: in an upcoming release',  # mmdet
+    r'torch\.utils\.checkpoint: the use_reentrant parameter',  # mmdet
+    r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated',  # mmengine
 )
 LOG_WARNINGS = (
     '"FileClient" will be deprecated',
@@ -62,3 +66,23 @@ def _hint(error: Exception) -> str:
         convert = COMMAND.format('convert_checkpoint')
         return f'; convert the official weights: {convert} DOWNLOADED {error.path}'
     return ''
+
+
+def check_files(*paths: str) -> None:
+    """Raise UsageError unless all files exist, before a model is built."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise UsageError(f'no such file: {path}')
+
+
+def check_unique_names(images: Sequence[str]) -> None:
+    """Raise UsageError if two images would have the same name of output files."""
+    named: dict[str, str] = {}
+    for path in images:
+        stem = Path(path).stem
+        if stem in named:
+            raise UsageError(
+                f'{named[stem]} and {path} have the same name, so one drawing would '
+                'overwrite the other; draw them in two runs with different --out'
+            )
+        named[stem] = path

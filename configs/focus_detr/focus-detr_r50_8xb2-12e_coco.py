@@ -15,7 +15,7 @@ model = dict(
 train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=True)))
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
 
-# Beside the AP, the part of the boxes that the layers of the encoder keep.
-custom_hooks = [dict(type='mmsparse.KeptTokensHook')]
+# Also report how many of the boxes the encoder layers keep tokens of.
+custom_hooks = [*_base_.custom_hooks, dict(type='mmsparse.KeptTokensHook')]
 val_evaluator = [{{_base_.val_evaluator}}, dict(type='mmsparse.KeptTokenRecall')]
 test_evaluator = val_evaluator

@@ -15,8 +15,7 @@ from mmdet.structures import OptSampleList
 from torch import Tensor
 
 from mmsparse.models.detectors.detr_attention import DeformableAttention
-from mmsparse.models.detectors.focus_detr import FocusDETR
-from mmsparse.models.detectors.focused_transformer import FocusedTransformer
+from mmsparse.models.detectors.focus_detr import FocusDETR, FocusedTransformer
 
 
 def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:

@@ -8,7 +8,7 @@ import yaml
 from mmengine.config import Config
 
 from ablation.training import start_from
-from mmsparse.apis.model import check_data, check_pretrained, read_config
+from mmsparse.apis import check_data, check_pretrained, read_config
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

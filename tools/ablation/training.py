@@ -19,8 +19,11 @@ from mmengine.utils import digit_version
 from torch import nn
 from tqdm import tqdm
 
-from mmsparse.apis.model import SHOWN_KEYS
-from mmsparse.checkpoint.state_dict import listed, read_weights
+from mmsparse.checkpoint.state_dict import (
+    read_weights,
+    shapes_of,
+    state_dict_mismatch,
+)
 from mmsparse.conversion.families import BACKBONE
 from mmsparse.errors import UsageError
 
@@ -95,7 +98,7 @@ def start_from(cfg: Config, checkpoint: str) -> None:
 def check_start(backbone: nn.Module, checkpoint: str) -> None:
     """Raise UsageError unless a backbone can start from that of another model.
 
-    MMEngine only logs what a file lacks.
+    mmengine only logs missing parameters.
 
     Args:
         backbone: The backbone.
@@ -103,19 +106,22 @@ def check_start(backbone: nn.Module, checkpoint: str) -> None:
 
     Raises:
         UsageError: The file lacks parameters of the backbone, other than norms of
-            outputs, of which each model has its own; or has them in other shapes.
+            outputs, which each model has for its own; or has them in another size.
     """
-    weights = read_weights(checkpoint)
-    shapes = {key: x.shape for key, x in weights.items()}
-    lacking = [
-        key
-        for key, x in backbone.named_parameters()
-        if shapes.get(BACKBONE + key) != x.shape and not key.startswith('out_norms.')
-    ]
-    if lacking:
+    shapes = {
+        key: shape
+        for key, shape in shapes_of(dict(backbone.named_parameters())).items()
+        if not key.startswith('out_norms.')
+    }
+    weights = {
+        key: tensor
+        for name, tensor in read_weights(checkpoint).items()
+        if (key := name.removeprefix(BACKBONE)) in shapes and name != key
+    }
+    if mismatch := state_dict_mismatch(weights, shapes):
         raise UsageError(
             f'{checkpoint} has no backbone that fits {type(backbone).__name__}; '
-            f'missing or of another shape: {listed(lacking, SHOWN_KEYS)}'
+            f'{mismatch}'
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from ablation.training import Trained, in_new_process, start_from, train
 from benchmark.report import align, environment, record
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from quickstart import report
 
 ROOT = Path(__file__).resolve().parents[2]

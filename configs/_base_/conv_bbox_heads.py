@@ -1,6 +1,5 @@
-# Box heads of a cascade with convolutions, normed over all GPUs, in place of a linear
-# map; they compare boxes, not offsets.
-cascade_of_convolutions = [
+# Box heads of Cascade R-CNN with four convolutions, SyncBN and a loss on boxes.
+conv_bbox_heads = [
     dict(
         type='ConvFCBBoxHead',
         num_shared_convs=4,
