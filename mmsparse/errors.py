@@ -14,10 +14,10 @@ class MissingFileError(UsageError):
 
     Args:
         message: The error.
-        path: The file or folder.
+        path: The file or folder; optional, so that the error can be pickled.
     """
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str = '') -> None:
         super().__init__(message)
         self.path = path
 
