@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmsparse.analysis.flops import measure
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models.layers import DeformableAttention2d, WindowAttention2d
 
 ROOT = Path(__file__).parents[1]

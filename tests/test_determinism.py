@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ITERATIONS = 50
@@ -28,7 +28,7 @@ NANOS = [
 
 @pytest.fixture
 def train(small_digits, tmp_path, monkeypatch):
-    """Train deterministically; return the loss of every iteration."""
+    """Train deterministically and return the loss of every iteration."""
     monkeypatch.chdir(small_digits)
 
     def run(config, name):

@@ -20,7 +20,8 @@ from benchmark.operators import operator_candidates, plot_scaling
 from benchmark.report import PLOT_FORMATS, as_json, environment, plot, table
 from benchmark.segmentor import prediction_candidate, training_candidates
 
-from mmsparse.apis.model import UsageError, add_cfg_options, read_config
+from mmsparse.apis import add_cfg_options, read_config
+from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'

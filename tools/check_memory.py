@@ -17,7 +17,8 @@ from benchmark.growth import Held, follow_memory, growth
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
-from mmsparse.apis.model import UsageError, build_model, read_config
+from mmsparse.apis import build_model, read_config
+from mmsparse.errors import UsageError
 
 PARTS = 20  # of a run, after each of which memory is looked at
 BATCH = 2  # pictures

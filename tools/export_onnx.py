@@ -16,7 +16,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from mmsparse.apis.model import UsageError, add_cfg_options, load_model, read_config
+from mmsparse.apis import add_cfg_options, load_model, read_config
 from mmsparse.deploy.export import (
     EXTRA,
     OPSETS,
@@ -25,6 +25,7 @@ from mmsparse.deploy.export import (
     compare_onnx,
     export_onnx,
 )
+from mmsparse.errors import UsageError
 
 BATCH_SIZES = (1, 3)  # to compare; neither is the one that is traced
 

@@ -1,4 +1,4 @@
-"""What of a training's checkpoint is published: the weights, and what tells of them."""
+"""Reduce a training checkpoint to what is published: weights and metadata."""
 
 import ast
 import json
@@ -14,42 +14,40 @@ from mmsparse import __version__
 from mmsparse.checkpoint.safe_pickle import Placeholder
 from mmsparse.checkpoint.state_dict import check_weights, find_state_dict
 
-# What the hosts read, how far the training went, and what our converter writes.
-KEPT = (
+# Read by mmdet, mmseg and mmpretrain; progress of the training; written by conversion.
+META_KEYS = (
     *('dataset_meta', 'CLASSES', 'PALETTE', 'epoch', 'iter', 'mmengine_version'),
     *('family', 'arch', 'source', 'source_sha256', 'mmsparse_version'),
 )
-# Settings of the place of a training.
-OF_THE_PLACE = ('work_dir', 'load_from', 'resume', 'resume_from', 'launcher')
-AVERAGED = 'ema_state_dict'
+MACHINE_SETTINGS = ('work_dir', 'load_from', 'resume', 'resume_from', 'launcher')
+EMA_KEY = 'ema_state_dict'
 
 
 def published_weights(
     checkpoint: Any, ema: bool | None = None, half: bool = False
 ) -> dict[str, Tensor]:
-    """Take the weights out of a checkpoint of mmengine.
+    """Select the weights of a checkpoint of mmengine.
 
     Args:
-        checkpoint: What was read.
-        ema: Whether to take the averages that ``EMAHook`` makes, or the weights
-            themselves; None for what the hosts load, which are the averages if there
-            are any.
-        half: Store floating-point numbers in half precision.
+        checkpoint: Content of the file.
+        ema: Whether to return the averages of ``EMAHook``, or the weights before
+            averaging; None for those that mmengine loads: averages if there are any.
+        half: Convert floating-point tensors to half precision.
 
     Returns:
         The state dict.
 
     Raises:
-        ValueError: There are no weights or no averages, one is no finite number, or
-            half precision has no room for it.
+        ValueError: There are no weights or averages, they are infinite or NaN, or half
+            precision overflows.
     """
     weights = find_state_dict(checkpoint)
-    averaged = isinstance(checkpoint, Mapping) and AVERAGED in checkpoint
+    averaged = isinstance(checkpoint, Mapping) and EMA_KEY in checkpoint
     if ema and not averaged:
-        raise ValueError(f'The checkpoint has no averages ({AVERAGED!r}) to publish.')
+        raise ValueError(f'The checkpoint has no averages ({EMA_KEY!r}) to publish.')
     if ema is False and averaged:
-        # EMAHook exchanges the two where it saves them.
-        others = checkpoint[AVERAGED]
+        # EMAHook swaps the two when it saves them.
+        others = checkpoint[EMA_KEY]
         weights = {key: others.get(f'module.{key}', x) for key, x in weights.items()}
         check_weights(weights)
     return {key: _half(key, x) for key, x in weights.items()} if half else weights
@@ -60,37 +58,31 @@ def _half(key: str, tensor: Tensor) -> Tensor:
         return tensor
     half = tensor.half()
     if not torch.equal(half.isfinite(), tensor.isfinite()):
-        raise ValueError(f'{key} has numbers too large for half precision.')
+        raise ValueError(f'{key} has elements too large for half precision.')
     return half
 
 
 def published_meta(checkpoint: Any, config: str | None = None) -> dict[str, Any]:
-    """Take what tells of the weights out of a checkpoint, without a machine's paths.
+    """Return the metadata of a checkpoint without paths of this machine.
 
     Args:
-        checkpoint: What was read.
-        config: Text of the configuration, where the checkpoint has none.
+        checkpoint: Content of the file.
+        config: Text of the config, if the checkpoint has none.
 
     Returns:
         Plain values: classes and colors, epoch and iteration, versions, and as ``cfg``
-        the text of the configuration.
+        the text of the config.
     """
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
-    kept = {'mmsparse_version': __version__, **_portable(_items(meta, KEPT))}
+    kept = _portable({name: meta[name] for name in META_KEYS if name in meta})
+    kept = {'mmsparse_version': __version__, **kept}
     text = portable_config(meta.get('cfg')) or portable_config(config)
     return {**kept, 'cfg': text} if text else kept
 
 
 def as_strings(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Write metadata as safetensors has them; what is not a string becomes JSON.
-
-    Args:
-        meta: Plain values.
-
-    Returns:
-        Strings.
-    """
+    """Write metadata as strings, which safetensors needs: other values as JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in meta.items()
@@ -98,20 +90,20 @@ def as_strings(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def portable_config(text: Any) -> str | None:
-    """Take a machine's paths out of the text of a configuration, without running it.
+    """Remove paths of this machine from the text of a config, without running it.
 
     Args:
-        text: Text of Python, as mmengine stores it.
+        text: Python, as mmengine stores it.
 
     Returns:
-        The same without the settings of :data:`OF_THE_PLACE` and with paths made
-        relative; None if it is no such text.
+        The text without :data:`MACHINE_SETTINGS` and with relative paths; None if it
+        is no Python.
     """
     try:
         tree = ast.parse(text)
     except (SyntaxError, TypeError, ValueError):
         return None
-    source = text.encode()  # columns are counted in bytes
+    source = text.encode()  # ast counts columns in bytes
     starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
     for node, replacement in reversed(list(_edits(tree))):
         start = starts[node.lineno - 1] + node.col_offset
@@ -121,9 +113,9 @@ def portable_config(text: Any) -> str | None:
 
 
 def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
-    """What is replaced in the text, in its order."""
+    """Yield nodes of the tree and their replacements, in the order of the text."""
     for statement in tree.body:
-        if _names(statement) & set(OF_THE_PLACE):
+        if _targets(statement) & set(MACHINE_SETTINGS):
             yield statement, ''
             continue
         paths = (
@@ -135,17 +127,13 @@ def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
             yield node, repr(_portable(node.value))
 
 
-def _names(statement: ast.stmt) -> set[str]:
+def _targets(statement: ast.stmt) -> set[str]:
     targets = statement.targets if isinstance(statement, ast.Assign) else ()
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def _items(meta: Mapping, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: meta[name] for name in names if name in meta}
-
-
 def _portable(value: Any) -> Any:
-    """Plain values, with absolute paths made relative; others of a dict are left out.
+    """Make absolute paths in plain values relative; drop other values of dicts.
 
     Paths below the working directory become relative to it, others keep their name.
     """
@@ -163,8 +151,7 @@ def _portable(value: Any) -> Any:
 
 
 def _is_absolute(value: str) -> bool:
-    kinds = (PurePosixPath, PureWindowsPath)
-    return any(kind(value).is_absolute() for kind in kinds)
+    return any(x(value).is_absolute() for x in (PurePosixPath, PureWindowsPath))
 
 
 def _is_plain(value: Any) -> bool:

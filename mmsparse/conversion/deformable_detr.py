@@ -1,11 +1,11 @@
-"""The layout of the authors' Deformable DETR."""
+"""Layout of the official Deformable DETR."""
 
 from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
 
-from mmsparse.conversion.detectors import Detector, decoder_twin
+from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
@@ -19,12 +19,12 @@ from mmsparse.conversion.layout import (
     size,
 )
 
-# The authors have a row for every category number of COCO, mmdet one for every class.
+# The official model has a row for every category id of COCO, mmdet one per class.
 NUM_CATEGORIES = 91
 UNUSED_CATEGORIES = {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CLASS_ROWS = [i for i in range(NUM_CATEGORIES) if i not in UNUSED_CATEGORIES]
-# The head that picks proposals tells objects from the rest by its first row alone, in
-# mmdet too: it stays the first.
+# The head that picks proposals separates objects from background by its first row
+# alone, in mmdet too: this row stays the first.
 PROPOSAL_ROWS = [0, *CLASS_ROWS[1:]]
 
 ENCODER, DECODER = 'transformer.encoder.layers', 'transformer.decoder.layers'
@@ -39,7 +39,7 @@ def _variant(weights: Weights) -> str:
 
 
 def _widths(weights: Weights) -> list[int]:
-    """The backbone's maps go through 1x1 convolutions, coarser ones through others."""
+    """The backbone's feature maps go through the neck's 1x1 convolutions."""
     projected = [name for name, x in weights.items() if x.shape[2:] == (1, 1)]
     return [
         size(weights, rf'input_proj\.{i}\.0\.weight', axis=1)
@@ -81,7 +81,7 @@ def _decoder_layer(weights: Weights, channels: int) -> list[Entry]:
     points = size(weights, r'.*\.decoder\..*\.attention_weights\.(weight|bias)')
     return [
         *self_attention('self_attn', 'self_attn.attn', channels),
-        *affine('norm2', 'norms.0', (channels,)),  # the authors number them otherwise
+        *affine('norm2', 'norms.0', (channels,)),  # numbered in another order
         *deformable_attention('cross_attn', 'cross_attn', channels, points),
         *affine('norm1', 'norms.1', (channels,)),
         *_feed_forward(weights, channels),
@@ -98,9 +98,9 @@ def _feed_forward(weights: Weights, channels: int) -> list[Entry]:
 
 
 def _queries(weights: Weights, channels: int) -> list[Entry]:
-    number = size(weights, r'query_embed\.weight')
+    queries = size(weights, r'query_embed\.weight')
     return [
-        Entry('query_embed.weight', 'query_embedding.weight', (number, 2 * channels)),
+        Entry('query_embed.weight', 'query_embedding.weight', (queries, 2 * channels)),
         *affine('transformer.reference_points', 'reference_points_fc', (2, channels)),
     ]
 
@@ -123,7 +123,7 @@ DEFORMABLE_DETR = Detector(
     name='deformable_detr',
     marker=r'transformer\.encoder\.layers\.\d+\.self_attn\.',
     backbone='backbone.0.body.',
-    twin=decoder_twin,
+    alias_of=alias_in_decoder,
     widths=_widths,
     variant=_variant,
     layout=_layout,

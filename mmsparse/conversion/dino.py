@@ -1,8 +1,8 @@
-"""The layout of detrex's DINO."""
+"""Layout of detrex's DINO."""
 
 from collections.abc import Sequence
 
-from mmsparse.conversion.detectors import Detector, decoder_twin
+from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
@@ -21,26 +21,12 @@ ENCODER, DECODER = 'transformer.encoder.layers', 'transformer.decoder.layers'
 
 
 def variant(weights: Weights) -> str:
-    """Tell the variants apart.
-
-    Args:
-        weights: The official state dict.
-
-    Returns:
-        The number of levels.
-    """
+    """Return the name of the variant: its number of levels."""
     return f'{len(_levels(weights))} levels'
 
 
 def widths(weights: Weights) -> list[int]:
-    """Read the widths of the backbone's maps.
-
-    Args:
-        weights: The official state dict.
-
-    Returns:
-        The width of each map that the neck takes.
-    """
+    """Return the widths of the backbone's feature maps that the neck takes."""
     return [
         size(weights, rf'neck\.convs\.{i}\.conv\.weight', axis=1)
         for i in range(count(weights, r'neck\.convs\.(\d+)\.'))
@@ -48,36 +34,17 @@ def widths(weights: Weights) -> list[int]:
 
 
 def layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
-    """List all but the backbone.
-
-    Args:
-        weights: The official state dict.
-        widths: Widths of the backbone's maps that the neck takes.
-
-    Returns:
-        The entries.
-    """
-    channels = size(weights, r'transformer\..*\.norms\.\d\.weight')
-    encoder_layer = _encoder_layer(weights, channels)
+    """List all but the backbone, for these widths of its feature maps."""
+    encoder_layer = _encoder_layer(weights, embed_dims(weights))
     return [
         *repeated(weights, ENCODER, 'encoder.layers', encoder_layer),
-        *around_the_encoder(weights, widths, channels),
+        *all_but_encoder(weights, widths),
     ]
 
 
-def around_the_encoder(
-    weights: Weights, widths: Sequence[int], channels: int
-) -> list[Entry]:
-    """List all but the backbone and the encoder.
-
-    Args:
-        weights: The official state dict.
-        widths: Widths of the backbone's maps that the neck takes.
-        channels: Width of the transformer.
-
-    Returns:
-        The entries.
-    """
+def all_but_encoder(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    """List all but the backbone and the encoder."""
+    channels = embed_dims(weights)
     levels = _levels(weights)
     classes = size(weights, r'class_embed\.\d+\.(weight|bias)')
     num_decoders = count(weights, rf'{DECODER}\.(\d+)\.')
@@ -97,16 +64,13 @@ def around_the_encoder(
     ]
 
 
+def embed_dims(weights: Weights) -> int:
+    """Return the width of the transformer."""
+    return size(weights, r'transformer\..*\.norms\.\d\.weight')
+
+
 def feed_forward(weights: Weights, channels: int) -> list[Entry]:
-    """List the two linear maps of a layer of the encoder or decoder.
-
-    Args:
-        weights: The official state dict.
-        channels: Width of the transformer.
-
-    Returns:
-        The entries.
-    """
+    """List the MLP of a layer of the encoder or decoder."""
     hidden = size(weights, r'transformer\..*\.ffns\.0\.layers\.0\.0\.(weight|bias)')
     return [
         *affine('ffns.0.layers.0.0', 'ffn.layers.0.0', (hidden, channels)),
@@ -170,12 +134,12 @@ DINO = Detector(
     name='dino',
     marker=r'transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\.',
     backbone='backbone.',
-    twin=decoder_twin,
+    alias_of=alias_in_decoder,
     widths=widths,
     variant=variant,
     layout=layout,
     note=(
-        'mmdet needs neck=dict(bias=True), and in positional_encoding the temperature '
-        'and offset of the training, which the weights do not tell.'
+        'mmdet needs neck=dict(bias=True), and the temperature and offset of the '
+        'training in positional_encoding, which are not in the weights.'
     ),
 )

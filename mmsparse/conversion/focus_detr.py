@@ -1,4 +1,4 @@
-"""The layout of detrex's Focus-DETR: that of its DINO but for the encoder."""
+"""Layout of detrex's Focus-DETR: that of its DINO with another encoder."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mmsparse.conversion import dino
-from mmsparse.conversion.detectors import Detector, decoder_twin
+from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
@@ -20,27 +20,17 @@ from mmsparse.conversion.layout import (
 
 
 def rename(weights: Weights) -> dict[str, Tensor]:
-    """Rename the weights of a part.
-
-    Args:
-        weights: Some of the official weights, without those of a backbone.
-
-    Returns:
-        The same by our names.
-
-    Raises:
-        KeyError: One is not of this family.
-    """
-    names = {x.official: x.ours for x in _layout(weights, dino.widths(weights))}
+    """Rename some of the official weights of all but the backbone."""
+    names = {x.official: x.key for x in _layout(weights, dino.widths(weights))}
     return {names[official]: tensor for official, tensor in weights.items()}
 
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
-    channels = size(weights, r'transformer\..*\.norms\.\d\.weight')
+    channels = dino.embed_dims(weights)
     encoder_layer = _encoder_layer(weights, channels)
     return [
         *repeated(weights, dino.ENCODER, 'encoder.layers', encoder_layer),
-        *dino.around_the_encoder(weights, widths, channels),
+        *dino.all_but_encoder(weights, widths),
         *_token_selector(weights, channels),
     ]
 
@@ -78,24 +68,24 @@ def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     ]
 
 
-def _twin(name: str, weights: Weights) -> str:
+def _alias_of(key: str, weights: Weights) -> str:
     """Every layer of the encoder repeats the head that chooses queries, the last."""
     last = count(weights, r'class_embed\.(\d+)\.') - 1
     copies = r'^(enhance_MCSP_layerlist|transformer\.encoder\.enhance_MCSP)\.\d+\.'
-    return decoder_twin(re.sub(copies, f'class_embed.{last}.', name), weights)
+    return alias_in_decoder(re.sub(copies, f'class_embed.{last}.', key), weights)
 
 
 FOCUS_DETR = Detector(
     name='focus_detr',
     marker=r'transformer\.enc_mask_predictor\.',
     backbone='backbone.',
-    twin=_twin,
+    alias_of=_alias_of,
     widths=dino.widths,
     variant=dino.variant,
     layout=_layout,
     note=(
-        'mmsparse.FocusDETR needs neck=dict(bias=True), and in positional_encoding the '
-        'temperature and offset of the training, which the weights do not tell: 20 and '
+        'mmsparse.FocusDETR needs neck=dict(bias=True), and the temperature and offset '
+        'of the training in positional_encoding, which are not in the weights: 20 and '
         '0 for ResNets after 24 or 36 epochs, else 10000 and -0.5.'
     ),
 )

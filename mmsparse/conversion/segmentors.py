@@ -1,7 +1,6 @@
-"""The layout of what mmsegmentation has around a backbone.
+"""Layout of mmseg's necks and heads.
 
-Its names are the same in the 0.x releases, with which the official segmentors were
-trained, and in 1.x.
+Keys are the same in mmseg 0.x, which trained the official segmentors, and in 1.x.
 """
 
 import re
@@ -9,13 +8,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmsparse.checkpoint.state_dict import listed
+from mmsparse.checkpoint.state_dict import join_keys
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
     affine,
+    compare,
     count,
-    faults,
     size,
     translate,
 )
@@ -27,33 +26,32 @@ def convert_heads(weights: Weights, widths: Sequence[int]) -> dict[str, Tensor]:
     """Convert neck and heads of a segmentor.
 
     Args:
-        weights: All that an official segmentor holds beside its backbone: a neck
-            ``FPN`` with an ``FPNHead``, or a ``UPerHead``, and perhaps an auxiliary
+        weights: Weights of an official segmentor without its backbone: a neck ``FPN``
+            with an ``FPNHead``, or a ``UPerHead``, each with or without an auxiliary
             ``FCNHead``.
-        widths: Widths of the backbone's maps.
+        widths: Widths of the backbone's feature maps.
 
     Returns:
         The same weights, checked.
 
     Raises:
-        ValueError: The head is another one, or names are missing, left over or of
-            another shape; the message lists them.
+        ValueError: It is another head, or keys are missing, unexpected or of another
+            size; the message lists them.
     """
-    kinds = [kind for kind in _HEADS if any(kind in name for name in weights)]
-    if len(kinds) != 1:
-        names = [name for name in weights if name.startswith(HEAD)]
+    found = [part for part in _HEADS if any(part in key for key in weights)]
+    if len(found) != 1:
+        keys = [key for key in weights if key.startswith(HEAD)]
         raise ValueError(
             f'The decode_head of a segmentor must be an FPNHead or a UPerHead; got '
-            f'{listed(names)}. backbone_only leaves it out.'
+            f'{join_keys(keys)}. backbone_only drops it.'
         )
-    entries = _HEADS[kinds[0]](weights, widths)
+    entries = _HEADS[found[0]](weights, widths)
     if any(name.startswith(AUXILIARY) for name in weights):
         entries += _fcn_head(weights, widths)
-    if found := faults(weights, entries):
-        details = (f'{kind}: {listed(names)}' for kind, names in found.items())
+    if mismatch := compare(weights, entries):
         raise ValueError(
-            f'What is around the backbone does not fit: {"; ".join(details)}. '
-            f'backbone_only leaves it out.'
+            f'Neck and heads of the segmentor do not fit: {mismatch}. backbone_only '
+            f'drops them.'
         )
     return translate(weights, entries)
 
@@ -65,7 +63,7 @@ def _semantic_fpn(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     for i, width in enumerate(widths):
         entries += _affine(f'neck.lateral_convs.{i}.conv', (inner, width, 1, 1))
         entries += _affine(f'neck.fpn_convs.{i}.conv', (inner, inner, 3, 3))
-        for j in range(max(i, 1)):  # one for each doubling of the map
+        for j in range(max(i, 1)):  # one for each upsampling by 2
             name = f'{HEAD}scale_heads.{i}.{2 * j}'
             entries += _conv_norm(name, channels, channels if j else inner, 3)
     return entries
@@ -88,7 +86,7 @@ def _uper_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
 def _fcn_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = size(weights, r'auxiliary_head\.convs\..*\.conv\.weight')
     entries = _classifier(weights, AUXILIARY, channels)
-    # Of the third map in all releases; if of another, its shape tells.
+    # On the third feature map in all releases; for another, the size mismatches.
     return [*entries, *_conv_norm(f'{AUXILIARY}convs.0', channels, widths[2], 3)]
 
 
@@ -111,7 +109,7 @@ def _affine(name: str, shape: tuple[int, ...], bias: bool = True) -> list[Entry]
     return affine(name, name, shape, bias)
 
 
-# By what stands in the names of one of them only.
+# By a part of the keys that only this head has.
 _HEADS = {
     f'{HEAD}scale_heads.': _semantic_fpn,
     f'{HEAD}psp_modules.': _uper_head,

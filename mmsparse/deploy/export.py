@@ -133,7 +133,8 @@ class DetectorGraph(Graph):
     outputs = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
-        fixed_size = importlib.import_module('mmsparse.deploy.fixed_size')
+        from mmsparse.deploy import fixed_size  # needs mmdet
+
         try:
             model = fixed_size.with_fixed_sizes(model)
         except ValueError as error:

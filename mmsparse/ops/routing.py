@@ -1,6 +1,5 @@
 """Attention limited to the regions that a query region routes to (BiFormer)."""
 
-import importlib
 import os
 from functools import partial
 from types import ModuleType
@@ -266,12 +265,13 @@ def _kernels(q: Tensor) -> ModuleType:
             "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
         )
     try:
-        return importlib.import_module('mmsparse.ops.routing_triton')
+        import mmsparse.ops.routing_triton as kernels
     except ModuleNotFoundError as error:
         raise ValueError(
             f"backend='triton' needs {error.name}, which comes with torch for CUDA; "
             "use 'auto' without it."
         ) from error
+    return kernels
 
 
 def gather_regions(

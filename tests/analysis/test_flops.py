@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmsparse.analysis.flops import count, measure
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models import (
     DAT,
     BiFormer,

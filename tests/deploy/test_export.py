@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config, register_host
+from mmsparse.apis import build_model, read_config, register_host
 from mmsparse.deploy.export import build_graph
 from mmsparse.errors import UsageError
 from mmsparse.models import (

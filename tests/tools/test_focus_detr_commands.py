@@ -12,7 +12,7 @@ from mmdet.apis import DetInferencer
 from PIL import Image
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
 DIGITS = min(CONFIGS.glob('*_digits.py'), key=lambda path: len(path.name))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mmsparse.analysis.flops import measure
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'biformer'
 # Measured on the official models: parameters with 1000 classes, 10**9 multiply-adds.

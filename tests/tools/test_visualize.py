@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CLASSIFIER = CONFIGS / 'shunted_transformer' / 'shunted-nano_1xb32-14e_digits.py'

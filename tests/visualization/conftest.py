@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 from mmsparse.visualization import ImageTransform, Sample, read_pipeline, record, view
 

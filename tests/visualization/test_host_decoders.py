@@ -8,7 +8,7 @@ from mmdet.structures import DetDataSample
 from torch import nn
 from torch.nn.functional import grid_sample
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.visualization import record
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

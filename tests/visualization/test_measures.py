@@ -2,6 +2,12 @@ import math
 
 import pytest
 import torch
+from mmsparse.visualization.measures import (
+    attention_distance,
+    attention_received,
+    offset_spread,
+    routing_use,
+)
 from planting import plant_offset
 from torch import nn
 
@@ -10,12 +16,6 @@ from mmsparse.models.layers import (
     DeformableAttention2d,
     FullAttention2d,
     ShuntedSelfAttention,
-)
-from mmsparse.visualization.measures import (
-    attention_distance,
-    attention_received,
-    offset_spread,
-    routing_use,
 )
 
 

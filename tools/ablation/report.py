@@ -1,4 +1,4 @@
-"""The variants of a study as a table and as a plot of metric over cost."""
+"""Draw the variants of a study as a table and as a plot of metric over cost."""
 
 from pathlib import Path
 from typing import Any
@@ -10,46 +10,38 @@ MARKERS = 'osD^vP*X'
 
 
 def table(rows: list[Row]) -> str:
-    """Write variants as a table in Markdown.
+    """Return a Markdown table of variants, the first of which is the reference."""
+    cells = [figures(row, rows[0]) for row in rows]
+    lines = [['variant', '', *cells[0]], ['---'] * (len(cells[0]) + 2)]
+    for row, values in zip(rows, cells, strict=True):
+        lines.append([row['name'], row['about'], *values.values()])
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
-    Args:
-        rows: The variants, the first being what the others are compared with.
 
-    Returns:
-        The table.
-    """
-    first = _mean(rows[0])
-    lines = [
-        f'| variant | | {rows[0]["metric"]} | difference | multiply-adds | iteration '
-        '| parameters |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for row in rows:
-        cells = (
-            row['name'],
-            row['about'],
-            _values(row),
-            f'{_mean(row) - first:+.1f}' if row is not rows[0] else '',
-            f'{row["macs"] / 1e6:.1f} M',
-            f'{1000 * row["iteration_seconds"]:.0f} ms',
-            f'{row["parameters"] / 1e6:.2f} M',
-        )
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+def figures(row: Row, reference: Row) -> dict[str, str]:
+    """Return the columns of a variant's table row."""
+    change = _mean(row) - _mean(reference)
+    return {
+        row['metric']: _values(row),
+        'difference': '' if row is reference else f'{change:+.1f}',
+        'MACs': f'{row["macs"] / 1e6:.1f} M',
+        'iteration': f'{1000 * row["iteration_seconds"]:.0f} ms',
+        'parameters': f'{row["parameters"] / 1e6:.2f} M',
+    }
 
 
 def plot(rows: list[Row], path: Path, title: str) -> None:
-    """Draw the metric over multiply-adds and over the time of an iteration.
+    """Draw the metric over MACs and over the time of an iteration.
 
     Args:
         rows: The variants.
         path: PNG file to write.
-        title: Of the picture.
+        title: Title of the figure.
     """
     figure = Figure((10, 4.4), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
     for axis, key, scale, label in (
-        (axes[0], 'macs', 1e-6, 'multiply-adds of a picture, in millions'),
+        (axes[0], 'macs', 1e-6, 'MACs of an image, in millions'),
         (axes[1], 'iteration_seconds', 1e3, 'training iteration, in ms'),
     ):
         for i, row in enumerate(rows):
@@ -70,7 +62,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
         axis.locator_params(axis='x', nbins=6)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
-    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits')
+    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits, in %')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         [handle[0] for handle in handles],

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from benchmark.timing import Candidate, Stopwatch
 from benchmark.timm_backbones import count_parameters, timm_backbones
 from mmsparse.analysis.flops import measure
-from mmsparse.apis.model import UsageError, build_model
+from mmsparse.apis import build_model
+from mmsparse.errors import UsageError
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.ops import reference_only
 

@@ -15,7 +15,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from benchmark.timing import Candidate, Stopwatch
-from mmsparse.apis.model import UsageError, build_model
+from mmsparse.apis import build_model
+from mmsparse.errors import UsageError
 
 ENCODER, WHOLE = 'encoder', 'whole model'
 # Arguments that mmdet's DINO does not have.

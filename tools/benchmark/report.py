@@ -1,7 +1,12 @@
 """Measurements as a table, as JSON and as a picture."""
 
+import datetime
 import os
 import platform
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +141,37 @@ def environment(device: torch.device) -> dict[str, Any]:
         python=platform.python_version(),
         versions=installed_versions(),
     )
+
+
+def record(device: torch.device) -> dict[str, str]:
+    """Describe how measurements are made, as text for docs/measurements.
+
+    Args:
+        device: Where models compute.
+
+    Returns:
+        Machine, versions, command, commit and date.
+    """
+    where = environment(device)
+    on_cpu = f', {where["threads"]} threads' if device.type == 'cpu' else ''
+    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    return dict(
+        machine=where['device'] + on_cpu,
+        versions=f'Python {where["python"]}, torch {where["versions"]["torch"]}',
+        command=shlex.join(['python', *command]),
+        commit=_commit(),
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _commit() -> str:
+    """Return the commit of the clone, with a plus if files differ; or 'unknown'."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return 'unknown'
+    command = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
 
 
 def _cpu() -> str:

@@ -10,7 +10,8 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor
 
 from benchmark.timing import Candidate, Stopwatch
-from mmsparse.apis.model import UsageError, build_model
+from mmsparse.apis import build_model
+from mmsparse.errors import UsageError
 
 TIME = 'time'
 

@@ -14,12 +14,12 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    LayerNorm2d,
     Linear,
     channels_first,
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import deformable_attention
 from mmsparse.ops.deformable import (
     attend_map,
@@ -261,6 +261,11 @@ class DeformableAttention2d(nn.Module):
             shape = (2 * height - 1, 2 * width - 1)
             self.relative_position_bias_table = _table(self.num_heads, *shape)
         elif self.bias == 'fixed':
+            if self.stride > min(height, width):
+                raise ValueError(
+                    f"stride must be at most map_size={map_size} with bias='fixed'; "
+                    f'got {self.stride}.'
+                )
             num_keys = (height // self.stride) * (width // self.stride)
             shape = (height * width, num_keys)
             self.relative_position_bias_table = _table(self.num_heads, *shape)

@@ -9,7 +9,7 @@ from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models import FocusDETR
 from mmsparse.ops.pyramid import valid_sizes
 from mmsparse.ops.tokens import kept_by_layer

@@ -9,7 +9,7 @@ from benchmark.timing import Stopwatch
 from benchmark.timm_backbones import timm_backbones
 from torch import nn
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / 'configs' / 'biformer' / 'biformer-nano_1xb32-9e_digits.py'

@@ -15,7 +15,8 @@ from benchmark.detector import (
     set_width,
 )
 
-from mmsparse.apis.model import UsageError, build_model, read_config
+from mmsparse.apis import build_model, read_config
+from mmsparse.errors import UsageError
 from mmsparse.models.detectors import FocusedTransformer
 
 CONFIGS = Path(__file__).parents[3] / 'configs'

@@ -10,7 +10,8 @@ from benchmark.segmentor import (
     training_candidates,
 )
 
-from mmsparse.apis.model import UsageError, read_config
+from mmsparse.apis import read_config
+from mmsparse.errors import UsageError
 
 CONFIG = (
     Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""Trainings of small models, each in a process of its own, with a bar for a log."""
+"""Train small models, each in a new process, with a progress bar for the log."""
 
 import contextlib
 import multiprocessing
@@ -19,24 +19,27 @@ from mmengine.utils import digit_version
 from torch import nn
 from tqdm import tqdm
 
-from mmsparse.apis.model import SHOWN_KEYS
-from mmsparse.checkpoint.state_dict import listed, read_weights
+from mmsparse.checkpoint.state_dict import (
+    read_weights,
+    shapes_of,
+    state_dict_mismatch,
+)
 from mmsparse.conversion.families import BACKBONE
 from mmsparse.errors import UsageError
 
-# glibc's malloc gives large blocks back to the system and asks for them again in every
-# iteration; keeping them makes these trainings a tenth faster.
+# glibc's malloc returns large blocks to the system and allocates them again in every
+# iteration; keeping them makes training 10 % faster.
 KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**33))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a host's models are judged by.
+    """The main metric of a library.
 
     Args:
-        key: What the host calls it.
-        name: What people call it.
-        scale: What turns the host's value into percent.
+        key: Its name in the library's results.
+        name: Its name in reports.
+        scale: Factor from the library's value to percent.
     """
 
     key: str
@@ -53,11 +56,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training.
+    """Result of a training.
 
     Args:
-        metric: Name of the metric, in percent, on the validation data.
-        value: Its value after the last epoch.
+        metric: Name of the metric on the validation data.
+        value: Its value after the last epoch, in percent.
         train_seconds: Wall time of the training with its evaluations.
         parameters: Number of parameters of the model.
         checkpoint: The last checkpoint.
@@ -71,15 +74,7 @@ class Trained:
 
 
 def in_new_process(function: Callable, *args: Any) -> Any:
-    """Call a function in a fresh process: every host wants the scope for itself.
-
-    Args:
-        function: What is called, of a module that can be imported.
-        *args: Its arguments.
-
-    Returns:
-        What it returns.
-    """
+    """Call a function in a new process: mmdet, mmseg and mmpretrain share state."""
     os.environ.update(KEEP_MEMORY)  # read by a process when it starts
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -87,26 +82,14 @@ def in_new_process(function: Callable, *args: Any) -> Any:
 
 
 def check_folder(out: Path) -> None:
-    """Find out before a training that its results have no place.
-
-    Args:
-        out: Folder for them, which need not exist.
-
-    Raises:
-        UsageError: It is a file, or below one.
-    """
+    """Raise UsageError if the output folder is a file or below one."""
     for path in (out, *out.parents):
         if path.is_file():
             raise UsageError(f'--out must be a folder; {path} is a file')
 
 
 def start_from(cfg: Config, checkpoint: str) -> None:
-    """Let a model's backbone start from that of another.
-
-    Args:
-        cfg: The configuration, which is changed.
-        checkpoint: File of the other model.
-    """
+    """Set in a config that the backbone starts from that of a checkpoint."""
     cfg.model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=checkpoint, prefix=BACKBONE
     )
@@ -115,7 +98,7 @@ def start_from(cfg: Config, checkpoint: str) -> None:
 def check_start(backbone: nn.Module, checkpoint: str) -> None:
     """Raise UsageError unless a backbone can start from that of another model.
 
-    MMEngine only logs what a file lacks.
+    mmengine only logs missing parameters.
 
     Args:
         backbone: The backbone.
@@ -123,32 +106,35 @@ def check_start(backbone: nn.Module, checkpoint: str) -> None:
 
     Raises:
         UsageError: The file lacks parameters of the backbone, other than norms of
-            outputs, of which each model has its own; or has them in other shapes.
+            outputs, which each model has for its own; or has them in another size.
     """
-    weights = read_weights(checkpoint)
-    shapes = {key: x.shape for key, x in weights.items()}
-    lacking = [
-        key
-        for key, x in backbone.named_parameters()
-        if shapes.get(BACKBONE + key) != x.shape and not key.startswith('out_norms.')
-    ]
-    if lacking:
+    shapes = {
+        key: shape
+        for key, shape in shapes_of(dict(backbone.named_parameters())).items()
+        if not key.startswith('out_norms.')
+    }
+    weights = {
+        key: tensor
+        for name, tensor in read_weights(checkpoint).items()
+        if (key := name.removeprefix(BACKBONE)) in shapes and name != key
+    }
+    if mismatch := state_dict_mismatch(weights, shapes):
         raise UsageError(
             f'{checkpoint} has no backbone that fits {type(backbone).__name__}; '
-            f'missing or of another shape: {listed(lacking, SHOWN_KEYS)}'
+            f'{mismatch}'
         )
 
 
 def train(
     cfg: Config, work_dir: Path, label: str, resume: bool = False
 ) -> tuple[Runner, Trained]:
-    """Train a model and evaluate it, with its log in a file of the work directory.
+    """Train and evaluate a model.
 
     Args:
-        cfg: The configuration, of a host that is registered.
-        work_dir: Where log and checkpoints go.
-        label: What stands before the bar.
-        resume: Go on from the last checkpoint there, if there is one.
+        cfg: Config, which is changed.
+        work_dir: Folder for train.log and checkpoints.
+        label: Text before the progress bar.
+        resume: Whether to resume from the last checkpoint in the folder, if any.
 
     Returns:
         The runner after the evaluation, and the result.
@@ -156,7 +142,7 @@ def train(
     warnings.simplefilter('ignore')
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg.work_dir, cfg.resume = str(work_dir), resume
-    # One pass over all weights; older torch has it for GPUs alone.
+    # A fused optimizer is faster; older torch has it for GPUs only.
     fused = digit_version(torch.__version__) >= digit_version('2.4')
     cfg.optim_wrapper.optimizer.fused = fused
     metric = METRICS[cfg.default_scope]
@@ -180,17 +166,17 @@ def train(
 
 
 class ProgressHook(Hook):
-    """A bar on the screen in place of the log, which goes to a file.
+    """Show a progress bar.
 
     Args:
-        label: What stands before it.
+        label: Text before the bar.
     """
 
     def __init__(self, label: str) -> None:
         self.label = label
 
     def before_train(self, runner: Runner) -> None:
-        """Show the bar."""
+        """Create the bar."""
         self.bar = tqdm(
             total=runner.max_iters, initial=runner.iter, desc=self.label, unit='it'
         )
@@ -202,10 +188,10 @@ class ProgressHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Move the bar on."""
+        """Update the bar."""
         self.bar.update()
         self.bar.set_postfix(loss=f'{float(outputs["loss"]):.2f}', refresh=False)
 
     def after_train(self, runner: Runner) -> None:
-        """Take the bar away."""
+        """Close the bar."""
         self.bar.close()

@@ -1,0 +1,68 @@
+"""Compute and draw the effective receptive field of a backbone."""
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from mmsparse.visualization import panels
+from mmsparse.visualization.image_transform import Point
+from mmsparse.visualization.sample import Sample
+
+SHARE = 0.5  # of the gradient, reported in the titles
+
+
+def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> Figure:
+    """Draw the effective receptive field at a point, a panel per feature map.
+
+    Colors show the square root of the gradient. The title says which part of the pixels
+    has half of the gradient. ``point`` (x, y) is in pixels of the image; one outside of
+    it raises ValueError.
+    """
+    sample.transform.check_point(point)
+    inputs = sample.recording.inputs
+    x, y = sample.transform.to_input(torch.tensor(point)).tolist()
+    with torch.no_grad():
+        sizes = [tuple(feature.shape[-2:]) for feature in backbone(inputs)]
+    figure, axes = panels.make_panels(sample, 1, len(sizes), dimmed=True)
+    corners = torch.tensor([[0.0, 0.0], list(inputs.shape[:-3:-1])])
+    corners = sample.transform.to_image(corners)
+    for i, (axis, (rows, columns)) in enumerate(zip(axes[0], sizes, strict=True)):
+        field = receptive_field(backbone, inputs, (x, y), output=i)
+        panels.overlay_cells(axis, sample, field.sqrt(), corners, panels.HEAT)
+        ranked = field.flatten().sort(descending=True).values.cumsum(0)
+        count = int((ranked < SHARE * ranked[-1]).sum()) + 1
+        part = count / field.numel()
+        panels.set_title(axis, f'{rows}x{columns} cells: half in {part:.1%}')
+        panels.mark_query(axis, point)
+    return figure
+
+
+def receptive_field(
+    backbone: nn.Module, inputs: Tensor, point: Point, output: int = -1
+) -> Tensor:
+    """Compute the gradient of one cell of a feature map by the input pixels.
+
+    Args:
+        backbone: Returns a tuple of feature maps.
+        inputs: Images, (B, 3, H, W).
+        point: (x, y) in pixels of the input; selects the cell that contains it.
+        output: Index of the feature map.
+
+    Returns:
+        Absolute gradient of the sum of the cell's channels, summed over batch and
+        colors and divided by its maximum, (H, W).
+
+    Source: Understanding the Effective Receptive Field, arXiv 1701.04128, section 3.
+    """
+    inputs = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        features = backbone(inputs)[output]
+        column, row = (
+            min(int(place * cells / pixels), cells - 1)
+            for place, cells, pixels in zip(
+                point, features.shape[:-3:-1], inputs.shape[:-3:-1], strict=True
+            )
+        )
+        (gradient,) = torch.autograd.grad(features[..., row, column].sum(), inputs)
+    strength = gradient.abs().sum((0, 1))
+    return strength / strength.max().clamp(min=torch.finfo(strength.dtype).tiny)
