@@ -7,7 +7,7 @@ model = dict(
     type='mmsparse.FocusDETR',
     backbone=dict(frozen_stages=0),  # only the stem
     neck=dict(bias=True),
-    # Released weights also load with other values, which have no parameters, but lose AP.
+    # Not parameters: the released weights load with other values, too, but lose AP.
     positional_encoding=dict(offset=-0.5, temperature=10000),
     bbox_head=dict(type='mmsparse.FocusDETRHead'),
 )

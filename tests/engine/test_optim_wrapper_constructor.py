@@ -6,12 +6,11 @@ from torch import nn
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 CONSTRUCTOR = 'mmsparse.BackboneOptimWrapperConstructor'
-NANO = DAT.arch_settings['nano']
 SLOW_BACKBONE = dict(custom_keys={'backbone': dict(lr_mult=0.1)})
 BACKBONES = {
     'DAT': lambda: DAT('nano'),
-    'DAT, log bias': lambda: DAT(dict(NANO, bias='log_cpb')),
-    'DAT, depthwise bias': lambda: DAT(dict(NANO, bias='depthwise')),
+    'DAT, log bias': lambda: DAT(dict(base='nano', position_biases='log_cpb')),
+    'DAT, depthwise bias': lambda: DAT(dict(base='nano', position_biases='depthwise')),
     'BiFormer': lambda: BiFormer('nano'),
     'ShuntedTransformer': lambda: ShuntedTransformer('nano'),
 }
