@@ -99,7 +99,9 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
         (attention,) = _attention_maps(sample, layer, point)
         with torch.no_grad():
             routing = layer.layer.regions(layer.x)
-        own = _region_at(layer, routing, sample.query_at(point, layer))
+        (_, columns), (h, w) = routing.grid, routing.region
+        y, x = divmod(sample.query_at(point, layer), layer.x.shape[-1])
+        own = y // h * columns + x // w  # the region of the query
         regions = region_rectangles(layer, routing)
         routes = routing.routes[0, own]
         scores = routing.scores[0, own]
@@ -134,12 +136,6 @@ def key_rectangles(
     half = keys.new_tensor(extent) / 2
     corners = torch.cat([(keys - half).flip(-1), (keys + half).flip(-1)], dim=-1)
     return corners * layer.stride
-
-
-def _region_at(layer: LayerRecording, routing: Routing, query: int) -> int:
-    (_, columns), (h, w) = routing.grid, routing.region
-    y, x = divmod(query, layer.x.shape[-1])
-    return y // h * columns + x // w
 
 
 def _last_of_stages(layers: Iterable[LayerRecording]) -> list[LayerRecording]:

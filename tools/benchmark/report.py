@@ -192,7 +192,8 @@ def record(device: torch.device) -> dict[str, str]:
         The fields as text.
     """
     where = environment(device)
-    on_cpu = f', {where["threads"]} threads' if device.type == 'cpu' else ''
+    threads = f'{where["threads"]} thread{"s" if where["threads"] > 1 else ""}'
+    on_cpu = f', {threads}' if device.type == 'cpu' else ''
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     return dict(
         machine=where['device'] + on_cpu,
