@@ -126,7 +126,7 @@ def test_models_pass_every_option_on_to_their_blocks():
     assert first.attn.lepe.kernel_size == (3, 3)
     assert first.attn.num_heads == 1
     assert (last.attn.num_heads, last.attn.lepe) == (8, None)
-    assert first.mlp.local is not None
+    assert first.mlp.dwconv is not None
     assert first.post_norm
     assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
