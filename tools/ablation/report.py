@@ -24,9 +24,9 @@ def figures(row: Row, reference: Row) -> dict[str, str]:
     return {
         row['metric']: _values(row),
         'difference': '' if row is reference else f'{change:+.1f}',
-        'MACs': f'{row["macs"] / 1e6:.1f} M',
-        'iteration': f'{1000 * row["iteration_seconds"]:.0f} ms',
-        'parameters': f'{row["parameters"] / 1e6:.2f} M',
+        'MACs (M)': f'{row["macs"] / 1e6:.1f}',
+        'iteration (ms)': f'{1000 * row["iteration_seconds"]:.0f}',
+        'params (M)': f'{row["parameters"] / 1e6:.2f}',
     }
 
 
