@@ -130,12 +130,13 @@ def table(record: dict, page: Path) -> str:
     configs = record.get('configs', {})
     rows = record['figures']
     columns = dict.fromkeys(column for row in rows.values() for column in row)
-    lines = [['', *columns], ['---'] * (len(columns) + 1)]
+    lines = [['', *columns]]
     for name, row in rows.items():
         config = configs.get(name)
         title = f'[{name}]({relative(config, page)})' if config else name
         lines.append([title, *(row.get(column, '') for column in columns)])
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    head, *body = (f'| {" | ".join(line)} |\n' for line in lines)
+    return ''.join([head, '|---' * len(lines[0]) + '|\n', *body])
 
 
 def relative(path: str | Path, page: Path) -> str:

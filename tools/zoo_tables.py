@@ -43,8 +43,8 @@ HEADER = """\
 # All configs
 
 Search by method, backbone or data (`in1k`, `coco`, `ade20k`, `digits`). Results on the
-digits were [measured](measurements.md); others are published, with their
-[source](model_zoo.md) in the README of the folder.
+digits were [measured](measurements.md); others are published, with
+[source](model_zoo.md), parameters and GMACs in the README of the folder.
 
 """
 
@@ -176,15 +176,12 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     Args:
         models: One per row.
         page: File of the table, relative to the root.
-        summary: Only parameters and one column of results, without their source.
+        summary: All results in one column, and no others.
 
     Returns:
         The table.
     """
     columns = {'config': [model.link(page) for model in models]}
-    columns['params (M)'] = [
-        f'{model.metadata("Parameters") / 1e6:.2f}' for model in models
-    ]
     if summary:
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
@@ -193,6 +190,9 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     else:
         sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
         title = f'GMACs at {min(sizes)}' if len(sizes) == 1 else 'GMACs'
+        columns['params (M)'] = [
+            f'{model.metadata("Parameters") / 1e6:.2f}' for model in models
+        ]
         columns[title] = [model.macs(with_size=len(sizes) > 1) for model in models]
         if len({model.metadata('Epochs') for model in models}) > 1:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
@@ -236,8 +236,9 @@ def relative(path: str | Path, page: Path) -> str:
 
 
 def markdown(columns: dict[str, list[str]]) -> str:
-    rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    head, *body = (f'| {" | ".join(row)} |\n' for row in rows)
+    return ''.join([head, '|---' * len(columns) + '|\n', *body])
 
 
 if __name__ == '__main__':
