@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
-from mmsparse.models.layers.bilevel_routing_attention import Routing
+from mmsparse.ops.routing import Routing
 from mmsparse.visualization.measures import attention_received, reference_positions
 from mmsparse.visualization.panels import (
     HEAT,
@@ -88,7 +88,7 @@ def draw_sampled_keys(scene: Sample) -> 'Figure':
         [
             seen
             for seen in scene.seen.layers
-            if hasattr(seen.layer, 'sampling_positions')
+            if hasattr(seen.layer, 'sampling_locations')
         ]
     )
     received = [attention_received(seen.layer, seen.x) for seen in layers]
@@ -183,7 +183,7 @@ def _draw_look(
     axis: 'Axes', scene: Sample, seen: LayerRecording, look: AttentionMap
 ) -> None:
     weights = look.weights[0].mean(0)[0]  # (M,)
-    places = look.places()[0, 0]
+    places = look.locations()[0, 0]
     if look.extent == POINT:
         _draw_dots(axis, _to_picture(scene, seen, places), weights)
     else:

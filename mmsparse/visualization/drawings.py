@@ -39,7 +39,7 @@ def draw_all(
     seen = scene.seen
     if seen.layers:
         yield 'attention', draw_attention(scene, point)
-    if any(hasattr(x.layer, 'sampling_positions') for x in seen.layers):
+    if any(hasattr(x.layer, 'sampling_locations') for x in seen.layers):
         yield 'keys', draw_sampled_keys(scene)
     if any(hasattr(x.layer, 'regions') for x in seen.layers):
         yield 'regions', draw_regions(scene, point)

@@ -42,7 +42,8 @@ def attention_received(layer: nn.Module, x: Tensor) -> list[Received]:
         looks = layer.attention_maps(x, queries)
         totals = totals or [torch.zeros_like(look.keys[..., 0]) for look in looks]
         for total, look in zip(totals, looks, strict=True):
-            total.scatter_add_(1, look.rows.flatten(1), look.weights.mean(1).flatten(1))
+            weights = look.weights.mean(1)
+            total.scatter_add_(1, look.index.flatten(1), weights.flatten(1))
     return [
         Received(look.name, look.keys, total / num_queries)
         for look, total in zip(looks, totals, strict=True)
@@ -67,7 +68,7 @@ def attention_distance(layer: nn.Module, x: Tensor) -> Tensor:
         y, column = queries // x.shape[-1], queries % x.shape[-1]
         centers = torch.stack([y, column], dim=-1)[:, None] + 0.5  # (n, 1, 2)
         distances = [
-            _weigh(look, (look.places() - centers).norm(dim=-1))
+            _weigh(look, (look.locations() - centers).norm(dim=-1))
             for look in layer.attention_maps(x, queries)
         ]
         total = total + torch.cat(distances)
@@ -89,9 +90,8 @@ def reference_positions(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Centers (y, x) in cells of the map, (B, groups, Hk * Wk, 2).
     """
-    positions = layer.sampling_positions(x)
-    references = layer.place(torch.zeros_like(positions), layer.offset_range)
-    last = positions.new_tensor(x.shape[-2:]) - 1
+    references = layer.reference_locations(x)
+    last = references.new_tensor(x.shape[-2:]) - 1
     return (references.flatten(2, 3) + 1) / 2 * last + 0.5
 
 

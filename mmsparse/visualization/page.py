@@ -116,7 +116,7 @@ def _group(
     scene: Sample, seen: LayerRecording, looks: tuple[AttentionMap, ...]
 ) -> dict[str, Any]:
     weights = torch.cat([look.weights[0].mean(0) for look in looks])  # (n, M)
-    rows = torch.cat([look.rows[0] for look in looks])
+    rows = torch.cat([look.index[0] for look in looks])
     kept = min(weights.shape[1], MOST_KEYS)
     heaviest, order = weights.topk(kept)
     shares = 255 * heaviest / heaviest[:, :1].clamp(min=1e-12)

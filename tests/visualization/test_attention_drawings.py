@@ -129,7 +129,7 @@ def test_heat_lies_on_the_key_that_is_attended_to(look, drawn, mirrored_frame):
     seen = scene.seen.layers[0]
     with torch.no_grad():
         (coarse, _) = seen.layer.attention_maps(seen.x, torch.tensor([0]))
-    y, x = coarse.places()[0, 0, coarse.weights[0].mean(0)[0].argmax()].tolist()
+    y, x = coarse.locations()[0, 0, coarse.weights[0].mean(0)[0].argmax()].tolist()
     expected = mirrored_frame.to_picture(torch.tensor([4 * x, 4 * y]))
 
     axis = draw_attention(scene, point=(59.9, 0.1)).axes[0]

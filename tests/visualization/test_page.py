@@ -13,7 +13,7 @@ from browser import Browser, find_browser
 from PIL import Image
 
 from mmsparse.evaluation import KeptTokens
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.visualization import ImageTransform, write_page
 from mmsparse.visualization.recorder import (
     DetectionsRecording,
@@ -56,7 +56,7 @@ def rectangles(panel, name='fillRect'):
 def add_detector(scene):
     """Tokens on two levels, and two detections of one decoder layer."""
     sizes = ((6, 8), (3, 4))
-    centers = cell_centers(sizes, torch.ones(1, 2, 2))
+    centers = level_centers(sizes, torch.ones(1, 2, 2))
     kept = torch.zeros(1, 1, 60, dtype=torch.bool)
     kept[0, 0, [2 * 8 + 5, 48 + 4]] = True
     objects = torch.zeros_like(kept)
@@ -141,7 +141,7 @@ def test_a_click_shows_where_the_cell_below_looks(look, page, mirrored_frame):
         x, y, width, height = heated[-1]  # the heaviest is drawn last
         weights = look_of_query.weights[0].mean(0)[0]
         assert len(heated) == len(weights)
-        place = look_of_query.places()[0, 0, weights.argmax()].flip(-1) * 8
+        place = look_of_query.locations()[0, 0, weights.argmax()].flip(-1) * 8
         expected = mirrored_frame.to_picture(place)
         center = [(x + width / 2) / zoom, (y + height / 2) / zoom]
         assert center == pytest.approx(expected.tolist(), abs=1e-3)

@@ -1,9 +1,8 @@
 """Cases of the BiFormer family."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,14 @@ from mmsparse.conversion.biformer import (
     rename_key,
 )
 from mmsparse.models.layers import BiLevelRoutingAttention
-from mmsparse.models.layers import bilevel_routing_attention as biformer_attention
-from mmsparse.ops.routing import attention_weights
+from mmsparse.ops.regions import pad_to_multiple, partition_regions, region_means
+from mmsparse.ops.routed import attention_weights
+from mmsparse.ops.routing import pool_keys, region_affinity
 from parity.biformer_models import build
 from parity.cases import Case, Comparison
 from parity.generated import generate_state
 from parity.models import gradient_comparisons, recorded_outputs
 
-SPIED = ('region_means', 'route_regions', 'routed_attention')
 INSIDE_BLOCKS = {  # official name to ours
     'norm1': 'norm1',
     'attn_out': 'attn',
@@ -49,9 +48,9 @@ def compare(case: Case) -> list[Comparison]:
 
     nhwc = case.info['input_layout'] == 'NHWC'
     x = case.tensors['input'].clone().requires_grad_('cotangent' in case.tensors)
-    with Recorder(model) as recorder:
+    with recorded_outputs(model) as outputs, routed_inputs(model) as inputs:
         out = model(x.permute(0, 3, 1, 2) if nhwc else x)
-    seen = recorder.outputs(case, out, nhwc)
+    seen = _named_outputs(case, out, outputs, inputs, nhwc)
     comparisons = [
         _output_comparison(case, name, seen[name])
         for name in case.tensors
@@ -64,101 +63,126 @@ def compare(case: Case) -> list[Comparison]:
     return comparisons
 
 
-class Recorder(ExitStack):
-    """Notes what passes through a model's parts and through the routing ops."""
+@contextmanager
+def routed_inputs(
+    model: nn.Module,
+) -> Iterator[list[tuple[BiLevelRoutingAttention, Tensor]]]:
+    """Record the inputs of the layers with bi-level routing attention.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.calls: dict[str, list[tuple]] = {name: [] for name in SPIED}
-        self.seen = self.enter_context(recorded_outputs(model))
+    Args:
+        model: The model, run inside the context.
 
-    def __enter__(self) -> 'Recorder':
-        super().__enter__()
-        for name, calls in self.calls.items():
-            spy = _spy(getattr(biformer_attention, name), calls)
-            self.enter_context(mock.patch.object(biformer_attention, name, spy))
-        return self
-
-    def outputs(self, case: Case, out: Any, nhwc: bool) -> dict[str, Tensor]:
-        """Name what was seen as the case does; ``final`` is what gets the cotangent."""
-        named = {}
-        if isinstance(out, tuple):
-            named.update((f'out{i}', level) for i, level in enumerate(out))
-            named['final'] = torch.cat([level.flatten() for level in out])
-        else:
-            named['final'] = out.permute(0, 2, 3, 1) if nhwc else out
-        named['output'] = named['logits'] = named['final']
-        named.update(self._parts(case))
-        named.update(self._stages())
-        named.update(self._routing(case))
-        return named
-
-    def _parts(self, case: Case) -> dict[str, Tensor]:
-        """Parts of a layer or a block."""
-        named = {}
-        if 'lepe' in self.seen:
-            named['lepe'] = self.seen['lepe']
-        for official, ours in INSIDE_BLOCKS.items():
-            if ours in self.seen:
-                part = self.seen[ours]
-                named[official] = part if _is_nchw(case) else part.permute(0, 2, 3, 1)
-        return named
-
-    def _stages(self) -> dict[str, Tensor]:
-        """Parts of a model, whole and in summary."""
-        named = {}
-        for name, value in self.seen.items():
-            kind, _, rest = name.partition('.')
-            if kind == 'downsamples' and rest.isdigit():
-                named[f'down{int(rest) + 1}'] = value
-            elif kind == 'stages':  # the last block of a stage remains
-                named[f'stage{int(rest.partition(".")[0]) + 1}'] = value
-            elif name in ('out_norms.batch3', 'out_norms.layer3'):
-                named.update(norm=value, pooled=value.mean((2, 3)))
-        for name in [name for name in named if name.startswith('stage')]:
-            flat = named[name].flatten(2)
-            named[f'{name}_mean'] = flat.mean(-1)
-            named[f'{name}_std'] = flat.std(-1, correction=0)
-            named[f'{name}_first'] = flat[:, :16, :16]
-        return named
-
-    def _routing(self, case: Case) -> dict[str, Tensor]:
-        names = sorted(
-            (name for name in case.tensors if name.startswith('routing.')),
-            key=lambda name: [int(x) for x in name.split('.') if x.isdigit()],
+    Yields:
+        Every layer that ran and its input, in the order of the runs.
+    """
+    inputs = []
+    handles = [
+        module.register_forward_pre_hook(
+            lambda layer, args: inputs.append((layer, args[0].detach()))
         )
-        routes = [result for *_, result in self.calls['route_regions']]
-        named = dict(zip(names, routes, strict=False))
-        if len(routes) == 1:
-            named.update(self._one_routing(_is_nchw(case)))
-        return named
-
-    def _one_routing(self, nchw: bool) -> dict[str, Tensor]:
-        """All that a single routed attention had in it."""
-        ((*_, means),) = self.calls['region_means']
-        query_mean, key_mean = means.chunk(2, dim=-1)
-        (((query, key, _), _, routes),) = self.calls['route_regions']
-        ((arguments, options, _),) = self.calls['routed_attention']
-        q, k, _, _, num_heads, scale = arguments
-        attn = attention_weights(q, k, routes, num_heads, scale, **options)
-        logits = query @ key.transpose(-2, -1)
-        return dict(
-            q_region=query_mean,
-            k_region=key_mean,
-            routing_logits=logits / scale if nchw else logits,
-            routing_idx=routes,
-            routing_weight=logits.gather(-1, routes).softmax(-1),
-            attn=attn.transpose(1, 2) if nchw else attn.flatten(0, 1),
-        )
+        for module in model.modules()
+        if isinstance(module, BiLevelRoutingAttention)
+    ]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _spy(function: Callable, calls: list[tuple]) -> Callable:
-    def call(*arguments: Any, **options: Any) -> Tensor:
-        result = function(*arguments, **options)
-        calls.append((arguments, options, result))
-        return result
+def _named_outputs(
+    case: Case,
+    out: Any,
+    outputs: Mapping[str, Tensor],
+    inputs: list[tuple[BiLevelRoutingAttention, Tensor]],
+    nhwc: bool,
+) -> dict[str, Tensor]:
+    """Name the outputs as the case does; ``final`` is what gets the cotangent."""
+    named = {}
+    if isinstance(out, tuple):
+        named.update((f'out{i}', level) for i, level in enumerate(out))
+        named['final'] = torch.cat([level.flatten() for level in out])
+    else:
+        named['final'] = out.permute(0, 2, 3, 1) if nhwc else out
+    named['output'] = named['logits'] = named['final']
+    named.update(_parts(case, outputs))
+    named.update(_stages(outputs))
+    named.update(_routings(case, inputs))
+    return named
 
-    return call
+
+def _parts(case: Case, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the outputs of the parts of a layer or a block."""
+    named = {}
+    if 'lepe' in outputs:
+        named['lepe'] = outputs['lepe']
+    for official, ours in INSIDE_BLOCKS.items():
+        if ours in outputs:
+            part = outputs[ours]
+            named[official] = part if _is_nchw(case) else part.permute(0, 2, 3, 1)
+    return named
+
+
+def _stages(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the outputs of the parts of a model, and their summaries."""
+    named = {}
+    for name, value in outputs.items():
+        kind, _, rest = name.partition('.')
+        if kind == 'downsamples' and rest.isdigit():
+            named[f'down{int(rest) + 1}'] = value
+        elif kind == 'stages':  # the last block of a stage remains
+            named[f'stage{int(rest.partition(".")[0]) + 1}'] = value
+        elif name in ('out_norms.batch3', 'out_norms.layer3'):
+            named.update(norm=value, pooled=value.mean((2, 3)))
+    for name in [name for name in named if name.startswith('stage')]:
+        flat = named[name].flatten(2)
+        named[f'{name}_mean'] = flat.mean(-1)
+        named[f'{name}_std'] = flat.std(-1, correction=0)
+        named[f'{name}_first'] = flat[:, :16, :16]
+    return named
+
+
+@torch.no_grad()
+def _routings(
+    case: Case, inputs: list[tuple[BiLevelRoutingAttention, Tensor]]
+) -> dict[str, Tensor]:
+    """Compute the routes of every layer, and all of the routing of a single layer."""
+    names = sorted(
+        (name for name in case.tensors if name.startswith('routing.')),
+        key=lambda name: [int(x) for x in name.split('.') if x.isdigit()],
+    )
+    routes = [layer.regions(x).routes for layer, x in inputs]
+    named = dict(zip(names, routes, strict=False))
+    if len(inputs) == 1:
+        named.update(_one_routing(*inputs[0], _is_nchw(case)))
+    return named
+
+
+def _one_routing(
+    layer: BiLevelRoutingAttention, x: Tensor, nchw: bool
+) -> dict[str, Tensor]:
+    q, k, _ = layer.project(x)
+    routing = layer.regions(x)
+    query_mean, key_mean = (region_means(tokens, routing.region) for tokens in (q, k))
+    logits = region_affinity(query_mean, key_mean, layer.scale, layer.router)
+    q, k = (pad_to_multiple(tokens, routing.region) for tokens in (q, k))
+    k = pool_keys(k, routing.grid, layer.kv_pool)
+    attn = attention_weights(
+        partition_regions(q, routing.grid),
+        partition_regions(k, routing.grid),
+        routing.routes,
+        layer.num_heads,
+        layer.scale,
+        None if layer.routing == 'hard' else routing.scores,
+    )
+    return dict(
+        q_region=query_mean,
+        k_region=key_mean,
+        routing_logits=logits / layer.scale if nchw else logits,
+        routing_idx=routing.routes,
+        routing_weight=routing.scores,
+        attn=attn.transpose(1, 2) if nchw else attn.flatten(0, 1),
+    )
 
 
 def _is_nchw(case: Case) -> bool:

@@ -118,10 +118,10 @@ def _sampling(
     named = {}
     for name, layer in _deformable_layers(model):
         x, prefix = inputs[name], f'{name}.' if name else ''
-        positions = layer.sampling_positions(x)
+        positions = layer.sampling_locations(x)
         sampling = dict(
             pos=positions,
-            ref=layer.place(torch.zeros_like(positions), 0),
+            ref=layer.add_offsets(torch.zeros_like(positions), 0),
             offset_raw=outputs[f'{prefix}conv_offset'],
             x_sampled=layer.sample(x, positions).flatten(2).unsqueeze(2),
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import foreground_counts, gather_tokens
 from parity.cases import Case, UnsupportedCaseError
 from parity.focus_detr_build import (
@@ -55,7 +55,7 @@ def run_selector(case: Case) -> Outputs:
     seen = _encode(detector, maps, samples(arguments))
     lengths = [height * width for height, width in seen['level_sizes']]
     logits = seen['foreground_logits'][..., None]
-    centers = cell_centers(seen['level_sizes'], seen['valid_ratios'])
+    centers = level_centers(seen['level_sizes'], seen['valid_ratios'])
     levels = enumerate(logits.split(lengths, dim=1))
     return {
         **_selection(seen, detector.keep_ratio),

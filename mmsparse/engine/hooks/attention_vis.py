@@ -127,7 +127,7 @@ def attention_statistics(
     found: dict[str, list[float]] = defaultdict(list)
     for seen in scene.seen.layers:
         stage = seen.stage.replace(' ', '_')
-        if hasattr(seen.layer, 'sampling_positions'):
+        if hasattr(seen.layer, 'sampling_locations'):
             found[f'offset_spread/{stage}'].append(offset_spread(seen.layer, seen.x))
         if hasattr(seen.layer, 'regions'):
             use = routing_use(seen.layer, seen.x)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmsparse.models.detectors.focus_detr_head import ForegroundSupervision
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
-from mmsparse.ops.pyramid import cell_centers, level_proposals, valid_sizes
+from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
 from mmsparse.ops.tokens import select_tokens
 
 
@@ -183,7 +183,7 @@ class FocusedTransformer:
         Raises:
             ValueError: A layer of the encoder would keep no token.
         """
-        centers = cell_centers(level_sizes, valid_ratios)
+        centers = level_centers(level_sizes, valid_ratios)
         proposals = level_proposals(centers, level_sizes, feat_mask)
         ignored = feat_mask if self.score_border else proposals[..., 0].isinf()
         scored = self.project_tokens(feat + feat_pos, ignored)

@@ -1,7 +1,7 @@
-"""Attention layers, and the parts that the backbones share.
+"""Attention layers, and the building blocks that the backbones share.
 
-Every layer maps (B, C, H, W) to (B, C, H, W). Linear maps over channels run on the
-(B, H, W, C) view, so tensors in channels-last storage pass through without copies.
+Every layer maps (B, C, H, W) to (B, C, H, W). Linear projections of channels run on the
+(B, H, W, C) view, so tensors in the channels-last memory format are not copied.
 """
 
 from mmsparse.models.layers.bilevel_routing_attention import (
