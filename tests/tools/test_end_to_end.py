@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-SHORT = {  # settings of trainings of two iterations
+SHORT = {  # settings for two iterations
     'biformer/biformer-nano_1xb32-9e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=4',
