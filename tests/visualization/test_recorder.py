@@ -62,7 +62,7 @@ def test_a_point_finds_its_cell():
     assert last.query_at(torch.tensor([99.9, 59.9])) == 7 * 13 + 12
 
 
-def test_a_model_without_parts_of_ours_is_told_what_was_looked_for():
+def test_a_model_without_mmsparse_parts_raises_and_names_them():
     message = 'Sequential has none of: attention layers .*BiLevelRouting.*; a token'
 
     with pytest.raises(ValueError, match=message), record(nn.Sequential()):
