@@ -235,7 +235,18 @@ def _static(model: nn.Module) -> nn.Module:
 
 def _counter() -> FlopCounterMode:
     formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
+    # torch's counter has no formula for the fused attention of nn.MultiheadAttention
+    # on CPUs.
+    fused = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+    if fused is not None:
+        formulas[fused] = _attention_flops
     return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **options: Any
+) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _run(model: nn.Module, x: Tensor) -> None:

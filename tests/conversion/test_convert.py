@@ -222,9 +222,9 @@ def test_the_head_of_a_classifier_can_be_dropped():
 
 def test_buffers_that_mmsparse_computes_are_dropped():
     official, expected = official_weights('dat', 'tiny', device='meta')
-    for block, kind in enumerate('LS'):
+    for block, block_type in enumerate('LS'):
         official[f'stages.0.attns.{block}.relative_position_index'] = torch.ones(49, 49)
-        if kind == 'S':
+        if block_type == 'S':
             official[f'stages.0.attns.{block}.attn_mask'] = torch.ones(64, 49, 49)
 
     assert convert_official(official, arch='tiny').keys() == expected.keys()

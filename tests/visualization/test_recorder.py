@@ -27,7 +27,7 @@ def test_a_model_has_no_hooks_before_and_after(look):
 def test_hooks_go_when_the_model_fails():
     backbone = BiFormer('nano', regions_per_side=4).eval()
 
-    with pytest.raises(ValueError, match='x must be pictures'), record(backbone):
+    with pytest.raises(ValueError, match='x must be images'), record(backbone):
         backbone(torch.randn(1, 1, 64, 64))
 
     assert not hooks(backbone)

@@ -12,7 +12,7 @@ from mmsparse.models.detectors import (
     FocusEncoderLayer,
     ForegroundLoss,
 )
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import gather_tokens, logit_product, select_tokens
 from parity.cases import Case, Comparison, UnsupportedCaseError
 from parity.focus_detr_models import (
@@ -158,7 +158,7 @@ def _run_encoder(case: Case) -> Outputs:
             query=inputs['feat'],
             query_pos=inputs['pos'],
             key_padding_mask=given['padding_mask'],
-            centers=cell_centers(sizes, given['valid_ratios']),
+            centers=level_centers(sizes, given['valid_ratios']),
             valid_ratios=given['valid_ratios'],
             selection=selection,
             class_head=head,
