@@ -32,9 +32,14 @@ CLASS_HEAD = 'transformer.encoder.enhance_MCSP.'
 
 def compare(case: Case) -> list[Comparison]:
     """Compare the outputs and gradients of a case."""
-    run = next((run for kind, run in KINDS.items() if case.name.startswith(kind)), None)
+    run = next(
+        (run for prefix, run in CASE_TYPES.items() if case.name.startswith(prefix)),
+        None,
+    )
     if run is None:
-        raise UnsupportedCaseError(f'no counterpart; the kinds are {[*KINDS]}')
+        raise UnsupportedCaseError(
+            f'no counterpart; the case types are {[*CASE_TYPES]}'
+        )
     actual = run(case)
     return [
         _compare(case, name, actual[name])
@@ -185,7 +190,7 @@ def _order(rows: Tensor, wanted: Tensor) -> Tensor:
     return rows.argsort(-1).gather(1, wanted.argsort(-1).argsort(-1))
 
 
-KINDS: dict[str, Callable[[Case], dict[str, Any]]] = {
+CASE_TYPES: dict[str, Callable[[Case], dict[str, Any]]] = {
     'score_path_': run_selector,
     'encoder_layer_': _run_layer,
     'encoder_': _run_encoder,
