@@ -288,22 +288,22 @@ def test_large_inputs_give_finite_outputs_and_gradients(op, data):
 def test_logits_beyond_the_range_of_float16_are_attended(op, data):
     call, inputs, backends, num_factors = data.draw(ATTENTION[op]())
     factors = (1000 if i < num_factors else 1 for i in range(len(inputs)))
-    halves = [
+    half_inputs = [
         (factor * x.detach()).half().requires_grad_()
         for factor, x in zip(factors, inputs, strict=True)
     ]
-    expected = call('reference', *(x.float() for x in halves))
+    expected = call('reference', *(x.float() for x in half_inputs))
 
     for backend in ('reference', *backends):
         if backend == 'math' and op in MATH_OPS:  # its logits would be infinite
             with pytest.raises(
                 ValueError, match="'math' needs q and bias of one dtype"
             ):
-                call(backend, *halves)
+                call(backend, *half_inputs)
             continue
-        out = call(backend, *halves)
+        out = call(backend, *half_inputs)
         torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.02)
-        for gradient in torch.autograd.grad(out.float().sum(), halves):
+        for gradient in torch.autograd.grad(out.float().sum(), half_inputs):
             assert not gradient.isnan().any(), backend
 
 
