@@ -287,6 +287,10 @@ def test_is_a_plugin_of_mmdets_resnet(name):
         (lambda: small(num_groups=3), 'divide num_heads=4; got 3'),
         (lambda: small(num_groups=-1), 'divide num_heads=4; got -1'),
         (lambda: small(stride=0), 'stride must be at least 1; got 0'),
+        (
+            lambda: small(bias='fixed', stride=7),
+            "stride must be at most map_size=6 with bias='fixed'; got 7",
+        ),
         (lambda: small(offset_kernel=0), 'offset_kernel must be at least 1; got 0'),
         (lambda: small(formulation='v2021'), r"'v2022', 'v2023'\]; got 'v2021'"),
         (lambda: small(bias='sine'), "'depthwise', 'none'.; got 'sine'"),
