@@ -125,11 +125,11 @@ def test_heads_that_do_not_divide_are_rejected():
 @pytest.mark.parametrize('with_bias', [True, False])
 def test_math_rejects_half_precision_and_mixed_dtypes(with_bias):
     q, k, v, bias = random_inputs(1, 1, 2, 3, 2, (2, 3), torch.float32)
-    halves = [x.half() for x in (q, k, v)]
+    half_inputs = [x.half() for x in (q, k, v)]
     message = r"'math' needs q and bias of one dtype.*got torch.float16.*'auto'"
 
     with pytest.raises(ValueError, match=message):
-        biased_attention(*halves, bias.half() if with_bias else None, 'math')
+        biased_attention(*half_inputs, bias.half() if with_bias else None, 'math')
     with pytest.raises(ValueError, match='got torch.bfloat16 and torch.float32'):
         biased_attention(*(x.bfloat16() for x in (q, k, v)), bias, 'math')
 

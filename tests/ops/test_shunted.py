@@ -73,7 +73,7 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_products_are_scaled_by_the_width_of_a_head(backend):
+def test_dot_products_are_scaled_by_the_channels_of_a_head(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4)
 
     torch.testing.assert_close(
