@@ -43,6 +43,7 @@ lint: install  ## Check style, docstrings, imports, spelling, types, tables and 
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python docs/measurements.py --check
 	$(BIN)/python tools/zoo_tables.py --check
 	$(BIN)/python .ci/check_words.py
 

@@ -49,10 +49,12 @@ def config_errors() -> Iterator[None]:
     except UsageError:
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        owner = place = ''
+        owner = line_of_code = ''
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == '__init__':
                 owner = f'{type(frame.f_locals["self"]).__name__}: '
-                place = f' ({frame.f_code.co_filename}, line {line})'
-        place = '' if isinstance(error, ValueError) else place
-        raise UsageError(f'config: {owner}{format_error(error)}{place}') from error
+                line_of_code = f' ({frame.f_code.co_filename}, line {line})'
+        if isinstance(error, ValueError):
+            line_of_code = ''
+        reason = format_error(error)
+        raise UsageError(f'config: {owner}{reason}{line_of_code}') from error

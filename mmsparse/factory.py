@@ -15,10 +15,12 @@ from mmsparse.checkpoint.state_dict import (
     find_state_dict,
     load_state_dict,
     shapes_of,
+    strip_prefix,
 )
 from mmsparse.conversion.convert import convert
-from mmsparse.conversion.families import BACKBONE, BACKBONES, FAMILIES
+from mmsparse.conversion.families import BACKBONE, FAMILIES
 from mmsparse.errors import UsageError
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.models.classifier import Classifier
 
@@ -82,7 +84,7 @@ def create_model(
     backbone = _build_backbone(name, pretrained, weights, arguments)
     model = Classifier(backbone, backbone.feature_info.channels()[-1], num_classes)
     if weights is not None:
-        head = _below(weights, 'head.')
+        head = strip_prefix(weights, 'head.')
         if shapes_of(head) == shapes_of(model.head.state_dict()):
             model.head.load_state_dict(head)
         else:
@@ -108,7 +110,7 @@ def _build_backbone(
         with log_level(MMLogger.get_current_instance(), logging.WARNING):
             backbone.init_weights()
         return backbone
-    weights = _match_outputs(_below(weights, BACKBONE), backbone)
+    weights = _match_outputs(strip_prefix(weights, BACKBONE), backbone)
     if mismatch := load_state_dict(backbone, weights):
         raise UsageError(f'pretrained: {path} does not fit {name}; {mismatch}')
     return backbone
@@ -126,9 +128,9 @@ def _read_pretrained(
         weights = find_state_dict(checkpoint)
         prefix = find_prefix(weights, marker=r'downsamples\.0\.')
         if prefix is not None and not prefix.endswith(BACKBONE):
-            return {BACKBONE + k: x for k, x in _below(weights, prefix).items()}
+            return {BACKBONE + k: x for k, x in strip_prefix(weights, prefix).items()}
         if prefix is not None:
-            return _below(weights, prefix.removesuffix(BACKBONE))
+            return strip_prefix(weights, prefix.removesuffix(BACKBONE))
         if family in FAMILIES and FAMILIES[family].prefix(weights) is not None:
             converted = convert(checkpoint, family, arch, backbone_only)
             print_log(f'{path}: official weights, converted to {name}.', 'current')
@@ -146,12 +148,6 @@ def _parse(name: str) -> tuple[str, str]:
     if family not in BACKBONES or arch not in BACKBONES[family].arch_settings:
         raise ValueError(f'name must be one of {list_models()}; got {name!r}.')
     return family, arch
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        k.removeprefix(prefix): x for k, x in weights.items() if k.startswith(prefix)
-    }
 
 
 def _match_outputs(

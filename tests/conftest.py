@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
 
@@ -49,7 +52,7 @@ if not hasattr(torch, 'get_autocast_dtype'):
         'ignores the attention mask on CPUs',
         'torch.float8_e4m3fn is not recognized': 'torch 2.1 does not save float8',
         'Stream() takes no arguments': 'FSDP of torch 2.1 needs a GPU',
-        'test_bfloat16_stays_near_single_precision[DAT]': 'gradients of DAT in '
+        'test_bfloat16_stays_near_single_precision[dat]': 'gradients of DAT in '
         'bfloat16 are further from single precision with torch 2.1',
         'gradients_are_those_of_one_process[focus_detr': 'with torch 2.1 they '
         'differ by up to 9e-5',
@@ -74,16 +77,43 @@ if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # GPU kernels run as Python.
 
 
+@pytest.fixture
+def clean_registries():
+    """Remove the backbones and layers that a test registers."""
+    from mmsparse.models.backbones import BACKBONES
+    from mmsparse.registry import MODELS
+
+    registries = (BACKBONES, MODELS.module_dict)
+    before = [dict(known) for known in registries]
+    yield
+    for known, kept in zip(registries, before, strict=True):
+        for name in set(known) - set(kept):
+            del known[name]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
 
 
+def pytest_collection_finish():
+    """Keep imported modules out of the garbage collection that every dataset runs."""
+    gc.freeze()
+
+
 @pytest.fixture(scope='session', autouse=True)
-def metafiles_read_once():
-    """mmengine reads all metafiles of a library for every base config in it."""
+def fast_configs():
+    """Cache what mmengine repeats for a config: metafiles of bases, formatted text."""
+    formatted = {}
+
+    def format_code(text, **style):
+        if text not in formatted:
+            formatted[text] = FormatCode(text, **style)
+        return formatted[text]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_utils, 'load', cache(config_utils.load))
+        patch.setattr(config_module, 'FormatCode', format_code)
         yield
 
 

@@ -7,6 +7,7 @@ import yaml
 from mmdet.registry import MODELS
 from torch import nn
 
+from mmsparse import create_backbone
 from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.conversion import biformer, dat, shunted
@@ -16,7 +17,10 @@ PAGES = [
     *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY')),
     *sorted((ROOT / 'docs').glob('*.md')),
 ]
-FILES = r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+FILES = (
+    r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+    r'|\bweights/[\w.-]+\.pth\b'
+)
 BACKBONES = ('dat', 'biformer', 'shunted_transformer')
 
 
@@ -192,7 +196,7 @@ def test_variants_have_the_numbers_of_the_metafile(page):
     metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
     models = {model['Name'].split('_')[0]: model for model in metafile['Models']}
     text = (ROOT / 'docs' / f'{page}.md').read_text()
-    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) M \| ([\d.]+) G \| ([\d.]+) \|$'
+    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$'
     variants = re.findall(row, text, re.MULTILINE)
 
     assert len(variants) >= 3
@@ -204,17 +208,24 @@ def test_variants_have_the_numbers_of_the_metafile(page):
         assert float(accuracy) == result['Metrics']['Top 1 Accuracy']
 
 
-def test_the_backbone_of_the_walk_learns_in_a_detector(tmp_path, monkeypatch):
+def test_the_backbone_of_the_page_trains_and_is_in_the_factory(
+    tmp_path, monkeypatch, clean_registries
+):
     *code, config = examples('add_a_backbone')
     (tmp_path / 'pooled_former.py').write_text('\n\n'.join(code))
     monkeypatch.syspath_prepend(tmp_path)
 
     backbone = build_model(read_example(config, tmp_path)).backbone
 
-    maps = backbone(torch.rand(1, 3, 65, 93))
-    sum(x.square().mean() for x in maps).backward()
-    assert [tuple(x.shape[1:]) for x in maps] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
+    outs = backbone(torch.rand(1, 3, 65, 93))
+    sum(x.square().mean() for x in outs).backward()
+    assert [tuple(x.shape[1:]) for x in outs] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
     assert all(weight.grad is not None for weight in backbone.parameters())
+    assert type(create_backbone('pooled-nano')) is type(backbone)
+    with pytest.raises(
+        ValueError, match=r'stages\[0\]: .*in_channels=32 and num_heads=3'
+    ):
+        type(backbone)(dict(base='nano', num_heads=3))
 
 
 def table_below(heading, page):

@@ -64,7 +64,7 @@ def test_a_sound_setup_has_no_conflicts():
     [
         pytest.param(
             with_versions(onedl_mmcv='2.3.6', onedl_mmdetection='3.5.1'),
-            'two stacks install the same modules over each other: mmengine mmcv onedl-mmcv',
+            'two stacks install the same modules over each other: mmengine mmcv onedl-',
             'mmsegmentation mmpretrain openmim && MMCV_WITH_OPS=1 pip install '
             '--force-reinstall --no-cache-dir --no-deps --no-build-isolation '
             "'mmcv<2.2,>=2.1' && pip install 'mmsparse[openmmlab]'",

@@ -73,7 +73,7 @@ def test_a_table_is_on_one_page_only(run, site):
 
     assert page.read_text().splitlines()[1:-1] == [
         '|  | time | memory |',
-        '| --- | --- | --- |',
+        '|---|---|---|',
         '| [DAT](../configs/dat/x.py) | 2 s |  |',
         '| BiFormer |  | 3 MiB |',
     ]
@@ -86,6 +86,15 @@ def test_an_unknown_figure_is_an_error(run, site):
     (site / 'README.md').write_text('<!-- measured: speed/DAT/memory --><!-- end -->')
 
     with pytest.raises(SystemExit, match=r"README.md: .* got 'speed/DAT/memory'"):
+        run()
+
+
+def test_a_figure_at_the_start_of_a_line_is_an_error(run, site):
+    (site / 'README.md').write_text(
+        'Takes\n<!-- measured: speed/DAT/time --><!-- end -->'
+    )
+
+    with pytest.raises(SystemExit, match='must not start a line'):
         run()
 
 

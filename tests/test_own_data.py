@@ -96,7 +96,7 @@ def test_the_table_has_the_widths_of_every_arch():
         ('Shunted Transformer', ShuntedTransformer),
     ):
         for arch, settings in backbone.arch_settings.items():
-            widths = ', '.join(map(str, settings['embed_dims']))
+            widths = ', '.join(map(str, settings.embed_dims))
             (names,) = (names for row, names in rows if row == widths)
             own = re.search(rf'{family} ([^;]*)', names)
             assert f'`{arch}`' in (own[1] if own else names), (family, arch)

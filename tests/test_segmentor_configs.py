@@ -13,7 +13,6 @@ from mmseg.registry import MODELS
 from torch.nn import functional as F
 
 from mmsparse.apis import build_model, check_data, read_config
-from mmsparse.models import DAT
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = {path.stem: path for path in CONFIGS.glob('[!_]*/*_ade20k-512x512.py')}
@@ -24,11 +23,11 @@ EVALUATED = (
 )
 WIDTHS = [32, 64, 128, 256]
 DAT_2022 = dict(
-    DAT.arch_settings['tiny'],
+    base='tiny',
     embed_dims=WIDTHS,
     depths=(2, 2, 2, 2),
     num_heads=(1, 2, 4, 8),
-    groups=(-1, -1, 2, 4),
+    num_groups=(1, 1, 2, 4),
 )
 
 

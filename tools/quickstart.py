@@ -13,7 +13,7 @@ from pathlib import Path
 from _cli import run
 
 from ablation.training import check_folder
-from quickstart.tasks import BACKBONES, ROOT, run_tasks, write
+from quickstart.tasks import FAMILIES, ROOT, run_tasks, write
 
 from mmsparse.errors import UsageError
 
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--backbone',
-        choices=BACKBONES,
+        choices=FAMILIES,
         default='biformer',
         help='backbone, in its nano size (%(default)s)',
     )

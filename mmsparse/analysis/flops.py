@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
-from mmsparse.conversion.families import FAMILIES, Family
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.models.classifier import Classifier
 
@@ -121,19 +121,22 @@ def published_classifiers() -> Iterator[Part]:
     Yields:
         The classifier as one part, named ``FAMILY-ARCH``.
     """
-    for family in FAMILIES.values():
-        for arch, settings in family.backbone.arch_settings.items():
+    for backbone in BACKBONES.values():
+        for arch, settings in backbone.arch_settings.items():
             if arch != 'nano':
-                yield _measure_classifier(family, arch, settings.get('img_size', 224))
-    yield _measure_classifier(FAMILIES['dat'], 'pp-base', 384, suffix='-384')
+                side = getattr(settings, 'img_size', 224)
+                yield _measure_classifier(backbone, arch, side)
+    yield _measure_classifier(BACKBONES['dat'], 'pp-base', 384, suffix='-384')
 
 
-def _measure_classifier(family: Family, arch: str, side: int, suffix: str = '') -> Part:
+def _measure_classifier(
+    backbone_type: type[StagedBackbone], arch: str, side: int, suffix: str = ''
+) -> Part:
     with torch.device('meta'):
-        width = family.widths(arch)[-1]
-        model = Classifier(family.backbone(arch), width, num_classes=1000)
+        backbone = backbone_type(arch)
+        model = Classifier(backbone, backbone.arch.embed_dims[-1], num_classes=1000)
     total = measure(model, (side, side))[-1]
-    return replace(total, name=f'{family.name}-{arch}{suffix}')
+    return replace(total, name=f'{backbone.family}-{arch}{suffix}')
 
 
 def named_parts(
@@ -232,7 +235,18 @@ def _static(model: nn.Module) -> nn.Module:
 
 def _counter() -> FlopCounterMode:
     formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
+    # torch's counter has no formula for the fused attention of nn.MultiheadAttention
+    # on CPUs.
+    fused = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+    if fused is not None:
+        formulas[fused] = _attention_flops
     return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **options: Any
+) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _run(model: nn.Module, x: Tensor) -> None:

@@ -48,10 +48,10 @@ def _backbone_channels(settings: dict[str, Any]) -> list[int]:
         return []
     defaults = inspect.signature(backbone).parameters
     arch = settings.get('arch', defaults['arch'].default)
-    if isinstance(arch, str):
-        arch = {'base': arch}
-    arch = {**backbone.arch_settings.get(arch.get('base'), {}), **arch}
-    widths = dict(enumerate(arch.get('embed_dims', ())))
+    try:
+        widths = dict(enumerate(backbone.resolve_arch(arch).embed_dims))
+    except ValueError:  # building the backbone reports it
+        return []
     indices = settings.get('out_indices', defaults['out_indices'].default)
     return [widths[i] for i in indices if i in widths]
 

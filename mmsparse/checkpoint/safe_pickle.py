@@ -174,7 +174,7 @@ def _rebuild_tensor_v3(
 
 
 def _check_layout(numel: int, offset: int, size: tuple, stride: tuple) -> None:
-    """Raise DamagedError unless a tensor lies within a storage of ``numel`` elements.
+    """Raise DamagedError unless a tensor is within a storage of ``numel`` elements.
 
     Only tensors up to :data:`MAX_EXPANDED` may repeat elements, as after ``expand``.
     """

@@ -197,6 +197,12 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in weights.items()}
 
 
+def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the entries with a prefix, and remove it from their keys."""
+    start = len(prefix)
+    return {k[start:]: x for k, x in weights.items() if k.startswith(prefix)}
+
+
 def find_prefix(keys: Collection[str], marker: str) -> str | None:
     """Find the prefix of a model's keys in a state dict, ``module.`` for example.
 

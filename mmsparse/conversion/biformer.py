@@ -1,4 +1,4 @@
-"""The official BiFormer's key names and tensors, and ours."""
+"""Key names and tensors of the official BiFormer and of mmsparse's."""
 
 import re
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Patterns of the official names and ours; where layouts differ, for all of them.
+# Patterns of official names of all layouts, and mmsparse's names.
 _RENAMES = (
     (r'^downsample_layers\.', 'downsamples.'),
     (r'^extra_norms\.', 'out_norms.layer'),
@@ -19,22 +19,22 @@ _RENAMES = (
     (r'\bmlp\.0\b', 'mlp.fc1'),
     (r'\bmlp\.1\.dwconv\b', 'mlp.dwconv'),
     (r'\bmlp\.[23]\b', 'mlp.fc2'),
-    # Convolutions in place of attention: a layout change stands before them.
+    # Convolutions in place of attention, after a permutation at index 0.
     (r'\battn\.([123])\b', lambda found: f'attn.{int(found[1]) - 1}'),
 )
-_LINEAR_MAP = re.compile(r'(^|\.)(qkv|proj|fc1|fc2)\.weight$')
+_LINEAR = re.compile(r'(^|\.)(qkv|proj|fc1|fc2)\.weight$')
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What differs between the key names of the official models.
+    """Differences between the key names of the official models.
 
     Args:
-        blocks: What stands between the numbers of a stage and of a block.
-        fc2: Name of the second linear map of the MLP.
-        qkv: Name of the first linear map of the routed attention.
-        proj: Name of its second.
-        convolutions: Whether linear maps are stored as 1x1 convolutions.
+        blocks: Separator of the indices of stage and block.
+        fc2: Name of the second linear layer of the MLP.
+        qkv: Name of the input projection of the routed attention.
+        proj: Name of its output projection.
+        convolutions: Whether linear layers are stored as 1x1 convolutions.
     """
 
     blocks: str = '.'
@@ -58,15 +58,15 @@ LAYOUTS = {
 
 
 def rename_key(key: str, last_norm: str = 'batch') -> str:
-    """Translate a key of an official backbone, a block or an attention layer.
+    """Rename a key of an official backbone, block or attention layer.
 
     Args:
-        key: Name in the official state dict of any layout, for example
+        key: Key in the official state dict of any layout, for example
             ``stages.0.1.attn.qkv.qkv.weight``.
-        last_norm: Kind of the norm before the classifier, ``batch`` or ``layer``.
+        last_norm: Type of the norm before the classifier, ``batch`` or ``layer``.
 
     Returns:
-        Name in the state dict of our backbone, block or layer.
+        Key in the state dict of mmsparse's backbone, block or layer.
     """
     key = re.sub(r'^norm\.', f'out_norms.{last_norm}3.', key)
     for pattern, replacement in _RENAMES:
@@ -75,16 +75,17 @@ def rename_key(key: str, last_norm: str = 'batch') -> str:
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Bring an official tensor into our shape.
+    """Convert an official tensor.
 
     Args:
-        key: Our key of it.
-        tensor: The official tensor.
+        key: Key in mmsparse's state dict.
+        tensor: Official tensor.
 
     Returns:
-        The tensor; linear maps that were 1x1 convolutions, (D, C, 1, 1), as (D, C).
+        The tensor; weights of 1x1 convolutions, (D, C, 1, 1), as those of linear
+        layers, (D, C).
     """
-    if _LINEAR_MAP.search(key) and tensor.ndim == 4:
+    if _LINEAR.search(key) and tensor.ndim == 4:
         return tensor.flatten(1)
     return tensor
 
@@ -92,15 +93,15 @@ def convert_tensor(key: str, tensor: Tensor) -> Tensor:
 def official_key(
     key: str, layout: str = 'biformer', routed_stages: Collection[int] = (0, 1, 2)
 ) -> str:
-    """Translate a key of our backbone; the inverse of :func:`rename_key`.
+    """Return the official key: the inverse of :func:`rename_key`.
 
     Args:
-        key: Name in the state dict of our backbone.
+        key: Key in the state dict of mmsparse's backbone.
         layout: Layout of the official model, one of ``LAYOUTS``.
-        routed_stages: Stages whose attention is routed, counted from 0.
+        routed_stages: Stages with routed attention, counted from 0.
 
     Returns:
-        Name in the official state dict.
+        Key in the official state dict.
     """
     names = LAYOUTS[layout]
     key = re.sub(r'^downsamples\.', 'downsample_layers.', key)
@@ -115,7 +116,7 @@ def official_key(
 
 
 def _official_part(part: str, names: Layout, routed: bool) -> str:
-    """Translate the part of a key that follows the number of a block."""
+    """Return the official name of the part of a key after the index of the block."""
     if routed:
         part = part.replace('attn.qkv', names.qkv).replace('attn.proj', names.proj)
     for pattern, replacement in (
@@ -132,16 +133,16 @@ def _official_part(part: str, names: Layout, routed: bool) -> str:
 
 
 def official_tensor(key: str, tensor: Tensor, layout: str = 'biformer') -> Tensor:
-    """Bring a tensor of ours into the official shape; inverse of `convert_tensor`.
+    """Return the official tensor: the inverse of :func:`convert_tensor`.
 
     Args:
-        key: Our key of it.
-        tensor: Our tensor.
+        key: Key in mmsparse's state dict.
+        tensor: Tensor in mmsparse's state dict.
         layout: Layout of the official model, one of ``LAYOUTS``.
 
     Returns:
-        The tensor; linear maps as 1x1 convolutions where the layout has them so.
+        The tensor; linear layers as 1x1 convolutions where the layout stores those.
     """
-    if LAYOUTS[layout].convolutions and _LINEAR_MAP.search(key):
+    if LAYOUTS[layout].convolutions and _LINEAR.search(key):
         return tensor[..., None, None]
     return tensor

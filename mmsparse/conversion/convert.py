@@ -11,6 +11,7 @@ from mmsparse.checkpoint.state_dict import (
     find_state_dict,
     join_keys,
     state_dict_mismatch,
+    strip_prefix,
 )
 from mmsparse.conversion.detectors import Detector
 from mmsparse.conversion.families import BACKBONE, DETECTORS, FAMILIES, Arch, Family
@@ -87,8 +88,8 @@ def convert(
         ValueError: See :func:`convert_official`.
     """
     everything = find_state_dict(checkpoint)
-    chosen = find_family(everything, family)
-    weights = find_model(everything, chosen, backbone_only)
+    chosen = _find_family(everything, family)
+    weights = _find_model(everything, chosen, backbone_only)
     if isinstance(chosen, Detector):
         if arch is not None:
             raise ValueError(
@@ -106,7 +107,7 @@ def convert(
     for candidate in archs:
         mismatches.append(_compare(candidate, converted, names, chosen))
         if not mismatches[-1]:
-            heads = {} if backbone_only else find_heads(everything, chosen)
+            heads = {} if backbone_only else _find_heads(everything, chosen)
             if heads:
                 converted |= convert_heads(heads, chosen.widths(candidate))
             return Conversion(chosen.name, candidate, converted)
@@ -117,19 +118,8 @@ def convert(
     )
 
 
-def find_family(keys: Collection[str], name: str | None) -> Family | Detector:
-    """Recognize the family of a state dict.
-
-    Args:
-        keys: Its keys.
-        name: Name of the family, if it is known.
-
-    Returns:
-        The family.
-
-    Raises:
-        ValueError: The name is unknown, or the keys belong to no such family.
-    """
+def _find_family(keys: Collection[str], name: str | None) -> Family | Detector:
+    """Return the family of this name, or the one that the keys belong to."""
     known: dict[str, Family | Detector] = {**DETECTORS, **FAMILIES}
     if name is not None and name not in known:
         raise ValueError(f'family must be one of {sorted(known)}; got {name!r}.')
@@ -143,26 +133,17 @@ def find_family(keys: Collection[str], name: str | None) -> Family | Detector:
     return fitting[0]
 
 
-def find_model(
+def _find_model(
     weights: Mapping[str, Tensor], family: Family | Detector, backbone_only: bool
 ) -> dict[str, Tensor]:
-    """Select the weights of the family's model, without prefix.
-
-    Args:
-        weights: The state dict.
-        family: Its family.
-        backbone_only: Drop the head of a classifier, and keys without the prefix.
-
-    Returns:
-        Weights of the backbone and of the classifier's head, if there is one; or of the
-        whole detector.
+    """Select the weights of a detector, or of a backbone and the classifier's head.
 
     Raises:
         ValueError: There are other weights than these and the heads of a segmentor.
     """
     prefix = family.prefix(weights)
     others = [key for key in weights if not key.startswith(prefix)]
-    if not isinstance(family, Detector) and find_heads(weights, family):
+    if not isinstance(family, Detector) and _find_heads(weights, family):
         root = prefix.removesuffix(BACKBONE)
         others = [key for key in others if not key.startswith(root)]
     # Pretraining methods have an encoder, and other parts of no further use.
@@ -171,37 +152,21 @@ def find_model(
             f'The checkpoint has keys without the prefix {prefix!r}, which are not '
             f'converted: {join_keys(others)}. backbone_only drops them.'
         )
-    model = _below(weights, prefix)
+    model = strip_prefix(weights, prefix)
     if not backbone_only or isinstance(family, Detector):
         return model
     head = f'{family.head}.'
     return {key: value for key, value in model.items() if not key.startswith(head)}
 
 
-def find_heads(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Select neck and heads of a segmentor; return {} for other models.
-
-    Args:
-        weights: The state dict.
-        family: Its family.
-
-    Returns:
-        All weights except those of the backbone, with the keys of mmseg.
-    """
+def _find_heads(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Select neck and heads of a segmentor; return {} for other models."""
     prefix = family.prefix(weights)
     if not prefix.endswith(BACKBONE):
         return {}
     others = {k: x for k, x in weights.items() if not k.startswith(prefix)}
-    heads = _below(others, prefix.removesuffix(BACKBONE))
+    heads = strip_prefix(others, prefix.removesuffix(BACKBONE))
     return heads if any(name.startswith('decode_head.') for name in heads) else {}
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in weights.items()
-        if name.startswith(prefix)
-    }
 
 
 def _rename(keys: Collection[str], family: Family) -> dict[str, str]:

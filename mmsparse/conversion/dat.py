@@ -1,4 +1,4 @@
-"""The official DAT's key names and ours."""
+"""Key names of the official DAT and of mmsparse's."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -9,12 +9,12 @@ Rename = tuple[str, str | Callable[[re.Match], str]]
 
 
 def _shared_list(found: re.Match) -> tuple[str, int, int]:
-    """A stage, a block and 1 or 2 of a list with two entries a block."""
+    """Return stage, block, and 1 or 2, for a list with two entries per block."""
     stage, entry = found[1], int(found[2])
     return stage, entry // 2, entry % 2 + 1
 
 
-_TO_OURS: tuple[Rename, ...] = (
+_FROM_OFFICIAL: tuple[Rename, ...] = (
     (r'^patch_proj\.(\d)\.(norm\.)?', r'downsamples.0.\1.'),
     (r'^stages\.0\.proj\.', 'downsamples.0.proj.'),
     (
@@ -92,33 +92,33 @@ _COMPUTED = ('relative_position_index', 'attn_mask')
 
 
 def rename_key(key: str) -> str | None:
-    """Translate a key of an official backbone, classifier or attention layer.
+    """Rename a key of an official backbone, classifier or attention layer.
 
     Args:
-        key: Name in the official state dict, for example ``stages.0.attns.1.rpb``.
+        key: Key in the official state dict, for example ``stages.0.attns.1.rpb``.
 
     Returns:
-        Name in the state dict of our backbone or layer, ``head.fc.`` for the
-        classifier's linear map; None for what we compute ourselves.
+        Key in the state dict of mmsparse's backbone or layer, ``head.fc.`` for the
+        classifier's linear layer; None for a buffer that mmsparse computes.
     """
     if key.endswith(_COMPUTED):
         return None
-    return _rename(key, _TO_OURS)
+    return _rename(key, _FROM_OFFICIAL)
 
 
 def official_key(key: str, block_type: str = 'D', conv_mlp: bool = True) -> str:
-    """Translate a key of ours: the inverse of :func:`rename_key`.
+    """Return the official key: the inverse of :func:`rename_key`.
 
-    The released code spells layer scales in two ways; this is the spelling of the 2023
+    The released code names layer scales in two ways; this is the name in the 2023
     classifiers.
 
     Args:
-        key: Name in the state dict of our backbone or layer, or ``head.fc.``.
+        key: Key in the state dict of mmsparse's backbone or layer, or ``head.fc.``.
         block_type: Letter of the block that the key is in, one of ``LSNDM``.
         conv_mlp: Whether the MLP of that block has a depthwise convolution.
 
     Returns:
-        Name in the official state dict.
+        Key in the official state dict.
     """
     if '.attns.' in (key := _rename(key, _TO_OFFICIAL)):
         return _rename(key, _ATTENTION[block_type])
@@ -127,15 +127,15 @@ def official_key(key: str, block_type: str = 'D', conv_mlp: bool = True) -> str:
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Bring an official tensor into the shape that ours has.
+    """Convert an official tensor.
 
     Args:
-        key: Official name.
-        tensor: Official value.
+        key: Official key.
+        tensor: Official tensor.
 
     Returns:
-        The weights of what is a linear map of ours, but a 1x1 convolution there, as a
-        matrix; others as they are.
+        The tensor; weights of 1x1 convolutions, (D, C, 1, 1), as those of linear
+        layers, (D, C).
     """
     if re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key):
         return tensor.flatten(1)

@@ -14,23 +14,12 @@ from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
-from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
+from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone
 
 Arch = str | Mapping[str, Any]
 BACKBONE, HEAD = 'backbone.', 'head.fc.'  # prefixes in mmpretrain's classifier
 OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
-
-# To be replaced by mmsparse.models.backbones.BACKBONES.
-BACKBONES = {'biformer': BiFormer, 'dat': DAT, 'shunted': ShuntedTransformer}
-
-
-def _same(key: str, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _all(archs: list[str], keys: Collection[str], checkpoint: Any) -> list[str]:
-    return archs
 
 
 @dataclass(frozen=True)
@@ -55,8 +44,10 @@ class Family:
     head: str
     rename_key: Callable[[str], str | None]
     official_key: Callable[[str, Arch], str]
-    convert_tensor: Callable[[str, Tensor], Tensor] = _same
-    disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = _all
+    convert_tensor: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor
+    disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = (
+        lambda archs, keys, checkpoint: archs
+    )
 
     @property
     def backbone(self) -> type[StagedBackbone]:
@@ -68,21 +59,14 @@ class Family:
         return find_prefix(keys, self.marker)
 
     def rename(self, official: str) -> str | None:
-        """Translate an official key, without prefix, to that of mmpretrain's model.
-
-        Args:
-            official: For example ``head.weight``.
-
-        Returns:
-            For example ``head.fc.weight``; None for buffers that mmsparse computes.
-        """
+        """Translate an official key to that of mmpretrain's model; None if computed."""
         if official.startswith(f'{self.head}.'):
             return HEAD + official.removeprefix(f'{self.head}.')
         key = self.rename_key(official)
         return None if key is None else BACKBONE + key
 
     def official(self, key: str, arch: Arch) -> str:
-        """Return the official key for one of mmpretrain's model; inverts `rename`."""
+        """Invert :meth:`rename`."""
         if key.startswith(HEAD):
             return f'{self.head}.{key.removeprefix(HEAD)}'
         return self.official_key(key.removeprefix(BACKBONE), arch)
@@ -117,8 +101,7 @@ class Family:
 
     def widths(self, arch: Arch) -> Sequence[int]:
         """Return the number of channels of every stage."""
-        settings = self.backbone.arch_settings[arch] if isinstance(arch, str) else arch
-        return settings['embed_dims']
+        return self.backbone.resolve_arch(arch).embed_dims
 
 
 def _dat_archs(archs: list[str], keys: Collection[str], checkpoint: Any) -> list[str]:
@@ -127,7 +110,7 @@ def _dat_archs(archs: list[str], keys: Collection[str], checkpoint: Any) -> list
         return archs
     formulation = _dat_formulation(keys, checkpoint)
     of_each = {
-        arch: settings['formulation'] for arch, settings in DAT.arch_settings.items()
+        arch: settings.formulation for arch, settings in DAT.arch_settings.items()
     }
     if formulation is None:
         published = sorted(arch for arch in archs if of_each[arch] == 'v2022')
@@ -162,11 +145,9 @@ def _official_dat_key(key: str, arch: Arch) -> str:
     found = re.match(r'stages\.(\d+)\.(\d+)\.', key)
     if found is None:
         return dat.official_key(key)
-    settings = DAT.arch_settings[arch] if isinstance(arch, str) else arch
+    settings = DAT.resolve_arch(arch)
     stage, block = int(found[1]), int(found[2])
-    types, conv_mlp = settings['kinds'][stage], settings.get('conv_mlp', False)
-    if not isinstance(conv_mlp, bool):
-        conv_mlp = conv_mlp[stage]
+    types, conv_mlp = settings.block_types[stage], settings.mlp_kernels[stage] > 0
     return dat.official_key(key, types[block % len(types)], conv_mlp)
 
 

@@ -1,7 +1,8 @@
 """Layouts: every tensor of an official model, with its key in mmdet or mmseg.
 
 A layout is built for the sizes that the weights show. It renames their keys, and finds
-keys that are missing, unexpected or of another size.
+keys that are missing, unexpected or of another size. Throughout, ``official`` is the
+official name of a tensor or module, and ``key`` its name in mmdet or mmseg.
 """
 
 import re
@@ -28,7 +29,7 @@ class Entry:
 
     Args:
         official: Official key.
-        key: Key in the model of mmdet or mmseg.
+        key: Key in mmdet or mmseg.
         shape: Official shape.
         convert: Function from the official tensor to that of mmdet or mmseg.
     """
@@ -50,9 +51,7 @@ def translate(weights: Weights, layout: Collection[Entry]) -> dict[str, Tensor]:
 
 def compare(weights: Weights, layout: Collection[Entry]) -> Mismatch:
     """Compare official weights with a layout."""
-    return state_dict_mismatch(
-        weights, {entry.official: entry.shape for entry in layout}
-    )
+    return state_dict_mismatch(weights, {x.official: x.shape for x in layout})
 
 
 def affine(
@@ -62,18 +61,7 @@ def affine(
     bias: bool = True,
     convert: Convert = same,
 ) -> list[Entry]:
-    """List weight and bias of a linear layer, a convolution or a norm.
-
-    Args:
-        official: Official name of the module.
-        key: Its name in mmdet or mmseg.
-        shape: Shape of the weight; that of the bias is its first size.
-        bias: Whether there is a bias.
-        convert: See :class:`Entry`.
-
-    Returns:
-        One or two entries.
-    """
+    """List weight (of this shape) and bias of a linear layer, convolution or norm."""
     shapes = {'weight': shape, **({'bias': shape[:1]} if bias else {})}
     return [
         Entry(f'{official}.{name}', f'{key}.{name}', shape, convert)
@@ -84,17 +72,7 @@ def affine(
 def deformable_attention(
     official: str, key: str, channels: int, points: int
 ) -> list[Entry]:
-    """List the weights of multi-scale deformable attention.
-
-    Args:
-        official: Official name of the module.
-        key: Its name in mmdet.
-        channels: Its width.
-        points: Points of a query, over all heads and levels.
-
-    Returns:
-        The entries.
-    """
+    """List multi-scale deformable attention with points over all heads and levels."""
     rows = dict(
         sampling_offsets=2 * points,
         attention_weights=points,
@@ -109,23 +87,20 @@ def deformable_attention(
 
 
 def self_attention(official: str, key: str, channels: int) -> list[Entry]:
-    """List the weights of torch's ``MultiheadAttention``."""
-    in_proj = dict(
-        in_proj_weight=(3 * channels, channels), in_proj_bias=(3 * channels,)
-    )
-    return [
-        *(
-            Entry(f'{official}.{x}', f'{key}.{x}', shape)
-            for x, shape in in_proj.items()
-        ),
-        *affine(f'{official}.out_proj', f'{key}.out_proj', (channels, channels)),
+    """List torch's ``MultiheadAttention``."""
+    shapes = dict(weight=(3 * channels, channels), bias=(3 * channels,))
+    in_proj = [
+        Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
+        for x, shape in shapes.items()
     ]
+    out_proj = f'{official}.out_proj', f'{key}.out_proj'
+    return in_proj + affine(*out_proj, (channels, channels))
 
 
 def neck(
     levels: Sequence[tuple[str, str]], widths: Sequence[int], channels: int
 ) -> list[Entry]:
-    """List the weights of mmdet's ``ChannelMapper`` with biases and GroupNorm.
+    """List mmdet's ``ChannelMapper`` with biases and GroupNorm.
 
     Args:
         levels: Official names of the convolution and norm of every level: first one for
@@ -149,7 +124,7 @@ def neck(
 
 
 def heads(classes: int, channels: int, convert: Sequence[Convert]) -> list[Entry]:
-    """List the weights of classification and box heads.
+    """List heads of one linear layer for classes and three for boxes.
 
     Args:
         classes: Rows of a classification head.
@@ -157,7 +132,7 @@ def heads(classes: int, channels: int, convert: Sequence[Convert]) -> list[Entry
         convert: For each head, a function to the rows of mmdet's classification head.
 
     Returns:
-        The entries: one linear layer for classes and three for boxes, for each head.
+        The entries.
     """
     layout = []
     for i, rows in enumerate(convert):
@@ -179,17 +154,7 @@ def below(official: str, key: str, entries: Collection[Entry]) -> list[Entry]:
 def repeated(
     weights: Weights, official: str, key: str, entries: Collection[Entry]
 ) -> list[Entry]:
-    """List the entries of a list of equal modules.
-
-    Args:
-        weights: The official state dict, which shows how many there are.
-        official: Official name of the list.
-        key: Its name in mmdet.
-        entries: Entries of one module.
-
-    Returns:
-        The entries of all modules.
-    """
+    """Repeat the entries of one module for a list of as many as the weights have."""
     return [
         entry
         for i in range(count(weights, rf'{re.escape(official)}\.(\d+)\.'))
@@ -198,16 +163,7 @@ def repeated(
 
 
 def size(weights: Weights, pattern: str, axis: int = 0) -> int:
-    """Return the most frequent size among some tensors, 0 if there are none.
-
-    Args:
-        weights: The official state dict.
-        pattern: Regular expression of their whole names.
-        axis: Axis of the size.
-
-    Returns:
-        The size.
-    """
+    """Return the most frequent size along an axis of the tensors with such names."""
     found = Counter(
         tensor.shape[axis]
         for name, tensor in weights.items()
@@ -217,14 +173,6 @@ def size(weights: Weights, pattern: str, axis: int = 0) -> int:
 
 
 def count(names: Collection[str], pattern: str) -> int:
-    r"""Return the length of a list of modules: the highest index plus one, or 0.
-
-    Args:
-        names: Official names.
-        pattern: Regular expression of the start of some; its first group is the index.
-
-    Returns:
-        The length.
-    """
+    """Return the length of a list of modules, the indices being the first group."""
     found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1

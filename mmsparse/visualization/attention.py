@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
-from mmsparse.models.layers.bilevel_routing_attention import Routing
+from mmsparse.ops.routing import Routing
 from mmsparse.visualization import panels
 from mmsparse.visualization.image_transform import Point
 from mmsparse.visualization.recorder import LayerRecording
@@ -99,7 +99,9 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
         (attention,) = _attention_maps(sample, layer, point)
         with torch.no_grad():
             routing = layer.layer.regions(layer.x)
-        own = _region_at(layer, routing, sample.query_at(point, layer))
+        (_, columns), (h, w) = routing.grid, routing.region
+        y, x = divmod(sample.query_at(point, layer), layer.x.shape[-1])
+        own = y // h * columns + x // w  # the region of the query
         regions = region_rectangles(layer, routing)
         routes = routing.routes[0, own]
         scores = routing.scores[0, own]
@@ -136,12 +138,6 @@ def key_rectangles(
     return corners * layer.stride
 
 
-def _region_at(layer: LayerRecording, routing: Routing, query: int) -> int:
-    (_, columns), (h, w) = routing.grid, routing.region
-    y, x = divmod(query, layer.x.shape[-1])
-    return y // h * columns + x // w
-
-
 def _last_of_stages(layers: Iterable[LayerRecording]) -> list[LayerRecording]:
     return list({layer.stage: layer for layer in layers}.values())
 
@@ -158,7 +154,7 @@ def _draw_attention_map(
     axis: Axes, sample: Sample, layer: LayerRecording, attention: AttentionMap
 ) -> None:
     weights = attention.weights[0].mean(0)[0]  # (M,)
-    keys = attention.places()[0, 0]  # (M, 2)
+    keys = attention.locations()[0, 0]  # (M, 2)
     if attention.extent == POINT:
         _draw_keys(axis, _to_image(sample, layer, keys), weights)
     else:

@@ -20,20 +20,13 @@ class ImageTransform:
     """Scaling, flipping, cropping and padding from an image to the model's input.
 
     Coordinates are (x, y) in pixels; the first pixel covers [0, 1). The point ``p`` of
-    the image is at ``scale * p + shift`` in the input.
-
-    Args:
-        image_size: Height and width of the image.
-        input_size: Height and width of the input, without the padding of the batch,
-            which is below and at the right.
-        scale: Factors on x and y, negative if flipped.
-        shift: Added to x and y.
+    the image is at ``scale * p + shift`` in the input; a flip has a negative scale.
     """
 
     image_size: Size
-    input_size: Size
-    scale: tuple[float, float] = (1.0, 1.0)
-    shift: tuple[float, float] = (0.0, 0.0)
+    input_size: Size  # without the padding of the batch, at the right and the bottom
+    scale: Point = (1.0, 1.0)
+    shift: Point = (0.0, 0.0)
 
     def to_input(self, points: Tensor) -> Tensor:
         """Transform points of the image to points of the input, (..., 2)."""

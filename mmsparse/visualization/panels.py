@@ -79,16 +79,11 @@ def overlay_cells(
     colors: str | None = None,
     vmax: float | None = None,
 ) -> None:
-    """Draw the cells of a feature map over the image.
+    """Draw the cells of a feature map, (rows, columns), over the image.
 
-    Args:
-        axis: The panel.
-        sample: The sample.
-        values: One value per cell, (rows, columns): from 0 for a dark cell to 1 for a
-            transparent one; any values with ``colors``.
-        corners: Outer corners (x, y) of the first and the last cell, (2, 2).
-        colors: Name of a colormap, instead of dark and transparent cells.
-        vmax: Value of the last color; the largest value if None.
+    ``corners``, (2, 2), are the outer corners (x, y) of the first and the last cell.
+    Values are from 0 for a dark cell to 1 for a transparent one; with ``colors``, the
+    name of a colormap, from 0 to ``vmax`` or to the largest one.
     """
     (left, top), (right, bottom) = corners.tolist()
     style = dict(extent=(left, right, bottom, top), interpolation='nearest')

@@ -57,12 +57,9 @@ def receptive_field(
     inputs = inputs.detach().clone().requires_grad_()
     with torch.enable_grad():
         features = backbone(inputs)[output]
-        column, row = (
-            min(int(place * cells / pixels), cells - 1)
-            for place, cells, pixels in zip(
-                point, features.shape[:-3:-1], inputs.shape[:-3:-1], strict=True
-            )
-        )
+        (rows, columns), (height, width) = features.shape[-2:], inputs.shape[-2:]
+        row = min(int(point[1] * rows / height), rows - 1)
+        column = min(int(point[0] * columns / width), columns - 1)
         (gradient,) = torch.autograd.grad(features[..., row, column].sum(), inputs)
     strength = gradient.abs().sum((0, 1))
     return strength / strength.max().clamp(min=torch.finfo(strength.dtype).tiny)

@@ -32,21 +32,22 @@ class LayerRecording(NamedTuple):
     stride: int  # pixels of the model's input per cell of x
 
     @property
-    def stage(self) -> str:
-        """``stage 1`` for the first stage; the layer's name outside of stages."""
-        found = re.search(r'stages\.(\d+)\.\d+\.', self.name)
-        return f'stage {int(found[1]) + 1}' if found else self.name
+    def title(self) -> str:
+        """Stage and block, counted from 1; the layer's name outside of stages."""
+        found = re.search(r'stages\.(\d+)\.(\d+)\.', self.name)
+        if found is None:
+            return self.name
+        return f'stage {int(found[1]) + 1}, block {int(found[2]) + 1}'
 
     @property
-    def title(self) -> str:
-        """Stage and block, counted from 1."""
-        found = re.search(r'stages\.\d+\.(\d+)\.', self.name)
-        return f'{self.stage}, block {int(found[1]) + 1}' if found else self.name
+    def stage(self) -> str:
+        """The title without the block."""
+        return self.title.partition(', ')[0]
 
     @property
     def samples_keys(self) -> bool:
         """Whether keys are sampled at learned locations (DAT)."""
-        return hasattr(self.layer, 'sampling_positions')
+        return hasattr(self.layer, 'sampling_locations')
 
     @property
     def routes_regions(self) -> bool:

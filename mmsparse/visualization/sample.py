@@ -22,30 +22,23 @@ from mmsparse.visualization.image_transform import (
 )
 from mmsparse.visualization.recorder import LayerRecording, Recording, record
 
-BLUR = 16  # the blur of a saliency map is this part of the shorter side
+BLUR = 16  # the shorter side of the image per window of the saliency's blur
 
 
 @dataclass
 class Sample:
     """An image with the recording of a model and the model's predictions.
 
-    Args:
-        image: RGB, (H, W, 3).
-        transform: From the image to the model's input.
-        recording: Recording of this image alone.
-        class_names: Names of the classes, as far as they are known.
-        boxes: Detections (x1, y1, x2, y2) in pixels of the image, best first, (M, 4).
-        seg_map: Predicted class of every pixel, (H, W).
-        caption: Predicted class of the image, with its score.
+    Boxes (x1, y1, x2, y2) are in pixels of the image, best first.
     """
 
-    image: Pixels
-    transform: ImageTransform
-    recording: Recording
-    class_names: Sequence[str] = ()
-    boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))
-    seg_map: NDArray[np.integer] | None = None
-    caption: str = ''
+    image: Pixels  # RGB, (H, W, 3)
+    transform: ImageTransform  # from the image to the model's input
+    recording: Recording  # of this image alone
+    class_names: Sequence[str] = ()  # as far as they are known
+    boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))  # (M, 4)
+    seg_map: NDArray[np.integer] | None = None  # predicted classes, (H, W)
+    caption: str = ''  # predicted class of the image, with its score
 
     def query_at(self, point: Point, layer: LayerRecording) -> int:
         """Return the index of a layer's query at a point of the image.
@@ -107,7 +100,7 @@ def record_sample(
         score_thr: Minimum score of a detection.
 
     Returns:
-        The image, the recording and the predictions.
+        The sample.
 
     Raises:
         ValueError: The model has no layers that can be recorded, or the pipeline moves
@@ -135,31 +128,22 @@ def record_sample(
 def choose_query_point(sample: Sample, backbone: nn.Module) -> Point:
     """Return the center of the best detection, or the point most salient to a backbone.
 
-    The point (x, y) is in pixels of the image.
+    Saliency is the gradient of the last feature map's spatial variance, blurred. The
+    point (x, y) is in pixels of the image.
     """
     if len(sample.boxes):
         x1, y1, x2, y2 = sample.boxes[0].tolist()
         return (x1 + x2) / 2, (y1 + y2) / 2
-    point = _most_salient_point(
-        backbone, sample.recording.inputs, sample.transform.input_size
-    )
-    x, y = sample.transform.to_image(torch.tensor(point)).tolist()
-    return x, y
-
-
-def _most_salient_point(
-    backbone: nn.Module, inputs: Tensor, size: tuple[int, int]
-) -> Point:
-    """Find where the gradient of the last feature map's spatial variance is largest."""
-    inputs = inputs.detach().clone().requires_grad_()
+    inputs = sample.recording.inputs.clone().requires_grad_()
     with torch.enable_grad():
         features = backbone(inputs)[-1]
         contrast = (features - features.mean((2, 3), keepdim=True)).square().sum()
         (gradient,) = torch.autograd.grad(contrast, inputs)
-    height, width = size
+    height, width = sample.transform.input_size
     saliency = gradient.abs().sum(1, keepdim=True)[..., :height, :width]
-    window = min(size) // BLUR * 2 + 1
+    window = min(height, width) // BLUR * 2 + 1
     for _ in range(2):  # two box filters are close to a Gaussian
         saliency = F.avg_pool2d(saliency, window, 1, window // 2)
     row, column = divmod(int(saliency.argmax()), width)
-    return column + 0.5, row + 0.5
+    x, y = sample.transform.to_image(torch.tensor([column + 0.5, row + 0.5])).tolist()
+    return x, y

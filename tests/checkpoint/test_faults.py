@@ -319,10 +319,10 @@ def test_changed_bytes_are_read_or_an_error(new, tmp_path):
     whole, refused = path.read_bytes(), 0
     for _ in range(300):
         damaged = bytearray(whole)
-        places = torch.randint(len(whole), (3,), generator=generator)
+        indices = torch.randint(len(whole), (3,), generator=generator)
         values = torch.randint(256, (3,), generator=generator)
-        for place, value in zip(places.tolist(), values.tolist(), strict=True):
-            damaged[place] = value
+        for index, value in zip(indices.tolist(), values.tolist(), strict=True):
+            damaged[index] = value
         path.write_bytes(damaged)
         try:
             with little_memory():

@@ -57,14 +57,14 @@ OFFICIAL = {  # our key by the official one, for each layout
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_translates_the_keys_of_every_layout_both_ways(layout):
-    for official, ours in OFFICIAL[layout].items():
-        assert rename_key(official) == ours
-        assert official_key(ours, layout) == official
+    for official, renamed in OFFICIAL[layout].items():
+        assert rename_key(official) == renamed
+        assert official_key(renamed, layout) == official
 
 
 @pytest.mark.parametrize('out_norm', ['batch', 'layer'])
 @pytest.mark.parametrize('arch', BiFormer.arch_settings)
-def test_official_keys_and_tensors_are_the_inverse_of_ours(arch, out_norm):
+def test_official_keys_and_tensors_invert_the_conversion(arch, out_norm):
     layout = arch if arch in LAYOUTS else 'biformer'
     with torch.device('meta'):
         state = BiFormer(arch, out_norm=out_norm).state_dict()
@@ -73,10 +73,10 @@ def test_official_keys_and_tensors_are_the_inverse_of_ours(arch, out_norm):
 
     assert len(set(official.values())) == len(state)
     assert out_norm == 'layer' or len(state) + 2 == ENTRIES.get(arch, len(state) + 2)
-    for ours, name in official.items():
-        assert rename_key(name) == ours
-        tensor = official_tensor(ours, state[ours], layout)
-        assert convert_tensor(ours, tensor).shape == state[ours].shape
+    for renamed, name in official.items():
+        assert rename_key(name) == renamed
+        tensor = official_tensor(renamed, state[renamed], layout)
+        assert convert_tensor(renamed, tensor).shape == state[renamed].shape
 
 
 def test_convolutions_of_1x1_become_linear_maps_and_others_stay():

@@ -55,7 +55,7 @@ def test_dense_norms_are_those_of_their_levels():
 
 
 @pytest.mark.parametrize(
-    ('block_type', 'official', 'ours'),
+    ('block_type', 'official', 'renamed'),
     [
         ('', 'patch_proj.0.weight', 'downsamples.0.0.weight'),
         ('', 'patch_proj.4.norm.bias', 'downsamples.0.4.bias'),
@@ -101,9 +101,9 @@ def test_dense_norms_are_those_of_their_levels():
         ('', 'cls_head.weight', 'head.fc.weight'),
     ],
 )
-def test_keys_and_their_names(block_type, official, ours):
-    assert rename_key(official) == ours
-    assert official_key(ours, block_type) == official
+def test_keys_and_their_names(block_type, official, renamed):
+    assert rename_key(official) == renamed
+    assert official_key(renamed, block_type) == official
 
 
 def test_the_mlp_without_convolution_has_official_names_of_its_own():
@@ -114,14 +114,14 @@ def test_the_mlp_without_convolution_has_official_names_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ('official', 'ours'),
+    ('official', 'renamed'),
     [
         ('stages.2.layer_scales.6.gamma', 'stages.2.3.layer_scale1.weight'),
         ('stages.1.mlps.0.linear1.bias', 'stages.1.0.mlp.fc1.bias'),
     ],
 )
-def test_other_spellings_are_understood(official, ours):
-    assert rename_key(official) == ours
+def test_other_spellings_are_understood(official, renamed):
+    assert rename_key(official) == renamed
 
 
 @pytest.mark.parametrize('name', ['relative_position_index', 'attn_mask'])

@@ -29,17 +29,17 @@ def keys_of(arch):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_every_key_of_ours_has_an_official_name_and_comes_back(arch):
-    ours = keys_of(arch)
+def test_every_key_round_trips_through_its_official_name(arch):
+    renamed = keys_of(arch)
 
-    official = [official_key(key) for key in ours]
+    official = [official_key(key) for key in renamed]
 
     unknown = [
         key for key in official if not any(re.fullmatch(name, key) for name in OFFICIAL)
     ]
     assert unknown == []
-    assert len(set(official)) == len(ours)
-    assert [rename_key(key) for key in official] == ours
+    assert len(set(official)) == len(renamed)
+    assert [rename_key(key) for key in official] == renamed
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_there_are_as_many_keys_as_in_the_official_state_dict(arch, entries):
 
 
 @pytest.mark.parametrize(
-    ('official', 'ours'),
+    ('official', 'renamed'),
     [
         ('norm1.bias', 'stages.0.norm.bias'),
         ('block1.0.norm1.bias', 'stages.0.0.norm1.bias'),
@@ -66,6 +66,6 @@ def test_there_are_as_many_keys_as_in_the_official_state_dict(arch, entries):
         ('patch_embed4.norm.bias', 'downsamples.3.norm.bias'),
     ],
 )
-def test_keys_are_translated_both_ways(official, ours):
-    assert rename_key(official) == ours
-    assert official_key(ours) == official
+def test_keys_are_translated_both_ways(official, renamed):
+    assert rename_key(official) == renamed
+    assert official_key(renamed) == official

@@ -35,7 +35,7 @@ variants:
     about: without routing
     changes:
       <<: *short
-      model.backbone.arch: {base: nano, topks: [0, 0, 0, all]}
+      model.backbone.arch: {base: nano, block_types: [conv, conv, conv, full]}
 """
 
 
@@ -68,7 +68,7 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
     record = json.loads((out / 'results.json').read_text())
     one, two = record['variants']
     assert (record['epochs'], record['seeds']) == (1, [0])
-    assert record['figures']['two']['MACs'].endswith(' M')
+    assert record['figures']['two']['MACs (M)'] == f'{two["macs"] / 1e6:.1f}'
     assert record['command'].startswith('python ')
     assert one['macs'] > two['macs'] > 1e6
     assert one['parameters'] > two['parameters']
@@ -96,7 +96,11 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
-        ('topks: [0, 0, 0, all]', 'depth: 1', r"variant two: .*unknown: \['depth'\]"),
+        (
+            'block_types: [conv, conv, conv, full]',
+            'depth: 1',
+            r"variant two: .*unknown: \['depth'\]",
+        ),
         ('title: Two models\n', '', r'must have title, config, epochs and variants'),
         ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),

@@ -12,14 +12,20 @@ import quickstart.tasks as quickstart
 from PIL import Image
 from quickstart.report import Row
 
+from mmsparse.models.backbones import BACKBONES
 
-@pytest.mark.parametrize('backbone', quickstart.BACKBONES)
-def test_every_backbone_has_a_config_for_each_task(backbone):
-    configs = quickstart.find_configs(backbone)
+
+def test_every_family_of_backbones_is_a_choice():
+    assert set(quickstart.FAMILIES) == set(BACKBONES)
+
+
+@pytest.mark.parametrize('family', quickstart.FAMILIES)
+def test_every_family_has_a_config_for_each_task(family):
+    configs = quickstart.find_configs(family)
 
     assert list(configs) == ['classification', 'segmentation', 'detection']
     for path in configs.values():
-        assert f'{backbone}-nano' in path.stem
+        assert f'{family}-nano' in path.stem
 
 
 def test_the_summary_is_a_record_of_measurements(tmp_path, capsys):

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from ablation.study import Study, variant_config
 from ablation.training import check_start
-from mmsparse.analysis.flops import count
+from mmsparse.analysis.flops import count_macs
 from mmsparse.errors import UsageError, config_errors
 
 ROUNDS = 10  # of timed iterations
@@ -61,7 +61,7 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
             if pretrained and variant is study.variants[0]:
                 check_start(runner.model.backbone, pretrained)
             runner.model.init_weights()
-            macs.append(count_macs(runner))
+            macs.append(model_macs(runner))
             candidates.append(training_candidate(variant.name, runner))
         parameters.append(sum(x.numel() for x in runner.model.parameters()))
         print(f'{variant.name}: {macs[-1] / 1e6:.1f} MMACs', flush=True)
@@ -70,13 +70,13 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
     return [Cost(*values) for values in zip(macs, seconds, parameters, strict=True)]
 
 
-def count_macs(runner: Runner) -> int:
+def model_macs(runner: Runner) -> int:
     """Return the MACs of the model for the first validation image."""
     item = Runner.build_dataloader(runner._test_dataloader).dataset[0]
     batch = {key: [value] for key, value in item.items()}
     # torch's counter hooks into gradients, and fails if a parameter is the query.
     model = copy.deepcopy(runner.model).eval().requires_grad_(False)
-    return count(lambda: model.test_step(batch))
+    return count_macs(lambda: model.test_step(batch))
 
 
 def training_candidate(name: str, runner: Runner) -> Candidate:

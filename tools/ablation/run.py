@@ -55,6 +55,9 @@ def train_variant(arguments: tuple, work_dir: Path, label: str) -> Trained:
         arguments: Those of `variant_config`.
         work_dir: Folder for log, checkpoints and results.
         label: Text before the progress bar.
+
+    Returns:
+        The result.
     """
     cfg = variant_config(*arguments)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def write(
         title=study.title,
         what=f'{study.config}, {settings["epochs"]} epochs, seeds {settings["seeds"]}',
         **record(torch.device('cpu')),
-        figures={row['name']: report.figures(row, rows[0]) for row in rows},
+        figures={row['name']: report.figures(row) for row in rows},
         study=study.name,
         config=study.config,
         **settings,

@@ -105,8 +105,8 @@ def check_start(backbone: nn.Module, checkpoint: str) -> None:
         checkpoint: File of the other model.
 
     Raises:
-        UsageError: The file lacks parameters of the backbone, other than norms of
-            outputs, which each model has for its own; or has them in another size.
+        UsageError: The file lacks parameters of the backbone, other than output norms,
+            which depend on the model; or has them in another size.
     """
     shapes = {
         key: shape

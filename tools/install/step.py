@@ -64,11 +64,14 @@ class Step:
         self.run(self.venv / 'bin' / 'python', *start, *arguments, **variables)
 
     def run(self, *command: object, **variables: str) -> str:
-        """Run a command in the project; return the end of its output.
+        """Run a command in the project.
 
         Args:
             *command: Program and arguments.
             **variables: Additional environment variables.
+
+        Returns:
+            The end of its output.
 
         Raises:
             InstallError: It failed; the message has the likely reason.

@@ -1,11 +1,9 @@
-"""Cases of the BiFormer family."""
+"""Golden cases of BiFormer."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
-from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.conversion.biformer import (
@@ -14,16 +12,16 @@ from mmsparse.conversion.biformer import (
     official_tensor,
     rename_key,
 )
+from mmsparse.models.classifier import Classifier
 from mmsparse.models.layers import BiLevelRoutingAttention
-from mmsparse.models.layers import bilevel_routing_attention as biformer_attention
-from mmsparse.ops.routing import attention_weights
 from parity.biformer_models import build
 from parity.cases import Case, Comparison
 from parity.generated import generate_state
-from parity.models import gradient_comparisons, recorded_outputs
+from parity.models import Call, State, compare_model, in_classifier, summarize
 
-SPIED = ('region_means', 'route_regions', 'routed_attention')
-INSIDE_BLOCKS = {  # official name to ours
+# Names of stored tensors of a layer or block, and the modules that return them.
+MODULES = {
+    'lepe': 'lepe',
     'norm1': 'norm1',
     'attn_out': 'attn',
     'norm2': 'norm2',
@@ -32,167 +30,132 @@ INSIDE_BLOCKS = {  # official name to ours
 
 
 def compare(case: Case) -> list[Comparison]:
-    """Run our counterpart of a case and pair every tensor with the official one.
-
-    Args:
-        case: The case.
-
-    Returns:
-        One comparison for each stored output and gradient.
-
-    Raises:
-        UnsupportedCaseError: We have no counterpart for the class or its arguments.
-    """
-    model = build(case.info['official_class'], case.info['constructor']).eval()
+    """Compare the outputs and gradients of a case."""
+    model = build(case.info['official_class'], case.info['constructor'])
     state = _generated_state(case, model) if 'salt' in case.info else case.state
-    model.load_state_dict(_convert(state, model))
-
+    last_norm = model.backbone.out_norm if isinstance(model, Classifier) else None
     nhwc = case.info['input_layout'] == 'NHWC'
-    x = case.tensors['input'].clone().requires_grad_('cotangent' in case.tensors)
-    with Recorder(model) as recorder:
-        out = model(x.permute(0, 3, 1, 2) if nhwc else x)
-    seen = recorder.outputs(case, out, nhwc)
-    comparisons = [
-        _output_comparison(case, name, seen[name])
-        for name in case.tensors
-        if not name.startswith(('input', 'state.', 'cotangent', 'grad.'))
-    ]
-    if 'cotangent' in case.tensors:
-        (seen['final'] * case.tensors['cotangent']).sum().backward()
-        expected = _convert(case.with_prefix('grad.state.'), model)
-        comparisons += gradient_comparisons(case, x, model, expected)
-    return comparisons
 
+    def convert(state: State) -> State:
+        keys = {key: rename_key(key, last_norm or 'batch') for key in state}
+        return {keys[k]: convert_tensor(keys[k], x) for k, x in state.items()}
 
-class Recorder(ExitStack):
-    """Notes what passes through a model's parts and through the routing ops."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.calls: dict[str, list[tuple]] = {name: [] for name in SPIED}
-        self.seen = self.enter_context(recorded_outputs(model))
-
-    def __enter__(self) -> 'Recorder':
-        super().__enter__()
-        for name, calls in self.calls.items():
-            spy = _spy(getattr(biformer_attention, name), calls)
-            self.enter_context(mock.patch.object(biformer_attention, name, spy))
-        return self
-
-    def outputs(self, case: Case, out: Any, nhwc: bool) -> dict[str, Tensor]:
-        """Name what was seen as the case does; ``final`` is what gets the cotangent."""
-        named = {}
-        if isinstance(out, tuple):
-            named.update((f'out{i}', level) for i, level in enumerate(out))
-            named['final'] = torch.cat([level.flatten() for level in out])
+    def name_outputs(y: Any, calls: dict[str, Call]) -> dict[str, Tensor]:
+        if isinstance(y, tuple):
+            named = {f'out{i}': x for i, x in enumerate(y)}
+            final = torch.cat([x.flatten() for x in y])
         else:
-            named['final'] = out.permute(0, 2, 3, 1) if nhwc else out
-        named['output'] = named['logits'] = named['final']
-        named.update(self._parts(case))
-        named.update(self._stages())
-        named.update(self._routing(case))
-        return named
-
-    def _parts(self, case: Case) -> dict[str, Tensor]:
-        """Parts of a layer or a block."""
-        named = {}
-        if 'lepe' in self.seen:
-            named['lepe'] = self.seen['lepe']
-        for official, ours in INSIDE_BLOCKS.items():
-            if ours in self.seen:
-                part = self.seen[ours]
-                named[official] = part if _is_nchw(case) else part.permute(0, 2, 3, 1)
-        return named
-
-    def _stages(self) -> dict[str, Tensor]:
-        """Parts of a model, whole and in summary."""
-        named = {}
-        for name, value in self.seen.items():
-            kind, _, rest = name.partition('.')
-            if kind == 'downsamples' and rest.isdigit():
-                named[f'down{int(rest) + 1}'] = value
-            elif kind == 'stages':  # the last block of a stage remains
-                named[f'stage{int(rest.partition(".")[0]) + 1}'] = value
-            elif name in ('out_norms.batch3', 'out_norms.layer3'):
-                named.update(norm=value, pooled=value.mean((2, 3)))
-        for name in [name for name in named if name.startswith('stage')]:
-            flat = named[name].flatten(2)
-            named[f'{name}_mean'] = flat.mean(-1)
-            named[f'{name}_std'] = flat.std(-1, correction=0)
-            named[f'{name}_first'] = flat[:, :16, :16]
-        return named
-
-    def _routing(self, case: Case) -> dict[str, Tensor]:
-        names = sorted(
-            (name for name in case.tensors if name.startswith('routing.')),
-            key=lambda name: [int(x) for x in name.split('.') if x.isdigit()],
-        )
-        routes = [result for *_, result in self.calls['route_regions']]
-        named = dict(zip(names, routes, strict=False))
-        if len(routes) == 1:
-            named.update(self._one_routing(_is_nchw(case)))
-        return named
-
-    def _one_routing(self, nchw: bool) -> dict[str, Tensor]:
-        """All that a single routed attention had in it."""
-        ((*_, means),) = self.calls['region_means']
-        query_mean, key_mean = means.chunk(2, dim=-1)
-        (((query, key, _), _, routes),) = self.calls['route_regions']
-        ((arguments, options, _),) = self.calls['routed_attention']
-        q, k, _, _, num_heads, scale = arguments
-        attn = attention_weights(q, k, routes, num_heads, scale, **options)
-        logits = query @ key.transpose(-2, -1)
-        return dict(
-            q_region=query_mean,
-            k_region=key_mean,
-            routing_logits=logits / scale if nchw else logits,
-            routing_idx=routes,
-            routing_weight=logits.gather(-1, routes).softmax(-1),
-            attn=attn.transpose(1, 2) if nchw else attn.flatten(0, 1),
+            named = {}
+            final = y.permute(0, 2, 3, 1) if nhwc else y
+        named |= {'output': final, 'logits': final}
+        return (
+            named
+            | _modules(case, calls)
+            | _stages(calls)
+            | _routing(case, model, calls)
         )
 
-
-def _spy(function: Callable, calls: list[tuple]) -> Callable:
-    def call(*arguments: Any, **options: Any) -> Tensor:
-        result = function(*arguments, **options)
-        calls.append((arguments, options, result))
-        return result
-
-    return call
+    return compare_model(
+        case,
+        model,
+        state,
+        in_classifier(convert, head='head') if last_norm else convert,
+        name_outputs,
+        prepare=lambda x: x.permute(0, 3, 1, 2) if nhwc else x,
+    )
 
 
 def _is_nchw(case: Case) -> bool:
-    """Whether a class is of the refactored form, with maps and scores in its layout."""
+    """Whether the class is of the refactored code, which works on (B, C, H, W)."""
     return 'nchw' in case.info['official_class']
 
 
-def _output_comparison(case: Case, name: str, actual: Tensor) -> Comparison:
-    expected = case.tensors[name]
-    if name.startswith('routing.') or name == 'routing_idx':
-        return Comparison(name, actual, expected.long(), as_sets=True)
-    atol = case.info['outputs'][name]['atol']
-    return Comparison(name, actual, expected, atol, case.info['tolerance']['rtol'])
+def _modules(case: Case, calls: dict[str, Call]) -> dict[str, Tensor]:
+    """Name the outputs of the modules of a layer or block."""
+    named = {name: calls[x].output for name, x in MODULES.items() if x in calls}
+    return {
+        name: x if name == 'lepe' or _is_nchw(case) else x.permute(0, 2, 3, 1)
+        for name, x in named.items()
+    }
 
 
-def _convert(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Official weights, or gradients of them, by our keys and in our shapes."""
-    classifier = hasattr(model, 'head')
-    last_norm = model.backbone.out_norm if classifier else 'batch'
-    converted = {}
-    for official, tensor in state.items():
-        if classifier and official.startswith('head.'):
-            converted[official.replace('head.', 'head.fc.')] = tensor
-            continue
-        key = rename_key(official, last_norm)
-        prefix = 'backbone.' if classifier else ''
-        converted[prefix + key] = convert_tensor(key, tensor)
-    return converted
+def _stages(calls: dict[str, Call]) -> dict[str, Tensor]:
+    """Name the outputs of the stages of a model, whole and in summary."""
+    named = {}
+    for name, call in calls.items():
+        part, _, rest = name.partition('.')
+        if part == 'downsamples' and rest.isdigit():
+            named[f'down{int(rest) + 1}'] = call.output
+        elif part == 'stages':  # of the last block
+            named |= summarize(f'stage{int(rest.partition(".")[0]) + 1}', call.output)
+        elif name in ('out_norms.batch3', 'out_norms.layer3'):
+            named |= dict(norm=call.output, pooled=call.output.mean((2, 3)))
+    return named
 
 
-def _generated_state(case: Case, model: nn.Module) -> dict[str, Tensor]:
-    """Make the official weights from the official names and shapes."""
-    backbone = getattr(model, 'backbone', model)
-    layout = _layout(case.info['official_class'])
+@torch.no_grad()
+def _routing(case: Case, model: nn.Module, calls: dict[str, Call]) -> dict[str, Tensor]:
+    """Name the routes of all layers, and all intermediate results of a single layer."""
+    layers = {
+        name.removeprefix('backbone.'): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, BiLevelRoutingAttention)
+    }
+    inputs = {name: calls[name].args[0] for name in layers}
+    routes = [layers[name].regions(x).routes for name, x in inputs.items()]
+    names = sorted(
+        (name for name in case.tensors if name.startswith('routing.')),
+        key=lambda name: [int(x) for x in name.split('.') if x.isdigit()],
+    )
+    named = dict(zip(names, routes, strict=False))
+    if len(layers) == 1:
+        ((name, layer),) = layers.items()
+        named |= _intermediates(layer, inputs[name], _is_nchw(case))
+    return named
+
+
+def _intermediates(
+    layer: BiLevelRoutingAttention, x: Tensor, nchw: bool
+) -> dict[str, Tensor]:
+    """Compute region means, affinities and attention of a layer in plain torch."""
+    routing = layer.regions(x)
+    (rows, columns), (h, w) = routing.grid, routing.region
+    batch, _, height, width = x.shape
+    padding = (0, columns * w - width, 0, rows * h - height)
+
+    def by_region(x: Tensor) -> Tensor:  # (B, C, H, W) to (B, R, L, C)
+        x = x.reshape(batch, -1, rows, h, columns, w)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, h * w, -1)
+
+    # The legacy code pads the input, the refactored code queries, keys and values.
+    x = x if nchw else F.pad(x, padding)
+    qkv = layer.qkv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    valid = by_region(F.pad(torch.ones_like(qkv[:, :1]), padding if nchw else (0, 0)))
+    q, k, _ = by_region(F.pad(qkv, padding if nchw else (0, 0))).split(layer.split, -1)
+    q_mean, k_mean = (x.sum(2) / valid.sum(2) for x in (q, k))
+    logits = (1 if nchw else layer.scale) * q_mean @ k_mean.transpose(1, 2)
+
+    q, k = (x.unflatten(-1, (layer.num_heads, -1)) for x in (q, k))  # (B, R, L, m, d)
+    keys = k[torch.arange(batch)[:, None, None], routing.routes].flatten(2, 3)
+    attn = layer.scale * torch.einsum('brlmd,brkmd->brmlk', q, keys)
+    attn = attn.softmax(-1)  # (B, R, heads, L, K * L)
+    return dict(
+        q_region=q_mean,
+        k_region=k_mean,
+        routing_logits=logits,
+        routing_idx=routing.routes,
+        routing_weight=routing.scores,
+        attn=attn.transpose(1, 2) if nchw else attn.flatten(0, 1),
+    )
+
+
+def _generated_state(case: Case, model: nn.Module) -> State:
+    """Draw the official weights from the official names and shapes."""
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    module = case.info['official_class'].split('.')[-2]
+    layout = {'biformer_stl': 'stl', 'biformer_stl_nchw': 'stl-nchw'}.get(
+        module, 'biformer'
+    )
     routed = [
         i
         for i, stage in enumerate(backbone.stages)
@@ -205,12 +168,5 @@ def _generated_state(case: Case, model: nn.Module) -> dict[str, Tensor]:
         shapes[official] = official_tensor(key, tensor, layout).shape
     entries = case.info.get('state_entries_official', len(shapes))
     if entries != len(shapes):
-        raise ValueError(f'{len(shapes)} weights of ours, {entries} official ones')
+        raise ValueError(f'{len(shapes)} weights in mmsparse, {entries} official ones')
     return generate_state(shapes, case.info['salt'])
-
-
-def _layout(official_class: str) -> str:
-    module = official_class.split('.')[-2]
-    return {'biformer_stl': 'stl', 'biformer_stl_nchw': 'stl-nchw'}.get(
-        module, 'biformer'
-    )

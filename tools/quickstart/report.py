@@ -34,6 +34,9 @@ def predict(runner: Runner, task: str) -> Row:
     Args:
         runner: Runner after training.
         task: A key of ``DRAW``.
+
+    Returns:
+        The row of the figure.
     """
     draw, per_side, zoom = DRAW[task]
     dataset = runner.test_dataloader.dataset

@@ -9,17 +9,22 @@ from ablation.training import Trained, in_new_process, start_from, train
 from benchmark.report import align, environment, record
 
 from mmsparse.apis import read_config
+from mmsparse.models.backbones import BACKBONES
 from quickstart import report
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
-BACKBONES = ('biformer', 'dat', 'shunted')
 # Tasks in the order of training, and the names of their configs by backbone.
 TASKS = {
     'classification': '{}-nano_*_digits.py',
     'segmentation': 'fpn_{}-nano_*_digits.py',
     'detection': 'focus-detr_{}-nano_*_digits.py',
 }
+FAMILIES = tuple(
+    family
+    for family in BACKBONES
+    if all(any(CONFIGS.glob(f'*/{name.format(family)}')) for name in TASKS.values())
+)
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,18 @@ class Result(Trained):
     config: str
 
 
-def find_configs(backbone: str) -> dict[str, Path]:
+def find_configs(family: str) -> dict[str, Path]:
     """Return the config of every task."""
     return {
-        task: next(CONFIGS.glob(f'*/{name.format(backbone)}'))
+        task: next(CONFIGS.glob(f'*/{name.format(family)}'))
         for task, name in TASKS.items()
     }
 
 
-def run_tasks(backbone: str, out: Path) -> tuple[list[Result], list[report.Row]]:
+def run_tasks(family: str, out: Path) -> tuple[list[Result], list[report.Row]]:
     """Train all tasks; each backbone starts from that of the task before."""
     results, rows = [], []
-    for task, config in find_configs(backbone).items():
+    for task, config in find_configs(family).items():
         label = f'{len(results) + 1}/{len(TASKS)} {task}'
         pretrained = results[-1].checkpoint if results else None
         arguments = (task, config, out / task, pretrained, label)
@@ -71,7 +76,7 @@ def run_task(
 
 
 def write(
-    out: Path, backbone: str, results: list[Result], rows: list[report.Row]
+    out: Path, family: str, results: list[Result], rows: list[report.Row]
 ) -> list[Path]:
     """Print a table of the results; write a record of measurements and the figure."""
     figures = {result.task: columns(result) for result in results}
@@ -79,7 +84,7 @@ def write(
     cells = [[task, *row.values()] for task, row in figures.items()]
     print(f'\n{align([titles, *cells])}\n')
     content = dict(
-        title=f'Quickstart with {backbone}',
+        title=f'Quickstart with {family}',
         what='Three nano models on the digits; each task starts from the backbone of '
         'the task before.',
         **record(torch.device('cpu')),

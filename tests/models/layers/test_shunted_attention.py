@@ -7,7 +7,7 @@ from mmdet.models import ResNet
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
-from mmsparse.models.layers import DetailMlp2d
+from mmsparse.models.layers.mlp import Mlp2d
 from mmsparse.ops import _chunking as recompute
 from mmsparse.ops import reference_only
 
@@ -17,7 +17,7 @@ LAYERS = {
     'sr 2': lambda: ShuntedSelfAttention(8, num_heads=8, sr_ratio=2),
     'sr 1': lambda: ShuntedSelfAttention(8, num_heads=1, sr_ratio=1),
     'sr 2, no bias': lambda: ShuntedSelfAttention(8, 2, sr_ratio=2, qkv_bias=False),
-    'MLP': lambda: DetailMlp2d(8, 12),
+    'MLP': lambda: Mlp2d(8, 12, kernel_size=3, residual=True),
 }
 
 
@@ -183,7 +183,7 @@ def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
 
 
 def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
-    layer, x = DetailMlp2d(8, 12), torch.rand(2, 8, 5, 7)
+    layer, x = Mlp2d(8, 12, kernel_size=3, residual=True), torch.rand(2, 8, 5, 7)
     hidden = F.conv2d(x, layer.fc1.weight[..., None, None], layer.fc1.bias)
     detail = F.conv2d(hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12)
     out = F.conv2d(F.gelu(hidden + detail), layer.fc2.weight[..., None, None])
