@@ -168,6 +168,8 @@ def _config_error(path: str, error: BaseException) -> str:
         while error.__context__:
             error = error.__context__
         return f'{file}: {error}; add the folders of custom_imports to PYTHONPATH'
+    if 'Duplicate key' in str(error):
+        line = '; inherit from one of these files and add the settings of the other'
     reason = format_error(error).replace('<unknown>, ', '')  # a name of the parser
     return f'{file}: {reason}{line}'
 
