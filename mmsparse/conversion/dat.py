@@ -1,11 +1,10 @@
 """Key names of the official DAT and of mmsparse's."""
 
 import re
-from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-Rename = tuple[str, str | Callable[[re.Match], str]]
+from mmsparse.conversion.layout import Rename, rename
 
 
 def _shared_list(found: re.Match) -> tuple[str, int, int]:
@@ -94,59 +93,28 @@ _COMPUTED = ('relative_position_index', 'attn_mask')
 def rename_key(key: str) -> str | None:
     """Rename a key of an official backbone, classifier or attention layer.
 
-    Args:
-        key: Key in the official state dict, for example ``stages.0.attns.1.rpb``.
-
-    Returns:
-        Key in the state dict of mmsparse's backbone or layer, ``head.fc.`` for the
-        classifier's linear layer; None for a buffer that mmsparse computes.
+    Returns None for a buffer that mmsparse computes.
     """
-    if key.endswith(_COMPUTED):
-        return None
-    return _rename(key, _FROM_OFFICIAL)
+    return None if key.endswith(_COMPUTED) else rename(key, _FROM_OFFICIAL)
 
 
 def official_key(key: str, block_type: str = 'D', conv_mlp: bool = True) -> str:
     """Return the official key: the inverse of :func:`rename_key`.
 
-    The released code names layer scales in two ways; this is the name in the 2023
-    classifiers.
-
-    Args:
-        key: Key in the state dict of mmsparse's backbone or layer, or ``head.fc.``.
-        block_type: Letter of the block that the key is in, one of ``LSNDM``.
-        conv_mlp: Whether the MLP of that block has a depthwise convolution.
-
-    Returns:
-        Key in the official state dict.
+    ``block_type``, one of ``LSNDM``, is that of the block; ``conv_mlp`` is whether its
+    MLP has a depthwise convolution. Layer scales are named as in 2023's classifiers.
     """
-    if '.attns.' in (key := _rename(key, _TO_OFFICIAL)):
-        return _rename(key, _ATTENTION[block_type])
+    if '.attns.' in (key := rename(key, _TO_OFFICIAL)):
+        return rename(key, _ATTENTION[block_type])
     linear = r'linear\2.0.' if conv_mlp else r'chunk.linear\2.'
     return re.sub(r'\bmlps\.(\d+)\.fc([12])\.', rf'mlps.\1.{linear}', key)
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Convert an official tensor.
-
-    Args:
-        key: Official key.
-        tensor: Official tensor.
-
-    Returns:
-        The tensor; weights of 1x1 convolutions, (D, C, 1, 1), as those of linear
-        layers, (D, C).
-    """
-    if re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key):
-        return tensor.flatten(1)
-    return tensor
+    """Return 1x1 convolutions, (D, C, 1, 1), as linear ones, by official key."""
+    is_linear = re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key)
+    return tensor.flatten(1) if is_linear else tensor
 
 
 def _entry(found: re.Match) -> int:
     return 2 * int(found[2]) + int(found[3]) - 1
-
-
-def _rename(key: str, renames: Iterable[Rename]) -> str:
-    for pattern, replacement in renames:
-        key = re.sub(pattern, replacement, key)
-    return key

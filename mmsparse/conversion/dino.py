@@ -8,16 +8,33 @@ from mmsparse.conversion.layout import (
     Weights,
     affine,
     count,
-    deformable_attention,
     heads,
     neck,
-    repeated,
+    num_layers,
     same,
-    self_attention,
     size,
+    transformer_layers,
 )
 
-ENCODER, DECODER = 'transformer.encoder.layers', 'transformer.decoder.layers'
+# Modules of mmdet's layers, and their official names.
+FEED_FORWARD = {
+    'ffn.layers.0.0': 'ffns.0.layers.0.0',
+    'ffn.layers.1': 'ffns.0.layers.1',
+}
+ENCODER = {
+    'self_attn': 'attentions.0',
+    'norms.0': 'norms.0',
+    **FEED_FORWARD,
+    'norms.1': 'norms.1',
+}
+DECODER = {
+    'self_attn.attn': 'attentions.0.attn',
+    'norms.0': 'norms.0',
+    'cross_attn': 'attentions.1',
+    'norms.1': 'norms.1',
+    **FEED_FORWARD,
+    'norms.2': 'norms.2',
+}
 
 
 def variant(weights: Weights) -> str:
@@ -35,11 +52,8 @@ def widths(weights: Weights) -> list[int]:
 
 def layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     """List all but the backbone, for these widths of its feature maps."""
-    encoder_layer = _encoder_layer(weights, embed_dims(weights))
-    return [
-        *repeated(weights, ENCODER, 'encoder.layers', encoder_layer),
-        *all_but_encoder(weights, widths),
-    ]
+    encoder = transformer_layers(weights, 'encoder', embed_dims(weights), ENCODER)
+    return [*encoder, *all_but_encoder(weights, widths)]
 
 
 def all_but_encoder(weights: Weights, widths: Sequence[int]) -> list[Entry]:
@@ -47,20 +61,18 @@ def all_but_encoder(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = embed_dims(weights)
     levels = _levels(weights)
     classes = size(weights, r'class_embed\.\d+\.(weight|bias)')
-    num_decoders = count(weights, rf'{DECODER}\.(\d+)\.')
-    decoder_layer = _decoder_layer(weights, channels)
     return [
         *neck(levels, widths, channels),
         Entry('transformer.level_embeds', 'level_embed', (len(levels), channels)),
         *_two_stages(weights, channels),
-        *repeated(weights, DECODER, 'decoder.layers', decoder_layer),
+        *transformer_layers(weights, 'decoder', channels, DECODER),
         *_decoder_ends(channels),
         Entry(
             'label_enc.weight',
             'dn_query_generator.label_embedding.weight',
             (classes, channels),
         ),
-        *heads(classes, channels, [same] * (num_decoders + 1)),
+        *heads(classes, channels, [same] * (num_layers(weights, 'decoder') + 1)),
     ]
 
 
@@ -69,42 +81,11 @@ def embed_dims(weights: Weights) -> int:
     return size(weights, r'transformer\..*\.norms\.\d\.weight')
 
 
-def feed_forward(weights: Weights, channels: int) -> list[Entry]:
-    """List the MLP of a layer of the encoder or decoder."""
-    hidden = size(weights, r'transformer\..*\.ffns\.0\.layers\.0\.0\.(weight|bias)')
-    return [
-        *affine('ffns.0.layers.0.0', 'ffn.layers.0.0', (hidden, channels)),
-        *affine('ffns.0.layers.1', 'ffn.layers.1', (channels, hidden)),
-    ]
-
-
 def _levels(weights: Weights) -> list[tuple[str, str]]:
     return [
         (f'neck.{part}.{i}.conv', f'neck.{part}.{i}.norm')
         for part in ('convs', 'extra_convs')
         for i in range(count(weights, rf'neck\.{part}\.(\d+)\.'))
-    ]
-
-
-def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *deformable_attention('attentions.0', 'self_attn', channels, points),
-        *affine('norms.0', 'norms.0', (channels,)),
-        *feed_forward(weights, channels),
-        *affine('norms.1', 'norms.1', (channels,)),
-    ]
-
-
-def _decoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.decoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *self_attention('attentions.0.attn', 'self_attn.attn', channels),
-        *affine('norms.0', 'norms.0', (channels,)),
-        *deformable_attention('attentions.1', 'cross_attn', channels, points),
-        *affine('norms.1', 'norms.1', (channels,)),
-        *feed_forward(weights, channels),
-        *affine('norms.2', 'norms.2', (channels,)),
     ]
 
 

@@ -12,11 +12,16 @@ from mmsparse.conversion.layout import (
     Weights,
     affine,
     count,
-    deformable_attention,
-    repeated,
-    self_attention,
     size,
+    transformer_layers,
 )
+
+ENCODER = {
+    'token_attn.attn': 'attentions.0.attn',
+    'token_norm': 'norm2',
+    **dino.ENCODER,
+    'self_attn': 'attentions.1',
+}
 
 
 def rename(weights: Weights) -> dict[str, Tensor]:
@@ -27,23 +32,10 @@ def rename(weights: Weights) -> dict[str, Tensor]:
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = dino.embed_dims(weights)
-    encoder_layer = _encoder_layer(weights, channels)
     return [
-        *repeated(weights, dino.ENCODER, 'encoder.layers', encoder_layer),
+        *transformer_layers(weights, 'encoder', channels, ENCODER),
         *dino.all_but_encoder(weights, widths),
         *_token_selector(weights, channels),
-    ]
-
-
-def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *self_attention('attentions.0.attn', 'token_attn.attn', channels),
-        *affine('norm2', 'token_norm', (channels,)),
-        *deformable_attention('attentions.1', 'self_attn', channels, points),
-        *affine('norms.0', 'norms.0', (channels,)),
-        *dino.feed_forward(weights, channels),
-        *affine('norms.1', 'norms.1', (channels,)),
     ]
 
 

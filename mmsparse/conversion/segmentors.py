@@ -23,20 +23,11 @@ HEAD, AUXILIARY = 'decode_head.', 'auxiliary_head.'
 
 
 def convert_heads(weights: Weights, widths: Sequence[int]) -> dict[str, Tensor]:
-    """Convert neck and heads of a segmentor.
+    """Check neck and heads of an official segmentor, and return them.
 
-    Args:
-        weights: Weights of an official segmentor without its backbone: a neck ``FPN``
-            with an ``FPNHead``, or a ``UPerHead``, each with or without an auxiliary
-            ``FCNHead``.
-        widths: Widths of the backbone's feature maps.
-
-    Returns:
-        The same weights, checked.
-
-    Raises:
-        ValueError: It is another head, or keys are missing, unexpected or of another
-            size; the message lists them.
+    Supported are a neck ``FPN`` with an ``FPNHead``, and a ``UPerHead``, each with or
+    without an auxiliary ``FCNHead``. Others raise ValueError, as do keys that do not
+    fit a backbone with feature maps of these ``widths``.
     """
     found = [part for part in _HEADS if any(part in key for key in weights)]
     if len(found) != 1:
