@@ -46,7 +46,6 @@ class Layout:
     fc2: str = 'mlp.3'
     qkv: str = 'attn.qkv.qkv'  # of the routed attention
     proj: str = 'attn.wo'
-    convolutions: bool = False  # instead of linear layers
 
 
 LAYOUTS = {
@@ -57,7 +56,6 @@ LAYOUTS = {
         fc2='mlp.2',
         qkv='attn.qkv_linear',
         proj='attn.output_linear',
-        convolutions=True,
     ),
 }
 
@@ -95,10 +93,3 @@ def official_key(
             (r'^stages\.(\d+)\.', rf'stages.\1{names.blocks}'),
         ),
     )
-
-
-def official_tensor(key: str, tensor: Tensor, layout: str = 'biformer') -> Tensor:
-    """Return the official tensor in a layout: the inverse of :func:`convert_tensor`."""
-    if LAYOUTS[layout].convolutions and _LINEAR.search(key):
-        return tensor[..., None, None]
-    return tensor

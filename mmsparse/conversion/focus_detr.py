@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mmsparse.conversion import dino
 from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
@@ -22,12 +20,6 @@ ENCODER = {
     **dino.ENCODER,
     'self_attn': 'attentions.1',
 }
-
-
-def rename(weights: Weights) -> dict[str, Tensor]:
-    """Rename some of the official weights of all but the backbone."""
-    names = {x.official: x.key for x in _layout(weights, dino.widths(weights))}
-    return {names[official]: tensor for official, tensor in weights.items()}
 
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:

@@ -25,12 +25,7 @@ class SampleError(ValueError):
 def blame_files(*files: Any, step: str = '') -> Iterator[None]:
     """Raise any exception inside the context as a SampleError that names files.
 
-    Args:
-        *files: The files.
-        step: The operation that reads them, for the message.
-
-    Yields:
-        Nothing.
+    ``step`` is the operation that reads them, for the message.
     """
     try:
         yield

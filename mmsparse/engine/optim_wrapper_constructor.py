@@ -18,10 +18,6 @@ class BackboneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``paramwise_cfg`` says; their learning rate is still that of ``paramwise_cfg``. In
     MMEngine a custom key for the backbone, for example its learning rate, switches off
     ``norm_decay_mult`` for its parameters.
-
-    Args:
-        optim_wrapper_cfg: Config of the optimizer wrapper.
-        paramwise_cfg: Parameter-wise options, as in MMEngine.
     """
 
     def __init__(

@@ -25,15 +25,10 @@ class KeptTokenRecall(BaseMetric):
 
     Samples must have boxes in the coordinates of the original image, as mmdet's test
     pipelines load them, and the tokens of :class:`KeptTokensHook`.
-
-    Args:
-        **arguments: Arguments of mmengine's ``BaseMetric``.
+    Arguments are those of mmengine's ``BaseMetric``.
     """
 
     default_prefix = 'kept_token_recall'
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Find the boxes with kept tokens in a batch."""
@@ -50,14 +45,7 @@ class KeptTokenRecall(BaseMetric):
             self.results.append(hits.cpu())
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Compute the recall, 0 to 1, over the boxes of all images; NaN without boxes.
-
-        Args:
-            results: Boxes with tokens of each image, (1 + layers, boxes).
-
-        Returns:
-            Recall of all tokens and of each layer.
-        """
+        """Return the recall, 0 to 1, over all boxes; NaN if there are none."""
         recalls = torch.cat(results, dim=1).double().mean(1).tolist()
         names = ['all_tokens', *(f'layer_{i}' for i in range(1, len(recalls)))]
         return dict(zip(names, recalls, strict=True))

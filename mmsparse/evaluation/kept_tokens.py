@@ -17,16 +17,12 @@ from mmsparse.registry import HOOKS
 class KeptTokens(NamedTuple):
     """Tokens of a batch, and those that each encoder layer keeps.
 
-    Args:
-        centers: Center (x, y) of every token, 0 to 1 over its image and above 1 in the
-            padding, (B, N, 2).
-        kept: Whether a layer updates a token, (B, layers, N).
-        level_sizes: Height and width of every level, fine to coarse.
+    Centers (x, y) are 0 to 1 over the image of the token, and above 1 in its padding.
     """
 
-    centers: Tensor
-    kept: Tensor
-    level_sizes: tuple[tuple[int, int], ...]
+    centers: Tensor  # (B, N, 2)
+    kept: Tensor  # whether a layer updates a token, (B, layers, N)
+    level_sizes: tuple[tuple[int, int], ...]  # height and width, fine to coarse
 
 
 def record_kept_tokens(

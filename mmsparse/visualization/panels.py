@@ -108,7 +108,7 @@ def fill_rectangles(
 
 
 def outline_rectangles(
-    axis: Axes, sample: Sample, rectangles: Tensor, color: str, width: float = 0.8
+    axis: Axes, sample: Sample, rectangles: Tensor, color: str, width: float
 ) -> None:
     """Outline rectangles (x1, y1, x2, y2) in pixels of the input, (M, 4)."""
     style = dict(facecolors='none', edgecolors=color, linewidths=width)

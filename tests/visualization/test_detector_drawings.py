@@ -160,7 +160,7 @@ def test_recorded_scores_selected_the_tokens(detector_sample):
         ),
         (
             lambda state: state.update(level_embed=torch.zeros(4, 256)),
-            'size mismatch for level_embed',
+            'size mismatch: level_embed',
         ),
         (
             lambda state: [state.pop(name) for name in list(state)[:9]],

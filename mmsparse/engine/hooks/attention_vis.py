@@ -67,8 +67,7 @@ class AttentionVisHook(Hook):
             return
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         step = runner.epoch if by_epoch else runner.iter
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         training = model.training
         model.eval()
         scalars: dict[str, list[float]] = defaultdict(list)
