@@ -27,12 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path('docs', 'measurements.md')
 FIELDS = {'title', 'what', 'machine', 'versions', 'command', 'commit', 'date'}
 MARK = re.compile(r'(<!-- measured: ([^<>\n]+) -->).*?(<!-- end -->)', re.DOTALL)
+COMMON = (' of an AMD EPYC', ', Python 3.11, torch 2.12.1')  # on the page only once
 HEADER = """\
 # Measurements
 
-Every figure measured with mmsparse, and how to repeat it: command, machine, versions,
-commit. `python docs/measurements.py` writes this page, and the figures on others, from
-the records in `docs/measurements`.
+Every figure measured with mmsparse, and how to repeat it, on an AMD EPYC with Python
+3.11 and torch 2.12.1. `python docs/measurements.py` writes this page, and the figures
+on others, from `docs/measurements`.
 """
 
 
@@ -129,12 +130,13 @@ def table(record: dict, page: Path) -> str:
     configs = record.get('configs', {})
     rows = record['figures']
     columns = dict.fromkeys(column for row in rows.values() for column in row)
-    lines = [['', *columns], ['---'] * (len(columns) + 1)]
+    lines = [['', *columns]]
     for name, row in rows.items():
         config = configs.get(name)
         title = f'[{name}]({relative(config, page)})' if config else name
         lines.append([title, *(row.get(column, '') for column in columns)])
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    head, *body = (f'| {" | ".join(line)} |\n' for line in lines)
+    return ''.join([head, '|---' * len(lines[0]) + '|\n', *body])
 
 
 def relative(path: str | Path, page: Path) -> str:
@@ -148,9 +150,11 @@ def section(record: dict, home: Path | None) -> str:
         blocks.append(f'The figures are in [{home}]({relative(home, PAGE)}).')
     elif record['figures']:
         blocks.append(table(record, PAGE).rstrip())
-    machine = record['machine']
-    source = f'{record["versions"]}; commit {record["commit"]}, {record["date"]}'
-    blocks.append(f'`{record["command"]}`: {machine}; {source}.\n')
+    source = f'{record["machine"]}, {record["versions"]}'
+    for text in COMMON:
+        source = source.replace(text, '')
+    source += f', commit {record["commit"]}, {record["date"]}'
+    blocks.append(f'`{record["command"]}`: {source}.\n')
     return '\n\n'.join(blocks)
 
 

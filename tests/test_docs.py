@@ -196,7 +196,7 @@ def test_variants_have_the_numbers_of_the_metafile(page):
     metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
     models = {model['Name'].split('_')[0]: model for model in metafile['Models']}
     text = (ROOT / 'docs' / f'{page}.md').read_text()
-    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) M \| ([\d.]+) G \| ([\d.]+) \|$'
+    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$'
     variants = re.findall(row, text, re.MULTILINE)
 
     assert len(variants) >= 3

@@ -73,7 +73,7 @@ def test_a_table_is_on_one_page_only(run, site):
 
     assert page.read_text().splitlines()[1:-1] == [
         '|  | time | memory |',
-        '| --- | --- | --- |',
+        '|---|---|---|',
         '| [DAT](../configs/dat/x.py) | 2 s |  |',
         '| BiFormer |  | 3 MiB |',
     ]

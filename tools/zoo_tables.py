@@ -39,19 +39,12 @@ SECTION = re.compile(
 OVERVIEW = re.compile(
     r'(<!-- overview: (?P<names>[^>]+) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
 )
-TASKS = {
-    'ImageNet-1k': 'classification',
-    'ADE20K': 'segmentation',
-    'COCO': 'detection',
-    'COCO panoptic': 'panoptic segmentation',
-}
-SEGMENTORS = ('fpn', 'upernet')
 HEADER = """\
 # All configs
 
-Every config by file name. Results are published ones, and `source` says whose
-([model zoo](model_zoo.md)); those on the digits were [measured](measurements.md) with
-mmsparse. Configs of `projects/` need a clone. `tools/zoo_tables.py` writes this page.
+Search by method, backbone or data (`in1k`, `coco`, `ade20k`, `digits`). Results on the
+digits were [measured](measurements.md); others are published, with
+[source](model_zoo.md), parameters and GMACs in the README of the folder.
 
 """
 
@@ -84,24 +77,6 @@ class Model:
             for result in self.entry.get('Results', ())
             for name, value in result['Metrics'].items()
         }
-
-    @property
-    def method(self) -> str:
-        """The detector or segmentor; empty for a classifier."""
-        parts = self.name.split('_')
-        return '' if re.match(r'\d+xb\d+', parts[1]) else parts[0]
-
-    @property
-    def backbone(self) -> str:
-        return self.name.split('_')[1 if self.method else 0]
-
-    @property
-    def task(self) -> str:
-        if self.data in TASKS:
-            return TASKS[self.data]
-        if not self.method:
-            return 'classification'
-        return 'segmentation' if self.method in SEGMENTORS else 'detection'
 
     def metadata(self, name: str) -> Any:
         return self.entry['Metadata'].get(name)
@@ -201,17 +176,13 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     Args:
         models: One per row.
         page: File of the table, relative to the root.
-        summary: Add the task, and join all results in one column, instead of one
-            column for each metric.
+        summary: All results in one column, and no others.
 
     Returns:
         The table.
     """
     columns = {'config': [model.link(page) for model in models]}
-    params = [f'{model.metadata("Parameters") / 1e6:.2f}' for model in models]
     if summary:
-        columns['task'] = [model.task for model in models]
-        columns['params (M)'] = params
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
             for model in models
@@ -219,13 +190,15 @@ def table(models: list[Model], page: Path, summary: bool = False) -> str:
     else:
         sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
         title = f'GMACs at {min(sizes)}' if len(sizes) == 1 else 'GMACs'
-        columns['params (M)'] = params
+        columns['params (M)'] = [
+            f'{model.metadata("Parameters") / 1e6:.2f}' for model in models
+        ]
         columns[title] = [model.macs(with_size=len(sizes) > 1) for model in models]
         if len({model.metadata('Epochs') for model in models}) > 1:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
         for metric in dict.fromkeys(x for model in models for x in model.results):
             columns[metric] = [str(m.results.get(metric, '')) for m in models]
-    columns['source'] = [model.source(page) for model in models]
+        columns['source'] = [model.source(page) for model in models]
     return markdown({name: cells for name, cells in columns.items() if any(cells)})
 
 
@@ -263,8 +236,9 @@ def relative(path: str | Path, page: Path) -> str:
 
 
 def markdown(columns: dict[str, list[str]]) -> str:
-    rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    head, *body = (f'| {" | ".join(row)} |\n' for row in rows)
+    return ''.join([head, '|---' * len(columns) + '|\n', *body])
 
 
 if __name__ == '__main__':

@@ -68,7 +68,7 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
     record = json.loads((out / 'results.json').read_text())
     one, two = record['variants']
     assert (record['epochs'], record['seeds']) == (1, [0])
-    assert record['figures']['two']['MACs'].endswith(' M')
+    assert record['figures']['two']['MACs (M)'] == f'{two["macs"] / 1e6:.1f}'
     assert record['command'].startswith('python ')
     assert one['macs'] > two['macs'] > 1e6
     assert one['parameters'] > two['parameters']

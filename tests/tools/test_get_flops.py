@@ -98,7 +98,7 @@ def test_parameters_and_macs_are_those_of_the_official_models(zoo, name):
     ('arguments', 'message'),
     [
         (['nothing.py'], 'error: config: no such file: nothing.py'),
-        ([CONFIGS.parent / '_base_' / 'mmsparse.py'], 'error: The configuration needs'),
+        ([CONFIGS.parent / '_base_' / 'mmsparse.py'], 'error: The config needs'),
         (
             [CONFIGS / 'biformer-tiny_8xb128-300e_in1k.py', '--shape', '0', '4'],
             'error: --shape must be two positive numbers; got 0 4',

@@ -135,6 +135,10 @@ def test_the_config_of_the_guide_trains_on_its_data(small_digits, run_tool):
         'train_cfg.max_iters=2',
         'train_cfg.val_interval=2',
         'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.pipeline.3.scale=(192,192)',
+        'train_dataloader.dataset.pipeline.4.crop_size=(128,128)',
+        'val_dataloader.dataset.pipeline.1.scale=(128,128)',
+        'model.data_preprocessor.size=(128,128)',
         *(
             f'{split}_dataloader.{setting}'
             for split in ('train', 'val')

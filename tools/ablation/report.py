@@ -11,22 +11,21 @@ MARKERS = 'osD^vP*X'
 
 def table(rows: list[Row]) -> str:
     """Return a Markdown table of variants, the first of which is the reference."""
-    cells = [figures(row, rows[0]) for row in rows]
-    lines = [['variant', '', *cells[0]], ['---'] * (len(cells[0]) + 2)]
-    for row, values in zip(rows, cells, strict=True):
-        lines.append([row['name'], row['about'], *values.values()])
+    titles = ['variant', '', *figures(rows[0]), 'difference']
+    lines = [titles, ['---'] * len(titles)]
+    for row in rows:
+        change = '' if row is rows[0] else f'{_mean(row) - _mean(rows[0]):+.1f}'
+        lines.append([row['name'], row['about'], *figures(row).values(), change])
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-def figures(row: Row, reference: Row) -> dict[str, str]:
-    """Return the columns of a variant's table row."""
-    change = _mean(row) - _mean(reference)
+def figures(row: Row) -> dict[str, str]:
+    """Return the figures of a variant by their titles."""
     return {
         row['metric']: _values(row),
-        'difference': '' if row is reference else f'{change:+.1f}',
-        'MACs': f'{row["macs"] / 1e6:.1f} M',
-        'iteration': f'{1000 * row["iteration_seconds"]:.0f} ms',
-        'parameters': f'{row["parameters"] / 1e6:.2f} M',
+        'MACs (M)': f'{row["macs"] / 1e6:.1f}',
+        'iteration (ms)': f'{1000 * row["iteration_seconds"]:.0f}',
+        'params (M)': f'{row["parameters"] / 1e6:.2f}',
     }
 
 

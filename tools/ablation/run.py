@@ -86,7 +86,7 @@ def write(
         title=study.title,
         what=f'{study.config}, {settings["epochs"]} epochs, seeds {settings["seeds"]}',
         **record(torch.device('cpu')),
-        figures={row['name']: report.figures(row, rows[0]) for row in rows},
+        figures={row['name']: report.figures(row) for row in rows},
         study=study.name,
         config=study.config,
         **settings,

@@ -50,6 +50,9 @@ class Mlp2d(nn.Module):
         return checkpointed(self._finish, self.fc1(x))
 
     def _finish(self, x: Tensor) -> Tensor:
-        if self.dwconv is not None:
-            x = channels_last(self.dwconv(channels_first(x)))
-        return self.fc2(F.gelu(x))
+        return self.fc2(F.gelu(self._convolve(x)))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.dwconv is None:
+            return x
+        return channels_last(self.dwconv(channels_first(x)))
