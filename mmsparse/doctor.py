@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -110,14 +110,14 @@ def examine() -> Setup:
                     import_module(module)
             except Exception as error:  # A broken package may raise anything.
                 text = f'{type(error).__name__}: {error}'.splitlines()[0]
-                return Setup(setup.versions, failure=(module, text))
+                return replace(setup, failure=(module, text))
     operators = gpu = ''
     if 'mmcv.ops' in sys.modules:
         cuda = sys.modules['mmcv.ops'].get_compiling_cuda_version()
         operators = 'CPU' if cuda == 'not available' else f'CPU and CUDA {cuda}'
     if 'torch' in sys.modules and sys.modules['torch'].cuda.is_available():
         gpu = sys.modules['torch'].cuda.get_device_name()
-    return Setup(setup.versions, None, operators, gpu)
+    return replace(setup, operators=operators, gpu=gpu)
 
 
 def find_conflicts(

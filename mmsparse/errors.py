@@ -12,7 +12,7 @@ class UsageError(ValueError):
 class MissingFileError(UsageError):
     """A file or folder that a config names does not exist: ``path``."""
 
-    def __init__(self, message: str, path: str = '') -> None:  # pickle has no path
+    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
         super().__init__(message)
         self.path = path
 

@@ -162,20 +162,19 @@ def inside_parts(
     patched = [(name, module) for name, modules in parts.items() for module in modules]
     try:
         for name, module in patched:
-            module.forward = _inside(module.forward, partial(context, name))
+            module.forward = partial(_inside, context, name, module.forward)
         yield
     finally:
         for _, module in patched:
             vars(module).pop('forward', None)
 
 
-def _inside(forward: Callable, context: Callable[[], AbstractContextManager]) -> Any:
+def _inside(
+    context: Callable, name: str, forward: Callable, *args: Any, **inputs: Any
+) -> Any:
     # Not a hook: mmdet and mmseg call the forward method of heads directly.
-    def run(*args: Any, **inputs: Any) -> Any:
-        with context():
-            return forward(*args, **inputs)
-
-    return run
+    with context(name):
+        return forward(*args, **inputs)
 
 
 def format_count(count: int) -> str:

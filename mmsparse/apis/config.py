@@ -169,9 +169,8 @@ def register_host(scope: str) -> None:
         raise UsageError(
             f'The config needs {scope}, which is not installed; {INSTALLING}'
         )
-    importlib.import_module(f'{scope}.utils').register_all_modules(
-        init_default_scope=False
-    )
+    utils = importlib.import_module(f'{scope}.utils')
+    utils.register_all_modules(init_default_scope=False)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

@@ -141,9 +141,7 @@ def _read_torch(path: Path) -> Any:
     module = SimpleNamespace(
         __name__=safe_pickle.__name__, load=safe_pickle.load, Unpickler=Unpickler
     )
-    return torch.load(
-        path, map_location='cpu', pickle_module=module, weights_only=False
-    )
+    return torch.load(path, 'cpu', pickle_module=module, weights_only=False)
 
 
 def _archive_sizes(path: Path) -> dict[str, int]:
@@ -159,10 +157,7 @@ def _archive_sizes(path: Path) -> dict[str, int]:
             )
         return {}
     with zipfile.ZipFile(path) as archive:
-        sizes = {
-            member.filename.rpartition('/')[2]: member.file_size
-            for member in archive.infolist()
-        }
+        sizes = {x.filename.rpartition('/')[2]: x.file_size for x in archive.infolist()}
     if 'constants.pkl' in sizes:
         raise safe_pickle.RefusedError('it is a program of TorchScript')
     if (total := sum(sizes.values())) > path.stat().st_size:

@@ -71,10 +71,7 @@ def published_meta(checkpoint: Any, config: str | None = None) -> dict[str, Any]
 
 def as_strings(meta: Mapping[str, Any]) -> dict[str, str]:
     """Write metadata as strings, which safetensors needs: other values as JSON."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in meta.items()
-    }
+    return {k: x if isinstance(x, str) else json.dumps(x) for k, x in meta.items()}
 
 
 def portable_config(text: Any) -> str | None:
@@ -98,7 +95,8 @@ def portable_config(text: Any) -> str | None:
 def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
     """Yield nodes of the tree and their replacements, in the order of the text."""
     for statement in tree.body:
-        if _targets(statement) & set(MACHINE_SETTINGS):
+        targets = statement.targets if isinstance(statement, ast.Assign) else ()
+        if any(getattr(target, 'id', '') in MACHINE_SETTINGS for target in targets):
             yield statement, ''
             continue
         paths = (
@@ -108,11 +106,6 @@ def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
         )
         for node in sorted(paths, key=lambda node: (node.lineno, node.col_offset)):
             yield node, repr(_portable(node.value))
-
-
-def _targets(statement: ast.stmt) -> set[str]:
-    targets = statement.targets if isinstance(statement, ast.Assign) else ()
-    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _portable(value: Any) -> Any:

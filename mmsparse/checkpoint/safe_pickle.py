@@ -153,10 +153,8 @@ def _rebuild_tensor(
     dtype = next((x for x in rest if isinstance(x, torch.dtype)), storage.dtype)
     untyped = storage._untyped_storage
     numel = untyped.nbytes() // dtype.itemsize
-    integers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(
-        isinstance(x, int) and x >= 0 for x in integers
-    ):
+    valid = all(isinstance(x, int) and x >= 0 for x in (offset, *size, *stride))
+    if not valid or len(size) != len(stride):
         raise DamagedError(
             f'a tensor has size {tuple(size)}, strides {tuple(stride)} and offset '
             f'{offset}; these must be integers of at least 0, one stride per size'
@@ -205,11 +203,7 @@ def _encode(text: str, encoding: str) -> bytes:
 MAX_EXPANDED = 2**24  # elements
 HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
-DTYPES = {
-    str(value): value
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-}
+DTYPES = {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
 # Functions that replace those named in a file.
 REBUILT = {

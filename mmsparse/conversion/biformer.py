@@ -69,7 +69,7 @@ def rename_key(key: str, last_norm: str = 'batch') -> str:
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Return 1x1 convolutions, (D, C, 1, 1), as linear ones, by mmsparse's key."""
+    """Return a 1x1 convolution that mmsparse has as a linear layer as (D, C)."""
     return tensor.flatten(1) if _LINEAR.search(key) else tensor
 
 

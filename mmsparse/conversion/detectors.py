@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsparse.checkpoint.state_dict import find_prefix
-from mmsparse.conversion.host_backbones import HostBackbone, find_backbone
+from mmsparse.conversion.host_backbones import find_backbone
 from mmsparse.conversion.layout import Entry, Weights, below, compare, translate
 
 
@@ -44,7 +44,13 @@ class Detector:
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []
         if of_backbone:
-            backbone = self._find_backbone(of_backbone, len(widths))
+            names = {k.removeprefix(self.backbone): x for k, x in of_backbone.items()}
+            backbone = find_backbone(names, len(widths))
+            if backbone is None:
+                raise ValueError(
+                    f'The backbone of a {self.name} checkpoint must be a ResNet or a '
+                    f'Swin Transformer; its keys begin with {list(of_backbone)[:3]}.'
+                )
             arch = f'{arch}, {backbone.name}'
             widths = backbone.widths[-len(widths) :]
             entries = below(self.backbone, 'backbone.', backbone.layout)
@@ -71,16 +77,6 @@ class Detector:
                     stacklevel=2,
                 )
         return kept
-
-    def _find_backbone(self, weights: Weights, num_outputs: int) -> HostBackbone:
-        keys = {k.removeprefix(self.backbone): x for k, x in weights.items()}
-        backbone = find_backbone(keys, num_outputs)
-        if backbone is None:
-            raise ValueError(
-                f'The backbone of a {self.name} checkpoint must be a ResNet or a Swin '
-                f'Transformer; its keys begin with {list(weights)[:3]}.'
-            )
-        return backbone
 
 
 def alias_in_decoder(key: str, weights: Weights) -> str:

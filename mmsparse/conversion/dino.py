@@ -1,6 +1,6 @@
 """Layout of detrex's DINO."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
@@ -37,41 +37,38 @@ DECODER = {
 }
 
 
-def variant(weights: Weights) -> str:
-    """Return the name of the variant: its number of levels."""
+def _variant(weights: Weights) -> str:
     return f'{len(_levels(weights))} levels'
 
 
-def widths(weights: Weights) -> list[int]:
-    """Return the widths of the backbone's feature maps that the neck takes."""
+def _widths(weights: Weights) -> list[int]:
     return [
         size(weights, rf'neck\.convs\.{i}\.conv\.weight', axis=1)
         for i in range(count(weights, r'neck\.convs\.(\d+)\.'))
     ]
 
 
-def layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+def layout(
+    weights: Weights, widths: Sequence[int], encoder: Mapping[str, str] = ENCODER
+) -> list[Entry]:
     """List all but the backbone, for these widths of its feature maps."""
-    encoder = transformer_layers(weights, 'encoder', embed_dims(weights), ENCODER)
-    return [*encoder, *all_but_encoder(weights, widths)]
-
-
-def all_but_encoder(weights: Weights, widths: Sequence[int]) -> list[Entry]:
-    """List all but the backbone and the encoder."""
-    channels = embed_dims(weights)
-    levels = _levels(weights)
+    channels, levels = embed_dims(weights), _levels(weights)
+    points = 'decoder.ref_point_head.layers'
+    queries = size(weights, r'transformer\.tgt_embed\.weight')
     classes = size(weights, r'class_embed\.\d+\.(weight|bias)')
+    label_embedding = 'dn_query_generator.label_embedding'
     return [
         *neck(levels, widths, channels),
         Entry('transformer.level_embeds', 'level_embed', (len(levels), channels)),
-        *_two_stages(weights, channels),
+        *transformer_layers(weights, 'encoder', channels, encoder),
+        *affine('transformer.enc_output', 'memory_trans_fc', (channels, channels)),
+        *affine('transformer.enc_output_norm', 'memory_trans_norm', (channels,)),
+        *affine('transformer.tgt_embed', 'query_embedding', (queries, channels), False),
+        *affine('label_enc', label_embedding, (classes, channels), False),
         *transformer_layers(weights, 'decoder', channels, DECODER),
-        *_decoder_ends(channels),
-        Entry(
-            'label_enc.weight',
-            'dn_query_generator.label_embedding.weight',
-            (classes, channels),
-        ),
+        *affine(f'transformer.{points}.0', f'{points}.0', (channels, 2 * channels)),
+        *affine(f'transformer.{points}.1', f'{points}.1', (channels, channels)),
+        *affine('transformer.decoder.norm', 'decoder.norm', (channels,)),
         *heads(classes, channels, [same] * (num_layers(weights, 'decoder') + 1)),
     ]
 
@@ -89,35 +86,13 @@ def _levels(weights: Weights) -> list[tuple[str, str]]:
     ]
 
 
-def _decoder_ends(channels: int) -> list[Entry]:
-    names = 'transformer.decoder.ref_point_head.layers', 'decoder.ref_point_head.layers'
-    return [
-        *affine(f'{names[0]}.0', f'{names[1]}.0', (channels, 2 * channels)),
-        *affine(f'{names[0]}.1', f'{names[1]}.1', (channels, channels)),
-        *affine('transformer.decoder.norm', 'decoder.norm', (channels,)),
-    ]
-
-
-def _two_stages(weights: Weights, channels: int) -> list[Entry]:
-    queries = size(weights, r'transformer\.tgt_embed\.weight')
-    return [
-        Entry(
-            'transformer.tgt_embed.weight',
-            'query_embedding.weight',
-            (queries, channels),
-        ),
-        *affine('transformer.enc_output', 'memory_trans_fc', (channels, channels)),
-        *affine('transformer.enc_output_norm', 'memory_trans_norm', (channels,)),
-    ]
-
-
 DINO = Detector(
     name='dino',
     marker=r'transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\.',
     backbone='backbone.',
     alias_of=alias_in_decoder,
-    widths=widths,
-    variant=variant,
+    widths=_widths,
+    variant=_variant,
     layout=layout,
     note=(
         'mmdet needs neck=dict(bias=True), and the temperature and offset of the '

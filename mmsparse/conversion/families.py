@@ -71,8 +71,8 @@ class Family:
         norms = [found for key in state_dict if (found := OUT_NORM.match(key))]
         outputs: dict[str, Any] = {}
         if norms:
-            outputs['out_norm'] = norms[0]['kind']
-            outputs['out_indices'] = sorted({int(found['stage']) for found in norms})
+            stages = sorted({int(found['stage']) for found in norms})
+            outputs = dict(out_norm=norms[0]['kind'], out_indices=stages)
         with torch.device('meta'):
             backbone = self.backbone(arch, **outputs)
         shapes = shapes_of({BACKBONE + k: x for k, x in backbone.state_dict().items()})
@@ -173,6 +173,4 @@ FAMILIES = {
     )
 }
 
-DETECTORS = {
-    detector.name: detector for detector in (DEFORMABLE_DETR, DINO, FOCUS_DETR)
-}
+DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}

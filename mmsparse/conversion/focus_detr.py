@@ -2,17 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mmsparse.conversion import dino
-from mmsparse.conversion.detectors import Detector, alias_in_decoder
-from mmsparse.conversion.layout import (
-    Entry,
-    Weights,
-    affine,
-    count,
-    size,
-    transformer_layers,
-)
+from mmsparse.conversion.detectors import alias_in_decoder
+from mmsparse.conversion.layout import Entry, Weights, affine, count, size
 
 ENCODER = {
     'token_attn.attn': 'attentions.0.attn',
@@ -24,14 +18,6 @@ ENCODER = {
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = dino.embed_dims(weights)
-    return [
-        *transformer_layers(weights, 'encoder', channels, ENCODER),
-        *dino.all_but_encoder(weights, widths),
-        *_token_selector(weights, channels),
-    ]
-
-
-def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     steps = size(weights, r'transformer\.level_embeds') - 1
     half, quarter = channels // 2, channels // 4
     shapes = {
@@ -43,6 +29,7 @@ def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     }
     scorer = 'transformer.enc_mask_predictor'
     return [
+        *dino.layout(weights, widths, ENCODER),
         Entry('transformer.alpha', 'token_selector.alpha', (steps,)),
         *(
             entry
@@ -59,13 +46,11 @@ def _alias_of(key: str, weights: Weights) -> str:
     return alias_in_decoder(re.sub(copies, f'class_embed.{last}.', key), weights)
 
 
-FOCUS_DETR = Detector(
+FOCUS_DETR = replace(
+    dino.DINO,
     name='focus_detr',
     marker=r'transformer\.enc_mask_predictor\.',
-    backbone='backbone.',
     alias_of=_alias_of,
-    widths=dino.widths,
-    variant=dino.variant,
     layout=_layout,
     note=(
         'mmsparse.FocusDETR needs neck=dict(bias=True), and the temperature and offset '

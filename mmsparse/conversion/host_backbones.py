@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from mmsparse.conversion.layout import (
     Rename,
     Weights,
     affine,
+    batch_norm,
     compare,
     rename,
     size,
@@ -75,17 +76,13 @@ def _resnet(blocks: Sequence[int], renames: Sequence[Rename]) -> list[Entry]:
                 (f'{name}.conv3', f'{name}.bn3', (4 * width, width, 1, 1)),
             ]
             if block == 0:
-                shape = (4 * width, channels, 1, 1)
-                shortcut = f'{name}.downsample.0', f'{name}.downsample.1', shape
-                parts.append(shortcut)
+                shortcut = f'{name}.downsample.0', f'{name}.downsample.1'
+                parts.append((*shortcut, (4 * width, channels, 1, 1)))
             channels = 4 * width
-    shapes = {}
+    layout = []
     for conv, norm, shape in parts:
-        shapes[f'{conv}.weight'] = shape
-        for statistic in ('weight', 'bias', 'running_mean', 'running_var'):
-            shapes[f'{norm}.{statistic}'] = shape[:1]
-        shapes[f'{norm}.num_batches_tracked'] = ()  # missing for frozen norms
-    return [Entry(rename(name, renames), name, shape) for name, shape in shapes.items()]
+        layout += affine(conv, conv, shape, bias=False) + batch_norm(norm, shape[0])
+    return [replace(x, official=rename(x.official, renames)) for x in layout]
 
 
 def _swins(weights: Weights, num_outputs: int) -> list[HostBackbone]:

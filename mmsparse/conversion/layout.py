@@ -70,6 +70,16 @@ def affine(
     ]
 
 
+def batch_norm(name: str, channels: int) -> list[Entry]:
+    """List a BatchNorm that has the same name in mmdet or mmseg."""
+    shapes = dict(running_mean=(channels,), running_var=(channels,))
+    shapes['num_batches_tracked'] = ()  # missing for frozen norms
+    buffers = [
+        Entry(f'{name}.{x}', f'{name}.{x}', shape) for x, shape in shapes.items()
+    ]
+    return affine(name, name, (channels,)) + buffers
+
+
 def deformable_attention(
     official: str, key: str, channels: int, points: int
 ) -> list[Entry]:
@@ -90,12 +100,13 @@ def deformable_attention(
 def self_attention(official: str, key: str, channels: int) -> list[Entry]:
     """List torch's ``MultiheadAttention``."""
     shapes = dict(weight=(3 * channels, channels), bias=(3 * channels,))
-    in_proj = [
-        Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
-        for x, shape in shapes.items()
+    return [
+        *affine(f'{official}.out_proj', f'{key}.out_proj', (channels, channels)),
+        *(
+            Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
+            for x, shape in shapes.items()
+        ),
     ]
-    out_proj = f'{official}.out_proj', f'{key}.out_proj'
-    return in_proj + affine(*out_proj, (channels, channels))
 
 
 def neck(

@@ -31,15 +31,9 @@ class Graph(nn.Module):
     """A model from raw images to predictions, as it is exported.
 
     The input is ``image``: RGB from 0 to 255, float32, (B, 3, H, W), resized to the
-    size of the graph and not padded. Color order, mean and standard deviation of the
-    model's data preprocessor are part of the graph.
-
-    Args:
-        model: Model of mmdet, mmseg or mmpretrain; it is set to eval mode.
-        size: Height and width of the images.
-
-    Raises:
-        UsageError: The data preprocessor would pad images of this size.
+    ``size`` of the graph (height and width) and not padded; UsageError is raised if the
+    model's data preprocessor would pad it. Color order, mean and standard deviation of
+    the data preprocessor are part of the graph.
     """
 
     outputs: tuple[str, ...] = ('logits',)
@@ -105,14 +99,8 @@ class DetectorGraph(Graph):
     """A detection transformer of mmdet; returns its best detections, best first.
 
     ``boxes`` (x1, y1, x2, y2) in pixels of the input, (B, K, 4), ``scores`` (B, K) from
-    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``.
-
-    Args:
-        model: Deformable DETR, DINO, Focus-DETR, or a subclass.
-        size: Height and width of the images.
-
-    Raises:
-        UsageError: It is another detector, or images of this size would be padded.
+    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``. Detectors
+    other than Deformable DETR, DINO and Focus-DETR raise UsageError.
     """
 
     outputs = ('boxes', 'scores', 'labels')

@@ -52,19 +52,13 @@ class KeptTokenRecall(BaseMetric):
 
 
 def boxes_with_tokens(boxes: Tensor, centers: Tensor, kept: Tensor) -> Tensor:
-    """Find the boxes with at least one kept token.
+    """Find the boxes that have the center of a kept token strictly inside, (layers, M).
 
-    Args:
-        boxes: (x1, y1, x2, y2), (M, 4).
-        centers: Center (x, y) of every token, in the same coordinates, (N, 2).
-        kept: Whether each layer keeps a token, (layers, N).
-
-    Returns:
-        Whether the center of a kept token is strictly inside, (layers, M).
+    Boxes (x1, y1, x2, y2), (M, 4), and centers (x, y), (N, 2), have the same
+    coordinates. ``kept`` is whether each layer keeps a token, (layers, N).
     """
-    after = (centers > boxes[:, None, :2]).all(-1)
-    before = (centers < boxes[:, None, 2:]).all(-1)
-    inside = after & before  # (M, N)
+    after, before = centers > boxes[:, None, :2], centers < boxes[:, None, 2:]
+    inside = (after & before).all(-1)  # (M, N)
     return torch.stack([(inside & tokens).any(1) for tokens in kept])
 
 

@@ -106,7 +106,8 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
                 (regions[routes], 'white', 0.8),
                 (regions[own][None], panels.QUERY_COLOR, 1.6),
             ):
-                panels.outline_rectangles(axis, sample, outlined, color, width)
+                style = dict(facecolors='none', edgecolors=color, linewidths=width)
+                panels.draw_rectangles(axis, sample, outlined, **style)
             panels.mark_query(axis, point)
         panels.set_title(top, f'{layer.title}, {len(routes)} of {len(regions)} regions')
         panels.set_title(bottom, 'attention to their tokens')

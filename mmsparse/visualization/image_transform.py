@@ -93,18 +93,10 @@ def run_pipeline(
 ) -> tuple[dict[str, Any], Pixels, ImageTransform]:
     """Run a test pipeline on an image file and track its pixels.
 
-    Args:
-        transforms: Test pipeline of mmdet, mmseg or mmpretrain; transforms that load
-            annotations are skipped.
-        path: Image file.
-
-    Returns:
-        The results of the pipeline, the original image as RGB, (H, W, 3), and the
-        transform from it to the model's input.
-
-    Raises:
-        ValueError: A transform moves pixels other than by resizing, flipping, cropping
-            or padding, or none loads the image.
+    Transforms that load annotations are skipped. Return the results of the pipeline,
+    the original image as RGB, (H, W, 3), and the transform from it to the input.
+    ValueError is raised if a transform moves pixels other than by resizing, flipping,
+    cropping or padding, or if none loads the image.
     """
     results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
     image, tracked = None, None

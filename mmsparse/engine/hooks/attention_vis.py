@@ -58,9 +58,7 @@ class AttentionVisHook(Hook):
             pass
 
     @master_only
-    def after_val_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Draw and log."""
         self._validations += 1
         if self._validations % self.interval:
