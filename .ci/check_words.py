@@ -14,7 +14,7 @@ TERMS = {
     r'(go(es)?|going|went) on': 'resume or continue',
     r'ours': "mmsparse's",
     r'no number': 'NaN or infinite',
-    r'so many at a time|in parts': 'chunked',
+    r'so many at a time': 'chunked',
     r'strips': 'tiled, or removes',
     r'take_rows': 'gather_tokens',
     r'put_rows': 'scatter_tokens',

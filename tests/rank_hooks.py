@@ -1,4 +1,4 @@
-"""Hooks and a metric for trainings that tests start as commands."""
+"""Hooks and a metric for training runs that tests start as commands."""
 
 import os
 import resource

@@ -60,6 +60,14 @@ def test_every_config_parses_and_builds_its_model(name):
     assert any(type(m).__module__.startswith('mmsparse.') for m in modules)
 
 
+@pytest.mark.parametrize('name', LEAVES)
+def test_every_config_has_the_hooks_that_make_training_safe(name):
+    hooks = [hook.type.removeprefix('mmsparse.') for hook in read(name).custom_hooks]
+
+    expected = ['SafeCheckpoints', 'StopAtNaN', 'NameSampleFiles']
+    assert hooks[:4] == [*expected, 'RepeatableRandomness']
+
+
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))
 MODELS = {
     model['Name']: model

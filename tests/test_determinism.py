@@ -42,9 +42,9 @@ def train(small_digits, tmp_path, monkeypatch):
             batch_size=1, sampler=dict(type='InfiniteSampler', shuffle=True)
         )
         cfg.param_scheduler = None
-        for kind in ('val', 'test'):
+        for stage in ('val', 'test'):
             for part in ('dataloader', 'evaluator', 'cfg'):
-                cfg.pop(f'{kind}_{part}', None)
+                cfg.pop(f'{stage}_{part}', None)
         runner = Runner.from_cfg(cfg)
         runner.train()
         history, _ = runner.message_hub.get_scalar('train/loss').data

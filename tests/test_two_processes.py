@@ -86,7 +86,7 @@ def plugged():
 
 @pytest.fixture(scope='module', params=TASKS)
 def trained(request, small_digits, run_tool, train_in_two):
-    """Return the work directories of trainings in one and in two processes."""
+    """Return the work directories of training in one and in two processes."""
     keep_boxes(small_digits, 'two_boxes.json', lambda i: 2)
     text = TASKS[request.param].replace("'two", f"'{small_digits}/two")
     config = write_config(small_digits, request.param, 'even', text)

@@ -16,7 +16,7 @@ WARNINGS = (
     'pkg_resources is deprecated as an API',
     "Only use 'alpha' for pillow backend",  # ColorJitter of mmpretrain
     r'Failed to add .*VisBackend.*, please provide the `save_dir`',  # inferencers
-    '``build_loss`` would be deprecated',  # mmseg, of its own heads
+    '``build_loss`` would be deprecated',  # mmseg about its heads
     'Default ``avg_non_ignore`` is False',
     'The draw is False, it means that the hook for visualization',
     'To copy construct from a tensor, it is recommended',  # mmdet

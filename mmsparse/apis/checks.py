@@ -11,7 +11,7 @@ from mmsparse.datasets.checks import check_dataset
 from mmsparse.errors import MissingFileError, UsageError
 from mmsparse.registry import MODELS
 
-PARTS = ('neck', 'panoptic_head', 'decode_head', 'head')  # in the order of use
+AFTER_BACKBONE = ('neck', 'panoptic_head', 'decode_head', 'head')  # in the order of use
 
 
 def check_channels(cfg: Config) -> None:
@@ -58,7 +58,7 @@ def _backbone_channels(settings: dict[str, Any]) -> list[int]:
 
 def _first_with_channels(model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the name and settings of the part that follows the backbone."""
-    for part in PARTS:
+    for part in AFTER_BACKBONE:
         settings = model.get(part) or {}
         if isinstance(settings, (list, tuple)):
             settings = settings[0]

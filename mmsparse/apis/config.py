@@ -121,7 +121,7 @@ def read_file(path: str) -> Config:
     try:
         return Config.fromfile(path)
     except ModuleNotFoundError as error:
-        # OneDL's mmengine does not know the name of its own mmsegmentation.
+        # OneDL's mmengine does not find OneDL's mmsegmentation, which has a new name.
         forked = 'mmsegmentation' in str(error) and importlib.util.find_spec('mmseg')
         raise UsageError(
             f"{path} is based on mmseg::, which OneDL's mmengine does not find; use an "

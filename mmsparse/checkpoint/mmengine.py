@@ -27,7 +27,7 @@ from mmsparse.errors import UsageError
 
 RESUMED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
 CONFIG_TEXT = 'config'  # in meta: Python that mmengine runs when it resumes
-PLAIN_DTYPES = 'biufcSU'  # kinds of numpy dtypes that hold no objects
+PLAIN_DTYPES = 'biufcSU'  # numpy dtype codes that hold no objects
 SETS = {'builtins.set': set, 'builtins.frozenset': frozenset}
 
 
@@ -47,7 +47,7 @@ def _safe_globals() -> list:
     scalar = np.float64(0).__reduce__()[0]
     reconstruct = np.zeros(0).__reduce__()[0]
     dtypes = {type(np.dtype(name)) for name in ('?', 'i4', 'i8', 'f4', 'f8')}
-    # NumPy 2 renamed its private module; a file has the name of its own NumPy.
+    # NumPy 2 renamed its private module; a file names that of its NumPy version.
     numpy_functions = [
         (function, f'numpy.{core}.multiarray.{function.__name__}')
         for function in (scalar, reconstruct)

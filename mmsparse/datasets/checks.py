@@ -130,7 +130,7 @@ def _check_classes(name: str, classes: Sequence[str] | None, model: Any) -> None
 
 
 def _missing(paths: Collection[Path]) -> list[Path]:
-    """Return the paths that do not exist; faster than a look-up of each file."""
+    """Return the paths that do not exist; lists each folder once."""
     folders = {path.parent for path in paths if path.parent.is_dir()}
     present = {path for folder in folders for path in folder.iterdir()}
     return [path for path in paths if path not in present]

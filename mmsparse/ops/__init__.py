@@ -8,16 +8,16 @@ from mmsparse.ops._backend import reference_only
 from mmsparse.ops.attention import biased_attention
 from mmsparse.ops.deformable import deformable_attention
 from mmsparse.ops.neighborhood import neighborhood_attention
-from mmsparse.ops.routing import routed_attention
+from mmsparse.ops.routing import bilevel_routing_attention
 from mmsparse.ops.shunted import shunted_attention
 from mmsparse.ops.windows import window_attention
 
 __all__ = [
     'biased_attention',
+    'bilevel_routing_attention',
     'deformable_attention',
     'neighborhood_attention',
     'reference_only',
-    'routed_attention',
     'shunted_attention',
     'window_attention',
 ]

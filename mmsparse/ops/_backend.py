@@ -1,56 +1,60 @@
-"""Which of its ways an op is computed."""
+"""Choice of an op's backend, and the switch that makes it the reference."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 # torch 2.1 has it under its other name only.
 is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
 
-_reference_only = False
+_reference_only: ContextVar[bool] = ContextVar('reference_only', default=False)
 
 
 @contextmanager
 def reference_only() -> Iterator[None]:
-    """Let ``backend='auto'`` be ``'reference'``, the definition, in all ops.
+    """Make ``backend='auto'`` choose ``'reference'`` in all ops.
 
-    To compare a whole model with its fast paths, or to count what the definition
-    multiplies: fast paths may compute products that a mask takes away again.
+    For comparing a model with its fast backends, and for counting MACs: a fast backend
+    may compute logits that a mask removes again. It holds for the current thread or
+    asyncio task; compiled code keeps the choice that it was compiled with.
 
     Yields:
         Nothing.
     """
-    global _reference_only
-    before, _reference_only = _reference_only, True
+    token = _reference_only.set(True)
     try:
         yield
     finally:
-        _reference_only = before
+        _reference_only.reset(token)
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot trace a ContextVar
+def _is_reference_only() -> bool:
+    return _reference_only.get()
 
 
 def is_exporting() -> bool:
-    """Tell whether ``torch.export`` traces what runs; torch can tell from 2.7 on.
-
-    Returns:
-        Whether it does.
-    """
+    """Return whether ``torch.export`` is tracing; torch reports that from 2.7 on."""
     return getattr(torch.compiler, 'is_exporting', bool)()
 
 
-def pick_backend(backend: str, known: Sequence[str]) -> str:
-    """Check the name of a backend.
+def resolve_backend(backend: str, known: Sequence[str]) -> str:
+    """Check the name of a backend, and apply :func:`reference_only`.
 
     Args:
-        backend: What the user said.
-        known: The backends of the op, ``auto`` and ``reference`` among them.
+        backend: Name that the caller passed.
+        known: Backends of the op, ``auto`` and ``reference`` among them.
 
     Returns:
         The name; ``reference`` for ``auto`` within :func:`reference_only`.
 
     Raises:
-        ValueError: It is not known.
+        ValueError: The name is unknown.
     """
     if backend not in known:
         raise ValueError(f'backend must be one of {tuple(known)}; got {backend!r}.')
-    return 'reference' if backend == 'auto' and _reference_only else backend
+    if backend == 'auto' and _is_reference_only():
+        return 'reference'
+    return backend

@@ -1,4 +1,4 @@
-"""Depthwise convolution, with a backward pass that is quick on CPUs."""
+"""Depthwise convolution with a backward pass that is fast on CPUs."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import pick_backend
-from mmsparse.ops._precision import autocasts
+from mmsparse.ops._backend import resolve_backend
+from mmsparse.ops._precision import autocast_enabled
 
 BACKENDS = ('auto', 'reference', 'folded', 'tiled')
-# Columns of a kernel whose gradient oneDNN is quick to find: measured, it took 0.7 ms
-# for kernels of 5x3, and 9.5 ms for 5x5 (8 maps of 64x56x56, two threads).
-QUICK_WIDTH = 3
+# Kernel columns up to which oneDNN's weight gradient is fast. Measured: 0.7 ms for
+# kernels of 5x3, 9.5 ms for 5x5 (8 feature maps of 64x56x56, two threads).
+TILE_COLUMNS = 3
 
 
 def depthwise_conv2d(
@@ -22,49 +22,50 @@ def depthwise_conv2d(
     residual: bool = False,
     backend: str = 'auto',
 ) -> Tensor:
-    """Convolve every channel by itself, keeping the size of the map.
+    """Convolve every channel separately, keeping the size of the feature map.
 
     Args:
-        x: Map, (B, C, H, W).
-        weight: Kernels with odd edges, (C, 1, k, k').
+        x: Feature map, (B, C, H, W).
+        weight: Kernels of odd height and width, (C, 1, k, k').
         bias: Added to every channel, (C,).
-        residual: Add the map itself.
-        backend: How to compute it: ``reference``, ``folded`` (the kernels add the map),
-            ``strips`` (the same, and the gradient of wide kernels is found a few
-            columns at a time) or ``auto``.
+        residual: Add the feature map to the result.
+        backend: ``reference``; ``folded``, in which the kernel adds the residual;
+            ``tiled``, the same with the weight gradient of wide kernels computed for
+            ``TILE_COLUMNS`` kernel columns at a time; or ``auto``.
 
     Returns:
         (B, C, H, W).
 
     Raises:
-        ValueError: An edge of the kernels is even, or ``backend`` is unknown.
+        ValueError: The kernels have an even height or width, or ``backend`` is
+            unknown.
     """
     height, width = weight.shape[-2:]
     if not (height % 2 and width % 2):
         raise ValueError(
-            'weight must have odd edges, so that the map keeps its size; got kernels '
-            f'of {height}x{width}.'
+            'weight must have kernels of odd height and width, which keep the size of '
+            f'the feature map; got {height}x{width}.'
         )
-    backend = pick_backend(backend, BACKENDS)
+    backend = resolve_backend(backend, BACKENDS)
     if backend == 'auto':
-        strips = 'tiled' if width > QUICK_WIDTH else 'folded'
-        backend = strips if _is_single_on_cpu(x, weight) else 'reference'
+        fast = 'tiled' if width > TILE_COLUMNS else 'folded'
+        backend = fast if _is_float32_on_cpu(x, weight) else 'reference'
     if backend == 'reference':
         out = _convolve(x, weight, bias)
         return x + out if residual else out
     if residual:
         weight = weight + _identity(weight)
-    convolve = _Stripwise.apply if backend == 'tiled' else _convolve
+    convolve = _TiledConvolution.apply if backend == 'tiled' else _convolve
     return convolve(x, weight, bias)
 
 
-def _is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether strips pay, and a kernel next to 1 keeps its digits."""
+def _is_float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Return whether tiling pays; in half precision, 1 + weight would be rounded."""
     single = x.dtype == weight.dtype == torch.float32
-    return single and x.device.type == 'cpu' and not autocasts('cpu')
+    return single and x.device.type == 'cpu' and not autocast_enabled('cpu')
 
 
-class _Stripwise(torch.autograd.Function):
+class _TiledConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -73,23 +74,34 @@ class _Stripwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last)
         return (
-            _convolve(grad, weight.flip(-2, -1), None) if wants_x else None,
-            _weight_gradient(x, weight, grad) if wants_weight else None,
-            grad.sum((0, 2, 3)) if wants_bias else None,
+            _convolve(grad, weight.flip(-2, -1), None) if needs_x else None,
+            _weight_gradient(x, weight, grad) if needs_weight else None,
+            grad.sum((0, 2, 3)) if needs_bias else None,
         )
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """Compute the gradient of the kernels, a few of their columns at a time.
+
+    Column j of a kernel reads the feature map j - width // 2 columns to the right. So
+    the columns of a tile are a kernel of their own, on a feature map that is cropped or
+    padded on both sides so that their first column meets the first column of ``grad``.
+    """
     height, width = weight.shape[-2:]
-    found, left = [], width // 2
-    for columns in weight.split(QUICK_WIDTH, dim=-1):
-        strip = _extend(x, left, columns.shape[-1] - 1 - left)
-        _, part, _ = torch.ops.aten.convolution_backward(
+    gradients, left = [], width // 2
+    for columns in weight.split(TILE_COLUMNS, dim=-1):
+        # 1. Shift the feature map: `left` columns of zeros before it, or as many of its
+        # columns less where that is negative; on the right, what keeps the width.
+        right = columns.shape[-1] - 1 - left
+        shifted = _pad_columns(x, left, right)
+        # 2. Let oneDNN compute the weight gradient of this kernel. Rows are
+        # padded as in the forward pass, columns have been padded above.
+        _, gradient, _ = torch.ops.aten.convolution_backward(
             grad,
-            strip,
+            shifted,
             columns,
             bias_sizes=None,
             stride=(1, 1),
@@ -99,19 +111,20 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
             output_padding=(0, 0),
             groups=len(weight),
             output_mask=(False, True, False),
-        )
-        found.append(part)
+        )  # (C, 1, k, columns)
+        gradients.append(gradient)
+        # 3. The next tile starts further to the right.
         left -= columns.shape[-1]
-    return torch.cat(found, dim=-1)
+    return torch.cat(gradients, dim=-1)
 
 
-def _extend(x: Tensor, left: int, right: int) -> Tensor:
-    """Add columns of zeros at both ends; negative numbers take columns away.
+def _pad_columns(x: Tensor, left: int, right: int) -> Tensor:
+    """Pad with zero columns on both sides; crop where a number is negative.
 
-    (F.pad does that too, but cannot take away more columns than the map has.)
+    (F.pad crops too, but no more columns than the feature map has.)
     """
-    wider = F.pad(x, (max(left, 0), max(right, 0)))
-    return wider.narrow(-1, max(-left, 0), x.shape[-1] + left + right)
+    padded = F.pad(x, (max(left, 0), max(right, 0)))
+    return padded.narrow(-1, max(-left, 0), x.shape[-1] + left + right)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,7 +134,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _identity(weight: Tensor) -> Tensor:
-    """The kernel that changes nothing, (k, k')."""
+    """Return the kernel of the identity, (k, k')."""
     height, width = weight.shape[-2:]
     identity = torch.zeros_like(weight[0, 0])
     identity[height // 2, width // 2] = 1

@@ -1,31 +1,30 @@
-"""The same linear map at every position."""
+"""Linear projection of channels, by a 1x1 convolution where that is faster."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_exporting, pick_backend
+from mmsparse.ops._backend import is_exporting, resolve_backend
 
 BACKENDS = ('auto', 'reference', 'convolution')
-# Positions from which, on a CPU, oneDNN's convolutions replace torch's BLAS library.
-# Measured on an AMD processor with 2 threads, forward took 0.7 to 1.1 of the time at
-# 3136 positions (the most at 64 channels), 0.8 to 1.6 at 784, 1.0 to 2.4 at 49; with
-# backward 0.8 to 1.1, 0.9 to 2.3 and 1.0 to 1.9.
-MANY = 1024
+# Tokens from which, on a CPU, oneDNN's convolutions are faster than torch's BLAS
+# library. Measured on an AMD processor with 2 threads, as a share of the time of BLAS:
+# forward 0.7 to 1.1 at 3136 tokens (the most at 64 channels), 0.8 to 1.6 at 784, 1.0 to
+# 2.4 at 49; with backward 0.8 to 1.1, 0.9 to 2.3 and 1.0 to 1.9.
+CONVOLUTION_MIN_TOKENS = 1024
 ONEDNN = torch.backends.mkldnn.is_available()  # a call that cannot be compiled
 
 
 def linear_map(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = 'auto'
 ) -> Tensor:
-    """Map the channels of every position.
+    """Project the channels of every token of a feature map.
 
     Args:
-        x: (B, H, W, C).
+        x: Feature map, (B, H, W, C).
         weight: (C', C).
         bias: (C',); None adds nothing.
-        backend: How to compute it: ``reference``, ``convolution`` with a kernel of 1x1
-            or ``auto``.
+        backend: ``reference``, ``convolution`` with a 1x1 kernel, or ``auto``.
 
     Returns:
         (B, H, W, C').
@@ -33,20 +32,20 @@ def linear_map(
     Raises:
         ValueError: ``backend`` is unknown.
     """
-    backend = pick_backend(backend, BACKENDS)
-    if backend == 'auto' and not _suits_convolution(x):
-        backend = 'reference'
+    backend = resolve_backend(backend, BACKENDS)
+    if backend == 'auto':
+        backend = 'convolution' if _suits_convolution(x) else 'reference'
     if backend == 'reference':
         return F.linear(x, weight, bias)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-    return x.permute(0, 2, 3, 1)
+    return x.permute(0, 2, 3, 1)  # (B, H, W, C')
 
 
 def _suits_convolution(x: Tensor) -> bool:
     return (
         ONEDNN
-        and not is_exporting()  # a graph does not count its positions
+        and not is_exporting()  # an exported graph works for any number of tokens
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
-        and x.shape[:-1].numel() >= MANY
+        and x.shape[:-1].numel() >= CONVOLUTION_MIN_TOKENS
     )

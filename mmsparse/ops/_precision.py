@@ -1,4 +1,4 @@
-"""Where a rounded half would change what a model does: routes, positions, biases."""
+"""Precision of what half precision would change: routes, locations and biases."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,43 +6,21 @@ import torch
 from torch import Tensor
 
 
-def precise_type(x: Tensor) -> torch.dtype:
-    """Tell the type to compute in.
-
-    Args:
-        x: Any floating type.
-
-    Returns:
-        That of the tensor, float32 at least.
-    """
+def precise_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: that of a floating tensor, float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def no_autocast(like: Tensor) -> AbstractContextManager:
-    """Switch autocast off.
-
-    Args:
-        like: Gives the device.
-
-    Returns:
-        The context to compute in; one that does nothing where autocast is off, for ONNX
-        has no other.
-    """
+    """Return a context that disables autocast on the device of a tensor."""
     device = 'cpu' if like.is_meta else like.device.type  # meta has no autocast
-    if not autocasts(device):
-        return nullcontext()
+    if not autocast_enabled(device):
+        return nullcontext()  # the only context that ONNX export knows
     return torch.autocast(device, enabled=False)
 
 
-def autocasts(device: str) -> bool:
-    """Tell whether operations take halves.
-
-    Args:
-        device: Type of a device, for example ``cpu``.
-
-    Returns:
-        Whether autocast is on for it.
-    """
+def autocast_enabled(device: str) -> bool:
+    """Return whether autocast is enabled for a device type, for example ``cpu``."""
     try:
         return torch.is_autocast_enabled(device)
     except TypeError:  # torch before 2.4

@@ -1,17 +1,17 @@
-"""Attention of every query to every key, with a bias on the logits."""
+"""Scaled dot-product attention with a bias on the logits."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_exporting, pick_backend
-from mmsparse.ops._precision import no_autocast, precise_type
+from mmsparse.ops._backend import is_compiling, is_exporting, resolve_backend
+from mmsparse.ops._precision import no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
-# Queries times keys up to which, on a CPU, plain products are faster forward and
-# backward: measured, they took a third of the time at 16x16, two thirds at 64x64, all
-# of it at 196x196 and 1.7 times it at 273x273.
-SMALL = 64 * 64
+# Logits of a head up to which, on a CPU, math is faster than the fused kernel, forward
+# and backward. Measured, as a share of its time: a third at 16x16, two thirds at 64x64,
+# all of it at 196x196, 1.7 at 273x273.
+MATH_MAX_LOGITS = 64 * 64
 
 
 def biased_attention(
@@ -22,47 +22,56 @@ def biased_attention(
     backend: str = 'auto',
     scale: float | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention with a bias that is added to the logits.
+    """Compute scaled dot-product attention with a bias added to the logits.
 
     Args:
         q: Queries, (..., N, D).
         k: Keys, (..., M, D).
         v: Values, (..., M, D).
-        bias: Broadcasts to (..., N, M); -inf takes a key away. None adds nothing.
-        backend: How to compute it: ``reference``, ``products`` (the same in fewer
-            steps), ``sdpa`` or ``auto``.
-        scale: Factor on the products of queries and keys; D**-0.5 if None.
+        bias: Broadcasts to (..., N, M); -inf masks a key. None adds nothing.
+        backend: ``reference``; ``math``, the same in fewer operations; ``sdpa``,
+            torch's fused kernels; or ``auto``.
+        scale: Factor on the dot products of queries and keys; D**-0.5 if None.
 
     Returns:
         (..., N, D).
 
     Raises:
-        ValueError: ``backend`` is unknown.
+        ValueError: ``backend`` is unknown, or it is ``math`` and the tensors are
+            float16 (logits of more than 65504 would be infinite) or their dtypes
+            differ.
     """
-    backend = pick_backend(backend, BACKENDS)
+    backend = resolve_backend(backend, BACKENDS)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    # Fused kernels lay their result out as ONNX's products do not.
-    if backend == 'auto' and is_exporting():
-        backend = 'math'
-    halves = q.dtype == torch.float16  # logits of more than 65504 would be infinite
-    if backend == 'auto' and q.device.type == 'cpu' and not halves:
-        plain = q.shape[-2] * k.shape[-2] <= SMALL or _learned(bias)
-        backend = 'math' if plain else 'sdpa'
-    alike = bias is None or bias.dtype == q.dtype
-    if backend == 'math' and alike and not halves:
-        return _products(q, k, v, bias, scale)
-    if backend in ('reference', 'math'):
+    if backend == 'auto':
+        backend = _choose_backend(q, k, bias)
+    if backend == 'reference':
         return _reference(q, k, v, bias, scale)
+    if backend == 'math':
+        return _math(q, k, v, bias, scale)
     if bias is not None:
-        # The fused kernels want as many axes as q has, and its type.
+        # Fused kernels need a bias with as many axes as q has, and of its dtype.
         bias = bias[(None,) * (q.ndim - bias.ndim)].to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-def _learned(bias: Tensor | None) -> bool:
-    """Whether the bias wants a gradient, which no fused kernel of the CPU gives."""
-    return bias is not None and bias.requires_grad and torch.is_grad_enabled()
+def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
+    unfused = 'math' if _suits_math(q, bias) else 'reference'
+    # The output of a fused kernel has another memory layout than ONNX gives to it.
+    if is_exporting():
+        return unfused
+    if q.device.type != 'cpu' or q.dtype == torch.float16:
+        return 'sdpa'
+    # No fused kernel of the CPU computes the gradient of a bias.
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    small = q.shape[-2] * k.shape[-2] <= MATH_MAX_LOGITS
+    return unfused if small or learned else 'sdpa'
+
+
+def _suits_math(q: Tensor, bias: Tensor | None) -> bool:
+    one_dtype = bias is None or bias.dtype == q.dtype
+    return one_dtype and q.dtype != torch.float16
 
 
 def _reference(
@@ -75,37 +84,80 @@ def _reference(
 
 
 def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Scaled products of queries and keys, in single precision at least.
+    """Compute scaled dot products of queries and keys, in float32 at least.
 
     Args:
         q: (..., N, D).
         k: (..., M, D).
-        scale: Factor on the products.
+        scale: Factor on the dot products.
 
     Returns:
         (..., N, M).
     """
-    kind = precise_type(q)
+    dtype = precise_dtype(q)
     with no_autocast(q):
-        return scale * q.to(kind) @ k.to(kind).transpose(-2, -1)
+        return scale * q.to(dtype) @ k.to(dtype).transpose(-2, -1)
 
 
-def _products(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
-    """The reference with scale and bias within the first product."""
-    shape = (*q.shape[:-1], k.shape[-2])
+def _math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Compute the reference with scale and bias inside the first matrix product."""
+    if not _suits_math(q, bias):
+        dtypes = [x.dtype for x in (q, bias) if x is not None]
+        raise ValueError(
+            "backend='math' needs q and bias of one dtype, which is not float16; got "
+            f"{' and '.join(map(str, dtypes))}. Use backend='auto'."
+        )
+    shape = (*q.shape[:-1], k.shape[-2])  # (..., N, M)
     q, k, value = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     if bias is None:
-        start, added = q.new_empty(()), 0  # not read
+        start, beta = q.new_empty(()), 0  # not read
     else:
-        start, added = bias.expand(shape).reshape(-1, *shape[-2:]), 1
-    logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=added, alpha=scale)
-    return (logits.softmax(dim=-1) @ value).view(*shape[:-1], v.shape[-1])
+        start, beta = bias.expand(shape).reshape(-1, *shape[-2:]), 1
+    logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
+    # In place without gradient: on a CPU, memory for as many elements again takes as
+    # long as the softmax.
+    keep = torch.is_grad_enabled() or is_compiling()
+    weights = torch.softmax(logits, dim=-1, out=None if keep else logits)
+    return (weights @ value).view(*shape[:-1], v.shape[-1])
+
+
+def full_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    bias: Tensor | None = None,
+    backend: str = 'auto',
+    scale: float | None = None,
+) -> Tensor:
+    """Attend from every token of a feature map to every token of another.
+
+    Args:
+        q: Queries, (B, H, W, C).
+        k: Keys, (B, H', W', C).
+        v: Values, (B, H', W', C).
+        num_heads: Number of heads; divides C.
+        bias: Added to the logits, broadcasts to (B, heads, H * W, H' * W').
+        backend: ``reference``, ``math``, ``sdpa`` or ``auto``, see
+            :func:`biased_attention`.
+        scale: Factor on the dot products of queries and keys; (C / heads)**-0.5 if
+            None.
+
+    Returns:
+        (B, H, W, C).
+
+    Raises:
+        ValueError: The heads do not divide C, or ``backend`` is unknown or cannot
+            compute it.
+    """
+    size = q.shape[1:3]
+    q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
+    out = biased_attention(q, k, v, bias, backend, scale)  # (B, heads, H * W, D)
+    return merge_heads(out).unflatten(1, size)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """Give every head its own axis.
+    """Split the channels into heads.
 
     Args:
         tokens: (..., N, C).
@@ -117,16 +169,15 @@ def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     Raises:
         ValueError: ``num_heads`` does not divide C.
     """
-    if tokens.shape[-1] % num_heads:
+    if num_heads < 1 or tokens.shape[-1] % num_heads:
         raise ValueError(
-            f'The number of heads must divide the channels, {tokens.shape[-1]}; '
-            f'got {num_heads}.'
+            f'num_heads must divide the channels, {tokens.shape[-1]}; got {num_heads}.'
         )
     return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
 def merge_heads(tokens: Tensor) -> Tensor:
-    """Line the heads up in the channels; the inverse of :func:`split_heads`.
+    """Concatenate the channels of the heads; the inverse of :func:`split_heads`.
 
     Args:
         tokens: (..., heads, N, C / heads).

@@ -1,8 +1,8 @@
-"""Attention to keys at free positions of the map (DAT).
+"""Attention to keys sampled at learned locations, with a bias read from a table (DAT).
 
 Coordinates run along each axis from -1 to +1, the centers of the first and the last
-pixel, and come as (y, x). They are float32 at least, whatever the features are: half
-precision would err by up to a third of a pixel on a large map.
+pixel, and are ordered (y, x). They are float32 at least, whatever the features are:
+half precision would be wrong by up to a third of a pixel on a large feature map.
 """
 
 import torch
@@ -10,103 +10,116 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops import attention
-from mmsparse.ops._backend import is_compiling, pick_backend
+from mmsparse.ops._backend import is_compiling, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
-from mmsparse.ops._precision import no_autocast, precise_type
-from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops._precision import no_autocast, precise_dtype
+from mmsparse.ops.attention import (
+    biased_attention,
+    full_attention,
+    merge_heads,
+    split_heads,
+)
 from mmsparse.ops.deformable_tiled import tiled_attention
+from mmsparse.ops.pyramid import axes_to_points, cell_centers
 
 BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled')
-WHOLE = 2**23  # logits up to which all queries attend at once
-MANY = 2**21  # logits of a head from which strips are faster on a CPU
-PART = 2**20  # logits that are there at a time where there are more
+CHUNKED_MIN_LOGITS = 2**23  # logits of a batch from which queries attend in chunks
+CHUNK_LOGITS = 2**20  # logits of a chunk
+TILED_MIN_LOGITS = 2**21  # logits of a head from which tiles are faster on a CPU
 
 
 def deformable_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    positions: Tensor,
+    locations: Tensor,
     table: Tensor,
     axes: tuple[Tensor, Tensor],
     backend: str = 'auto',
 ) -> Tensor:
-    """Let every query attend to all keys, with a bias by where these were sampled.
+    """Attend from every query to all sampled keys, with a relative position bias.
+
+    The bias is interpolated in a table by the displacement from the sampling location
+    of the key to the query. It is computed without autocast.
 
     Args:
-        q: Queries, (B, H, W, C); their products with the keys are scaled by the root of
-            the width of a head.
-        k: Keys, (B, Hk, Wk, C).
+        q: Queries, (B, H, W, C).
+        k: Keys, (B, Hk, Wk, C). Dot products with queries are scaled by
+            (C / heads)**-0.5.
         v: Values, (B, Hk, Wk, C).
-        positions: Where the keys come from, (B, groups, Hk, Wk, 2). Group i is seen by
-            the i-th share of the heads.
-        table: Bias by displacement, (heads, Ty, Tx), any size: displacements of a whole
-            map up and down are its first and last row; zero lies beyond.
-        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,), in
-            even steps upwards; without gradient.
-        backend: How to attend: ``reference``, ``products``, ``sdpa``, ``parts``,
-            ``strips`` or ``auto``.
+        locations: Sampling locations of the keys, (B, groups, Hk, Wk, 2). Group i
+            serves the i-th of equal shares of the heads.
+        table: Bias by displacement, (heads, Ty, Tx), of any size: the first and the
+            last row are for displacements by the whole feature map up and down, and
+            beyond them the bias is zero.
+        axes: Coordinates of the rows and of the columns of queries, (H,) and (W,),
+            evenly spaced, ascending; without gradient.
+        backend: ``reference``; ``math`` or ``sdpa``, see
+            :func:`mmsparse.ops.biased_attention`; ``chunked``, a few rows of queries at
+            a time; ``tiled``, without coordinates of pairs, for CPUs; or ``auto``.
 
     Returns:
         (B, H, W, C).
 
     Raises:
         ValueError: The groups do not divide the heads or these not C, or ``backend`` is
-            unknown.
+            unknown or cannot compute it.
 
     Source: DAT, arXiv 2201.00520, section 3.2.
     """
-    num_heads, num_groups = len(table), positions.shape[1]
+    num_heads, num_groups = len(table), locations.shape[1]
     if num_heads % num_groups:
         raise ValueError(
-            f'The number of groups must divide the number of heads, {num_heads}; got '
-            f'{num_groups}.'
+            'locations must be of a number of groups that divides the number of heads '
+            f'of the table, {num_heads}; got {num_groups} groups.'
         )
-    backend = pick_backend(backend, BACKENDS)
-    num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
-    if backend == 'auto' and num_logits >= MANY and _runs_strips(q):
-        backend = 'tiled'
-    if backend == 'auto' and _exceeds(WHOLE, q, num_heads * num_logits):
-        backend = 'chunked'
+    if q.shape[-1] % num_heads:
+        raise ValueError(
+            f'num_heads must divide the channels, {q.shape[-1]}; got {num_heads}.'
+        )
+    backend = resolve_backend(backend, BACKENDS)
+    if backend == 'auto':
+        backend = _choose_backend(q, k, num_heads)
     if backend == 'tiled':
-        return tiled_attention(q, k, v, positions, table, axes)
+        return tiled_attention(q, k, v, locations, table, axes)
     if backend == 'chunked':
-        return _in_parts(q, k, v, positions, table, axes)
-    read = _bias_by_definition if backend == 'reference' else _bias
-    bias = read(table, positions, axes)
-    with no_autocast(q):  # which would make halves of the logits
-        return attend_map(q, k, v, num_heads, bias, backend)
+        return _chunked(q, k, v, locations, table, axes)
+    lookup = _reference_bias if backend == 'reference' else _bias
+    bias = lookup(table, locations, axes)  # (B, heads, H * W, Hk * Wk)
+    with no_autocast(q):  # which would round the logits to half precision
+        return full_attention(q, k, v, num_heads, bias, backend)
 
 
-def _bias_by_definition(
-    table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]
+def _choose_backend(q: Tensor, k: Tensor, num_heads: int) -> str:
+    """Choose by the number of logits; the compiler does not need chunks or tiles."""
+    if is_compiling():
+        return 'auto'
+    num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
+    if num_logits >= TILED_MIN_LOGITS and q.is_cpu and q.dtype == torch.float32:
+        return 'tiled'
+    if q.shape[0] * num_heads * num_logits > CHUNKED_MIN_LOGITS:
+        return 'chunked'
+    return 'auto'
+
+
+def _reference_bias(
+    table: Tensor, locations: Tensor, axes: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Read the table at half the way from every key to every query."""
-    queries = _grid(*axes).reshape(-1, 1, 2)
-    displacement = (queries - positions.flatten(2, 3).unsqueeze(2)) / 2
-    return _read(table, displacement.flip(-1))  # the sampler wants (x, y)
+    """Sample the table at half the displacement from every key to every query."""
+    queries = axes_to_points(*axes).reshape(-1, 1, 2)
+    displacement = (queries - locations.flatten(2, 3).unsqueeze(2)) / 2
+    return _sample_table(table, displacement.flip(-1))  # F.grid_sample takes (x, y)
 
 
-def _bias(table: Tensor, positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    return lookup_bias(table, displacements(positions, axes))
+def _bias(table: Tensor, locations: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    return lookup_bias(table, displacements(locations, axes))
 
 
-def _runs_strips(q: Tensor) -> bool:
-    """Whether strips are fast here: the compiler cannot see into them."""
-    eager = q.device.type == 'cpu' and not is_compiling()
-    return eager and q.dtype == torch.float32
-
-
-def _exceeds(most: int, q: Tensor, num_logits: int) -> bool:
-    """Whether there are too many logits at once; the compiler decides for itself."""
-    return not is_compiling() and q.shape[0] * num_logits > most
-
-
-def _in_parts(
+def _chunked(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    positions: Tensor,
+    locations: Tensor,
     table: Tensor,
     axes: tuple[Tensor, Tensor],
 ) -> Tensor:
@@ -114,12 +127,12 @@ def _in_parts(
     batch, height, width, _ = q.shape
     num_heads, num_keys = len(table), k.shape[1] * k.shape[2]
     k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (k, v))
-    of_a_row = batch * num_heads * width * num_keys
+    row_logits = batch * num_heads * width * num_keys
     out = chunked_attention(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
-        (k, v, positions, table, axes[1]),
-        max(PART // of_a_row, 1),
+        (k, v, locations, table, axes[1]),
+        max(CHUNK_LOGITS // row_logits, 1),
     )
     return out.transpose(0, 1)
 
@@ -129,18 +142,18 @@ def _attend_rows(
     rows: Tensor,
     k: Tensor,
     v: Tensor,
-    positions: Tensor,
+    locations: Tensor,
     table: Tensor,
     columns: Tensor,
 ) -> Tensor:
-    """Let the queries of some rows attend.
+    """Attend with the queries of some rows.
 
     Args:
         q: (R, B, W, C).
-        rows: Their coordinates, (R,).
+        rows: Coordinates of these rows, (R,).
         k: (B, heads, M, D).
         v: (B, heads, M, D).
-        positions: (B, groups, Hk, Wk, 2).
+        locations: (B, groups, Hk, Wk, 2).
         table: (heads, Ty, Tx).
         columns: Coordinates of the columns of queries, (W,).
 
@@ -148,182 +161,150 @@ def _attend_rows(
         (R, B, W, C).
     """
     num_rows = len(q)
-    bias = _bias(table, positions, (rows, columns))
+    bias = _bias(table, locations, (rows, columns))  # (B, heads, R * W, M)
     q = split_heads(q.transpose(0, 1).flatten(1, 2), len(table))
-    out = merge_heads(biased_attention(q, k, v, bias))
+    out = merge_heads(biased_attention(q, k, v, bias))  # (B, R * W, C)
     return out.unflatten(1, (num_rows, -1)).transpose(0, 1)
 
 
-def attend_map(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    bias: Tensor | None = None,
-    backend: str = 'auto',
-    scale: float | None = None,
-) -> Tensor:
-    """Let every place of one map attend to every place of another.
+def displacements(locations: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute half the displacement from every key to every query.
+
+    So -1 to +1 spans displacements by the whole feature map.
 
     Args:
-        q: Queries, (B, H, W, C).
-        k: Keys, (B, Hk, Wk, C).
-        v: Values, (B, Hk, Wk, C).
-        num_heads: Number of heads; divides C.
-        bias: Added to the logits, broadcasts to (B, heads, H * W, Hk * Wk).
-        backend: How to attend: ``reference``, ``products``, ``sdpa`` or ``auto``.
-        scale: Factor on the products of queries and keys; the width of a head to the
-            power of -0.5 if None.
-
-    Returns:
-        (B, H, W, C).
-    """
-    size = q.shape[1:3]
-    q, k, v = (split_heads(x.flatten(1, 2), num_heads) for x in (q, k, v))
-    out = merge_heads(biased_attention(q, k, v, bias, backend, scale))
-    return out.unflatten(1, size)
-
-
-def displacements(positions: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    """Half the way from every key to every query, so that -1 to +1 spans the map.
-
-    Args:
-        positions: Positions of the keys, (B, groups, Hk, Wk, 2).
+        locations: Sampling locations of the keys, (B, groups, Hk, Wk, 2).
         axes: Coordinates of the rows and of the columns of queries, (H,) and (W,).
 
     Returns:
         (B, groups, H * W, Hk * Wk, 2).
     """
     rows, columns = axes
-    queries = _grid(rows / 2, columns / 2).reshape(-1, 1, 2)
-    return queries - positions.flatten(2, 3).unsqueeze(2) / 2
+    queries = axes_to_points(rows / 2, columns / 2).reshape(-1, 1, 2)
+    return queries - locations.flatten(2, 3).unsqueeze(2) / 2
 
 
 def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
-    """Read a table between its entries.
+    """Interpolate a table between its entries.
 
     Args:
         table: (heads, Ty, Tx); its corners are the displacements of -1 and +1.
         displacement: (B, groups, N, M, 2).
 
     Returns:
-        (B, heads, N, M), zero where the displacement leaves the table.
+        (B, heads, N, M), zero where the displacement is outside the table.
     """
-    # The sampler wants (x, y): of the transposed table, that is (y, x).
-    return _read(table.transpose(-2, -1), displacement)
+    # F.grid_sample takes (x, y): of the transposed table, that is (y, x).
+    return _sample_table(table.transpose(-2, -1), displacement)
 
 
-def _read(table: Tensor, places: Tensor) -> Tensor:
-    """Read (heads, h, w) at (B, groups, N, M, 2) as (x, y), to (B, heads, N, M)."""
-    batch, num_groups = places.shape[:2]
-    planes = table.to(places.dtype).unflatten(0, (num_groups, -1))
-    planes = planes.expand(batch, *planes.shape).flatten(0, 1)
-    bias = _sample(planes, places.flatten(0, 1))
+def _sample_table(table: Tensor, points: Tensor) -> Tensor:
+    """Sample (heads, h, w) at (B, groups, N, M, 2) as (x, y), to (B, heads, N, M)."""
+    batch, num_groups = points.shape[:2]
+    tables = table.to(points.dtype).unflatten(0, (num_groups, -1))
+    tables = tables.expand(batch, *tables.shape).flatten(0, 1)
+    bias = _grid_sample(tables, points.flatten(0, 1))
     return bias.unflatten(0, (batch, num_groups)).flatten(1, 2)
 
 
-def sample_points(x: Tensor, positions: Tensor) -> Tensor:
-    """Read a map between its pixels; each group of channels at its own positions.
+def sample_features(x: Tensor, locations: Tensor) -> Tensor:
+    """Sample a feature map, each group of channels at separate locations.
 
     Args:
-        x: Map, (B, C, H, W).
-        positions: (B, groups, Hk, Wk, 2); the groups divide C.
+        x: Feature map, (B, C, H, W).
+        locations: Sampling locations, (B, groups, Hk, Wk, 2); the groups divide C.
 
     Returns:
-        (B, C, Hk, Wk); beyond the map lies zero.
+        (B, C, Hk, Wk), interpolated between the pixels; zero beyond the feature map.
     """
-    batch, num_groups = positions.shape[:2]
-    groups = x.to(positions.dtype).unflatten(1, (num_groups, -1)).flatten(0, 1)
-    sampled = _sample(groups, positions.flatten(0, 1).flip(-1))
+    batch, num_groups = locations.shape[:2]
+    groups = x.to(locations.dtype).unflatten(1, (num_groups, -1)).flatten(0, 1)
+    sampled = _grid_sample(groups, locations.flatten(0, 1).flip(-1))
     return sampled.unflatten(0, (batch, num_groups)).flatten(1, 2).to(x.dtype)
 
 
-def _sample(x: Tensor, places: Tensor) -> Tensor:
-    """Read (B, C, H, W) at (B, h, w, 2) as (x, y), to (B, C, h, w)."""
-    return F.grid_sample(x, places, mode='bilinear', align_corners=True)
+def _grid_sample(x: Tensor, points: Tensor) -> Tensor:
+    """Sample (B, C, H, W) at (B, h, w, 2) as (x, y), to (B, C, h, w)."""
+    return F.grid_sample(x, points, mode='bilinear', align_corners=True)
 
 
-def positions_v2022(offsets: Tensor, offset_range: float) -> Tensor:
-    """Where the keys are sampled, as the CVPR 2022 release has it.
+def sampling_locations_v2022(offsets: Tensor, offset_range: float) -> Tensor:
+    """Add offsets to the grid of keys, as the CVPR 2022 release of DAT does.
 
     Args:
-        offsets: What the offset network says, (B, groups, Hk, Wk, 2).
+        offsets: Output of the offset network, (B, groups, Hk, Wk, 2).
         offset_range: If positive, the bound of an offset in half key cells; 0 for no
-            bound; negative to squash the positions into the map.
+            bound; if negative, tanh squashes locations into the feature map.
 
     Returns:
-        (B, groups, Hk, Wk, 2), float32 at least.
+        Sampling locations, (B, groups, Hk, Wk, 2), float32 at least.
     """
-    offsets = offsets.to(precise_type(offsets))
+    offsets = offsets.to(precise_dtype(offsets))
     counts = offsets.shape[2:4]
-    reference = _grid(*(cell_centers(count, offsets) for count in counts))
+    references = axes_to_points(*(query_axis_v2022(n, offsets) for n in counts))
     if offset_range < 0:
-        return (reference + offsets).tanh()
+        return (references + offsets).tanh()
     if offset_range == 0:
-        return reference + offsets
-    return reference + offsets.tanh() * (offset_range / offsets.new_tensor(counts))
+        return references + offsets
+    return references + offsets.tanh() * (offset_range / offsets.new_tensor(counts))
 
 
-def positions_v2023(offsets: Tensor, offset_range: float) -> Tensor:
-    """Where the keys are sampled, as the DAT++ release has it.
+def sampling_locations_v2023(offsets: Tensor, offset_range: float) -> Tensor:
+    """Add offsets to the grid of keys, as the DAT++ release does.
 
-    Its grid without offsets lies half a cell too far down and right: the last row and
-    column are outside the map. The released weights know it so.
+    Its grid without offsets is half a cell too far down and right: the last row and
+    column are outside the feature map. The released weights are trained with it.
 
     Args:
-        offsets: What the offset network says, (B, groups, Hk, Wk, 2).
+        offsets: Output of the offset network, (B, groups, Hk, Wk, 2).
         offset_range: If positive, the bound of an offset in half key cells; 0 for no
-            offsets; negative for offsets without bound, cut at the border of the map.
+            offsets; if negative, offsets are unbounded and locations are clamped to the
+            feature map.
 
     Returns:
-        (B, groups, Hk, Wk, 2), float32 at least.
+        Sampling locations, (B, groups, Hk, Wk, 2), float32 at least.
     """
-    offsets = offsets.to(precise_type(offsets))
+    offsets = offsets.to(precise_dtype(offsets))
     counts = offsets.shape[2:4]
-    reference = _grid(*(_overhanging_centers(count, offsets) for count in counts))
+    references = axes_to_points(*(_key_axis_v2023(n, offsets) for n in counts))
     if offset_range < 0:
-        return (reference + offsets).clamp(-1, 1)
+        return (references + offsets).clamp(-1, 1)
     spans = offsets.new_tensor([max(count - 1, 1) for count in counts])
-    return reference + offsets.tanh() * (offset_range / spans)
+    return references + offsets.tanh() * (offset_range / spans)
 
 
-def cell_centers(count: int, like: Tensor) -> Tensor:
-    """Coordinates of the centers of equal cells that tile -1 to +1.
-
-    Args:
-        count: Number of cells.
-        like: Gives type and device.
-
-    Returns:
-        (count,).
-    """
-    return (2 * _count(count, like) + 1) / count - 1
-
-
-def pixel_centers(count: int, like: Tensor) -> Tensor:
-    """Coordinates of pixels, the first at -1 and the last at +1; one alone at 0.
+def query_axis_v2022(count: int, like: Tensor) -> Tensor:
+    """Return the coordinates of queries along an axis, as in the CVPR 2022 release.
 
     Args:
-        count: Number of pixels.
-        like: Gives type and device.
+        count: Number of queries.
+        like: Tensor of the same device, and of the same dtype or a less precise one.
 
     Returns:
-        (count,).
+        Centers of equal cells that tile -1 to +1, (count,).
     """
+    return 2 * cell_centers(count, like) / count - 1
+
+
+def query_axis_v2023(count: int, like: Tensor) -> Tensor:
+    """Return the coordinates of queries along an axis, as in the DAT++ release.
+
+    Args:
+        count: Number of queries.
+        like: Tensor of the same device, and of the same dtype or a less precise one.
+
+    Returns:
+        Centers of pixels, the first at -1 and the last at +1, (count,); 0 for one.
+    """
+    centers = cell_centers(count, like)
     if count == 1:
-        return like.new_zeros(1)
-    return 2 * _count(count, like) / (count - 1) - 1
+        return torch.zeros_like(centers)
+    return 2 * (centers - 0.5) / (count - 1) - 1
 
 
-def _overhanging_centers(count: int, like: Tensor) -> Tensor:
+def _key_axis_v2023(count: int, like: Tensor) -> Tensor:
+    """Return the centers of cells that overhang on the right, (count,); 0 for one."""
+    centers = cell_centers(count, like)
     if count == 1:
-        return like.new_zeros(1)
-    return (2 * _count(count, like) + 1) / (count - 1) - 1
-
-
-def _count(count: int, like: Tensor) -> Tensor:
-    return torch.arange(count, dtype=like.dtype, device=like.device)
-
-
-def _grid(rows: Tensor, columns: Tensor) -> Tensor:
-    return torch.stack(torch.meshgrid(rows, columns, indexing='ij'), dim=-1)
+        return torch.zeros_like(centers)
+    return 2 * centers / (count - 1) - 1

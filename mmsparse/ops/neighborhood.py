@@ -1,4 +1,4 @@
-"""Attention of every token to the square of tokens around it (NAT)."""
+"""Neighborhood attention: every token attends to the square of tokens around it."""
 
 from typing import NamedTuple
 
@@ -6,53 +6,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import pick_backend
+from mmsparse.ops._backend import resolve_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.regions import merge_regions, partition_regions
+from mmsparse.ops.regions import merge_by_head, partition_by_head
 
-BACKENDS = ('auto', 'reference', 'tiles')
-TILE = 8  # a patch of keys is then about three times its tile of queries at kernel 7
+BACKENDS = ('auto', 'reference', 'tiled')
+# Queries along a side of a tile. With a kernel of 7, a tile of 8x8 queries shares a
+# patch of 14x14 keys: about three keys a query, where copies for each would be 49.
+TILE_LENGTH = 8
 
 
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, backend: str = 'auto'
 ) -> Tensor:
-    """Let every token attend to its ``kernel`` x ``kernel`` neighbors.
+    """Attend from every token to its ``kernel`` x ``kernel`` neighbors.
 
-    At the borders the square moves inside, so every token has as many keys.
+    At the borders the square of neighbors moves inside the feature map, so that every
+    token has as many keys.
 
     Args:
-        q: Queries, (B, H, W, C), H and W at least ``kernel``; their products with the
-            keys are scaled by the root of the width of a head.
-        k: Keys, (B, H, W, C).
+        q: Queries, (B, H, W, C), H and W at least ``kernel``.
+        k: Keys, (B, H, W, C). Dot products with queries are scaled by
+            (C / heads)**-0.5.
         v: Values, (B, H, W, C).
-        table: Added to the logits by (key minus query) down and across,
+        table: Relative position bias by (key minus query) down and across,
             (heads, 2 * kernel - 1, 2 * kernel - 1); ``kernel`` is odd.
-        backend: How to compute it: ``reference``, ``tiles`` or ``auto``.
+        backend: ``reference``; ``tiled``, in which a tile of queries shares a patch of
+            keys; or ``auto``.
 
     Returns:
         (B, H, W, C).
 
     Raises:
-        ValueError: The kernel is even or larger than the map, the heads do not divide
-            C, or ``backend`` is unknown.
+        ValueError: The kernel is even or larger than the feature map, the heads do not
+            divide C, or ``backend`` is unknown.
 
     Source: Neighborhood Attention Transformer, arXiv 2204.07143, section 3.1.
     """
-    backend = pick_backend(backend, BACKENDS)
+    backend = resolve_backend(backend, BACKENDS)
     height, width = q.shape[1:3]
     kernel = (table.shape[-1] + 1) // 2
     if kernel % 2 == 0 or kernel > min(height, width):
         raise ValueError(
-            f'The kernel must be odd and at most the size of the map, {height}x{width}'
-            f'; got {kernel}, from a table of {tuple(table.shape)}.'
+            'table must be for an odd kernel that is at most the size of the feature '
+            f'map, {height}x{width}; got a kernel of {kernel}, from a table of '
+            f'{tuple(table.shape)}.'
         )
-    attend = _reference if backend == 'reference' else _tiles
+    attend = _reference if backend == 'reference' else _tiled
     return attend(q, k, v, table, kernel)
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:
-    """Copy every token's neighbors out."""
+    """Attend to a copy of the neighbors of every token."""
     num_heads = len(table)
     (rows, steps_y), (columns, steps_x) = (
         _neighbors(length, kernel, q.device) for length in q.shape[1:3]
@@ -65,103 +70,124 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> T
     bias = bias.flatten(3).permute(1, 2, 0, 3).unsqueeze(3)  # (H, W, heads, 1, keys)
     q, k, v = (split_heads(x, num_heads) for x in (q.unsqueeze(3), k, v))
     out = biased_attention(q, k, v, bias, backend='reference')
-    return merge_heads(out).squeeze(3)
+    return merge_heads(out).squeeze(3)  # (B, H, W, C)
 
 
 def _neighbors(length: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Along one axis: every place's keys, and their entries in the table, (L, k)."""
-    place = torch.arange(length, device=device)[:, None]
-    keys = _first(place, length, kernel) + torch.arange(kernel, device=device)
-    return keys, keys - place + kernel - 1
+    """Return the keys of every query of an axis, and their table entries, (L, k)."""
+    query = torch.arange(length, device=device)[:, None]
+    keys = _first_key(query, length, kernel) + torch.arange(kernel, device=device)
+    return keys, keys - query + kernel - 1
 
 
-def _first(
-    place: Tensor, length: int, kernel: int, extent: int | None = None
+def _first_key(
+    query: Tensor, length: int, kernel: int, num_keys: int | None = None
 ) -> Tensor:
-    """First key of what begins half a kernel before a place, moved inside the map."""
-    extent = kernel if extent is None else extent
-    return (place - kernel // 2).clamp(0, length - extent)
+    """Return the first key of a query or of a tile that begins with it.
+
+    That is half a kernel before the query, moved inside the axis so that ``num_keys``
+    of them fit (``kernel`` if None).
+    """
+    num_keys = kernel if num_keys is None else num_keys
+    return (query - kernel // 2).clamp(0, length - num_keys)
 
 
-def _tiles(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:
-    """Let tiles of queries share the patch of keys that all of them need."""
+def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:
+    """Attend from tiles of queries to the patch of keys that a tile needs."""
     (height, width), num_heads = q.shape[1:3], len(table)
+    # 1. Cut both axes into tiles of queries and patches of keys.
     down, across = _cut(height, kernel, q.device), _cut(width, kernel, q.device)
     grid = (len(down.keys), len(across.keys))
-    padded = (grid[0] * down.tile, grid[1] * across.tile)
+    size = (grid[0] * down.tile, grid[1] * across.tile)
 
-    q = F.pad(q, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
-    q = partition_regions(q, grid)  # (B, R, queries, C)
+    # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
+    q = F.pad(q, (0, 0, 0, size[1] - width, 0, size[0] - height))
+    q = partition_by_head(q, grid, num_heads).flatten(
+        1, 2
+    )  # (B, R * heads, queries, D)
+
+    # 3. Copy the patches of keys and values, which overlap, into one feature map.
     rows, columns = down.keys.flatten(), across.keys.flatten()
     k, v = (
-        partition_regions(x.index_select(1, rows).index_select(2, columns), grid)
+        partition_by_head(
+            x.index_select(1, rows).index_select(2, columns), grid, num_heads
+        ).flatten(1, 2)
         for x in (k, v)
-    )  # (B, R, keys, C)
+    )  # (B, R * heads, keys, D)
 
+    # 4. Attend under a bias that masks the keys of a patch that are not neighbors.
     bias = _tile_bias(table, down, across)  # (R, heads, queries, keys)
-    q, k, v = (split_heads(x, num_heads).flatten(1, 2) for x in (q, k, v))
     out = biased_attention(q, k, v, bias.flatten(0, 1))
-    out = merge_heads(out.unflatten(1, (-1, num_heads)))
-    return merge_regions(out, grid, size=padded)[:, :height, :width]
+
+    # 5. Merge the tiles, and crop the padding.
+    out = merge_by_head(out.unflatten(1, (-1, num_heads)), grid, size)
+    return out[:, :height, :width]  # (B, H, W, C)
 
 
 def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
-    """The table's entries, and -inf for the keys of a patch that are no neighbors."""
+    """Return the bias of all tiles, (R, heads, queries, keys); -inf masks a key."""
+    # 1. Look the bias up for every pair of a row type and a column type.
     bias = table[:, _as_rows(down.steps), _as_columns(across.steps)]
     near = _as_rows(down.near) & _as_columns(across.near)
-    bias = bias.masked_fill(~near, -torch.inf)  # (heads, kinds, kinds, q, q, k, k)
+    bias = bias.masked_fill(~near, -torch.inf)  # (heads, types, types, q, q, k, k)
     bias = bias.flatten(5).flatten(3, 4).flatten(1, 2).transpose(0, 1)
-    kind = len(across.steps) * down.kind[:, None] + across.kind
-    return bias.index_select(0, kind.flatten())
+    # 2. Copy it to the tiles of that type.
+    tile_type = len(across.steps) * down.type[:, None] + across.type
+    return bias.index_select(0, tile_type.flatten())
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """(kinds, queries, keys) down, ready to meet those across."""
+    """Reshape (types, queries, keys) of the rows to broadcast over the columns."""
     return x[:, None, :, None, :, None]
 
 
 def _as_columns(x: Tensor) -> Tensor:
-    """(kinds, queries, keys) across, ready to meet those down."""
+    """Reshape (types, queries, keys) of the columns to broadcast over the rows."""
     return x[None, :, None, :, None, :]
 
 
 class _Cut(NamedTuple):
-    """One axis, cut into tiles of queries with patches of keys.
+    """One axis of a feature map, cut into tiles of queries with patches of keys.
 
-    Tiles that lie alike in their patches, as all do away from the borders, are of one
-    kind.
+    Tiles of one type have the same displacements between their queries and keys, as all
+    tiles away from the borders do.
     """
 
-    tile: int  # number of queries
-    keys: Tensor  # of every tile, (tiles, keys)
-    kind: Tensor  # of every tile, (tiles,)
-    steps: Tensor  # entries in the table, (kinds, queries, keys)
-    near: Tensor  # whether query and key are neighbors, (kinds, queries, keys)
+    tile: int  # number of queries of a tile
+    keys: Tensor  # indices of the keys of every tile, (tiles, keys)
+    type: Tensor  # type of every tile, (tiles,)
+    steps: Tensor  # table entry of query and key, (types, queries, keys)
+    near: Tensor  # whether query and key are neighbors, (types, queries, keys)
 
 
 def _cut(length: int, kernel: int, device: torch.device) -> _Cut:
     """Cut an axis into tiles of equal length; the last may reach beyond the end."""
-    count = -(-length // TILE)
+    # 1. The fewest tiles of at most TILE_LENGTH queries; a tile of n queries has
+    # n + kernel - 1 different neighbors. Patches at the borders move inside the axis.
+    count = -(-length // TILE_LENGTH)
     tile = -(-length // count)
     patch = min(tile + kernel - 1, length)
     tiles = torch.arange(count, device=device)
-    keys = _first(tile * tiles, length, kernel, extent=patch)[:, None]
-    keys = keys + torch.arange(patch, device=device)
+    keys = _first_key(tile * tiles, length, kernel, num_keys=patch)[:, None]
+    keys = keys + torch.arange(patch, device=device)  # (tiles, keys)
 
-    # The first tile, and the one behind the last, whose patch need not move inside.
+    # 2. Tiles from `begin` until before `end` have patches that did not move: they are
+    # of one type. Every other tile is a type by itself. (Without any such tile, `inner`
+    # is 1 and gives tile `begin` its own type.)
     begin = -(-(kernel // 2) // tile)
     end = min((length - patch + kernel // 2) // tile + 1, count)
-    alike = max(end - begin, 1)
-    kind = tiles - (tiles - begin).clamp(0, alike - 1)
-    shown = torch.cat([tiles[: begin + 1], tiles[begin + alike :]])
+    inner = max(end - begin, 1)
+    tile_type = tiles - (tiles - begin).clamp(0, inner - 1)
+    examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])  # (types,)
 
-    query = (tile * shown[:, None] + torch.arange(tile, device=device))[:, :, None]
-    key = keys[shown][:, None]
-    first = _first(query, length, kernel)
+    # 3. Displacements and neighborhoods, on one example of each type.
+    query = (tile * examples[:, None] + torch.arange(tile, device=device))[:, :, None]
+    key = keys[examples][:, None]
+    first = _first_key(query, length, kernel)
     return _Cut(
         tile,
         keys,
-        kind,
+        tile_type,
         steps=(key - query + kernel - 1).clamp(0, 2 * kernel - 2),
         near=(key >= first) & (key < first + kernel),
     )

@@ -1,22 +1,53 @@
-"""Cutting a map into rectangular regions and putting it together again."""
+"""Partition of feature maps into regions, and what is computed from the regions.
+
+All functions take channels last. Regions, and the tokens of a region, are row-major.
+"""
 
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._precision import precise_type
+from mmsparse.ops._precision import precise_dtype
+from mmsparse.ops.attention import split_heads
+
+Size = tuple[int, int]  # height and width, or rows and columns
 
 
-def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
+def region_layout(size: Size, regions_per_side: int) -> tuple[Size, Size]:
+    """Compute the size and the number of regions that cover a feature map.
+
+    Where ``regions_per_side`` does not divide the feature map, regions have its size
+    over ``regions_per_side``, rounded down, and there are more of them.
+
+    Args:
+        size: Height and width of the feature map, (H, W).
+        regions_per_side: Number of regions down and across where it divides them.
+
+    Returns:
+        Height and width of a region, and the grid (rows, columns) of the regions; the
+        last ones may reach beyond the feature map.
+
+    Raises:
+        ValueError: ``regions_per_side`` is less than 1.
+    """
+    if regions_per_side < 1:
+        raise ValueError(
+            f'regions_per_side must be at least 1; got {regions_per_side}.'
+        )
+    height, width = (max(length // regions_per_side, 1) for length in size)
+    return (height, width), (-(-size[0] // height), -(-size[1] // width))
+
+
+def pad_to_multiple(x: Tensor, multiple: Size) -> Tensor:
     """Pad with zeros at the bottom and at the right.
 
     Args:
-        x: Map, (B, H, W, C).
-        multiple: What height and width become multiples of.
+        x: Feature map, (B, H, W, C).
+        multiple: Divisors of the padded height and width.
 
     Returns:
-        (B, H', W', C) with H' >= H and W' >= W; ``x`` itself if nothing is missing.
+        (B, H', W', C) with H' >= H and W' >= W; ``x`` itself if it needs no padding.
     """
     bottom, right = (
         -length % unit for length, unit in zip(x.shape[1:3], multiple, strict=True)
@@ -26,135 +57,118 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
-def partition_regions(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cut a map into a grid of equal regions.
+def partition_regions(x: Tensor, grid: Size) -> Tensor:
+    """Partition a feature map into a grid of equal regions.
 
     Args:
-        x: Map, (B, H, W, C).
-        grid: Number of regions down and across, (rows, columns).
+        x: Feature map, (B, H, W, C).
+        grid: Number of regions, (rows, columns).
 
     Returns:
-        (B, R, L, C): R = rows * columns regions and L tokens in each, both row-major.
+        (B, R, L, C): R = rows * columns regions of L tokens.
 
     Raises:
         ValueError: H or W is not a multiple of the grid.
     """
-    batch, height, width, channels = x.shape
-    rows, columns = grid
-    if height % rows or width % columns:
-        raise ValueError(
-            f'The map of {height}x{width} does not divide into a grid of '
-            f'{rows}x{columns} regions; pad it first (pad_to_multiple).'
-        )
-    return _by_region(x, grid).reshape(batch, rows * columns, -1, channels)
+    regions = _by_region(x, grid)
+    return regions.reshape(x.shape[0], grid[0] * grid[1], -1, x.shape[-1])
 
 
-def _by_region(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """View (B, H, W, C) as (B, rows, columns, h, w, C)."""
-    rows, columns = grid
-    x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
-    return x.transpose(2, 3)
-
-
-def merge_regions(
-    regions: Tensor, grid: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Put regions back into a map; the inverse of :func:`partition_regions`.
+def merge_regions(regions: Tensor, grid: Size, size: Size) -> Tensor:
+    """Merge regions into a feature map; the inverse of :func:`partition_regions`.
 
     Args:
         regions: (B, R, L, C).
-        grid: Number of regions down and across, (rows, columns).
-        size: Height and width of the map, (H, W).
-
-    Returns:
-        The map, (B, H, W, C).
-    """
-    batch, _, _, channels = regions.shape
-    merged = _spread(regions, grid, (size[0] // grid[0], size[1] // grid[1]))
-    return merged.transpose(2, 3).reshape(batch, *size, channels)
-
-
-def add_regions(x: Tensor, regions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Add regions to the map in their places, without putting them together before.
-
-    Args:
-        x: Map, (B, H, W, C).
-        regions: (B, R, L, C).
-        grid: Number of regions down and across, (rows, columns).
+        grid: Number of regions, (rows, columns).
+        size: Height and width of the feature map, (H, W).
 
     Returns:
         (B, H, W, C).
     """
-    cells = _by_region(x, grid)
-    height, width = cells.shape[3:5]
-    added = cells + _spread(regions, grid, (height, width))
-    return added.transpose(2, 3).reshape(x.shape)
+    region = (size[0] // grid[0], size[1] // grid[1])
+    x = regions.unflatten(2, region).unflatten(1, grid)
+    x = x.transpose(2, 3)  # (B, rows, h, columns, w, C)
+    return x.reshape(x.shape[0], *size, -1)
 
 
-def _spread(regions: Tensor, grid: tuple[int, int], region: tuple[int, int]) -> Tensor:
-    """View (B, R, L, C) as (B, rows, columns, h, w, C)."""
-    return regions.unflatten(2, region).unflatten(1, grid)
-
-
-def blank_outside(
-    regions: Tensor, region: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Set the positions of regions to zero that lie outside the map.
+def partition_by_head(x: Tensor, grid: Size, num_heads: int) -> Tensor:
+    """Partition a feature map into regions and its channels into heads, in one copy.
 
     Args:
-        regions: (B, R, L, C).
-        region: Height and width of a region, (h, w); L = h * w.
-        size: Height and width of the map before padding, (H, W).
+        x: Feature map, (B, H, W, C).
+        grid: Number of regions, (rows, columns).
+        num_heads: Number of heads; divides C.
 
     Returns:
-        (B, R, L, C); ``regions`` itself if none lies outside.
+        (B, R, heads, L, C / heads).
+
+    Raises:
+        ValueError: H or W is not a multiple of the grid, or ``num_heads`` does not
+            divide C.
     """
-    (h, w), (height, width) = region, size
-    if height % h == 0 and width % w == 0:
-        return regions
-    inside = pad_to_multiple(regions.new_ones(1, height, width, 1), region)
-    grid = (inside.shape[1] // h, inside.shape[2] // w)
-    return regions.masked_fill(partition_regions(inside, grid) == 0, 0)
+    x = split_heads(_by_region(x, grid), num_heads)
+    x = x.transpose(3, 4)  # (B, rows, columns, heads, h, w, D)
+    return x.flatten(4, 5).flatten(1, 2)
 
 
-def region_means(
-    regions: Tensor, region: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Average every region over those of its positions that lie inside the map.
+def merge_by_head(regions: Tensor, grid: Size, size: Size) -> Tensor:
+    """Merge regions and heads in one copy; the inverse of :func:`partition_by_head`.
 
     Args:
-        regions: (B, R, L, C), zero at the positions outside.
-        region: Height and width of a region, (h, w); L = h * w.
-        size: Height and width of the map before padding, (H, W).
+        regions: (B, R, heads, L, C / heads).
+        grid: Number of regions, (rows, columns).
+        size: Height and width of the feature map, (H, W).
+
+    Returns:
+        (B, H, W, C).
+    """
+    region = (size[0] // grid[0], size[1] // grid[1])
+    x = regions.unflatten(3, region).unflatten(1, grid)
+    x = x.permute(0, 1, 4, 2, 5, 3, 6)  # (B, rows, h, columns, w, heads, D)
+    return x.reshape(x.shape[0], *size, -1)
+
+
+def _by_region(x: Tensor, grid: Size) -> Tensor:
+    """View (B, H, W, C) as (B, rows, columns, h, w, C)."""
+    (height, width), (rows, columns) = x.shape[1:3], grid
+    if height % rows or width % columns:
+        raise ValueError(
+            f'grid={rows}x{columns} must divide the feature map of {height}x{width}; '
+            'pad it first (pad_to_multiple).'
+        )
+    x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+    return x.transpose(2, 3)
+
+
+def region_means(x: Tensor, region: Size) -> Tensor:
+    """Average a feature map over every region.
+
+    Args:
+        x: Feature map, (B, H, W, C).
+        region: Height and width of a region, (h, w). The last regions may reach beyond
+            the feature map; their mean is that of their tokens on it.
 
     Returns:
         (B, R, C), float32 at least.
     """
-    (h, w), (height, width) = region, size
-    means = regions.mean(dim=2, dtype=precise_type(regions))
-    if height % h == 0 and width % w == 0:
-        return means
-    upscale = [
-        (h / min(h, height - top)) * (w / min(w, width - left))
-        for top in range(0, height, h)
-        for left in range(0, width, w)
-    ]
-    return means * means.new_tensor(upscale).unsqueeze(-1)
+    x = x.to(precise_dtype(x)).permute(0, 3, 1, 2)
+    means = F.avg_pool2d(x, region, ceil_mode=True, count_include_pad=False)
+    return means.flatten(2).transpose(1, 2)
 
 
-def pool_regions(
-    regions: Tensor, region: tuple[int, int], pool: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Pool the tokens of every region.
+def pool_regions(x: Tensor, grid: Size, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pool the tokens within every region.
 
     Args:
-        regions: (B, R, L, C).
-        region: Height and width of a region, (h, w); L = h * w.
+        x: Feature map, (B, H, W, C), a multiple of the grid.
+        grid: Number of regions, (rows, columns).
         pool: Maps (N, C, h, w) to (N, C, h', w').
 
     Returns:
-        (B, R, h' * w', C).
+        Feature map of the pooled regions, (B, rows * h', columns * w', C).
     """
-    maps = regions.flatten(0, 1).unflatten(1, region).permute(0, 3, 1, 2)
-    pooled = pool(maps).flatten(2).transpose(1, 2)  # (B * R, h' * w', C)
-    return pooled.unflatten(0, regions.shape[:2])
+    regions = _by_region(x, grid).permute(0, 1, 2, 5, 3, 4).flatten(0, 2)
+    pooled = pool(regions)  # (B * R, C, h', w')
+    size = (grid[0] * pooled.shape[2], grid[1] * pooled.shape[3])
+    tokens = pooled.flatten(2).transpose(1, 2).unflatten(0, (x.shape[0], -1))
+    return merge_regions(tokens, grid, size)

@@ -1,310 +1,221 @@
-"""Attention limited to the regions that a query region routes to (BiFormer)."""
+"""Bi-level routing attention: regions attend to their most similar regions (BiFormer).
 
-import os
-from functools import partial
-from types import ModuleType
+The mean query and key of every region decide which regions it attends to, the same for
+all heads; its queries then attend to the tokens of these regions.
+"""
 
-import torch
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_compiling, pick_backend
-from mmsparse.ops._chunking import chunked_attention
-from mmsparse.ops.attention import (
-    attention_logits,
-    biased_attention,
-    merge_heads,
-    split_heads,
+from mmsparse.ops._precision import no_autocast
+from mmsparse.ops.regions import (
+    Size,
+    pad_to_multiple,
+    pool_regions,
+    region_layout,
+    region_means,
 )
+from mmsparse.ops.routed import routed_attention
 
-BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
-UNWEIGHTED = ('masked', 'triton')  # know no factors on the routed regions
-# Up to so many tokens, and from this share of the regions on, full attention under a
-# mask trains faster than copies of keys: measured on a CPU, it took 0.4 of the time at
-# 196 tokens and a third, and at 256 and a quarter; twice it at 400 and a quarter.
-MASKED_TOKENS = 256
-MASKED_SHARE = 1 / 4
-PART = 2**23  # numbers in the copies of keys and values that are there at a time
+ROUTINGS = ('hard', 'soft', 'differentiable')
+POOLS: dict[str, Callable[[Tensor, Size], Tensor]] = {
+    'avg': F.avg_pool2d,
+    'max': F.max_pool2d,
+    'adaptive_avg': F.adaptive_avg_pool2d,
+    'adaptive_max': F.adaptive_max_pool2d,
+}
 
 
-def route_regions(query: Tensor, key: Tensor, topk: int) -> Tensor:
-    """Pick the key regions that each query region attends to.
+class Routing(NamedTuple):
+    """Which regions of a feature map attend to which.
 
     Args:
-        query: Descriptor of every query region, for example its mean, (B, R, D).
-        key: Descriptor of every key region, (B, R, D).
-        topk: Number of regions to keep, 1 to R.
+        grid: Number R of regions, (rows, columns).
+        region: Height and width of a region, in tokens; the last regions may reach
+            beyond the feature map.
+        routes: Regions that each region attends to, best first, (B, R, K).
+        scores: Softmax of the affinities to these, (B, R, K), float32 at least.
+    """
+
+    grid: Size
+    region: Size
+    routes: Tensor
+    scores: Tensor
+
+
+def bilevel_routing_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    topk: int,
+    regions_per_side: int,
+    scale: float | None = None,
+    routing: str = 'hard',
+    router: Callable[[Tensor], Tensor] | None = None,
+    kv_pool: tuple[str, int] | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Attend from the tokens of every region to those of its most similar regions.
+
+    Regions have the size of the feature map over ``regions_per_side``, rounded down.
+    Where they do not divide it, the last ones are filled with zero queries, keys and
+    values, which take part in the attention, but not in the routing.
+
+    Args:
+        q: Queries, (B, H, W, D).
+        k: Keys, (B, H, W, D).
+        v: Values, (B, H, W, C).
+        num_heads: Number of heads; divides D and C.
+        topk: Number of regions that each region attends to, at least 1; all of them
+            where a feature map has fewer.
+        regions_per_side: Number of regions down and across.
+        scale: Factor on the dot products of queries and keys, and on the affinities of
+            regions; D**-0.5 if None. (That of all heads together, as BiFormer was
+            trained.)
+        routing: ``hard`` selects regions. The others multiply keys and values of a
+            selected region by its score, too: ``soft`` by a constant,
+            ``differentiable`` with gradient.
+        router: Maps the mean queries, and the mean keys, (B, R, D), before their
+            affinity is computed; None for identity.
+        kv_pool: Pooling of keys and values within every region, see
+            :func:`check_pool`; None for none.
+        backend: ``reference``; ``gathered``, which copies the keys of routed regions;
+            ``masked``, full attention under a mask, and ``triton``, a kernel for GPUs
+            (these two for hard routing only); or ``auto``, which does not choose
+            ``triton``: it was measured on no GPU yet.
 
     Returns:
-        Indices of the kept regions, best first, (B, R, topk).
+        (B, H, W, C).
 
     Raises:
-        ValueError: ``topk`` is outside 1 to R.
+        ValueError: An argument is unknown or out of range, the heads do not divide D
+            and C, or ``backend`` cannot compute it.
+
+    Source: BiFormer, arXiv 2303.08810, section 3.2.
+    """
+    if routing not in ROUTINGS:
+        raise ValueError(f'routing must be one of {ROUTINGS}; got {routing!r}.')
+    check_pool(kv_pool)
+    # 1. Route: compute which regions attend to which.
+    described = (q, k) if routing == 'differentiable' else (q.detach(), k.detach())
+    routed = route(*described, topk, regions_per_side, scale, router)
+    # 2. Fill the last regions with zeros.
+    height, width = q.shape[1:3]
+    q, k, v = (pad_to_multiple(x, routed.region) for x in (q, k, v))
+    # 3. Pool keys and values within their regions.
+    k, v = (pool_keys(x, routed.grid, kv_pool) for x in (k, v))
+    # 4. Attend within the routes.
+    weights = None if routing == 'hard' else routed.scores
+    out = routed_attention(
+        q, k, v, routed.routes, routed.grid, num_heads, scale, weights, backend
+    )
+    # 5. Crop the padding.
+    return out[:, :height, :width]
+
+
+def route(
+    q: Tensor,
+    k: Tensor,
+    topk: int,
+    regions_per_side: int,
+    scale: float | None = None,
+    router: Callable[[Tensor], Tensor] | None = None,
+) -> Routing:
+    """Select the regions that each region attends to, without autocast.
+
+    Args:
+        q: Queries, (B, H, W, D).
+        k: Keys, (B, H, W, D).
+        topk: Number of regions to select, at least 1; all of them where there are
+            fewer.
+        regions_per_side: Number of regions down and across.
+        scale: Factor on the affinities; D**-0.5 if None.
+        router: Maps the mean queries, and the mean keys, (B, R, D), before their
+            affinity is computed; None for identity.
+
+    Returns:
+        The routing.
+
+    Raises:
+        ValueError: ``topk`` or ``regions_per_side`` is less than 1.
 
     Source: BiFormer, arXiv 2303.08810, section 3.2, equations 3 and 4.
     """
-    num_regions = key.shape[1]
-    if not 1 <= topk <= num_regions:
-        raise ValueError(
-            f'topk must be between 1 and the number of regions, {num_regions}; '
-            f'got {topk}.'
+    if topk < 1:
+        raise ValueError(f'topk must be at least 1; got {topk}.')
+    _, height, width, _ = q.shape
+    region, grid = region_layout((height, width), regions_per_side)
+    with no_autocast(q):  # rounded affinities would select other regions
+        affinity = region_affinity(
+            region_means(q, region), region_means(k, region), scale, router
         )
-    affinity = query @ key.transpose(-2, -1)
-    return affinity.topk(topk, dim=-1).indices
+        best = affinity.topk(min(topk, affinity.shape[-1]), dim=-1)
+        return Routing(grid, region, best.indices, best.values.softmax(dim=-1))
 
 
-def weigh_routes(query: Tensor, key: Tensor, routes: Tensor) -> Tensor:
-    """Weigh the kept regions against each other (soft routing).
-
-    Args:
-        query: Descriptor of every query region, (B, R, D).
-        key: Descriptor of every key region, (B, R, D).
-        routes: Indices of the kept regions, (B, R, K).
-
-    Returns:
-        Softmax of the affinities to the kept regions, (B, R, K).
-    """
-    affinity = query @ key.transpose(-2, -1)
-    return affinity.gather(-1, routes).softmax(dim=-1)
-
-
-def routed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routes: Tensor,
-    num_heads: int,
+def region_affinity(
+    query: Tensor,
+    key: Tensor,
     scale: float | None = None,
-    backend: str = 'auto',
-    route_weights: Tensor | None = None,
+    router: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Let the tokens of every region attend to all tokens of its routed regions.
+    """Compute the affinity of every region to every region.
 
     Args:
-        q: Queries, (B, R, L, D).
-        k: Keys, (B, R, L', D).
-        v: Values, (B, R, L', C).
-        routes: Regions that each region attends to, (B, R, K), each but once, as
-            :func:`route_regions` returns them.
-        num_heads: Number of heads; divides D and C.
-        scale: Factor on the products of queries and keys; D**-0.5 if None. (The
-            width of all heads together, as BiFormer was trained.)
-        backend: How to compute it: ``reference``, ``gathered``, ``masked`` or
-            ``triton`` (these two not with ``route_weights``), or ``auto``, which does
-            not choose ``triton``: it is for GPUs, and was measured on none yet.
-        route_weights: Factors on the keys *and* values of each routed region,
-            (B, R, K), as :func:`weigh_routes` returns them; all 1 if None.
+        query: Mean query of every region, (B, R, D).
+        key: Mean key of every region, (B, R, D).
+        scale: Factor on the affinities; D**-0.5 if None.
+        router: Maps queries and keys, (B, R, D), before; None for identity.
 
     Returns:
-        (B, R, L, C).
+        (B, R, R), query regions before key regions.
+    """
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if router is not None:
+        query, key = router(query), router(key)
+    return scale * query @ key.transpose(-2, -1)
+
+
+def check_pool(kv_pool: tuple[str, int] | None) -> None:
+    """Raise ValueError unless a pooling of keys and values is known.
+
+    Args:
+        kv_pool: None, or a type and a size: ``avg`` and ``max`` pool windows of that
+            height and width (at most the region's), ``adaptive_avg`` and
+            ``adaptive_max`` pool a region to that height and width.
 
     Raises:
-        ValueError: ``num_heads`` does not divide D and C, or ``backend`` is unknown or
-            cannot take ``route_weights`` or run here.
-
-    Source: BiFormer, arXiv 2303.08810, section 3.2, equations 5 and 6.
+        ValueError: The type is unknown, or the size less than 1.
     """
-    if q.shape[-1] % num_heads or v.shape[-1] % num_heads:
+    if kv_pool is None:
+        return
+    if len(kv_pool) != 2 or kv_pool[0] not in POOLS or kv_pool[1] < 1:
         raise ValueError(
-            f'num_heads={num_heads} must divide the width of q and k '
-            f'({q.shape[-1]}) and of v ({v.shape[-1]}).'
+            f'kv_pool must be None or one of {sorted(POOLS)} and a size of at least 1, '
+            f'for example ("avg", 2); got {kv_pool!r}.'
         )
-    backend = pick_backend(backend, BACKENDS)
-    if backend in UNWEIGHTED and route_weights is not None:
-        raise ValueError(
-            f"backend='{backend}' takes no route_weights; use 'gathered' or 'auto'."
-        )
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    if backend == 'reference':
-        return _reference(q, k, v, routes, num_heads, scale, route_weights)
-    if backend == 'auto' and route_weights is None and _suits_mask(k, routes):
-        backend = 'masked'
-    if backend == 'masked':
-        return _masked(q, k, v, routes, num_heads, scale)
-    if backend == 'triton':
-        regions = (x.flatten(0, 1) for x in (q, k, v, _rows(routes)))
-        out = _kernels(q).attend(*regions, num_heads, scale)
-        return out.unflatten(0, routes.shape[:2])
-    return _gathered(q, k, v, routes, num_heads, scale, route_weights)
 
 
-def _suits_mask(k: Tensor, routes: Tensor) -> bool:
-    """Whether not to gather pays for products with keys that do not count."""
-    num_regions, num_tokens = k.shape[1], k.shape[1] * k.shape[2]
-    share = routes.shape[-1] / num_regions
-    return share == 1 or (share >= MASKED_SHARE and num_tokens <= MASKED_TOKENS)
-
-
-def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    scale: float,
-    route_weights: Tensor | None,
-) -> Tensor:
-    weights = attention_weights(q, k, routes, num_heads, scale, route_weights)
-    v = gather_regions(v, routes, route_weights)
-    return merge_heads(weights.to(v.dtype) @ split_heads(v, num_heads))
-
-
-def attention_weights(
-    q: Tensor,
-    k: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    scale: float,
-    route_weights: Tensor | None = None,
-) -> Tensor:
-    """Weights by which every token attends to the tokens of its routed regions.
+def pool_keys(x: Tensor, grid: Size, kv_pool: tuple[str, int] | None) -> Tensor:
+    """Pool keys or values within every region.
 
     Args:
-        q: Queries, (B, R, L, D).
-        k: Keys, (B, R, L', D).
-        routes: Regions that each region attends to, (B, R, K).
-        num_heads: Number of heads; divides D.
-        scale: Factor on the products of queries and keys.
-        route_weights: Factors on the keys of each routed region, (B, R, K).
+        x: Keys or values, (B, H, W, C), multiples of the grid.
+        grid: Number of regions, (rows, columns).
+        kv_pool: Type and size, see :func:`check_pool`; None for none.
 
     Returns:
-        (B, R, heads, L, K * L'), the last axis in the order of the routes; sums to 1.
+        (B, H', W', C), multiples of the grid.
     """
-    q = split_heads(q, num_heads)
-    k = split_heads(gather_regions(k, routes, route_weights), num_heads)
-    return attention_logits(q, k, scale).softmax(dim=-1)
-
-
-def _gathered(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    scale: float,
-    route_weights: Tensor | None,
-) -> Tensor:
-    """Copy whole regions of a head as rows, for so many query regions as fit."""
-    queries: tuple[Tensor, ...] = (q.flatten(0, 1), _rows(routes).flatten(0, 1))
-    if route_weights is not None:
-        queries = (*queries, route_weights.flatten(0, 1))
-    # Heads first: else every copy would have to be copied again for its products.
-    regions = tuple(split_heads(x, num_heads).flatten(0, 2) for x in (k, v))
-    out = chunked_attention(
-        partial(_attend_regions, num_heads, scale),
-        queries,
-        regions,
-        length=_length(queries[0].shape[0], routes.shape[-1], k, v),
-    )
-    return out.unflatten(0, routes.shape[:2])
-
-
-def _length(num_queries: int, topk: int, k: Tensor, v: Tensor) -> int:
-    """Number of query regions that attend at a time; the compiler takes all."""
-    if is_compiling():
-        return num_queries
-    numbers = k.numel() + v.numel()
-    # A part adds to the gradients of all regions: it must not be small beside them.
-    parts = topk * numbers // max(PART, 2 * numbers)
-    return -(-num_queries // max(parts, 1))
-
-
-def _attend_regions(
-    num_heads: int, scale: float, q: Tensor, rows: Tensor, *others: Tensor
-) -> Tensor:
-    """Let some query regions attend.
-
-    Args:
-        num_heads: Number of heads.
-        scale: Factor on the products of queries and keys.
-        q: (N, L, D).
-        rows: Regions of keys that each attends to, (N, K).
-        others: Factors on these, (N, K), if there are any; then keys and values of the
-            heads of all regions, (B * R * heads, L', ...).
-
-    Returns:
-        (N, L, C).
-    """
-    *weights, k, v = others
-    heads = torch.arange(num_heads, device=rows.device).unsqueeze(-1)
-    rows = num_heads * rows.unsqueeze(1) + heads  # (N, heads, K)
-    k, v = (_take(x, rows, *weights) for x in (k, v))
-    return merge_heads(biased_attention(split_heads(q, num_heads), k, v, scale=scale))
-
-
-def _masked(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float
-) -> Tensor:
-    """Attend to all tokens, but those of other regions count nothing."""
-    shape = q.shape[:3]
-    q, k, v = (
-        split_heads(tokens.flatten(1, 2), num_heads) for tokens in (q, k, v)
-    )  # (B, heads, R * L, width)
-    bias = None
-    if routes.shape[-1] < shape[1]:
-        bias = _routes_bias(q, k, routes)
-    out = biased_attention(q, k, v, bias, scale=scale)
-    return merge_heads(out).reshape(*shape, -1)
-
-
-def _routes_bias(q: Tensor, k: Tensor, routes: Tensor) -> Tensor:
-    """Zero for the tokens of routed regions and -inf for others, (B, 1, N, N')."""
-    batch, num_regions, _ = routes.shape
-    bias = q.new_full((batch, num_regions, num_regions), -torch.inf)
-    bias = bias.scatter(-1, routes, 0)
-    lengths = (q.shape[-2] // num_regions, k.shape[-2] // num_regions)
-    bias = bias[:, :, None, :, None].expand(-1, -1, lengths[0], -1, lengths[1])
-    return bias.reshape(batch, 1, q.shape[-2], k.shape[-2])
-
-
-def _kernels(q: Tensor) -> ModuleType:
-    """The kernels for GPUs, if they can run."""
-    if not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
-        raise ValueError(
-            f"backend='triton' needs tensors on a GPU; got q on {q.device}. Use "
-            "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
-        )
-    try:
-        import mmsparse.ops.routing_triton as kernels
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"backend='triton' needs {error.name}, which comes with torch for CUDA; "
-            "use 'auto' without it."
-        ) from error
-    return kernels
-
-
-def gather_regions(
-    tokens: Tensor, routes: Tensor, route_weights: Tensor | None = None
-) -> Tensor:
-    """Line up the tokens of every region's routed regions.
-
-    Args:
-        tokens: (B, R, L, C).
-        routes: (B, R, K).
-        route_weights: Factors on the tokens of each routed region, (B, R, K).
-
-    Returns:
-        (B, R, K * L, C), in the order of the routes.
-    """
-    index = routes[..., None, None].expand(-1, -1, -1, *tokens.shape[2:])
-    seen = tokens[:, None].expand(-1, routes.shape[1], -1, -1, -1)
-    gathered = seen.gather(2, index)  # (B, R, K, L, C)
-    if route_weights is not None:
-        gathered = gathered * route_weights[..., None, None].to(tokens.dtype)
-    return gathered.flatten(2, 3)
-
-
-def _rows(routes: Tensor) -> Tensor:
-    """Count the regions of all pictures through, (B, R, K)."""
-    batch, num_regions, _ = routes.shape
-    first = num_regions * torch.arange(batch, device=routes.device)
-    return routes + first.view(-1, 1, 1)
-
-
-def _take(regions: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Regions of heads by their numbers (N, heads, K), to (N, heads, K * L, d)."""
-    taken = regions.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-    if weights is not None:
-        taken = taken * weights[:, None, :, None, None].to(taken.dtype)
-    return taken.flatten(2, 3)
+    if kv_pool is None:
+        return x
+    kind, length = kv_pool
+    size = (length, length)
+    if not kind.startswith('adaptive'):
+        size = (min(length, x.shape[1] // grid[0]), min(length, x.shape[2] // grid[1]))
+    return pool_regions(x, grid, lambda regions: POOLS[kind](regions, size))

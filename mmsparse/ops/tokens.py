@@ -1,4 +1,4 @@
-"""Choosing the tokens that an encoder works on (Focus-DETR)."""
+"""Selection of the tokens that the layers of an encoder update (Focus-DETR)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from torch import Tensor
 class TokenSelection(NamedTuple):
     """The tokens that the layers of an encoder keep, best first.
 
-    What a layer keeps is the beginning of one sorted list. Pictures of a batch need
-    different numbers of tokens; masks say which of the rows count, and are None where
-    all do.
+    The tokens of a layer are the first of one sorted list. Images of a batch keep
+    different numbers of them; masks mark those of an image, and are None where they
+    would be all True.
 
     Args:
         rows: Indices of the tokens that any layer keeps, (B, K).
         scores: Their foreground logits, (B, K); -inf for padding.
         kept: K_i, the number of rows that each layer keeps.
         eligible: For each layer, rows that may be object tokens, (B, K_i).
-        written: For each layer, rows whose update is kept, (B, K_i).
+        written: For each layer, rows that the layer updates, (B, K_i).
     """
 
     rows: Tensor
@@ -37,50 +37,57 @@ def select_tokens(
     cascade: Sequence[float],
     per_image: bool = False,
 ) -> TokenSelection:
-    """Rank all tokens and choose how many of them each layer keeps.
+    """Rank all tokens by foreground score and select those that each layer keeps.
 
     Args:
         scores: Foreground logits, (B, N).
-        padding: True for the tokens that are padding, (B, N); None for no such tokens.
-        num_valid: Number of the other tokens of every picture, (B,), on the CPU, where
-            it is known without waiting for a GPU.
-        keep_ratio: Part of a picture's tokens that are its foreground, in (0, 1].
-        cascade: Part of the foreground that each layer keeps, in (0, 1].
-        per_image: Let every picture keep its own part. Otherwise all keep as many rows
-            as the picture with the largest foreground, and others write back no more
-            than their foreground.
+        padding: True for tokens that are padding, (B, N); None for none.
+        num_valid: Number of tokens of every image without padding, (B,), on the CPU,
+            where it is known without waiting for a GPU.
+        keep_ratio: Share of an image's tokens that are its foreground, in (0, 1].
+        cascade: Share of the foreground that each layer keeps, in (0, 1].
+        per_image: Keep a share of every image's own tokens. Otherwise all images keep
+            as many rows as the image with the largest foreground, and the others update
+            no more of them than their foreground has.
 
     Returns:
-        The selection. Padding is ranked last and never counts.
+        The selection. Padding is ranked last and never updated.
 
     Raises:
-        ValueError: A layer would keep no token of a picture.
+        ValueError: A layer would keep no token of an image.
 
     Source: Focus-DETR, arXiv 2307.12612, section 3.
     """
-    foreground = foreground_counts(num_valid, keep_ratio)
-    shares = [layer_counts(foreground, share) for share in cascade]
-    kept = tuple(int(counts.max()) for counts in shares)
-    fewest = min(int(counts.min()) for counts in shares) if per_image else min(kept)
+    # 1. On the CPU, count the rows of every layer: shapes must not wait for a GPU.
+    foreground = foreground_counts(num_valid, keep_ratio)  # (B,)
+    layer_shares = [layer_counts(foreground, share) for share in cascade]
+    kept = tuple(int(counts.max()) for counts in layer_shares)
+    fewest = (
+        min(int(counts.min()) for counts in layer_shares) if per_image else min(kept)
+    )
     if fewest < 1:
         raise ValueError(
-            f'keep_ratio={keep_ratio} and cascade={tuple(cascade)} leave no token of '
-            f'{num_valid.tolist()} to some layer; raise them or enlarge the pictures.'
+            f'keep_ratio={keep_ratio} and cascade={tuple(cascade)} keep none of the '
+            f'{num_valid.tolist()} tokens in some layer; raise them or enlarge the '
+            'images.'
         )
+    # 2. Rank padding last, and count the same on the device of the scores, for masks.
     num_valid_here = num_valid
     if padding is not None:
         scores = scores.masked_fill(padding, float('-inf'))
         num_valid_here = (~padding).sum(1)
     foreground_here = foreground_counts(num_valid_here, keep_ratio)
+    # 3. Mask the rows of each layer that an image with fewer tokens does not own.
     eligible, written = [], []
-    for share, count, rows in zip(cascade, shares, kept, strict=True):
+    for share, counts, rows in zip(cascade, layer_shares, kept, strict=True):
         if per_image:
-            own = _row_mask(layer_counts(foreground_here, share), count, rows)
+            own = _row_mask(layer_counts(foreground_here, share), counts, rows)
             eligible.append(own)
             written.append(own)
         else:
             eligible.append(_row_mask(num_valid_here, num_valid, rows))
             written.append(_row_mask(foreground_here, foreground, rows))
+    # 4. Sort once: each layer keeps the first rows of the same list.
     best = scores.topk(max(kept))
     return TokenSelection(
         best.indices, best.values, kept, tuple(eligible), tuple(written)
@@ -88,11 +95,11 @@ def select_tokens(
 
 
 def foreground_counts(num_valid: Tensor, keep_ratio: float) -> Tensor:
-    """Count the foreground tokens of pictures.
+    """Count the foreground tokens of images.
 
     Args:
         num_valid: Number of their tokens without padding, (B,).
-        keep_ratio: Part of them that is foreground, in (0, 1].
+        keep_ratio: Share of them that is foreground, in (0, 1].
 
     Returns:
         (B,), at least 1; rounded down in float32, plus 1.
@@ -105,7 +112,7 @@ def layer_counts(foreground: Tensor, share: float) -> Tensor:
 
     Args:
         foreground: Number of foreground tokens, (B,).
-        share: Part of them, in (0, 1].
+        share: Share of them that the layer keeps, in (0, 1].
 
     Returns:
         (B,), rounded down in float32.
@@ -114,16 +121,17 @@ def layer_counts(foreground: Tensor, share: float) -> Tensor:
 
 
 def _row_mask(counts: Tensor, counts_on_cpu: Tensor, rows: int) -> Tensor | None:
+    """Mark the first ``counts`` of the rows, (B, rows); None where that is all."""
     if int(counts_on_cpu.min()) >= rows:
         return None
     return torch.arange(rows, device=counts.device) < counts[:, None]
 
 
 def kept_by_layer(selection: TokenSelection, num_tokens: int) -> Tensor:
-    """Mark the tokens that each layer keeps.
+    """Mark the tokens that each layer updates.
 
     Args:
-        selection: What the layers keep.
+        selection: Selected tokens.
         num_tokens: N, the number of all tokens.
 
     Returns:
@@ -141,7 +149,7 @@ def kept_by_layer(selection: TokenSelection, num_tokens: int) -> Tensor:
 
 
 def logit_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
-    """Score tokens as objects by a product of logits, as Focus-DETR was released.
+    """Score object tokens by a product of logits, as the release of Focus-DETR does.
 
     Args:
         class_logits: (B, K, classes).
@@ -154,7 +162,7 @@ def logit_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
 
 
 def probability_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
-    """Score tokens as objects by a product of probabilities, as in the paper.
+    """Score object tokens by a product of probabilities, as in the paper.
 
     Args:
         class_logits: (B, K, classes).
@@ -169,7 +177,7 @@ def probability_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
 
 
 def gather_tokens(x: Tensor, rows: Tensor) -> Tensor:
-    """Read rows of every sample.
+    """Gather rows of every sample.
 
     Args:
         x: (B, N, ...).
@@ -178,8 +186,8 @@ def gather_tokens(x: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (B, K, ...).
     """
-    taken = x.flatten(0, 1).index_select(0, _flat_rows(rows, x.shape[1]))
-    return taken.unflatten(0, rows.shape)
+    gathered = x.flatten(0, 1).index_select(0, _flat_rows(rows, x.shape[1]))
+    return gathered.unflatten(0, rows.shape)
 
 
 def scatter_tokens(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
@@ -187,8 +195,8 @@ def scatter_tokens(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
     Args:
         x: (B, N, ...).
-        rows: Indices, each but once, (B, K).
-        values: What stands there then, (B, K, ...).
+        rows: Indices without duplicates, (B, K).
+        values: New values of these rows, (B, K, ...).
 
     Returns:
         A copy of ``x`` with the rows replaced.
@@ -200,5 +208,6 @@ def scatter_tokens(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def _flat_rows(rows: Tensor, length: int) -> Tensor:
+    """Return the indices in the samples concatenated, (B * K,)."""
     first = length * torch.arange(rows.shape[0], device=rows.device)
     return (rows + first[:, None]).flatten()

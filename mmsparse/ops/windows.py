@@ -1,12 +1,12 @@
-"""Attention within windows, plain or shifted (Swin, and DAT's local blocks)."""
+"""Window attention: plain windows (DAT's local blocks) and shifted windows (Swin)."""
 
 import torch
 from torch import Tensor
 
-from mmsparse.ops.attention import biased_attention, split_heads
-from mmsparse.ops.regions import partition_regions
+from mmsparse.ops.attention import biased_attention
+from mmsparse.ops.regions import merge_by_head, partition_by_head, partition_regions
 
-MASKED = -100.0  # what the released models add where a shifted window is cut
+MASKED = -100.0  # added across the cut of a shifted window; the released models have it
 
 
 def window_attention(
@@ -18,96 +18,85 @@ def window_attention(
     shift: int = 0,
     backend: str = 'auto',
 ) -> Tensor:
-    """Let every token attend to the tokens of its window.
+    """Attend from every token to the tokens of its window.
 
-    With a shift the windows lie that much further down and right. A window that then
-    crosses the border holds parts of opposite ends of the map, which hardly see each
-    other: -100 is added to their logits.
+    With a shift, windows start ``shift`` tokens further down and right. A window that
+    crosses the border then joins opposite ends of the feature map, and -100 is added to
+    the logits between them.
 
     Args:
         q: Queries, (B, H, W, C); H and W are multiples of the window.
         k: Keys, (B, H, W, C).
         v: Values, (B, H, W, C).
         bias: Added to the logits of every window, (heads, N, N) with N = window**2.
-        window: Edge length of a window.
-        shift: Tokens by which the windows are shifted, 0 to ``window`` - 1.
-        backend: How to compute it: ``reference``, ``products``, ``sdpa`` or ``auto``.
+        window: Height and width of a window.
+        shift: Shift of the windows in tokens, 0 to ``window`` - 1.
+        backend: ``reference``, ``math``, ``sdpa`` or ``auto``, see
+            :func:`mmsparse.ops.biased_attention`.
 
     Returns:
         (B, H, W, C).
 
     Raises:
-        ValueError: The windows do not divide the map or the heads not C, the shift is
-            out of range, or ``backend`` is unknown.
+        ValueError: The windows do not divide the feature map or the heads not C, the
+            shift is out of range, or ``backend`` is unknown or cannot compute it.
 
-    Source: Swin, arXiv 2103.14030, section 3.2.
+    Source: Swin Transformer, arXiv 2103.14030, section 3.2.
     """
     batch, height, width, _ = q.shape
     if height % window or width % window:
         raise ValueError(
-            f'window={window} must divide the map of {height}x{width}; pad it first '
-            f'(pad_to_multiple).'
+            f'window={window} must divide the feature map of {height}x{width}; pad it '
+            'first (pad_to_multiple).'
         )
     check_shift(shift, window)
     grid, num_heads = (height // window, width // window), len(bias)
-    fold = (0, 1)  # windows go with the pictures
+    # Plain windows share their bias, and are folded into the batch.
+    fold = (0, 1)
     if shift:
         q, k, v = (x.roll((-shift, -shift), dims=(1, 2)) for x in (q, k, v))
-        mask = _cut_mask(height, width, window, shift, like=bias)
+        mask = _shift_mask(height, width, window, shift, like=bias)
         bias = (bias + mask[:, None]).flatten(0, 1)  # (R * heads, N, N)
-        fold = (1, 2)  # each window has its own mask, the same for all pictures
-    q, k, v = (_split(x, grid, num_heads).flatten(*fold) for x in (q, k, v))
+        # Every shifted window has its own mask, and is folded into the heads.
+        fold = (1, 2)
+    q, k, v = (partition_by_head(x, grid, num_heads).flatten(*fold) for x in (q, k, v))
     out = biased_attention(q, k, v, bias, backend)
-    out = _merge(out.reshape(batch, -1, num_heads, *out.shape[2:]), grid, window)
+    out = out.reshape(batch, -1, num_heads, *out.shape[2:])  # (B, R, heads, N, D)
+    out = merge_by_head(out, grid, (height, width))
     return out.roll((shift, shift), dims=(1, 2)) if shift else out
 
 
-def _split(x: Tensor, grid: tuple[int, int], num_heads: int) -> Tensor:
-    """(B, H, W, C) to (B, R, heads, N, D), copied once."""
-    rows, columns = grid
-    x = split_heads(x, num_heads)  # (B, H, heads, W, D)
-    x = x.unflatten(3, (columns, -1)).unflatten(1, (rows, -1))
-    x = x.permute(0, 1, 4, 3, 2, 5, 6)  # (B, rows, columns, heads, h, w, D)
-    return x.flatten(4, 5).flatten(1, 2)
-
-
-def _merge(x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """(B, R, heads, N, D) to (B, H, W, C), copied once."""
-    x = x.unflatten(3, (window, -1)).unflatten(1, grid).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.flatten(5).flatten(3, 4).flatten(1, 2)
-
-
 def window_bias(table: Tensor, window: int) -> Tensor:
-    """Spread a table of relative positions over the pairs of tokens of a window.
+    """Expand a table of relative positions to the pairs of tokens of a window.
 
     Args:
         table: One row for each (query minus key) down and across, row-major,
             ((2 * window - 1)**2, heads).
-        window: Edge length of the window.
+        window: Height and width of the window.
 
     Returns:
         (heads, N, N) with N = window**2, queries before keys.
 
-    Source: Swin, arXiv 2103.14030, equation 4.
+    Source: Swin Transformer, arXiv 2103.14030, equation 4.
     """
     span = 2 * window - 1
-    place = torch.arange(window, device=table.device)
-    step = place[:, None] - place + window - 1  # (query, key)
+    token = torch.arange(window, device=table.device)
+    step = token[:, None] - token + window - 1  # (query, key)
     index = span * step[:, None, :, None] + step[None, :, None, :]
-    tokens = window**2
+    num_tokens = window**2
     bias = table.index_select(0, index.flatten())  # (N * N, heads)
-    return bias.reshape(tokens, tokens, -1).permute(2, 0, 1)
+    return bias.reshape(num_tokens, num_tokens, -1).permute(2, 0, 1)
 
 
 def check_shift(shift: int, window: int) -> None:
-    """Raise ValueError unless windows can be shifted so.
+    """Raise ValueError unless the shift is smaller than the window.
 
     Args:
-        shift: Tokens by which the windows are shifted.
-        window: Edge length of a window.
+        shift: Shift of the windows in tokens.
+        window: Height and width of a window.
 
     Raises:
-        ValueError: The shift is negative, or a window or more.
+        ValueError: The shift is negative, or at least the window.
     """
     if not 0 <= shift < window:
         raise ValueError(
@@ -115,12 +104,14 @@ def check_shift(shift: int, window: int) -> None:
         )
 
 
-def _cut_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """What to add where a window of the rolled map joins two ends, (R, N, N)."""
+def _shift_mask(
+    height: int, width: int, window: int, shift: int, like: Tensor
+) -> Tensor:
+    """Return what is added where a rolled window joins two ends, (R, N, N)."""
 
     def band(length: int) -> Tensor:
-        place = torch.arange(length, device=like.device)
-        return (place >= length - window).int() + (place >= length - shift).int()
+        token = torch.arange(length, device=like.device)
+        return (token >= length - window).int() + (token >= length - shift).int()
 
     bands = 3 * band(height)[:, None] + band(width)  # (H, W)
     grid = (height // window, width // window)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
-from mmsparse.models.layers.bilevel_routing_attention import Routing
+from mmsparse.ops.routing import Routing
 from mmsparse.visualization import panels
 from mmsparse.visualization.image_transform import Point
 from mmsparse.visualization.recorder import LayerRecording
@@ -154,7 +154,7 @@ def _draw_attention_map(
     axis: Axes, sample: Sample, layer: LayerRecording, attention: AttentionMap
 ) -> None:
     weights = attention.weights[0].mean(0)[0]  # (M,)
-    keys = attention.places()[0, 0]  # (M, 2)
+    keys = attention.locations()[0, 0]  # (M, 2)
     if attention.extent == POINT:
         _draw_keys(axis, _to_image(sample, layer, keys), weights)
     else:

@@ -132,7 +132,7 @@ def _group(
     sample: Sample, layer: LayerRecording, maps: tuple[AttentionMap, ...]
 ) -> dict[str, Any]:
     weights = torch.cat([chunk.weights[0].mean(0) for chunk in maps])  # (n, M)
-    rows = torch.cat([chunk.rows[0] for chunk in maps])
+    rows = torch.cat([chunk.index[0] for chunk in maps])
     largest, order = weights.topk(min(weights.shape[1], MAX_KEYS))
     keys, extent = maps[0].keys[0], maps[0].extent
     index_type = np.uint16 if len(keys) < 2**16 else np.uint32

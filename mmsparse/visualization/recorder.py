@@ -48,7 +48,7 @@ class LayerRecording(NamedTuple):
     @property
     def samples_keys(self) -> bool:
         """Whether keys are sampled at learned locations (DAT)."""
-        return hasattr(self.layer, 'sampling_positions')
+        return hasattr(self.layer, 'sampling_locations')
 
     @property
     def routes_regions(self) -> bool:

@@ -35,7 +35,7 @@ def received_attention(layer: nn.Module, x: Tensor) -> list[ReceivedAttention]:
         totals = totals or [torch.zeros_like(group.keys[..., 0]) for group in maps]
         for total, group in zip(totals, maps, strict=True):
             weights = group.weights.mean(1).flatten(1)
-            total.scatter_add_(1, group.rows.flatten(1), weights)
+            total.scatter_add_(1, group.index.flatten(1), weights)
     return [
         ReceivedAttention(group.name, group.keys, total / x[0, 0].numel())
         for group, total in zip(maps, totals, strict=True)
@@ -61,7 +61,9 @@ def attention_distance(layer: nn.Module, x: Tensor) -> Tensor:
         centers = torch.stack([rows, columns], dim=-1)[:, None] + 0.5  # (n, 1, 2)
         distances = []
         for group in maps:
-            lengths = (group.places() - centers).norm(dim=-1)[:, None]  # (B, 1, n, M)
+            lengths = (group.locations() - centers).norm(dim=-1)[
+                :, None
+            ]  # (B, 1, n, M)
             distances.append((group.weights * lengths).sum((2, 3)).mean(0))
         total = total + torch.cat(distances)
     return total / x[0, 0].numel()
@@ -80,9 +82,8 @@ def reference_points(layer: nn.Module, x: Tensor) -> Tensor:
 
     Centers are (y, x) in cells of the feature map ``x``.
     """
-    positions = layer.sampling_positions(x)
-    references = layer.place(torch.zeros_like(positions), layer.offset_range)
-    last = positions.new_tensor(x.shape[-2:]) - 1
+    references = layer.reference_locations(x)
+    last = references.new_tensor(x.shape[-2:]) - 1
     return (references.flatten(2, 3) + 1) / 2 * last + 0.5
 
 

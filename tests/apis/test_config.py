@@ -86,7 +86,7 @@ def test_a_base_of_a_missing_library_is_named_with_the_page_on_installation(tmp_
 
 @pytest.mark.xfail(
     'onedl-mmengine' in installed_versions(),
-    reason='onedl-mmengine looks for mmsegmentation, which has another name there',
+    reason='onedl-mmengine expects mmsegmentation, which has another name there',
     strict=True,
 )
 def test_a_base_of_mmseg_is_found():

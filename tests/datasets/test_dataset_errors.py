@@ -20,7 +20,7 @@ from mmsparse.datasets.errors import (
 )
 
 RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
-GREY = np.asarray(RGB.convert('L'))
+GRAY = np.asarray(RGB.convert('L'))
 BGR = np.asarray(RGB)[..., ::-1]
 
 
@@ -39,7 +39,7 @@ UNUSUAL = {
     'CMYK': (lambda path: RGB.convert('CMYK').save(path, quality=95), 'a.jpg', 40),
     '16 bits': (lambda path: cv2.imwrite(path, BGR.astype('uint16') * 257), 'a.png', 0),
     '16 bits, gray': (
-        lambda path: cv2.imwrite(path, GREY.astype('uint16') * 257),
+        lambda path: cv2.imwrite(path, GRAY.astype('uint16') * 257),
         'a.png',
         0,
     ),

@@ -131,7 +131,7 @@ def test_the_key_with_the_largest_weight_is_hottest(
     layer = sample.recording.layers[0]
     with torch.no_grad():
         (coarse, _) = layer.layer.attention_maps(layer.x, torch.tensor([0]))
-    y, x = coarse.places()[0, 0, coarse.weights[0].mean(0)[0].argmax()].tolist()
+    y, x = coarse.locations()[0, 0, coarse.weights[0].mean(0)[0].argmax()].tolist()
     expected = flipped.to_image(torch.tensor([4 * x, 4 * y]))
 
     axis = draw_attention(sample, point=(59.9, 0.1)).axes[0]

@@ -13,7 +13,7 @@ from browser import Browser, find_browser
 from PIL import Image
 
 from mmsparse.evaluation import KeptTokens
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.visualization import ImageTransform, write_page
 from mmsparse.visualization.recorder import (
     DetectionsRecording,
@@ -56,7 +56,7 @@ def rectangles(panel, name='fillRect'):
 def add_detector(sample):
     """Add tokens on two levels, and two detections of one decoder layer."""
     sizes = ((6, 8), (3, 4))
-    centers = cell_centers(sizes, torch.ones(1, 2, 2))
+    centers = level_centers(sizes, torch.ones(1, 2, 2))
     kept = torch.zeros(1, 1, 60, dtype=torch.bool)
     kept[0, 0, [2 * 8 + 5, 48 + 4]] = True
     objects = torch.zeros_like(kept)
@@ -143,7 +143,7 @@ def test_a_click_shows_the_attention_map_of_its_query(record_backbone, page, fli
         x, y, width, height = filled[-1]  # the largest weight is drawn last
         weights = group.weights[0].mean(0)[0]
         assert len(filled) == len(weights)
-        key = group.places()[0, 0, weights.argmax()].flip(-1) * 8
+        key = group.locations()[0, 0, weights.argmax()].flip(-1) * 8
         expected = flipped.to_image(key)
         center = [(x + width / 2) / zoom, (y + height / 2) / zoom]
         assert center == pytest.approx(expected.tolist(), abs=1e-3)

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmark.backbone import FORWARD, TRAINING
 from benchmark.timing import Candidate, Measurement, Stopwatch
 from mmsparse import ops
-from mmsparse.ops.deformable import attend_map
-from mmsparse.ops.regions import merge_regions, partition_regions
+from mmsparse.ops.attention import full_attention
+from mmsparse.ops.routed import routed_attention
 
 REFERENCE, FAST = 'reference', 'fast'
 STRIDE, CHANNELS, HEADS = 8, 128, 4
@@ -90,7 +90,7 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
     yield (
         'dense',
         Pattern(
-            lambda backend: attend_map(q, k, v, HEADS, backend=backend),
+            lambda backend: full_attention(q, k, v, HEADS, backend=backend),
             inputs,
             HEADS * tokens**2,
         ),
@@ -101,9 +101,7 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
     routes = torch.rand(1, grid[0] ** 2, grid[0] ** 2, device=device).topk(topk)[1]
 
     def routed(backend: str) -> Tensor:
-        regions = (partition_regions(x, grid) for x in inputs)
-        out = ops.routed_attention(*regions, routes, HEADS, backend=backend)
-        return merge_regions(out, grid, (side, side))
+        return routed_attention(*inputs, routes, grid, HEADS, backend=backend)
 
     # The backward pass of its gather has a gradient for every pair of regions.
     numel = routes.shape[1] * tokens * CHANNELS

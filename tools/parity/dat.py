@@ -73,10 +73,10 @@ def _sampling(model: nn.Module, calls: dict[str, Call]) -> dict[str, Tensor]:
         if not isinstance(layer, DeformableAttention2d):
             continue
         (x,), prefix = calls[name].args, f'{name}.' if name else ''
-        positions = layer.sampling_positions(x)
+        positions = layer.sampling_locations(x)
         sampling = dict(
             pos=positions,
-            ref=layer.place(torch.zeros_like(positions), 0),
+            ref=layer.add_offsets(torch.zeros_like(positions), 0),
             offset_raw=calls[f'{prefix}conv_offset'].output,
             x_sampled=layer.sample(x, positions).flatten(2).unsqueeze(2),
         )

@@ -21,9 +21,14 @@ NO_EFFECT = (  # descriptions of the inputs, and arguments without effect in eva
 
 def compare(case: Case) -> list[Comparison]:
     """Compare the outputs and gradients of several runs, in the precision of each."""
-    run = next((run for kind, run in KINDS.items() if case.name.startswith(kind)), None)
+    run = next(
+        (run for prefix, run in CASE_TYPES.items() if case.name.startswith(prefix)),
+        None,
+    )
     if run is None:
-        raise UnsupportedCaseError(f'no counterpart; the kinds are {[*KINDS]}')
+        raise UnsupportedCaseError(
+            f'no counterpart; the case types are {[*CASE_TYPES]}'
+        )
     comparisons: list[Comparison] = []
     for i, arguments in enumerate(case.info['args']['cases']):
         for precision, dtype in PRECISIONS.items():
@@ -99,4 +104,4 @@ def _run_module(
     return module(**inputs), {**inputs, **weights}
 
 
-KINDS = {'msda_core_': _run_core, 'msda_module_': _run_module}
+CASE_TYPES = {'msda_core_': _run_core, 'msda_module_': _run_module}

@@ -11,7 +11,7 @@ from mmsparse.models.detectors import (
     FocusEncoderLayer,
     ForegroundLoss,
 )
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import gather_tokens, logit_product, select_tokens
 from parity.cases import Case, Comparison, UnsupportedCaseError
 from parity.focus_detr_models import (
@@ -32,9 +32,14 @@ CLASS_HEAD = 'transformer.encoder.enhance_MCSP.'
 
 def compare(case: Case) -> list[Comparison]:
     """Compare the outputs and gradients of a case."""
-    run = next((run for kind, run in KINDS.items() if case.name.startswith(kind)), None)
+    run = next(
+        (run for prefix, run in CASE_TYPES.items() if case.name.startswith(prefix)),
+        None,
+    )
     if run is None:
-        raise UnsupportedCaseError(f'no counterpart; the kinds are {[*KINDS]}')
+        raise UnsupportedCaseError(
+            f'no counterpart; the case types are {[*CASE_TYPES]}'
+        )
     actual = run(case)
     return [
         _compare(case, name, actual[name])
@@ -158,7 +163,7 @@ def _run_encoder(case: Case) -> Outputs:
             query=inputs['feat'],
             query_pos=inputs['pos'],
             key_padding_mask=given['padding_mask'],
-            centers=cell_centers(sizes, given['valid_ratios']),
+            centers=level_centers(sizes, given['valid_ratios']),
             valid_ratios=given['valid_ratios'],
             selection=selection,
             class_head=head,
@@ -185,7 +190,7 @@ def _order(rows: Tensor, wanted: Tensor) -> Tensor:
     return rows.argsort(-1).gather(1, wanted.argsort(-1).argsort(-1))
 
 
-KINDS: dict[str, Callable[[Case], dict[str, Any]]] = {
+CASE_TYPES: dict[str, Callable[[Case], dict[str, Any]]] = {
     'score_path_': run_selector,
     'encoder_layer_': _run_layer,
     'encoder_': _run_encoder,

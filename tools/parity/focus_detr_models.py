@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import foreground_counts, gather_tokens
 from parity.cases import Case, UnsupportedCaseError
 from parity.models import Arguments, recorded
@@ -47,7 +47,7 @@ def run_selector(case: Case) -> Outputs:
     )
     lengths = [height * width for height, width in seen['level_sizes']]
     logits = seen['foreground_logits'][..., None].split(lengths, dim=1)
-    centers = cell_centers(seen['level_sizes'], seen['valid_ratios'])
+    centers = level_centers(seen['level_sizes'], seen['valid_ratios'])
     return {
         **_selection(seen, detector.keep_ratio),
         'out.enc_memory': seen['scored'],

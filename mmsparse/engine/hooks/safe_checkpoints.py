@@ -26,7 +26,7 @@ class SafeCheckpoints(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and _is_local(hook):
                 hook.backend_args = dict(backend=WHOLE_FILE)
-        # mmengine has no other place for the checkpoint that load_or_resume reads next.
+        # mmengine has no public setting for the checkpoint that load_or_resume reads.
         if runner._resume and runner._load_from is None:
             path = last_whole_checkpoint(runner.work_dir)
             runner._load_from = path and str(path)

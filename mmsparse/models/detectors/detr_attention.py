@@ -8,6 +8,7 @@ from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor
 
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
+from mmsparse.ops.pyramid import sampling_points
 
 
 class SelfAttention(MultiheadAttention):
@@ -83,22 +84,9 @@ class DeformableAttention(MultiScaleDeformableAttention):
         # Sampling locations need float32, and the operator wants one dtype for all.
         out = sample_and_sum(
             value.float(),
-            self._points(reference_points, offsets.float(), spatial_shapes),
+            sampling_points(reference_points, offsets.float(), spatial_shapes),
             weights,
             level_sizes,
             spatial_shapes,
         )
         return query + self.dropout(self.output_proj(out.to(value.dtype)))
-
-    def _points(
-        self, references: Tensor, offsets: Tensor, spatial_shapes: Tensor
-    ) -> Tensor:
-        """Sampling locations, (B, K, heads, levels, points, 2).
-
-        Offsets are in cells for points, relative to the box size for boxes.
-        """
-        references = references[:, :, None, :, None]
-        if references.shape[-1] == 2:
-            return references + offsets / spatial_shapes.flip(-1)[:, None]
-        centers, sides = references.chunk(2, dim=-1)
-        return centers + offsets * sides * (0.5 / self.num_points)

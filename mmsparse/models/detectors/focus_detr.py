@@ -34,7 +34,7 @@ from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
-from mmsparse.ops.pyramid import cell_centers, level_proposals, valid_sizes
+from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
 from mmsparse.ops.tokens import gather_tokens, select_tokens
 from mmsparse.registry import MODELS
 
@@ -174,7 +174,7 @@ class FocusedTransformer:
     ) -> dict[str, Any]:
         """Score all tokens, select the foreground and refine it by the encoder."""
         # 1. Score: a foreground logit for every token.
-        centers = cell_centers(level_sizes, valid_ratios)  # (B, N, 2)
+        centers = level_centers(level_sizes, valid_ratios)  # (B, N, 2)
         proposals = level_proposals(centers, level_sizes, feat_mask)  # (B, N, 4)
         ignored = feat_mask if self.score_border else proposals[..., 0].isinf()
         scored = self.project_tokens(feat + feat_pos, ignored)

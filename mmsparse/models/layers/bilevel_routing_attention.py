@@ -1,17 +1,13 @@
-"""The attention layers of BiFormer: routed, full, and none at all."""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""Bi-level routing attention, and the other token mixers of BiFormer."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import (
     AttentionMap,
-    attend_own_keys,
-    attend_shared_keys,
-    grid_centers,
+    key_centers,
+    own_key_weights,
+    shared_key_weights,
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
@@ -21,104 +17,60 @@ from mmsparse.models.layers.common import (
     check_choice,
     check_heads,
 )
-from mmsparse.ops import routed_attention
-from mmsparse.ops._precision import no_autocast
-from mmsparse.ops.deformable import attend_map
-from mmsparse.ops.regions import (
-    add_regions,
-    blank_outside,
-    merge_regions,
-    pad_to_multiple,
-    partition_regions,
-    pool_regions,
-    region_means,
-)
-from mmsparse.ops.routing import route_regions, weigh_routes
+from mmsparse.ops import bilevel_routing_attention
+from mmsparse.ops.attention import full_attention
+from mmsparse.ops.regions import pad_to_multiple, partition_regions
+from mmsparse.ops.routing import Routing, check_pool, pool_keys, route
 from mmsparse.registry import MODELS
 
 PADDINGS = ('input', 'tokens')
 ROUTINGS = ('hard', 'soft', 'differentiable', 'projected')
 LEPE_SOURCES = ('input', 'values')
-POOLS: dict[str, Callable[..., Tensor]] = {
-    'avg': F.avg_pool2d,
-    'max': F.max_pool2d,
-    'adaptive_avg': F.adaptive_avg_pool2d,
-    'adaptive_max': F.adaptive_max_pool2d,
-}
-
-
-class Cut(NamedTuple):
-    """How a map is cut into regions.
-
-    Args:
-        size: Height and width of the map; the last regions may reach beyond.
-        region: Height and width of a region.
-        grid: Number of regions down and across.
-    """
-
-    size: tuple[int, int]
-    region: tuple[int, int]
-    grid: tuple[int, int]
-
-
-class Routing(NamedTuple):
-    """Which regions of a map attend to which.
-
-    Args:
-        grid: Number R of regions, as rows and columns.
-        region: Height and width of a region, in cells of the map; the last regions may
-            reach beyond it.
-        routes: Regions that each region attends to, best first, (B, R, K).
-        scores: Softmax of the affinities to these, (B, R, K).
-    """
-
-    grid: tuple[int, int]
-    region: tuple[int, int]
-    routes: Tensor
-    scores: Tensor
 
 
 @MODELS.register_module()
 class BiLevelRoutingAttention(nn.Module):
-    """Attention of every region to the regions most akin to it.
+    """Attention of every region to its top-k most similar regions.
 
-    The map is cut into ``regions_per_side`` x ``regions_per_side`` regions. Their mean
-    queries and mean keys decide which regions attend to which, the same for all heads.
-    Products of queries and keys are scaled by the width of all heads together.
+    The feature map is partitioned into ``regions_per_side`` x ``regions_per_side``
+    regions. Their mean queries and mean keys decide which regions attend to which, the
+    same for all heads.
 
-    Any height and width works. Where the regions do not divide the map, the official
-    code has two forms, and weights belong to the one that they were trained with:
+    Any height and width works. Where the regions do not divide the feature map, the
+    official code has two forms of padding, and weights belong to the one that they were
+    trained with:
 
-    - ``padding='input'``: the map is padded with zeros, so that the regions fit.
-      Padded positions hold the bias of the projection, and take part in everything.
-    - ``padding='tokens'``: regions have the height and width of the map over
+    - ``padding='input'``: the input is padded with zeros, so that the regions fit. The
+      padding has the bias of the projection, and takes part in everything.
+    - ``padding='tokens'``: regions have the height and width of the feature map over
       ``regions_per_side``, rounded down, and there are as many as it takes. The
       last ones are filled with zero queries, keys and values, which take part in
-      the attention, but neither in the means nor in the local convolution.
+      the attention, but neither in the routing nor in the local convolution.
 
     Paper: `BiFormer <https://arxiv.org/abs/2303.08810>`_, section 3.2.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels`` and ``qk_channels``.
         topk: Number of regions that each region attends to. At most
-            ``regions_per_side`` squared with padding of the input; all regions of a map
-            that has fewer with padding of tokens.
-        regions_per_side: Number of regions down and across. Not tied to the weights.
-        qk_channels: Width of queries and keys; ``in_channels`` if None.
-        qk_scale: Factor on the products of queries and keys; ``qk_channels ** -0.5``
-            if None.
-        lepe_kernel: Odd edge length of the depthwise convolution of the values that
-            is added to the output (local context enhancement), 0 for none.
+            ``regions_per_side`` squared with ``padding='input'``; with
+            ``padding='tokens'``, all regions where a feature map has fewer.
+        regions_per_side: Number of regions down and across. The weights do not depend
+            on it.
+        qk_channels: Channels of queries and keys; ``in_channels`` if None.
+        qk_scale: Factor on the dot products of queries and keys; ``qk_channels**-0.5``,
+            that of all heads together, if None.
+        lepe_kernel: Odd kernel size of the depthwise convolution of the values that is
+            added to the output (local enhancement), 0 for none.
         padding: ``input`` or ``tokens``, see above.
-        routing: ``hard`` picks regions and passes no gradient. The others also
-            multiply keys and values of a picked region by the softmax of its affinity:
-            ``soft`` by constants, ``differentiable`` with gradient, ``projected`` after
-            a further linear map of the means as well.
-        kv_pool: Pooling of keys and values within every region: None, or a kind and a
-            size. ``avg`` and ``max`` pool windows of that edge length (at most the
-            region), ``adaptive_avg`` and ``adaptive_max`` to a square of it.
-        out_proj: Whether a linear map follows.
+        routing: ``hard`` selects regions and passes no gradient. The others also
+            multiply keys and values of a selected region by the softmax of its
+            affinity: ``soft`` by a constant, ``differentiable`` with gradient,
+            ``projected`` with a further linear projection of the means, too.
+        kv_pool: Pooling of keys and values within every region: None, or a type and a
+            size. ``avg`` and ``max`` pool windows of that height and width (at most the
+            region's), ``adaptive_avg`` and ``adaptive_max`` to that height and width.
+        out_proj: Whether a linear projection follows.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not divide.
@@ -145,7 +97,7 @@ class BiLevelRoutingAttention(nn.Module):
         check_choice('padding', padding, PADDINGS)
         check_regions(regions_per_side, topk, padding)
         check_choice('routing', routing, ROUTINGS)
-        _check_kv_pool(kv_pool)
+        check_pool(kv_pool)
         self.num_heads = num_heads
         self.topk = topk
         self.regions_per_side = regions_per_side
@@ -164,157 +116,124 @@ class BiLevelRoutingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[-2:]
-        out = self._attend(*self._project(x))
+        q, k, v = self.project(x)
+        out = bilevel_routing_attention(
+            q,
+            k,
+            v,
+            self.num_heads,
+            self.topk,
+            self.regions_per_side,
+            self.scale,
+            routing='differentiable' if self.router is not None else self.routing,
+            router=self.router,
+            kv_pool=self.kv_pool,
+        )
+        if self.lepe is not None:
+            out = out + channels_last(self.lepe(channels_first(v)))
         return channels_first(self.proj(out[:, :height, :width]))
 
-    def regions(self, x: Tensor) -> Routing:
-        """Tell which regions of a map attend to which.
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project the input to queries, keys and values.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
+            x: Input of the layer, (B, C, H, W).
+
+        Returns:
+            (B, H', W', ...) each, padded if ``padding`` is ``input``.
+        """
+        x = channels_last(x)
+        if self.padding == 'input':
+            x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
+        return self.qkv(x).split(self.split, dim=-1)
+
+    def regions(self, x: Tensor) -> Routing:
+        """Compute which regions of a feature map attend to which.
+
+        Args:
+            x: Input of the layer, (B, C, H, W).
 
         Returns:
             The regions and their routes.
         """
-        return self._routing(*self._project(x))
+        q, k, _ = self.project(x)
+        return self._route(q, k)
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What all heads see. Keys may lie in padding, beyond the map.
+            One attention map for all heads. Keys may be in the padding, beyond the
+            feature map.
         """
-        qkv, cut = self._project(x)
-        q, k, _ = qkv.split(self.split, dim=-1)
-        k, routing = self._pool(k, cut.region), self._routing(qkv, cut)
-        (h, w), (rows, columns) = cut.region, cut.grid
-        y, x = queries // x.shape[-1], queries % x.shape[-1]
-        own = y // h * columns + x // w
-        routes = routing.routes[:, own]  # (B, n, K)
+        q, k, _ = self.project(x)
+        routing = self._route(q, k)
+        (h, w), (_, columns) = routing.region, routing.grid
+        # 1. Keys by region, padded and pooled as in the op.
+        k = pool_keys(pad_to_multiple(k, routing.region), routing.grid, self.kv_pool)
+        k = partition_regions(k, routing.grid)  # (B, R, L, D)
+        # 2. The region of every query, and its routes.
+        row, column = queries // x.shape[-1], queries % x.shape[-1]
+        region = row // h * columns + column // w  # (n,)
+        routes = routing.routes[:, region]  # (B, n, K)
+        # 3. The keys of its routed regions, weighted unless routing is hard.
         batch = torch.arange(len(k), device=k.device)[:, None, None]
         keys = k[batch, routes]  # (B, n, K, L, D)
         if self.routing != 'hard':
-            keys = keys * routing.scores[:, own, :, None, None]
-        counts, extent = self._pooled(cut.region)
+            keys = keys * routing.scores[:, region, :, None, None]
+        weights = own_key_weights(
+            q[:, row, column], keys.flatten(2, 3), self.num_heads, self.scale
+        )
+        # 4. Indices of these keys, which are counted region by region.
         length = k.shape[2]
-        seen = routes[..., None] * length + torch.arange(length, device=k.device)
-        corners = (grid_centers((rows, columns), k) - 0.5) * k.new_tensor([h, w])
-        places = corners[:, None] + grid_centers(counts, k, extent)
-        return (
-            AttentionMap(
-                '',
-                attend_own_keys(
-                    q[:, own, y % h * w + x % w],
-                    keys.flatten(2, 3),
-                    self.scale,
-                    self.num_heads,
-                ),
-                seen.flatten(2),
-                places.flatten(0, 1).expand(len(k), -1, -1),
-                extent,
-            ),
+        index = routes[..., None] * length + torch.arange(length, device=k.device)
+        centers, extent = self._key_centers(routing, x)
+        keys = centers.expand(len(x), -1, -1)
+        return (AttentionMap('', weights, index.flatten(2), keys, extent),)
+
+    def _route(self, q: Tensor, k: Tensor) -> Routing:
+        return route(
+            q, k, self.topk, self.regions_per_side, self.scale, router=self.router
         )
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Cut]:
-        """(B, C, H, W) to queries, keys and values by region, (B, R, L, ...)."""
-        x = channels_last(x)
-        if self.padding == 'input':
-            x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        size = height, width = x.shape[1:3]
-        h, w = region = tuple(max(n // self.regions_per_side, 1) for n in size)
-        grid = (-(-height // h), -(-width // w))
-        # The map is cut before the projection makes three of it.
-        qkv = self.qkv(partition_regions(pad_to_multiple(x, region), grid))
-        return blank_outside(qkv, region, size), Cut(size, region, grid)
-
-    def _attend(self, qkv: Tensor, cut: Cut) -> Tensor:
-        """Queries, keys and values to (B, H', W', C), padded so that regions fit."""
-        q, k, v = qkv.split(self.split, dim=-1)
-        routes, route_weights = self._route(qkv, cut)
-        out = routed_attention(
-            q,
-            self._pool(k, cut.region),
-            self._pool(v, cut.region),
-            routes,
-            self.num_heads,
-            self.scale,
-            route_weights=route_weights,
-        )
-        padded = (cut.grid[0] * cut.region[0], cut.grid[1] * cut.region[1])
-        if self.lepe is None:
-            return merge_regions(out, cut.grid, padded)
-        height, width = cut.size
-        values = merge_regions(v, cut.grid, padded)[:, :height, :width]
-        detail = channels_last(self.lepe(channels_first(values)))
-        return add_regions(pad_to_multiple(detail, cut.region), out, cut.grid)
-
-    def _route(self, qkv: Tensor, cut: Cut) -> tuple[Tensor, Tensor | None]:
-        """Routes and, unless routing is hard, their weights, both (B, R, K)."""
-        with no_autocast(qkv):  # a rounded affinity would choose other regions
-            query, key = self._descriptors(qkv, cut)
-            routes = route_regions(query, key, min(self.topk, key.shape[1]))
-            if self.routing == 'hard':
-                return routes, None
-            return routes, weigh_routes(query, key, routes)
-
-    def _routing(self, qkv: Tensor, cut: Cut) -> Routing:
-        routes, scores = self._route(qkv, cut)
-        if scores is None:
-            with no_autocast(qkv):
-                scores = weigh_routes(*self._descriptors(qkv, cut), routes)
-        return Routing(cut.grid, cut.region, routes, scores)
-
-    def _descriptors(self, qkv: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-        """What the affinities of the regions are products of, (B, R, D) each."""
-        means = region_means(qkv[..., : -self.split[2]], cut.region, cut.size)
-        query, key = means.split(self.split[:2], dim=-1)
-        if self.routing in ('hard', 'soft'):
-            query, key = query.detach(), key.detach()
-        if self.router is not None:
-            query, key = self.router(query), self.router(key)
-        return self.scale * query, key
-
-    def _pool(self, tokens: Tensor, region: tuple[int, int]) -> Tensor:
-        if self.kv_pool is None:
-            return tokens
-        kind, length = self.kv_pool
-        size = (length, length)
-        if not kind.startswith('adaptive'):
-            size = tuple(min(length, edge) for edge in region)
-        return pool_regions(tokens, region, lambda maps: POOLS[kind](maps, size))
-
-    def _pooled(
-        self, region: tuple[int, int]
-    ) -> tuple[tuple[int, int], tuple[float, float]]:
-        """Keys of a region down and across, and height and width of each, in cells."""
-        if self.kv_pool is None:
-            return region, (1, 1)
-        kind, length = self.kv_pool
-        h, w = region
-        if kind.startswith('adaptive'):
-            return (length, length), (h / length, w / length)
-        size = (min(length, h), min(length, w))
-        return (h // size[0], w // size[1]), size
+    def _key_centers(
+        self, routing: Routing, like: Tensor
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """Return the centers of all keys, region by region, and their extent."""
+        h, w = routing.region
+        size, extent = (h, w), (1, 1)  # keys of a region down and across
+        if self.kv_pool is not None:
+            kind, length = self.kv_pool
+            if kind.startswith('adaptive'):
+                size, extent = (length, length), (h / length, w / length)
+            else:
+                extent = (min(length, h), min(length, w))
+                size = (h // extent[0], w // extent[1])
+        corners = key_centers(routing.grid, like, (h, w))
+        corners = corners - corners.new_tensor([h, w]) / 2  # (R, 2)
+        centers = corners[:, None] + key_centers(size, like, extent)  # (R, L, 2)
+        return centers.flatten(0, 1), extent
 
 
 @MODELS.register_module()
 class FullAttention2d(nn.Module):
-    """Attention of every position to every other, in BiFormer's last stage.
+    """Attention of every token to every other, in BiFormer's last stage.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
         qkv_bias: Whether the projection to queries, keys and values has a bias.
-        qk_scale: Factor on the products of queries and keys; the width of a head to the
-            power of -0.5 if None.
-        lepe_kernel: Odd edge length of the depthwise convolution that is added to the
-            heads, 0 for none.
-        lepe_source: What is convolved: the ``input`` as in most of the published
-            models, or the ``values`` as in the routed stages and in ``stl-nchw``.
+        qk_scale: Factor on the dot products of queries and keys;
+            (C / heads)**-0.5 if None.
+        lepe_kernel: Odd kernel size of the depthwise convolution that is added to the
+            heads (local enhancement), 0 for none.
+        lepe_source: Tensor that is convolved: the ``input``, as in most of the
+            published models, or the ``values``, as in the routed stages and in
+            ``stl-nchw``.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``in_channels``, or ``lepe_source``
@@ -343,36 +262,36 @@ class FullAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         q, k, v = self.qkv(channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
-        out = attend_map(q, k, v, self.num_heads, scale=self.scale)
+        out = full_attention(q, k, v, self.num_heads, scale=self.scale)
         if self.lepe is not None:
             source = x if self.lepe_source == 'input' else channels_first(v)
             out = out + channels_last(self.lepe(source))
         return channels_first(self.proj(out))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What all heads see.
+            One attention map for all heads.
         """
         q, k, _ = self.qkv(channels_last(x)).flatten(1, 2).chunk(3, dim=-1)
         scale = self.scale
         if scale is None:
             scale = (x.shape[1] // self.num_heads) ** -0.5
-        seen = attend_shared_keys(q[:, queries], k, scale, self.num_heads)
-        keys = grid_centers(x.shape[-2:], x)
-        return (AttentionMap('', *seen, keys.expand(len(x), -1, -1)),)
+        weights, index = shared_key_weights(q[:, queries], k, self.num_heads, scale)
+        keys = key_centers(x.shape[-2:], x).expand(len(x), -1, -1)
+        return (AttentionMap('', weights, index, keys),)
 
 
 class ConvMixer2d(nn.Sequential):
-    """What BiFormer puts in place of attention where a stage routes to no region.
+    """Convolutions in place of attention, for BiFormer's stages without routing.
 
     Args:
-        channels: C of the map.
+        channels: C of the feature map.
     """
 
     def __init__(self, channels: int) -> None:
@@ -384,15 +303,15 @@ class ConvMixer2d(nn.Sequential):
 
 
 def check_regions(regions_per_side: int, topk: int, padding: str = 'input') -> None:
-    """Raise ValueError unless so many regions can be routed to.
+    """Raise ValueError unless there are at least ``topk`` regions.
 
     Args:
         regions_per_side: Number of regions down and across.
-        topk: Number of regions to route to.
-        padding: What is padded; with ``tokens`` there can be more regions.
+        topk: Number of regions that each region attends to.
+        padding: ``input``, or ``tokens``, with which there can be more regions.
 
     Raises:
-        ValueError: There are none, or fewer than ``topk``.
+        ValueError: There are no regions, or fewer than ``topk``, or ``topk`` is 0.
     """
     if regions_per_side < 1:
         raise ValueError(
@@ -403,14 +322,4 @@ def check_regions(regions_per_side: int, topk: int, padding: str = 'input') -> N
         raise ValueError(
             f'topk must be between 1 and the number of regions, {regions_per_side**2} '
             f'(regions_per_side={regions_per_side}); got {topk}.'
-        )
-
-
-def _check_kv_pool(kv_pool: tuple[str, int] | None) -> None:
-    if kv_pool is None:
-        return
-    if len(kv_pool) != 2 or kv_pool[0] not in POOLS or kv_pool[1] < 1:
-        raise ValueError(
-            f'kv_pool must be None or a kind of {sorted(POOLS)} with a size of at '
-            f'least 1, for example ("avg", 2); got {kv_pool!r}.'
         )

@@ -1,4 +1,4 @@
-"""Attention to keys that are sampled where a small network says (DAT)."""
+"""Deformable attention: keys are sampled where a small network says (DAT)."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mmsparse.models.layers.attention_map import (
     POINT,
     AttentionMap,
-    attend_shared_keys,
-    grid_centers,
+    key_centers,
+    shared_key_weights,
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
@@ -21,58 +21,59 @@ from mmsparse.models.layers.common import (
 )
 from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import deformable_attention
+from mmsparse.ops.attention import full_attention
 from mmsparse.ops.deformable import (
-    attend_map,
-    cell_centers,
     displacements,
     lookup_bias,
-    pixel_centers,
-    positions_v2022,
-    positions_v2023,
-    sample_points,
+    query_axis_v2022,
+    query_axis_v2023,
+    sample_features,
+    sampling_locations_v2022,
+    sampling_locations_v2023,
 )
 from mmsparse.registry import MODELS
 
-# What the two releases differ in: where keys are sampled, and where queries are.
+# The two releases differ in the sampling locations of the keys, and in the coordinates
+# of the queries.
 FORMULATIONS = {
-    'v2022': (positions_v2022, cell_centers),
-    'v2023': (positions_v2023, pixel_centers),
+    'v2022': (sampling_locations_v2022, query_axis_v2022),
+    'v2023': (sampling_locations_v2023, query_axis_v2023),
 }
 BIASES = ('table', 'fixed', 'log_cpb', 'depthwise', 'none')
 
 
 @MODELS.register_module()
 class DeformableAttention2d(nn.Module):
-    """Attention of all positions to one set of sampled keys a group of channels.
+    """Attention of all queries to keys that are sampled at learned locations.
 
-    The keys start from a regular grid, one for ``stride`` x ``stride`` positions, and
-    move by offsets that a small network reads from the queries, as the picture demands.
+    Keys start from a regular grid, one for ``stride`` x ``stride`` queries. A small
+    network predicts their offsets from the queries, for each group of channels.
 
     Papers: `DAT <https://arxiv.org/abs/2201.00520>`_, section 3.2;
     `DAT++ <https://arxiv.org/abs/2309.01430>`_. The two releases share names and shapes
     of weights, but not the arithmetic: ``formulation`` must be that of the weights.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
-        num_groups: Number of groups of heads that share their keys' positions; divides
+        num_groups: Number of groups of heads that share sampling locations; divides
             ``num_heads``.
-        stride: Positions between neighboring keys of the grid.
-        offset_kernel: Edge length of the convolution of the offset network.
+        stride: Queries between neighboring keys of the grid.
+        offset_kernel: Kernel size of the convolution in the offset network.
         offset_range: If positive, the bound of an offset in halves of a key's cell. If
-            negative, offsets are free and positions stay inside the map (``v2022``:
-            squashed by tanh, ``v2023``: cut). 0 leaves everything free in ``v2022`` and
-            takes the offsets away in ``v2023``.
+            negative, offsets are unbounded and locations stay on the feature map
+            (``v2022``: squashed by tanh, ``v2023``: clamped). 0 bounds neither in
+            ``v2022``, and removes the offsets in ``v2023``.
         formulation: ``v2022`` as in the release of DAT, ``v2023`` as in that of DAT++.
-        bias: What tells positions apart. ``table``: learned by displacement, read
-            between the entries; ``fixed``: learned for each pair of query and key;
-            ``log_cpb``: a small network of the displacement's logarithm;
-            ``depthwise``: a convolution of the queries, added to the output; ``none``.
-        map_size: Size of the map that the ``table`` or the ``fixed`` bias is made for,
-            (H, W) or one number for both. Other maps stretch it; loading one of another
-            size resizes it.
+        bias: Position bias. ``table``: learned by displacement, interpolated;
+            ``fixed``: learned for each pair of query and key; ``log_cpb``: a small
+            network of the logarithm of the displacement; ``depthwise``: a convolution
+            of the queries, added to the output; ``none``.
+        map_size: Size of the feature map that the ``table`` or the ``fixed`` bias is
+            made for, (H, W) or one number for both. It is resized for other feature
+            maps, and when a bias of another size is loaded.
         use_offsets: If false, keys are the means of the cells, without ``bias``. The
-            offset network stays, for the weights have it, but frozen and overruled.
+            offset network remains, since the weights have it, but is frozen and unused.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not divide.
@@ -100,143 +101,161 @@ class DeformableAttention2d(nn.Module):
         self.offset_range = offset_range
         self.bias = bias if use_offsets else 'none'
         self.use_offsets = use_offsets
-        self.place, self.query_axis = FORMULATIONS[formulation]
+        self.add_offsets, self.query_axis = FORMULATIONS[formulation]
 
         self.q = Linear(in_channels, in_channels)
         self.k = Linear(in_channels, in_channels)
         self.v = Linear(in_channels, in_channels)
         self.proj = Linear(in_channels, in_channels)
-        cells = formulation == 'v2023' and offset_kernel == stride
-        self.least_size = offset_kernel if cells else 1
+        by_cell = formulation == 'v2023' and offset_kernel == stride
+        self.min_size = offset_kernel if by_cell else 1
         self.conv_offset = _offset_network(
             in_channels // num_groups,
             offset_kernel,
             stride,
-            padding=0 if cells else offset_kernel // 2,
+            padding=0 if by_cell else offset_kernel // 2,
         ).requires_grad_(use_offsets)
-        self._add_bias(in_channels, map_size)
+        self._init_bias(in_channels, map_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         q = self.q(channels_last(x))
-        positions = self._positions(q)
-        features = channels_last(self.sample(x, positions))
+        locations = self._locations(q)
+        features = channels_last(self.sample(x, locations))
         k, v = self.k(features), self.v(features)
-        out = self._attend(q, k, v, positions)
+        out = self._attend(q, k, v, locations)
         if self.bias == 'depthwise':
             out = out + channels_last(self.lepe(channels_first(q)))
         return channels_first(self.proj(out))
 
-    def sampling_positions(self, x: Tensor) -> Tensor:
-        """Tell where the keys of a map are sampled.
+    def sampling_locations(self, x: Tensor) -> Tensor:
+        """Compute the sampling locations of the keys.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
+            x: Input of the layer, (B, C, H, W).
 
         Returns:
             (B, groups, Hk, Wk, 2) as (y, x), -1 and +1 being the centers of the first
-            and the last pixel; some settings let positions leave the map.
+            and the last pixel; with some settings, locations may be off the feature
+            map.
         """
-        return self._positions(self.q(channels_last(x)))
+        return self._locations(self.q(channels_last(x)))
 
-    def sample(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Read the features that keys and values are made of.
+    def reference_locations(self, x: Tensor) -> Tensor:
+        """Compute the sampling locations that the keys would have without offsets.
 
         Args:
-            x: Map, (B, C, H, W).
-            positions: What :meth:`sampling_positions` says.
+            x: Input of the layer, (B, C, H, W).
+
+        Returns:
+            (B, groups, Hk, Wk, 2), see :meth:`sampling_locations`.
+        """
+        offsets = self._offsets(self.q(channels_last(x)))
+        return self.add_offsets(torch.zeros_like(offsets), self.offset_range)
+
+    def sample(self, x: Tensor, locations: Tensor) -> Tensor:
+        """Sample the features that are projected to keys and values.
+
+        Args:
+            x: Input of the layer, (B, C, H, W).
+            locations: Result of :meth:`sampling_locations`.
 
         Returns:
             (B, C, Hk, Wk).
         """
         if self.use_offsets:
-            return sample_points(x, positions)
+            return sample_features(x, locations)
         cell = tuple(min(self.stride, length) for length in x.shape[-2:])
         return F.avg_pool2d(x, cell)
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What the heads of each group see.
+            One attention map for the heads of each group.
         """
+        # 1. All queries share the sampled keys.
         q = self.q(channels_last(x))  # (B, H, W, C)
-        positions = self._positions(q)
-        features = self.sample(x, positions)
-        k = self.k(channels_last(features)).flatten(1, 2)
-        weights, rows = attend_shared_keys(
+        locations = self._locations(q)
+        features = channels_last(self.sample(x, locations))
+        k = self.k(features).flatten(1, 2)  # (B, Hk * Wk, C)
+        # 2. Attention of the given queries, with their share of the bias.
+        weights, index = shared_key_weights(
             q.flatten(1, 2)[:, queries],
             k,
-            (x.shape[1] // self.num_heads) ** -0.5,
             self.num_heads,
-            self._bias_of(queries, x.shape[-2:], positions),
+            (x.shape[1] // self.num_heads) ** -0.5,
+            self._query_bias(queries, x.shape[-2:], locations),
         )
-        keys, extent = self._key_cells(x, positions)
+        # 3. Each group of heads has keys at its own locations.
+        keys, extent = self._key_centers(x, locations)
         groups = zip(weights.chunk(self.num_groups, 1), keys.unbind(1), strict=True)
         return tuple(
-            AttentionMap(f'group {i}', share, rows, places, extent)
-            for i, (share, places) in enumerate(groups, start=1)
+            AttentionMap(f'group {i}', group_weights, index, group_keys, extent)
+            for i, (group_weights, group_keys) in enumerate(groups, start=1)
         )
 
-    def _bias_of(
-        self, queries: Tensor, size: tuple[int, int], positions: Tensor
+    def _query_bias(
+        self, queries: Tensor, size: tuple[int, int], locations: Tensor
     ) -> Tensor | None:
-        """What is added to the logits of some queries, (B, heads, n, Hk * Wk)."""
+        """Return the bias of some queries, (B, heads, n, Hk * Wk)."""
         if self.bias == 'fixed':
-            num_keys = positions.shape[2] * positions.shape[3]
-            return self._stretched(size[0] * size[1], num_keys)[:, queries]
+            num_keys = locations.shape[2] * locations.shape[3]
+            return self._resized_bias(size[0] * size[1], num_keys)[:, queries]
         if self.bias not in ('table', 'log_cpb'):
             return None
-        rows, columns = (self.query_axis(length, positions) for length in size)
+        rows, columns = (self.query_axis(length, locations) for length in size)
         y, x = rows[queries // size[1]], columns[queries % size[1]]
-        places = torch.stack([y, x], dim=-1)[:, None]
-        displacement = (places - positions.flatten(2, 3).unsqueeze(2)) / 2
+        points = torch.stack([y, x], dim=-1)[:, None]  # (n, 1, 2)
+        displacement = (points - locations.flatten(2, 3).unsqueeze(2)) / 2
         if self.bias == 'table':
             return lookup_bias(self.relative_position_bias_table, displacement)
-        return self._read_network(displacement)
+        return self._network_bias(displacement)
 
-    def _key_cells(
-        self, x: Tensor, positions: Tensor
+    def _key_centers(
+        self, x: Tensor, locations: Tensor
     ) -> tuple[Tensor, tuple[float, float]]:
-        """The keys' places, (B, groups, Hk * Wk, 2), and their extent, in cells."""
+        """Return centers, (B, groups, Hk * Wk, 2), and extent of the keys, in cells."""
         size = x.shape[-2:]
         if not self.use_offsets:
             cell = tuple(min(self.stride, length) for length in size)
-            places = grid_centers(positions.shape[2:4], x, cell)
-            return places.expand(*positions.shape[:2], -1, -1), cell
-        last = positions.new_tensor(size) - 1
-        return (positions.flatten(2, 3) + 1) / 2 * last + 0.5, POINT
+            centers = key_centers(locations.shape[2:4], x, cell)
+            return centers.expand(*locations.shape[:2], -1, -1), cell
+        last = locations.new_tensor(size) - 1
+        return (locations.flatten(2, 3) + 1) / 2 * last + 0.5, POINT
 
-    def _positions(self, q: Tensor) -> Tensor:
-        bottom, right = (max(self.least_size - length, 0) for length in q.shape[1:3])
+    def _locations(self, q: Tensor) -> Tensor:
+        return self.add_offsets(self._offsets(q), self.offset_range)
+
+    def _offsets(self, q: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, groups, Hk, Wk, 2)."""
+        bottom, right = (max(self.min_size - length, 0) for length in q.shape[1:3])
         q = channels_first(F.pad(q, (0, 0, 0, right, 0, bottom)))
         groups = q.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
         offsets = self.conv_offset(groups)  # (B * groups, 2, Hk, Wk)
         offsets = offsets.unflatten(0, (q.shape[0], -1)).permute(0, 1, 3, 4, 2)
-        if not self.use_offsets:
-            offsets = torch.zeros_like(offsets)
-        return self.place(offsets, self.offset_range)
+        return offsets if self.use_offsets else torch.zeros_like(offsets)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, locations: Tensor) -> Tensor:
         height, width = q.shape[1:3]
-        axes = self.query_axis(height, positions), self.query_axis(width, positions)
+        axes = self.query_axis(height, locations), self.query_axis(width, locations)
         if self.bias == 'table':
             return deformable_attention(
-                q, k, v, positions, self.relative_position_bias_table, axes
+                q, k, v, locations, self.relative_position_bias_table, axes
             )
         bias = None
         if self.bias == 'fixed':
-            bias = self._stretched(height * width, k.shape[1] * k.shape[2])
+            bias = self._resized_bias(height * width, k.shape[1] * k.shape[2])
         elif self.bias == 'log_cpb':
-            bias = self._read_network(displacements(positions, axes))
-        return attend_map(q, k, v, self.num_heads, bias)
+            bias = self._network_bias(displacements(locations, axes))
+        return full_attention(q, k, v, self.num_heads, bias)
 
-    def _stretched(self, num_queries: int, num_keys: int) -> Tensor:
-        """The fixed bias, (heads, N, M)."""
+    def _resized_bias(self, num_queries: int, num_keys: int) -> Tensor:
+        """Return the fixed bias for a feature map, (heads, N, M)."""
         size = (num_queries, num_keys)
         if self.relative_position_bias_table.shape[1:] == size:
             return self.relative_position_bias_table
@@ -247,14 +266,14 @@ class DeformableAttention2d(nn.Module):
             align_corners=True,
         )[0]
 
-    def _read_network(self, displacement: Tensor) -> Tensor:
-        """The bias of (B, groups, N, M, 2), (B, heads, N, M)."""
-        distance = 8 * displacement  # a map is 16 long, and log2(8) = 3
+    def _network_bias(self, displacement: Tensor) -> Tensor:
+        """Compute the bias of (B, groups, N, M, 2), (B, heads, N, M)."""
+        distance = 8 * displacement  # -8 to 8 over the feature map, and log2(8) = 3
         scaled = distance.sign() * (1 + distance.abs()).log2() / 3
         bias = self.cpb_mlp(scaled.to(self.q.weight.dtype))
-        return bias.movedim(-1, 2).flatten(1, 2)  # heads / groups beside the groups
+        return bias.movedim(-1, 2).flatten(1, 2)  # (B, groups * heads / groups, N, M)
 
-    def _add_bias(self, in_channels: int, map_size: int | tuple[int, int]) -> None:
+    def _init_bias(self, in_channels: int, map_size: int | tuple[int, int]) -> None:
         height, width = (map_size, map_size) if isinstance(map_size, int) else map_size
         self.relative_position_bias_table = None
         if self.bias == 'table':

@@ -1,4 +1,4 @@
-"""Deformable DETR's attention, on one map."""
+"""Multi-scale deformable attention (Deformable DETR), on one feature map."""
 
 import math
 from collections.abc import Sequence
@@ -8,23 +8,24 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.ops.pyramid import axes_to_points, cell_centers, sampling_points
 from mmsparse.registry import MODELS
 
 
 @MODELS.register_module()
 class MultiScaleDeformableAttention2d(nn.Module):
-    """Weighted mean of values at points that every position chooses for itself.
+    """Weighted mean of values at sampling locations that every query predicts.
 
     Offsets and weights are linear in the query; there are no keys. The operator is
-    mmcv's: its CUDA kernel where that is compiled, its PyTorch twin elsewhere.
+    mmcv's: its CUDA kernel where that is compiled, its PyTorch code elsewhere.
 
-    Paper: `Deformable DETR <https://arxiv.org/abs/2010.04159>`_, equation 2; as a
-    backbone's block in the appendix of `DAT <https://arxiv.org/abs/2201.00520>`_.
+    Paper: `Deformable DETR <https://arxiv.org/abs/2010.04159>`_, equation 2; in a
+    backbone, the appendix of `DAT <https://arxiv.org/abs/2201.00520>`_.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
-        num_points: Number of points of every position and head.
+        num_points: Number of sampling locations of every query and head.
 
     Raises:
         ValueError: An argument is out of range or does not divide.
@@ -51,50 +52,57 @@ class MultiScaleDeformableAttention2d(nn.Module):
         x = channels_last(x).flatten(1, 2)  # (B, H * W, C)
         value = self.value_proj(x).unflatten(-1, (self.num_heads, -1))
         points, weights = self._points(x, size)
-        # Positions need float32; the operator wants one type for all.
-        out = sample_and_sum(
-            value.float(), points.unsqueeze(3), weights.unsqueeze(3), [size]
-        )
+        # Locations need float32, and the operator needs one dtype for all.
+        out = sample_and_sum(value.float(), points, weights.unsqueeze(3), [size])
         return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What each head sees; some of the points may lie off the map.
+            One attention map for each head; some of its keys may be off the feature
+            map.
         """
         size = x.shape[-2:]
+        # 1. Sampling locations of all queries are the keys, as (y, x) in cells.
         points, weights = self._points(channels_last(x).flatten(1, 2), size)
-        cells = (points * _as_xy(size, x.device)).flip(-1)
+        cells = (points.squeeze(3) * points.new_tensor(size[::-1])).flip(-1)
         keys = cells.transpose(1, 2).flatten(2, 3)  # (B, heads, H * W * points, 2)
+        # 2. A query attends to its own locations, which follow each other.
         weights = weights[:, queries].transpose(1, 2).unsqueeze(2)
-        own = torch.arange(self.num_points, device=x.device)
-        rows = queries[:, None] * self.num_points + own
+        point = torch.arange(self.num_points, device=x.device)
+        index = (queries[:, None] * self.num_points + point).expand(len(x), -1, -1)
+        # 3. Every head has its own locations.
+        heads = zip(weights.unbind(1), keys.unbind(1), strict=True)
         return tuple(
-            AttentionMap(f'head {i}', share, rows.expand(len(x), -1, -1), places, POINT)
-            for i, (share, places) in enumerate(
-                zip(weights.unbind(1), keys.unbind(1), strict=True), start=1
-            )
+            AttentionMap(f'head {i}', head_weights, index, head_keys, POINT)
+            for i, (head_weights, head_keys) in enumerate(heads, start=1)
         )
 
     def _points(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What the positions of a map, (B, H * W, C), sample, and by what weights.
+        """Compute sampling locations and attention weights of (B, H * W, C).
 
-        (x, y) from 0 to 1 over the map, (B, H * W, heads, points, 2), and (B, H * W,
-        heads, points), both in single precision.
+        Locations are (x, y) from 0 to 1 over the feature map, (B, H * W, heads, 1,
+        points, 2), weights (B, H * W, heads, points), both in float32.
         """
         grid = (self.num_heads, self.num_points)
         offsets = self.sampling_offsets(x).unflatten(-1, (*grid, 2)).float()
         weights = self.attention_weights(x).unflatten(-1, grid).float().softmax(-1)
-        centers = _cell_centers(size, x.device)
-        return centers + offsets / _as_xy(size, x.device), weights
+        rows, columns = (cell_centers(n, offsets) / n for n in size)
+        centers = axes_to_points(rows, columns).flip(-1)  # (H, W, 2) as (x, y)
+        points = sampling_points(
+            centers.reshape(1, -1, 1, 2),
+            offsets.unsqueeze(3),
+            offsets.new_tensor([size]),
+        )
+        return points, weights
 
     def _initialize(self) -> None:
-        """Points on rays, one direction a head; equal weights; the paper's, A.4."""
+        """Put the points on a ray for each head, with equal weights (appendix A.4)."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         ray = torch.stack([angle.cos(), angle.sin()], dim=-1)
@@ -116,20 +124,21 @@ def sample_and_sum(
     sizes: Sequence[tuple[int, int]],
     shapes: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum of values at points of one or several maps.
+    """Sum values at sampling locations of one or several feature maps, weighted.
 
     Args:
-        value: The cells of all maps, row-major, (B, N, heads, D).
-        points: (x, y) from 0 to 1 over each map, (B, Q, heads, levels, points, 2).
+        value: Values of the cells of all levels, row-major, (B, N, heads, D).
+        points: Sampling locations, (x, y) from 0 to 1 over each level,
+            (B, Q, heads, levels, points, 2).
         weights: (B, Q, heads, levels, points).
-        sizes: Height and width of every map.
-        shapes: ``sizes`` as a tensor of integers beside ``value``, (levels, 2), where
-            there is one; making it waits for a GPU.
+        sizes: Height and width of every level.
+        shapes: ``sizes`` as an integer tensor on the device of ``value``, (levels, 2);
+            None if there is no such tensor yet: making it waits for a GPU.
 
     Returns:
         (B, Q, heads * D).
     """
-    # Here, not above: mmcv may come without compiled operators.
+    # Imported here: mmcv may be installed without compiled operators.
     from mmcv.ops import get_compiling_cuda_version
     from mmcv.ops import multi_scale_deform_attn as operators
 
@@ -143,14 +152,3 @@ def sample_and_sum(
     return operators.MultiScaleDeformableAttnFunction.apply(
         value, shapes, areas.cumsum(0) - areas, points, weights, len(value)
     )
-
-
-def _cell_centers(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(x, y) of the center of every cell, (H * W, 1, 1, 2)."""
-    rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in size)
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij')[::-1], dim=-1)
-    return grid.reshape(-1, 1, 1, 2)
-
-
-def _as_xy(size: tuple[int, int], device: torch.device) -> Tensor:
-    return torch.tensor((size[1], size[0]), device=device)

@@ -1,4 +1,4 @@
-"""Attention to the square of positions around each."""
+"""Neighborhood attention, with projections and a relative position bias."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import (
     AttentionMap,
-    attend_own_keys,
-    grid_centers,
+    key_centers,
+    own_key_weights,
 )
 from mmsparse.models.layers.common import (
     Linear,
@@ -21,18 +21,18 @@ from mmsparse.registry import MODELS
 
 @MODELS.register_module()
 class NeighborhoodAttention2d(nn.Module):
-    """Attention of every position to its neighbors.
+    """Attention of every token to the square of its neighbors.
 
-    At the borders the square of neighbors moves inside the map. A map smaller than the
-    square is padded with zeros at the bottom and at the right, and the padding takes
-    part (so the released models were trained).
+    At the borders the square moves inside the feature map. A feature map smaller than
+    the square is padded with zeros at the bottom and at the right, and the padding
+    takes part in attention (the released models were trained so).
 
     Paper: `Neighborhood Attention Transformer <https://arxiv.org/abs/2204.07143>`_.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
-        kernel_size: Odd edge length of the square.
+        kernel_size: Odd height and width of the square.
 
     Raises:
         ValueError: An argument is out of range or does not divide.
@@ -64,36 +64,40 @@ class NeighborhoodAttention2d(nn.Module):
         return channels_first(self.proj(out[:, :height, :width]))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What all heads see. Keys may lie in padding, beyond the map.
+            One attention map for all heads. Keys may be in the padding, beyond the
+            feature map.
         """
         q, k, _ = self._project(x)
-        size, kernel = q.shape[1:3], self.kernel_size
-        places = queries // x.shape[-1], queries % x.shape[-1]
-        seen, steps = [], []
-        for place, length in zip(places, size, strict=True):
-            first = (place - kernel // 2).clamp(0, length - kernel)[:, None]
-            seen.append(first + torch.arange(kernel, device=x.device))  # (n, kernel)
-            steps.append(seen[-1] - place[:, None] + kernel - 1)
-        bias = self.relative_position_bias_table[
-            :, steps[0][:, :, None], steps[1][:, None]
-        ].flatten(2)
-        rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
-        weights = attend_own_keys(
-            q[:, places[0], places[1]],
-            k.flatten(1, 2)[:, rows],
-            (x.shape[1] // len(self.relative_position_bias_table)) ** -0.5,
-            len(self.relative_position_bias_table),
+        table, kernel = self.relative_position_bias_table, self.kernel_size
+        size = q.shape[1:3]
+        # 1. Along each axis, the neighbors of every query, (n, kernel), and their
+        # entries in the table, by key minus query.
+        query_axes = queries // x.shape[-1], queries % x.shape[-1]
+        keys, entries = [], []
+        for query, length in zip(query_axes, size, strict=True):
+            first = (query - kernel // 2).clamp(0, length - kernel)[:, None]
+            keys.append(first + torch.arange(kernel, device=x.device))
+            entries.append(keys[-1] - query[:, None] + kernel - 1)
+        # 2. Both axes combined: indices of the keys, (n, M), and their bias.
+        index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
+        bias = table[:, entries[0][:, :, None], entries[1][:, None]].flatten(2)
+        # 3. Attention to these keys.
+        weights = own_key_weights(
+            q[:, query_axes[0], query_axes[1]],
+            k.flatten(1, 2)[:, index],
+            len(table),
+            (x.shape[1] // len(table)) ** -0.5,
             bias,
         )
-        keys = grid_centers(size, x).expand(len(x), -1, -1)
-        return (AttentionMap('', weights, rows.expand(len(x), -1, -1), keys),)
+        centers = key_centers(size, x).expand(len(x), -1, -1)
+        return (AttentionMap('', weights, index.expand(len(x), -1, -1), centers),)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""

@@ -1,12 +1,12 @@
-"""The layers of a Shunted Transformer block: attention, and an MLP that sees around."""
+"""Shunted self-attention: two halves of the heads attend to keys of two scales."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import (
     AttentionMap,
-    attend_shared_keys,
-    grid_centers,
+    key_centers,
+    shared_key_weights,
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
@@ -24,28 +24,29 @@ SR_RATIOS = (1, 2, 4, 8)
 
 @MODELS.register_module()
 class ShuntedSelfAttention(nn.Module):
-    """Attention at two scales: half of the heads see coarse keys, half finer ones.
+    """Attention at two scales: half of the heads attend to coarse keys, half to fine.
 
-    Queries keep the resolution of the map. The first half of the heads attends to a map
-    reduced by ``sr_ratio``, the second to one reduced by half of that. Rows and columns
-    that do not fill a patch of the reduction are not seen, as in the released code. A
-    depthwise convolution adds detail to the values. With ``sr_ratio`` 1 all heads
-    attend to every position, and the detail is added after attention.
+    Queries keep the resolution of the feature map. Keys and values of the first half of
+    the heads come from the feature map reduced by ``sr_ratio``, those of the second
+    half from it reduced by half of that. Rows and columns that do not fill a patch of
+    the reduction are left out, as in the released code. A depthwise convolution adds
+    local enhancement to the values. With ``sr_ratio`` 1 all heads attend to every
+    token, and the enhancement is added after attention.
 
     Paper: `Shunted Self-Attention via Multi-Scale Token Aggregation
     <https://arxiv.org/abs/2111.15193>`_.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``, and is even unless
             ``sr_ratio`` is 1.
-        sr_ratio: Reduction of the coarse keys and values down and across: 1, 2, 4 or 8;
-            a map must not be smaller.
+        sr_ratio: Spatial reduction of the coarse keys and values: 1, 2, 4 or 8; a
+            feature map must not be smaller.
         qkv_bias: Whether queries, keys and values have a bias.
 
     Raises:
-        ValueError: An argument is out of range or does not divide, or a map is smaller
-            than ``sr_ratio``.
+        ValueError: An argument is out of range or does not divide, or a feature map is
+            smaller than ``sr_ratio``.
     """
 
     def __init__(
@@ -75,42 +76,44 @@ class ShuntedSelfAttention(nn.Module):
         size = x.shape[-2:]
         if min(size) < self.sr_ratio:
             raise ValueError(
-                f'The map must be at least sr_ratio={self.sr_ratio} high and wide; got '
-                f'{size[0]}x{size[1]}. Take a larger picture or a smaller sr_ratio.'
+                f'x must have a height and width of at least sr_ratio={self.sr_ratio}; '
+                f'got {size[0]}x{size[1]}. Use a larger image or a smaller sr_ratio.'
             )
         q = self.q(channels_last(x)).flatten(1, 2)  # (B, H * W, C)
         out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
         return channels_first(self.proj(out))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What the heads of the coarse and of the fine keys see; what all heads see
-            with ``sr_ratio`` 1.
+            One attention map for the heads with coarse and one for those with fine
+            keys; one for all heads with ``sr_ratio`` 1.
         """
-        q = self.q(channels_last(x)).flatten(1, 2)[:, queries]
+        q = self.q(channels_last(x)).flatten(1, 2)[:, queries]  # (B, n, C)
+        # 1. Queries and keys of each half of the heads, and the reduction of the keys.
         if self.sr_ratio == 1:
             k = self.kv(channels_last(x)).flatten(1, 2).chunk(2, dim=-1)[0]
             groups = [('', q, k, 1)]
         else:
-            coarse, fine = q.chunk(2, dim=-1)
+            coarse, fine = q.chunk(2, dim=-1)  # (B, n, C / 2)
             groups = [
                 ('coarse', coarse, self.coarse(x)[0], self.sr_ratio),
                 ('fine', fine, self.fine(x)[0], self.sr_ratio // 2),
             ]
-        found = []
-        for name, own, k, reduction in groups:
+        # 2. All queries share the keys of their half, which are patches.
+        maps, num_heads = [], self.num_heads // len(groups)
+        for name, group_q, k, reduction in groups:
             size = tuple(length // reduction for length in x.shape[-2:])
-            keys = grid_centers(size, x, (reduction, reduction))
-            seen = attend_shared_keys(own, k, self.scale, self.num_heads // len(groups))
-            places = keys.expand(len(x), -1, -1)
-            found.append(AttentionMap(name, *seen, places, (reduction, reduction)))
-        return tuple(found)
+            extent = (reduction, reduction)
+            keys = key_centers(size, x, extent).expand(len(x), -1, -1)
+            attention = shared_key_weights(group_q, k, num_heads, self.scale)
+            maps.append(AttentionMap(name, *attention, keys, extent))
+        return tuple(maps)
 
     def _attend(self, q: Tensor, x: Tensor) -> Tensor:
         keys, values = zip(self.coarse(x), self.fine(x), strict=True)
@@ -122,16 +125,16 @@ class ShuntedSelfAttention(nn.Module):
         out = shunted_attention(
             q, [k.flatten(1, 2)], [v.flatten(1, 2)], self.num_heads, self.scale
         )
-        detail = channels_last(self.lepe(channels_first(v)))
-        return out.unflatten(1, x.shape[-2:]) + detail
+        lepe = channels_last(self.lepe(channels_first(v)))
+        return out.unflatten(1, x.shape[-2:]) + lepe
 
 
 class ReducedKeyValue(nn.Module):
-    """Keys and values of one half of the heads, from a reduced map.
+    """Keys and values of one half of the heads, from a reduced feature map.
 
     Args:
-        channels: C of the map, even.
-        reduction: Edge length of the patches that become one token each.
+        channels: C of the feature map, even.
+        reduction: Height and width of the patches that become one token each.
         bias: Whether keys and values have a bias.
     """
 
@@ -151,15 +154,15 @@ class ReducedKeyValue(nn.Module):
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:
-    """Raise ValueError unless keys can be reduced so for two halves of the heads.
+    """Raise ValueError unless a spatial reduction is known and fits the heads.
 
     Args:
-        sr_ratio: Reduction of the coarse half.
+        sr_ratio: Spatial reduction of the coarse keys.
         num_heads: Number of heads.
-        name: What the caller's user calls the reduction.
+        name: Name of the reduction in the error.
 
     Raises:
-        ValueError: There is no such reduction, or the heads are odd.
+        ValueError: The reduction is unknown, or the heads are odd.
     """
     if sr_ratio not in SR_RATIOS:
         raise ValueError(f'{name} must be one of {SR_RATIOS}; got {sr_ratio}.')

@@ -1,4 +1,4 @@
-"""Attention within windows."""
+"""Window attention, plain or shifted, with a relative position bias."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import (
     AttentionMap,
-    attend_own_keys,
-    grid_centers,
+    key_centers,
+    own_key_weights,
 )
 from mmsparse.models.layers.common import (
     Linear,
@@ -25,20 +25,19 @@ from mmsparse.registry import MODELS
 
 @MODELS.register_module()
 class WindowAttention2d(nn.Module):
-    """Attention of every position to the others of its window.
+    """Attention of every token to the tokens of its window.
 
-    A map that the windows do not divide is padded with zeros at the bottom and at the
-    right, and the padding takes part (so the released dense models were trained).
-    Loading a table of another window size resizes it.
+    A feature map that the windows do not divide is padded with zeros at the bottom and
+    at the right, and the padding takes part in attention (the released dense models
+    were trained so). Loading a table of another window size resizes it.
 
     Paper: `Swin Transformer <https://arxiv.org/abs/2103.14030>`_, section 3.2.
 
     Args:
-        in_channels: C of the map.
+        in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
-        window_size: Edge length of a window.
-        shift: Positions by which the windows are shifted down and right, 0 to
-            ``window_size`` - 1.
+        window_size: Height and width of a window.
+        shift: Shift of the windows down and right in tokens, 0 to ``window_size`` - 1.
 
     Raises:
         ValueError: An argument is out of range or does not divide.
@@ -70,40 +69,46 @@ class WindowAttention2d(nn.Module):
         return channels_first(self.proj(out[:, :height, :width]))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
-        """Tell where queries look.
+        """Compute the attention of some queries.
 
         Args:
-            x: Map, (B, C, H, W), what the layer itself is given.
-            queries: Positions of the map, counted row by row, (n,).
+            x: Input of the layer, (B, C, H, W).
+            queries: Row-major indices into H * W, (n,).
 
         Returns:
-            What all heads see. Keys may lie in padding, beyond the map.
+            One attention map for all heads. Keys may be in the padding, beyond the
+            feature map.
         """
         q, k, _ = self._project(x)
         size, window = q.shape[1:3], self.window_size
-        places = queries // x.shape[-1], queries % x.shape[-1]
-        inner, seen, cut = [], [], []
-        for place, length in zip(places, size, strict=True):
-            # Windows are cut from a map that is rolled back by the shift.
-            rolled = (place - self.shift) % length
-            inner.append(rolled % window)
-            others = (rolled - inner[-1])[:, None] + torch.arange(window).to(place)
-            seen.append((others + self.shift) % length)  # (n, window)
-            joined = length - self.shift  # from here on comes the other end of the map
-            cut.append((others >= joined) != (rolled >= joined)[:, None])
-        bias = window_bias(self.relative_position_bias_table, window)
-        bias = bias[:, inner[0] * window + inner[1]]  # (heads, n, window ** 2)
+        query_axes = queries // x.shape[-1], queries % x.shape[-1]
+        # 1. Along each axis, in a feature map that is rolled back by the shift: the
+        # place of every query in its window, (n,), the keys of the window, and which of
+        # them come from the other end of the feature map, (n, window).
+        places, keys, cut = [], [], []
+        for query, length in zip(query_axes, size, strict=True):
+            rolled = (query - self.shift) % length
+            places.append(rolled % window)
+            first = (rolled - places[-1])[:, None]
+            rolled_keys = first + torch.arange(window, device=x.device)
+            keys.append((rolled_keys + self.shift) % length)
+            other_end = length - self.shift  # where it begins
+            cut.append((rolled_keys >= other_end) != (rolled >= other_end)[:, None])
+        # 2. Both axes combined: indices of the keys, (n, M), and their bias.
+        index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
         masked = (cut[0][:, :, None] | cut[1][:, None]).flatten(1)
-        rows = (seen[0][:, :, None] * size[1] + seen[1][:, None]).flatten(1)
-        weights = attend_own_keys(
-            q[:, places[0], places[1]],
-            k.flatten(1, 2)[:, rows],
-            (x.shape[1] // len(bias)) ** -0.5,
+        bias = window_bias(self.relative_position_bias_table, window)
+        bias = bias[:, places[0] * window + places[1]]  # (heads, n, M)
+        # 3. Attention to these keys.
+        weights = own_key_weights(
+            q[:, query_axes[0], query_axes[1]],
+            k.flatten(1, 2)[:, index],
             len(bias),
+            (x.shape[1] // len(bias)) ** -0.5,
             bias + MASKED * masked,
         )
-        keys = grid_centers(size, x).expand(len(x), -1, -1)
-        return (AttentionMap('', weights, rows.expand(len(x), -1, -1), keys),)
+        centers = key_centers(size, x).expand(len(x), -1, -1)
+        return (AttentionMap('', weights, index.expand(len(x), -1, -1), centers),)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
@@ -124,7 +129,7 @@ def _resized(table: Tensor, span: int) -> Tensor:
     """Resize a (T * T, heads) table to (span * span, heads)."""
     old = round(len(table) ** 0.5)
     if old == span or old**2 != len(table):
-        return table  # equal, or none of ours: loading will say so
+        return table  # already of this size, or not square: loading reports that
     planes = table.t().reshape(1, -1, old, old)
     planes = F.interpolate(planes, size=(span, span), mode='bicubic')
     return planes.flatten(2)[0].t()

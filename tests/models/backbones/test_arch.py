@@ -34,7 +34,7 @@ SIZES = dict(embed_dims=[8, 16, 32], depths=1, num_heads=[1, 2, 4], pools=2)
 KNOWN = {'toy': ToyArch(**SIZES, convs=1)}
 
 
-def test_one_value_stands_for_all_stages():
+def test_one_value_applies_to_all_stages():
     arch = ToyArch.resolve(SIZES, KNOWN)
 
     assert arch == ToyArch.resolve(ToyArch(**SIZES), KNOWN)

@@ -9,7 +9,7 @@ from mmsparse.models.detectors import (
     FocusEncoderLayer,
     ForegroundTokenSelector,
 )
-from mmsparse.ops.pyramid import cell_centers
+from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import gather_tokens, select_tokens
 
 SIZES = ((6, 8), (3, 4))
@@ -53,7 +53,7 @@ def given():
         query=torch.randn(2, TOKENS, 8, requires_grad=True),
         query_pos=torch.randn(2, TOKENS, 8, requires_grad=True),
         key_padding_mask=padding,
-        centers=cell_centers(SIZES, ratios),
+        centers=level_centers(SIZES, ratios),
         valid_ratios=ratios,
         class_head=nn.Linear(8, 3),
         spatial_shapes=torch.tensor(SIZES),
@@ -235,7 +235,7 @@ def test_macs_equal_the_published_ones(keep, ratio, published):
             query=x,
             query_pos=x,
             key_padding_mask=None,
-            centers=cell_centers(sizes, ratios),
+            centers=level_centers(sizes, ratios),
             valid_ratios=ratios,
             selection=chosen,
             class_head=head,

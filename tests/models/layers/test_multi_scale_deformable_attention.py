@@ -25,7 +25,7 @@ def definition(value, points, weights, sizes):
     return torch.cat(outs, -1)
 
 
-def randomised(**arguments):
+def randomized(**arguments):
     layer = MultiScaleDeformableAttention2d(8, num_heads=2, **arguments)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -54,7 +54,7 @@ def test_the_operator_follows_its_definition_in_value_and_gradient(sizes):
 
 def test_queries_read_around_their_own_cells():
     """With zero offsets every point is the cell itself: only projections remain."""
-    layer, x = randomised(num_points=3), torch.rand(2, 8, 4, 6)
+    layer, x = randomized(num_points=3), torch.rand(2, 8, 4, 6)
     torch.nn.init.zeros_(layer.sampling_offsets.weight)
     torch.nn.init.zeros_(layer.sampling_offsets.bias)
 
@@ -65,7 +65,7 @@ def test_queries_read_around_their_own_cells():
 
 def test_offsets_count_pixels_as_x_and_y():
     """All points one pixel to the right: every place shows its right neighbor."""
-    layer, x = randomised(num_points=2), torch.rand(1, 8, 4, 6)
+    layer, x = randomized(num_points=2), torch.rand(1, 8, 4, 6)
     torch.nn.init.zeros_(layer.sampling_offsets.weight)
     layer.sampling_offsets.bias.data.copy_(torch.tensor([1.0, 0.0]).repeat(4))
     shifted = F.pad(x, (0, 1))[..., 1:].permute(0, 2, 3, 1)
@@ -93,7 +93,7 @@ def test_points_start_on_rays_and_weights_equal():
 
 @pytest.mark.parametrize('size', [(7, 9), (1, 5), (1, 1)], ids=str)
 def test_keeps_the_shape_and_gives_every_parameter_a_gradient(size):
-    layer, x = randomised(), torch.rand(2, 8, *size)
+    layer, x = randomized(), torch.rand(2, 8, *size)
 
     out = layer(x)
     out.square().sum().backward()
@@ -105,7 +105,7 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(size):
 
 
 def test_bfloat16_stays_near_float32():
-    layer, x = randomised(num_points=4), torch.rand(2, 8, 7, 9)
+    layer, x = randomized(num_points=4), torch.rand(2, 8, 7, 9)
     exact = layer(x)
 
     with torch.autocast('cpu', torch.bfloat16):
@@ -138,7 +138,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 def test_compiles_into_one_graph():
     torch.compiler.reset()
-    layer, x = randomised(num_points=4), torch.rand(2, 8, 7, 9)
+    layer, x = randomized(num_points=4), torch.rand(2, 8, 7, 9)
 
     compiled = torch.compile(layer, fullgraph=True, backend='eager')
 

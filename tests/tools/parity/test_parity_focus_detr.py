@@ -11,7 +11,7 @@ import pytest
 import torch
 from detrex import detrex_key
 from parity import Case, check_case
-from parity.focus_detr import KINDS
+from parity.focus_detr import CASE_TYPES
 from parity.focus_detr_models import build_detector
 
 MODEL = dict(
@@ -92,7 +92,9 @@ def with_outputs(name, arguments, tensors, outputs):
         dict(args=arguments, tolerance=TOLERANCE),
         {**tensors, **empty},
     )
-    actual = next(run for kind, run in KINDS.items() if name.startswith(kind))(case)
+    actual = next(run for kind, run in CASE_TYPES.items() if name.startswith(kind))(
+        case
+    )
     return Case(
         name,
         case.family,
