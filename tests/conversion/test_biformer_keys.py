@@ -1,11 +1,11 @@
 import pytest
 import torch
+from parity.biformer import official_tensor
 
 from mmsparse.conversion.biformer import (
     LAYOUTS,
     convert_tensor,
     official_key,
-    official_tensor,
     rename_key,
 )
 from mmsparse.models import BiFormer
