@@ -28,7 +28,7 @@ def attend(
     """Let the tokens of every region attend to those of its routed regions.
 
     Args:
-        q: Queries of all regions of all pictures, (N, L, D).
+        q: Queries of all regions of all images, (N, L, D).
         k: Keys, (N, L', D).
         v: Values, (N, L', C).
         rows: Regions of keys that each region attends to, (N, K).
