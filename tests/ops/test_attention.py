@@ -117,9 +117,10 @@ def test_merging_heads_undoes_splitting_them():
     assert torch.equal(merge_heads(heads), tokens)
 
 
-def test_heads_that_do_not_divide_are_rejected():
-    with pytest.raises(ValueError, match='divide the channels, 8; got 3'):
-        split_heads(torch.rand(1, 2, 8), 3)
+@pytest.mark.parametrize('num_heads', [0, 3])
+def test_heads_that_do_not_divide_are_rejected(num_heads):
+    with pytest.raises(ValueError, match=f'divide the channels, 8; got {num_heads}'):
+        split_heads(torch.rand(1, 2, 8), num_heads)
 
 
 @pytest.mark.parametrize('with_bias', [True, False])
@@ -153,3 +154,11 @@ def test_auto_chooses_no_fused_kernel_for_a_learned_bias_on_a_cpu(learned, monke
     biased_attention(q, k, v, bias)
 
     assert bool(called) != learned
+
+
+def test_math_without_gradient_equals_math_with_gradient():
+    tensors = random_inputs(2, 3, 5, 7, 4, (5, 7))
+    expected = biased_attention(*tensors, backend='math')
+
+    with torch.no_grad():
+        torch.testing.assert_close(biased_attention(*tensors, backend='math'), expected)

@@ -87,3 +87,12 @@ def test_an_unknown_backend_is_rejected_with_the_known_ones():
         ValueError, match=r"backend must be one of \('auto', 'fast'\); got 'slow'"
     ):
         resolve_backend('slow', ('auto', 'fast'))
+
+
+def test_reference_only_is_compiled_in():
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
+    torch.compiler.reset()
+    compiled = torch.compile(biased_attention, fullgraph=True, backend='eager')
+
+    with reference_only():
+        torch.testing.assert_close(compiled(x, x, x), biased_attention(x, x, x))

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 from mmsparse.ops import bilevel_routing_attention, reference_only, routed
 from mmsparse.ops.regions import merge_regions, partition_regions
 from mmsparse.ops.routed import attention_weights, routed_attention
-from mmsparse.ops.routing import ROUTINGS, pool_keys, region_affinity, route
+from mmsparse.ops.routing import POOLS, ROUTINGS, pool_keys, region_affinity, route
 
 CASES = {  # B, grid, region of queries, of keys, D, C, K, heads
     'square': (2, (2, 2), (2, 3), (2, 3), 8, 8, 2, 2),
@@ -128,6 +128,19 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', SOFT_BACKENDS)
+def test_gradients_of_route_weights_are_those_of_finite_differences(backend):
+    *tensors, routes, grid, heads = random_inputs(1, (1, 3), (2, 1), (1, 2), 2, 4, 2, 2)
+    weights = torch.rand(routes.shape, dtype=torch.float64, requires_grad=True)
+
+    def attend(q, k, v, weights):
+        return routed_attention(
+            q, k, v, routes, grid, heads, route_weights=weights, backend=backend
+        )
+
+    assert gradcheck(attend, [*tensors, weights])
+
+
+@pytest.mark.parametrize('backend', SOFT_BACKENDS)
 def test_gradients_of_differentiable_routing_are_those_of_finite_differences(backend):
     tensors = [
         torch.randn(1, 2, 5, C, dtype=torch.float64, requires_grad=True)
@@ -236,10 +249,11 @@ def test_routes_are_the_best_regions_in_order_and_scores_the_softmax(size):
 
 def test_routes_are_computed_without_autocast():
     q, k = torch.randn(2, 1, 28, 28, 16)
-    expected = route(q, k, 4, 7)
+    router = torch.nn.Linear(16, 16)
+    expected = route(q, k, 4, 7, router=router)
 
     with torch.autocast('cpu', torch.bfloat16):
-        actual = route(q, k, 4, 7)
+        actual = route(q, k, 4, 7, router=router)
 
     assert torch.equal(actual.routes, expected.routes)
     assert actual.scores.dtype == torch.float32
@@ -413,6 +427,7 @@ def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
         (dict(kv_pool=('conv', 2)), r"'adaptive_avg', .*; got \('conv', 2\)"),
         (dict(kv_pool=('avg', 0)), r"size of at least 1, .*got \('avg', 0\)"),
         (dict(kv_pool=('avg',)), r"got \('avg',\)"),
+        (dict(kv_pool=('avg', 2, 2)), r"got \('avg', 2, 2\)"),
         (dict(backend='fast'), "'gathered', 'masked', 'triton'.*got 'fast'"),
         (
             dict(backend='masked', routing='soft'),
@@ -434,3 +449,21 @@ def test_a_grid_that_does_not_divide_the_feature_map_is_rejected():
     for backend in ('reference', 'gathered'):
         with pytest.raises(ValueError, match='grid=3x2 must divide .* of 4x4'):
             routed_attention(q, k, v, routes, (3, 2), heads, backend=backend)
+
+
+@pytest.mark.parametrize('name', POOLS)
+def test_keys_are_pooled_within_regions_of_any_size(name):
+    x = torch.rand(1, 6, 2, 3)  # regions of 3x1
+
+    pooled = pool_keys(x, (2, 2), (name, 2))
+
+    region = x[:, :3, :1].permute(0, 3, 1, 2)
+    expected = {
+        'avg': lambda x: F.avg_pool2d(x, (2, 1)),
+        'max': lambda x: F.max_pool2d(x, (2, 1)),
+        'adaptive_avg': lambda x: F.adaptive_avg_pool2d(x, 2),
+        'adaptive_max': lambda x: F.adaptive_max_pool2d(x, 2),
+    }[name](region)
+    h, w = expected.shape[-2:]
+    assert pooled.shape == (1, 2 * h, 2 * w, 3)
+    torch.testing.assert_close(pooled[:, :h, :w].permute(0, 3, 1, 2), expected)
