@@ -1,45 +1,61 @@
-# The hosts: openmmlab, oldest or onedl, each in an environment of its own.
+# The stack: openmmlab, oldest or onedl, each with a separate environment.
 STACK ?= openmmlab
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
-# The environment's Python, once there is one; make install PYTHON=python3.11 chooses it.
+# The environment's Python if it exists; make install PYTHON=python3.11 chooses another.
 PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo python3)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint docs format clean
+.PHONY: help install quickstart bench test lint docs format clean
 
-help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+# Prints the first line of every command's docstring or comment.
+define COMMANDS
+import pathlib, re
+for path in sorted(pathlib.Path('tools').glob('[a-z]*.*')):
+    first = re.search(r'^(?:"""|# )(.+?)[.:]?(?:""")?$$', path.read_text(), re.M)
+    print(f'tools/{path.name:24}{first[1]}')
+endef
+export COMMANDS
 
-install:  ## Make the environment; PYTHON=python3.11 and STACK=onedl choose
+help:  ## List the targets and the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 30
+	@echo
+	@$(PYTHON) -c "$$COMMANDS"
+
+install:  ## Create the environment; options: PYTHON=python3.11, STACK=onedl
 	@$(PYTHON) tools/install.py --stack $(STACK)
 
-quickstart: install  ## Train and evaluate the three tasks on handwritten digits
+quickstart: install  ## Train and evaluate three tasks on handwritten digits
 	$(BIN)/python tools/quickstart.py
 
-# Threads only slow down tensors as small as those of the tests.
+bench: install  ## Compare the time and memory of the attention operators
+	$(BIN)/python tools/benchmark.py ops
+
+# Threads slow down tensors as small as those of the tests.
 test: export OMP_NUM_THREADS ?= 1
 test: install  ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-lint: install  ## Check style, docstrings, import directions, spelling, types and tables
+lint: install  ## Check style, docstrings, imports, spelling, types, tables and words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pydoclint --quiet mmsparse tools
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python docs/measurements.py --check
 	$(BIN)/python tools/zoo_tables.py --check
+	$(BIN)/python .ci/check_words.py
 
 docs: install  ## Build the site into build/docs and check the links between its pages
 	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going \
 	  --conf-dir docs . build/docs
 	@echo build/docs/index.html
 
-format: install  ## Format the code and mend what ruff can mend
+format: install  ## Format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove caches and build products; .venv, data and work_dirs stay
+clean:  ## Remove caches and build files; keep .venv, data and work_dirs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +

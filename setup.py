@@ -1,7 +1,7 @@
-"""Metadata of mmsparse; the hosts are extras, because two stacks provide them.
+"""Package metadata; mmdet, mmseg and mmpretrain are extras, as two stacks provide them.
 
-openmim looks for configurations, tools and the model index in the folder ``.mim`` of an
-installed package: here wheels get theirs, and clones installed with ``pip install -e``.
+openmim expects configs, tools and the model index in folder ``.mim`` of an installed
+package: wheels get a copy, editable installs get links.
 """
 
 import re
@@ -15,14 +15,15 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'mmsparse'
 FOR_MIM = ('configs', 'tools', 'model-index.yml')
-FOR_CLONES = ('install*.py', 'quickstart*.py', 'zoo_tables.py', '__pycache__')
+# Commands that need a clone, with their packages: they are not in the wheel.
+FOR_CLONES = ('install', 'install.py', 'quickstart', 'quickstart.py', 'zoo_tables.py')
 
 
 class BuildWithMim(build_py):
-    """Builds the package with a copy of what openmim looks for."""
+    """Build the package with a copy of the files for openmim."""
 
     def run(self) -> None:
-        """Build, and copy it; nothing that an earlier build copied stays."""
+        """Build, and replace the copy of an earlier build."""
         super().run()
         if self.editable_mode:
             return
@@ -31,17 +32,17 @@ class BuildWithMim(build_py):
         target.mkdir(parents=True)
         for name in FOR_MIM:
             if (ROOT / name).is_dir():
-                ignore = shutil.ignore_patterns(*FOR_CLONES)
+                ignore = shutil.ignore_patterns(*FOR_CLONES, '__pycache__')
                 shutil.copytree(ROOT / name, target / name, ignore=ignore)
             else:
                 shutil.copyfile(ROOT / name, target / name)
 
 
 class EditableWithMim(editable_wheel):
-    """Lets openmim find what it looks for in the clone."""
+    """Build an editable install with links to the files for openmim."""
 
     def run(self) -> None:
-        """Build, and link into the package what openmim looks for."""
+        """Build, and create the links."""
         super().run()
         links = PACKAGE / '.mim'
         links.mkdir(exist_ok=True)
@@ -51,8 +52,8 @@ class EditableWithMim(editable_wheel):
             link.symlink_to(Path('..', '..', name))
 
     def _ensure_dist_info(self) -> None:
-        # openmim and mmengine join the folder of the metadata with the first line of
-        # top_level.txt; an absolute path there leads them into the clone.
+        # openmim and mmengine join the metadata's folder with the first line of
+        # top_level.txt: an absolute path there points them to the clone.
         super()._ensure_dist_info()
         names = Path(self.dist_info_dir, 'top_level.txt')
         names.write_text(f'{PACKAGE}\nmmsparse\n', encoding='utf-8')
@@ -69,11 +70,11 @@ MMENGINE = [
     'setuptools>=65,<81',  # openmim and mmengine import its pkg_resources.
 ]
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
-DOCS = ['furo', 'myst-parser', 'sphinx']
+DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 
 EXTRAS = {
-    # One of the next two, never both: they install the same modules.
+    # Install one of the next two, not both: they have the same modules.
     'openmmlab': [
         *MMENGINE,
         'mmcv>=2.1,<2.2',
@@ -81,7 +82,7 @@ EXTRAS = {
         'mmsegmentation>=1.2.2,<2',
         'mmpretrain>=1.2,<2',
         'openmim>=0.3.9',
-        'ftfy',  # mmsegmentation imports it and regex but does not require them.
+        'ftfy',  # mmsegmentation imports ftfy and regex but does not require them.
         'regex',
     ],
     'onedl': [
@@ -92,7 +93,7 @@ EXTRAS = {
         'onedl-mmpretrain>=1.3.4,<2',
         'onedl-mim>=0.5,<1',
     ],
-    'backbones': [*MMENGINE, 'safetensors'],  # without any host
+    'backbones': [*MMENGINE, 'safetensors'],  # create_backbone alone
     'digits': DIGITS,
     'docs': DOCS,
     'export': EXPORT,

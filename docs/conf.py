@@ -1,7 +1,7 @@
-"""Settings of Sphinx for the site: every Markdown page of the repository.
+"""Sphinx settings: the site has every Markdown page of the repository.
 
-The root of the sources is the root of the repository, so that a link between pages, or
-from a page to a file, is the same on the site and in the repository.
+The repository's root is the source directory, so that links between pages and to files
+are the same on the site and in the repository.
 """
 
 import re
@@ -16,13 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 project = 'mmsparse'
 root_doc = 'docs/index'
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx_copybutton',
+]
 include_patterns = ['*.md', 'docs/**', 'configs/*/README.md', 'projects/*/README.md']
 exclude_patterns = ['.*', 'build', 'data', 'work_dirs', 'checkpoints']
 
 myst_enable_extensions = ['dollarmath']
-myst_heading_anchors = 3  # links to headings, as the repository's host makes them
-highlight_language = 'none'  # of commands and their output
+myst_heading_anchors = 3  # the anchors that GitHub makes
+highlight_language = 'none'  # commands and their output
 
 autodoc_default_options = {'members': True, 'imported-members': True}
 autodoc_member_order = 'groupwise'
@@ -32,9 +37,9 @@ add_module_names = False
 
 html_theme = 'furo'
 html_title = 'mmsparse'
-html_extra_path = ['site']  # leads from the root of the site to its first page
+html_extra_path = ['site']  # redirects the site's root to its first page
 html_static_path = ['static']
-html_css_files = ['tables.css']
+html_css_files = ['style.css']
 html_js_files = [('filter.js', {'defer': 'defer'})]
 html_copy_source = False
 html_show_sphinx = False
@@ -51,7 +56,7 @@ def setup(app: Sphinx) -> None:
 
 
 def link_readmes(app: Sphinx, page: str, source: list[str]) -> None:
-    """Let a link to a folder lead to its README, as the repository's host does."""
+    """Turn links to folders into links to their READMEs, as GitHub shows them."""
     here = (ROOT / page).parent
 
     def readme(link: re.Match) -> str:
@@ -62,17 +67,17 @@ def link_readmes(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def skip_fields(app: Sphinx, what: str, name: str, member: Any, *_: Any) -> bool | None:
-    """Leave out the fields of named tuples, which the class describes."""
+    """Leave out the fields of named tuples: the class docstring has them."""
     return str(member.__doc__).startswith('Alias for field') or None
 
 
 def write_inline(translator: Any, node: Element) -> None:
-    """MathML, which browsers draw without a script from elsewhere."""
+    """Write MathML, which needs no script from another site."""
     translator.body.append(tex2mathml(node.astext()))
     raise SkipNode
 
 
 def write_block(translator: Any, node: Element) -> None:
     formula = tex2mathml(node.astext(), as_block=True)
-    translator.body.append(f'<div style="overflow-x: auto">{formula}</div>\n')
+    translator.body.append(f'<div class="formula">{formula}</div>\n')
     raise SkipNode

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['create_backbone', 'list_backbones']
+__all__ = ['create_backbone', 'create_model', 'list_models']
 
 
 def __getattr__(name: str) -> Any:

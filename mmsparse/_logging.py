@@ -1,4 +1,4 @@
-"""Log levels of other libraries."""
+"""Set log levels of other libraries for a while."""
 
 import logging
 from collections.abc import Iterator
@@ -7,15 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def log_level(logger: logging.Logger, level: int) -> Iterator[None]:
-    """Set the level of a logger inside the context.
-
-    Args:
-        logger: The logger.
-        level: Lowest level that is logged.
-
-    Yields:
-        Nothing.
-    """
+    """Set the level of a logger inside the context."""
     before = logger.level
     logger.setLevel(level)
     try:

@@ -1,4 +1,4 @@
-"""Errors that commands tell in one line."""
+"""Format an exception as one line."""
 
 import traceback
 from collections.abc import Iterator
@@ -6,47 +6,45 @@ from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """A mistake of the user, told in one line that needs no traceback."""
+    """A mistake of the user; its message is one line and needs no traceback."""
+
+
+class MissingFileError(UsageError):
+    """A file or folder that a config names does not exist: ``path``."""
+
+    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
+        super().__init__(message)
+        self.path = path
 
 
 def format_error(error: Exception) -> str:
-    """Write in one line what an exception tells.
-
-    Args:
-        error: The exception.
-
-    Returns:
-        The first line of its text; after its kind unless it is a ValueError, which says
-        by itself what is wrong.
-    """
+    """Return the first line of an exception, and its type unless it is a ValueError."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason, kind = ' '.join(lines[:1]), type(error)
+    reason = ' '.join(lines[:1])
     if isinstance(error, ValueError):
         return reason
-    name = f'{kind.__module__}.{kind.__qualname__}'.removeprefix('builtins.')
+    cls = type(error)
+    name = f'{cls.__module__}.{cls.__qualname__}'.removeprefix('builtins.')
     return f'{name}: {reason}' if reason else name
 
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """Tell settings that a registry or a constructor refuses in one line.
+    """Raise UsageError for settings of a config that a constructor refuses.
 
-    Yields:
-        Nothing.
-
-    Raises:
-        UsageError: One did; names the class, and the place in the code if the reason
-            may not be enough.
+    It names the class, and the line of code unless the reason is a ValueError.
     """
     try:
         yield
     except UsageError:
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        owner = place = ''
+        owner = line_of_code = ''
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == '__init__':
                 owner = f'{type(frame.f_locals["self"]).__name__}: '
-                place = f' ({frame.f_code.co_filename}, line {line})'
-        place = '' if isinstance(error, ValueError) else place
-        raise UsageError(f'config: {owner}{format_error(error)}{place}') from error
+                line_of_code = f' ({frame.f_code.co_filename}, line {line})'
+        if isinstance(error, ValueError):
+            line_of_code = ''
+        reason = format_error(error)
+        raise UsageError(f'config: {owner}{reason}{line_of_code}') from error

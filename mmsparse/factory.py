@@ -1,28 +1,35 @@
-"""Backbones by name, for code that uses none of the hosts."""
+"""Build backbones and classifiers by name, with mmsparse's or official weights."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
+from torch import Tensor
 
 from mmsparse._logging import log_level
-from mmsparse.checkpoint.state_dict import find_prefix, listed, read_weights
-from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
+from mmsparse.checkpoint.files import read_checkpoint
+from mmsparse.checkpoint.state_dict import (
+    find_prefix,
+    find_state_dict,
+    load_state_dict,
+    shapes_of,
+    strip_prefix,
+)
+from mmsparse.conversion.convert import convert
+from mmsparse.conversion.families import BACKBONE, FAMILIES
+from mmsparse.errors import UsageError
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
+from mmsparse.models.classifier import Classifier
 
-FAMILIES = {'dat': DAT, 'biformer': BiFormer, 'shunted': ShuntedTransformer}
 
-
-def list_backbones() -> list[str]:
-    """Tell the names that :func:`create_backbone` knows.
-
-    Returns:
-        ``<family>-<arch>`` for every arch, sorted.
-    """
+def list_models() -> list[str]:
+    """Return the sorted names ``<family>-<arch>`` of all backbones and classifiers."""
     return sorted(
         f'{family}-{arch}'
-        for family, backbone in FAMILIES.items()
+        for family, backbone in BACKBONES.items()
         for arch in backbone.arch_settings
     )
 
@@ -30,89 +37,129 @@ def list_backbones() -> list[str]:
 def create_backbone(
     name: str, pretrained: str | Path | None = None, **arguments: Any
 ) -> StagedBackbone:
-    """Build a backbone; mmengine is needed, and no host.
+    """Build a backbone; of OpenMMLab this needs mmengine alone.
 
     Args:
-        name: One of :func:`list_backbones`, for example ``dat-pp-tiny``.
-        pretrained: File of weights in our layout, ``.safetensors`` or ``.pth``: of a
-            backbone, or of a classifier, detector or segmentor, of which the keys below
-            ``backbone.`` count. What ``tools/convert_checkpoint.py`` writes is such a
-            file. None starts from random weights.
-        **arguments: Those of the backbone, ``out_indices=(0, 1, 2, 3)`` for example.
+        name: One of :func:`list_models`, for example ``dat-pp-tiny``.
+        pretrained: File with weights, ``.safetensors`` or ``.pth``: an official
+            checkpoint of this model, or one of mmsparse (of a backbone, classifier,
+            detector or segmentor). None starts from random weights.
+        **arguments: Arguments of the backbone, for example
+            ``out_indices=(0, 1, 2, 3)``.
 
     Returns:
-        The backbone, which maps (B, 3, H, W) to a tuple of one (B, C, H', W') for each
-        of ``out_indices``; ``feature_info`` tells their channels and strides.
+        The backbone, from (B, 3, H, W) to a tuple of one (B, C, H', W') for each of
+        ``out_indices``; ``feature_info`` has their channels and strides.
 
     Raises:
         ValueError: The name is unknown, an argument is out of range, or the file is no
-            checkpoint or does not fit: lists the keys.
+            checkpoint or does not fit; lists the keys.
     """
-    family, _, arch = name.partition('-')
-    if family not in FAMILIES or arch not in FAMILIES[family].arch_settings:
-        raise ValueError(f'name must be one of {list_backbones()}; got {name!r}.')
-    backbone = FAMILIES[family](arch, **arguments)
-    if pretrained is None:
-        # mmengine would log every parameter.
-        with log_level(MMLogger.get_current_instance(), logging.WARNING):
-            backbone.init_weights()
-    else:
-        load_backbone(backbone, pretrained)
+    backbone, _ = _build_backbone(name, pretrained, arguments, alone=True)
     return backbone
 
 
-def load_backbone(backbone: StagedBackbone, path: str | Path) -> None:
-    """Load weights, all of them that the backbone has but for norms of the outputs.
-
-    A file has the norms of the outputs that its model had, a classifier that of the
-    last stage alone. Those that it lacks stay as they are; those of others, and stages
-    behind the last that is returned, are left out.
+def create_model(
+    name: str,
+    pretrained: str | Path | None = None,
+    num_classes: int = 1000,
+    **arguments: Any,
+) -> Classifier:
+    """Build a classifier: a backbone, global average pooling and a linear layer.
 
     Args:
-        backbone: A backbone of ours.
-        path: The file, see :func:`create_backbone`.
+        name: One of :func:`list_models`.
+        pretrained: See :func:`create_backbone`. The linear layer starts from random
+            weights unless the file has one for ``num_classes``.
+        num_classes: Number of classes.
+        **arguments: Arguments of the backbone.
+
+    Returns:
+        The classifier, from (B, 3, H, W) to logits (B, num_classes).
 
     Raises:
-        ValueError: The file is no checkpoint, holds no backbone of ours, or does not
-            fit: lists the keys.
+        ValueError: See :func:`create_backbone`.
     """
-    found = read_weights(path)
-    prefix = find_prefix(found, marker=r'downsamples\.0\.')
-    if prefix is None:
-        raise ValueError(
-            f'pretrained: {path} holds no backbone of ours; its keys begin with '
-            f'{list(found)[:3]}. Weights of the authors are converted by '
-            'tools/convert_checkpoint.py.'
+    backbone, weights = _build_backbone(name, pretrained, arguments)
+    model = Classifier(backbone, backbone.feature_info.channels()[-1], num_classes)
+    head = strip_prefix(weights, 'head.')
+    if shapes_of(head) == shapes_of(model.head.state_dict()):
+        model.head.load_state_dict(head)
+    elif weights:
+        print_log(
+            f'{pretrained} has no linear layer for {num_classes} classes; it starts '
+            f'from random weights.',
+            logger='current',
+            level=logging.WARNING,
         )
-    weights = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in found.items()
-        if key.startswith(prefix) and not _is_behind(key.removeprefix(prefix), backbone)
-    }
-    own = backbone.state_dict()
-    faults = {
-        'missing': [key for key in own if key not in weights and not _is_norm(key)],
-        'unexpected': [key for key in weights if key not in own and not _is_norm(key)],
-    }
-    told = [f'{kind}: {listed(keys)}' for kind, keys in faults.items() if keys]
-    if not told:
-        try:
-            backbone.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # other shapes; the first line names the class
-            told = [line.strip() for line in str(error).splitlines()[1:]]
-    if told:
-        raise ValueError(
-            f'pretrained: {path} does not fit {type(backbone).__name__}; '
-            f'{"; ".join(told)}'
-        )
+    return model
 
 
-def _is_norm(key: str) -> bool:
-    return key.startswith('out_norms.')
+def _build_backbone(
+    name: str,
+    path: str | Path | None,
+    arguments: Mapping[str, Any],
+    alone: bool = False,
+) -> tuple[StagedBackbone, dict[str, Tensor]]:
+    """Return the backbone, and the weights in the file: ``backbone.*`` and others."""
+    family, _, arch = name.partition('-')
+    if family not in BACKBONES or arch not in BACKBONES[family].arch_settings:
+        raise ValueError(f'name must be one of {list_models()}; got {name!r}.')
+    weights = {} if path is None else _read_pretrained(family, arch, path, alone)
+    backbone = BACKBONES[family](arch, **arguments)
+    if not weights:
+        # mmengine would log every parameter.
+        with log_level(MMLogger.get_current_instance(), logging.WARNING):
+            backbone.init_weights()
+        return backbone, weights
+    own = _match_outputs(strip_prefix(weights, BACKBONE), backbone)
+    if mismatch := load_state_dict(backbone, own):
+        raise UsageError(f'pretrained: {path} does not fit {name}; {mismatch}')
+    return backbone, weights
 
 
-def _is_behind(key: str, backbone: StagedBackbone) -> bool:
-    """Whether a key is of a stage that the backbone does without."""
-    part, _, rest = key.partition('.')
-    stage = rest.partition('.')[0]
-    return part in ('downsamples', 'stages') and int(stage) >= len(backbone.stages)
+def _read_pretrained(
+    family: str, arch: str, path: str | Path, backbone_only: bool
+) -> dict[str, Tensor]:
+    """Read ``backbone.*``, and the rest of the model if there is more."""
+    checkpoint = read_checkpoint(path)
+    try:
+        weights = find_state_dict(checkpoint)
+        prefix = find_prefix(weights, marker=r'downsamples\.0\.')
+        if prefix is not None and not prefix.endswith(BACKBONE):
+            return {BACKBONE + k: x for k, x in strip_prefix(weights, prefix).items()}
+        if prefix is not None:
+            return strip_prefix(weights, prefix.removesuffix(BACKBONE))
+        if family in FAMILIES and FAMILIES[family].prefix(weights) is not None:
+            converted = convert(checkpoint, family, arch, backbone_only)
+            name = f'{family}-{arch}'
+            print_log(f'{path}: official weights, converted to {name}.', 'current')
+            return converted.state_dict
+    except ValueError as error:
+        raise UsageError(f'pretrained: {path}: {error}') from error
+    raise UsageError(
+        f'pretrained: {path} has no weights of {family}, neither official nor of '
+        f'mmsparse; its keys begin with {list(weights)[:3]}.'
+    )
+
+
+def _match_outputs(
+    weights: Mapping[str, Tensor], backbone: StagedBackbone
+) -> dict[str, Tensor]:
+    """Drop stages that the backbone lacks, and exchange the norms of the outputs.
+
+    A file has norms for the outputs of its model; a classifier for the last stage only.
+    """
+    own, num_stages = backbone.state_dict(), len(backbone.stages)
+    norms = {key: x for key, x in own.items() if key.startswith('out_norms.')}
+    matched = {}
+    for key, tensor in weights.items():
+        part, _, rest = key.partition('.')
+        if part == 'out_norms':
+            if key in norms:
+                norms[key] = tensor
+        elif part not in ('downsamples', 'stages') or (
+            int(rest.partition('.')[0]) < num_stages
+        ):
+            matched[key] = tensor
+    return matched | norms

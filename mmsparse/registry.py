@@ -1,63 +1,59 @@
-"""The nodes of mmsparse in MMEngine's registry tree.
+"""Registries of mmsparse in mmengine's tree, and the models that are imported lazily.
 
-MMEngine imports this module by itself when a config names a type with the
-prefix ``mmsparse.``, whatever the host's default scope is.
+mmengine imports this module when a config names a type with the prefix ``mmsparse.``,
+under any ``default_scope``. Importing it also lets mmengine read its own checkpoints
+and safetensors, see :mod:`mmsparse.checkpoint.mmengine`.
 """
 
 from importlib import import_module
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine import registry
 from mmengine.registry import Registry
 
-from mmsparse.checkpoint.mmengine import allow_mmengine_checkpoints, read_safetensors
+from mmsparse.checkpoint.mmengine import (
+    allow_mmengine_checkpoints,
+    register_safetensors,
+)
 
-DETECTORS = ('FocusDETR', 'FocusDETRHead')
+# Models that need mmdet, with their modules.
+LAZY_MODELS = {
+    'FocusDETR': 'mmsparse.models.detectors',
+    'FocusDETRHead': 'mmsparse.models.detectors',
+}
+
+
+def import_lazy_model(name: str) -> type:
+    """Import and return one of :data:`LAZY_MODELS`."""
+    return getattr(import_module(LAZY_MODELS[name]), name)
 
 
 class ModelRegistry(Registry):
-    """Registry that imports our detectors, and with them mmdet, when one is named."""
+    """Registry that imports one of :data:`LAZY_MODELS` when it is first looked up."""
 
     def get(self, key: str) -> type | None:
-        """Look a type up.
-
-        Args:
-            key: Its name.
-
-        Returns:
-            The type, or None.
-
-        Raises:
-            ModuleNotFoundError: It is a detector, and mmdet is not installed.
-        """
-        if key.rpartition('.')[2] in DETECTORS:
-            import_module('mmsparse.models.detectors')
+        """Return the class of this name, or None."""
+        name = key.rpartition('.')[2]
+        if name in LAZY_MODELS:
+            import_lazy_model(name)  # which registers it
         return super().get(key)
 
 
-MODELS = ModelRegistry(
-    'model', parent=MMENGINE_MODELS, scope='mmsparse', locations=['mmsparse.models']
+def _child(
+    parent: Registry, *locations: str, cls: type[Registry] = Registry
+) -> Registry:
+    """Build the registry below one of mmengine's, filled by modules of mmsparse."""
+    locations = [f'mmsparse.{name}' for name in locations]
+    return cls(parent.name, parent=parent, scope='mmsparse', locations=locations)
+
+
+MODELS = _child(registry.MODELS, 'models', cls=ModelRegistry)
+MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.cpu_ddp')
+HOOKS = _child(registry.HOOKS, 'engine.hooks', 'evaluation')
+METRICS = _child(registry.METRICS, 'evaluation')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optim_wrapper_constructor'
 )
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmsparse',
-    locations=['mmsparse.engine.hooks', 'mmsparse.evaluation'],
-)
-METRICS = Registry(
-    'metric',
-    parent=MMENGINE_METRICS,
-    scope='mmsparse',
-    locations=['mmsparse.evaluation'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=MMENGINE_TRANSFORMS,
-    scope='mmsparse',
-    locations=['mmsparse.datasets.transforms'],
-)
+TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms')
 
 allow_mmengine_checkpoints()
-read_safetensors()
+register_safetensors()

@@ -1,3 +1,4 @@
+import gc
 import os
 import socket
 import subprocess
@@ -7,25 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
 
 ROOT = Path(__file__).parents[1]
-# What another stack cannot do: the reason, by a test's id or by what it says.
+# Expected failures in other stacks: text of the test's id or report, and the reason.
 FAULTS = {}
 if 'onedl-mmengine' in installed_versions():
     NAME = (
-        "onedl-mmengine looks for mmseg:: under the name of OpenMMLab's package, "
+        "onedl-mmengine resolves mmseg:: by the name of OpenMMLab's package, "
         'mmsegmentation'
     )
     DINO = (
-        "onedl-mmdetection's DINO encodes boxes by twice as many features, so that "
+        "onedl-mmdetection's DINO encodes boxes with twice as many channels, so that "
         "weights of mmdetection's and detrex's do not fit"
     )
     FOLDER = (
-        'onedl-mim takes the folder of the first file in the record of a package for '
-        'that of its module'
+        "onedl-mim assumes that the first file in a package's RECORD is in the folder "
+        'of its module'
     )
     FAULTS |= {
         'mmsegmentation is not installed': NAME,
@@ -35,43 +38,57 @@ if 'onedl-mmengine' in installed_versions():
         '.dist-info/model-index.yml or': FOLDER,
         '__editable___mmsparse_0_1_0_finder.py': FOLDER,
         "Can't determine a unique package given abbreviation mmdet": 'onedl-mim knows '
-        'onedl-mmdetection by its full name alone',
-        'the_same_state[iterations': 'onedl-mmengine does not read the data again '
-        'that a resumed training by iterations passes over, and draws nothing for it',
+        'onedl-mmdetection only by its full name',
+        'the_same_state[iterations': 'onedl-mmengine does not skip the data of '
+        'previous iterations when a training by iterations is resumed',
     }
 if not hasattr(torch, 'get_autocast_dtype'):
     NO_HALF = 'torch 2.1 does not compute in float16 on CPUs'
     FAULTS |= {
-        'torch._dynamo.exc.': 'the compiler of torch 2.1 follows less',
+        'torch._dynamo.exc.': 'the compiler of torch 2.1 supports less',
         'AutocastCPU only support Bfloat16': NO_HALF,
         '"bmm" not implemented for \'Half\'': NO_HALF,
         'attn_mask dtype to be bool or to match query dtype': 'autocast of torch 2.1 '
-        'passes over the mask of attention on CPUs',
+        'ignores the attention mask on CPUs',
         'torch.float8_e4m3fn is not recognized': 'torch 2.1 does not save float8',
         'Stream() takes no arguments': 'FSDP of torch 2.1 needs a GPU',
-        'test_bfloat16_stays_near_single_precision[DAT]': 'gradients of DAT in '
+        'test_bfloat16_stays_near_single_precision[dat]': 'gradients of DAT in '
         'bfloat16 are further from single precision with torch 2.1',
         'gradients_are_those_of_one_process[focus_detr': 'with torch 2.1 they '
         'differ by up to 9e-5',
-        'the_same_state[iterations': 'mmengine 0.10.0 does not pass over the data that '
-        'a training by iterations has seen when it is resumed',
-        'cannot_be_read_is_named[97% of a .jpg]': 'OpenCV 4.8 fills up JPEG files',
+        'the_same_state[iterations': 'mmengine 0.10.0 does not skip the data of '
+        'previous iterations when a training by iterations is resumed',
+        'cannot_be_read_is_named[97% of a .jpg]': 'OpenCV 4.8 pads cut-off JPEGs',
     }
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Expect these failures."""
+    """Report the failures in FAULTS as expected."""
     report = yield
-    told = f'{report.nodeid}\n{report.longreprtext}'
+    text = f'{report.nodeid}\n{report.longreprtext}'
     for symptom, reason in FAULTS.items():
-        if report.failed and symptom in told:
+        if report.failed and symptom in text:
             report.outcome, report.wasxfail = 'skipped', reason
     return report
 
 
 if not torch.cuda.is_available():
-    os.environ['TRITON_INTERPRET'] = '1'  # Kernels for GPUs run as Python.
+    os.environ['TRITON_INTERPRET'] = '1'  # GPU kernels run as Python.
+
+
+@pytest.fixture
+def clean_registries():
+    """Remove the backbones and layers that a test registers."""
+    from mmsparse.models.backbones import BACKBONES
+    from mmsparse.registry import MODELS
+
+    registries = (BACKBONES, MODELS.module_dict)
+    before = [dict(known) for known in registries]
+    yield
+    for known, kept in zip(registries, before, strict=True):
+        for name in set(known) - set(kept):
+            del known[name]
 
 
 @pytest.fixture(autouse=True)
@@ -79,19 +96,39 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_collection_finish():
+    """Keep imported modules out of the garbage collection that every dataset runs."""
+    gc.freeze()
+
+
 @pytest.fixture(scope='session', autouse=True)
-def metafiles_read_once():
-    """MMEngine reads all metafiles of a host for every base that a config has there."""
+def fast_configs():
+    """Cache what mmengine repeats for a config: metafiles of bases, formatted text."""
+    formatted = {}
+
+    def format_code(text, **style):
+        if text not in formatted:
+            formatted[text] = FormatCode(text, **style)
+        return formatted[text]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_utils, 'load', cache(config_utils.load))
+        patch.setattr(config_module, 'FormatCode', format_code)
         yield
 
 
 @pytest.fixture(scope='session')
 def small_digits(tmp_path_factory):
-    """A folder to run commands in, with a few scenes at data/digits."""
+    """A working directory with a few scenes in data/digits."""
     folder = tmp_path_factory.mktemp('digits')
-    counts = ['--train-scenes', '16', '--val-scenes', '8', '--train-looks', '1']
+    counts = [
+        '--train-scenes',
+        '16',
+        '--val-scenes',
+        '8',
+        '--train-images-per-scan',
+        '1',
+    ]
     subprocess.run(
         [sys.executable, ROOT / 'tools' / 'prepare_digits.py', *counts],
         cwd=folder,
@@ -103,7 +140,7 @@ def small_digits(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_tool():
-    """Run a command of tools/ in a folder; return the finished process."""
+    """Run a command of tools/ in a folder; return the completed process."""
 
     def run(tool, *args, cwd, check=True):
         command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / tool, *args]
@@ -114,7 +151,7 @@ def run_tool():
 
 @pytest.fixture(scope='session')
 def train_in_two():
-    """Train in two processes by tools/dist_train.sh; return the finished command."""
+    """Train in two processes with tools/dist_train.sh; return the completed process."""
 
     def train(config, *options, cwd, check=True):
         with socket.socket() as free:

@@ -1,8 +1,8 @@
-"""The names of the weights of detrex's Focus-DETR, as its specification has them."""
+"""Keys of detrex's Focus-DETR, as in its specification."""
 
 import re
 
-# Our names and detrex's, in this order.
+# Patterns of mmsparse's keys and detrex's, applied in this order.
 NAMES = (
     (r'^backbone\.conv1\.', 'backbone.stem.conv1.'),
     (r'^backbone\.bn1\.', 'backbone.stem.conv1.norm.'),
@@ -31,7 +31,7 @@ NAMES = (
 )
 
 
-def detrex_name(ours):
+def detrex_key(key):
     for pattern, replacement in NAMES:
-        ours = re.sub(pattern, replacement, ours)
-    return ours
+        key = re.sub(pattern, replacement, key)
+    return key

@@ -1,4 +1,4 @@
-"""What an exported model is compared with."""
+"""Checks of exported models."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
 
 
 def assert_exports(graph, path):
-    """The file computes what the graph does, for other batches; so does its program."""
+    """Assert that the file and its program equal the graph, for other batch sizes."""
     program = export_onnx(graph, path)
 
     differences = compare_onnx(graph, path, batch_sizes=(1, 3))
@@ -23,21 +23,22 @@ def assert_exports(graph, path):
 
 
 def assert_traced(graph, program):
-    """The program computes what the graph does, for another batch."""
-    image = make_pictures(graph, 3).float()
+    """Assert that the program equals the graph, for another batch size."""
+    image = make_images(graph, 3).float()
     with torch.no_grad():
         expected, found = graph(image), program.module()(image)
     assert max(graph.differences(expected, found).values()) < 1e-5
-    assert (expected[0][0] - expected[0][1]).abs().max() > 1e-2  # pictures count
+    first, second, _ = expected[0]
+    assert (first - second).abs().max() > 1e-2  # outputs depend on the image
 
 
-def make_pictures(graph, batch):
-    """RGB, (B, 3, H, W), in whole numbers."""
+def make_images(graph, batch):
+    """Return random RGB images, (B, 3, H, W), as integers."""
     return torch.randint(256, (batch, 3, *graph.size))
 
 
 def predict(model, image, sample, to_bgr=True):
-    """What a host tells of pictures that its own data loader hands over."""
+    """Return predictions for images as mmdet, mmseg and mmpretrain load them."""
     height, width = image.shape[-2:]
     samples = [
         sample(

@@ -1,6 +1,7 @@
-"""What tests plug into trainings that they start as commands."""
+"""Hooks and a metric for training runs that tests start as commands."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mmengine.registry import HOOKS, METRICS
 
 @HOOKS.register_module()
 class KeepGradients(Hook):
-    """Write the gradients that every step is taken from."""
+    """Save the gradients of every step."""
 
     def before_train(self, runner):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -29,7 +30,7 @@ class KeepGradients(Hook):
 
 @HOOKS.register_module()
 class EvenNoise(Hook):
-    """Noise that does not depend on which pictures a process has."""
+    """Replace noise by constants, which do not depend on the images of a process."""
 
     def before_train(self, runner):
         torch.rand_like = lambda x: torch.full_like(x, 0.6)
@@ -40,20 +41,33 @@ class EvenNoise(Hook):
 
 @HOOKS.register_module()
 class Die(Hook):
-    """Kill the second process in the second iteration."""
+    """Kill the process of a rank in an iteration."""
+
+    def __init__(self, iteration, rank=0):
+        self.iteration, self.rank = iteration, rank
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 1 and get_rank() == 1:
+        if (runner.iter, get_rank()) == (self.iteration, self.rank):
             Path(runner.work_dir, 'died').touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@HOOKS.register_module()
+class DieWhileSaving(Hook):
+    """Let the kernel kill the process in the middle of the second checkpoint."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
 @METRICS.register_module()
-class CountPictures(BaseMetric):
-    """How many results there are, and of how many pictures."""
+class CountImages(BaseMetric):
+    """Count the results and the images that they are of."""
 
     def process(self, data_batch, data_samples):
         self.results += [sample['img_path'] for sample in data_samples]
 
     def compute_metrics(self, results):
-        return dict(results=len(results), pictures=len(set(results)))
+        return dict(results=len(results), images=len(set(results)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ITERATIONS = 50
@@ -28,7 +28,7 @@ NANOS = [
 
 @pytest.fixture
 def train(small_digits, tmp_path, monkeypatch):
-    """Train deterministically; return the loss of every iteration."""
+    """Train deterministically and return the loss of every iteration."""
     monkeypatch.chdir(small_digits)
 
     def run(config, name):
@@ -42,9 +42,9 @@ def train(small_digits, tmp_path, monkeypatch):
             batch_size=1, sampler=dict(type='InfiniteSampler', shuffle=True)
         )
         cfg.param_scheduler = None
-        for kind in ('val', 'test'):
+        for stage in ('val', 'test'):
             for part in ('dataloader', 'evaluator', 'cfg'):
-                cfg.pop(f'{kind}_{part}', None)
+                cfg.pop(f'{stage}_{part}', None)
         runner = Runner.from_cfg(cfg)
         runner.train()
         history, _ = runner.message_hub.get_scalar('train/loss').data

@@ -7,18 +7,26 @@ import yaml
 from mmdet.registry import MODELS
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse import create_backbone
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
+from mmsparse.conversion import biformer, dat, shunted
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
-FILES = r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+PAGES = [
+    *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+]
+FILES = (
+    r'(?:\bprojects/\w+/)?(?<!tests/)\b(?:tools|configs)/[\w/.-]+\.py\b'
+    r'|\bweights/[\w.-]+\.pth\b'
+)
 BACKBONES = ('dat', 'biformer', 'shunted_transformer')
 
 
 def examples(page):
-    text = (ROOT / 'docs' / f'{page}.md').read_text()
-    return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    path = ROOT / ('README.md' if page == 'README' else f'docs/{page}.md')
+    return re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL)
 
 
 def read_example(example, folder):
@@ -29,10 +37,7 @@ def read_example(example, folder):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_links_to_files_lead_somewhere(page):
-    links = re.findall(r'\]\(([^)#]+)', page.read_text())
-
-    assert links
-    for link in links:
+    for link in re.findall(r'\]\(([^)#]+)', page.read_text()):
         assert '://' in link or (page.parent / link).exists(), link
 
 
@@ -70,11 +75,11 @@ def test_every_option_of_focus_detr_has_a_row():
     assert changed['norm'] == 'batch'
 
 
-def test_the_example_with_a_backbone_prints_what_the_page_says(
+def test_the_backbones_page_shows_what_its_program_prints(
     tmp_path, monkeypatch, capsys
 ):
     text = (ROOT / 'docs' / 'backbones.md').read_text()
-    example, loading = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    example, loading = examples('backbones')
     (printed,) = re.findall(r'```\n(\[.*?)```', text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
 
@@ -90,8 +95,113 @@ def test_the_example_with_a_backbone_prints_what_the_page_says(
             assert torch.equal(tensor, weights[key])
 
 
+def programs():
+    """The programs of docs/examples.md by their headings."""
+    text = (ROOT / 'docs' / 'examples.md').read_text()
+    found = re.findall(r'\n## (\d+\. .*?)\n.*?```python\n(.*?)```', text, re.DOTALL)
+    return [pytest.param(program, id=title) for title, program in found]
+
+
+@pytest.mark.parametrize('program', programs())
+def test_short_programs_run(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    exec(program.replace("'configs/", f"'{ROOT}/configs/"), {'__name__': 'program'})
+
+    assert capsys.readouterr().out
+
+
+def method_pages():
+    return sorted((ROOT / 'configs').glob('*/README.md'))
+
+
+@pytest.mark.parametrize('page', method_pages(), ids=lambda page: page.parent.name)
+def test_the_program_of_a_method_runs(page, capsys):
+    blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
+    (program,) = (code for code in blocks if code.startswith('import'))
+    small = "{'test_dataloader.dataset.pipeline.1.scale': (320, 240)}"
+    program = program.replace("device='cpu'", f"device='cpu', cfg_options={small}")
+
+    exec(program.replace("'configs/", f"'{ROOT}/configs/"), {})
+
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize('page', method_pages(), ids=lambda page: page.parent.name)
+def test_configs_of_a_method_page_build(page, tmp_path):
+    blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
+
+    for config in (code for code in blocks if code.startswith('_base_')):
+        with torch.device('meta'):
+            build_model(read_example(config, tmp_path))
+
+
+@pytest.mark.parametrize('page', method_pages(), ids=lambda page: page.parent.name)
+def test_every_paper_has_a_citation(page):
+    text = page.read_text()
+
+    assert text.count('> [') == text.count('@inproceedings{') + text.count('@article{')
+
+
+def test_there_are_ten_short_programs():
+    assert len(programs()) == 10
+
+
+def test_the_program_of_the_readme_prints_four_feature_maps(capsys):
+    program, _ = examples('README')
+
+    exec(program, {})
+
+    assert capsys.readouterr().out.splitlines() == [
+        '(1, 64, 56, 56)',
+        '(1, 128, 28, 28)',
+        '(1, 256, 14, 14)',
+        '(1, 512, 7, 7)',
+    ]
+
+
+@pytest.mark.parametrize('page', ['README', 'get_started'])
+def test_configs_to_copy_train_well(page, tmp_path):
+    (config,) = (code for code in examples(page) if code.startswith('_base_'))
+
+    cfg = read_example(config, tmp_path)
+
+    assert cfg.model.backbone.init_cfg.prefix == 'backbone.'
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 1
+
+
+def test_safeguards_can_be_appended_to_other_hooks(tmp_path):
+    (config,) = examples('reliability')
+
+    hooks = read_example(config, tmp_path).custom_hooks
+
+    base = read_config(str(ROOT / 'configs/_base_/mmsparse.py')).custom_hooks
+    assert hooks[0].type == 'EMAHook'
+    assert hooks[-len(base) :] == base
+
+
+def test_official_keys_on_the_migration_page_are_those_that_conversion_renames():
+    text = (ROOT / 'docs' / 'migration.md').read_text().split('## Find a parameter')[1]
+    rename = dict(DAT=dat, BiFormer=biformer, Shunted=shunted)
+    family = ''
+    for line in text.split('\n## ')[0].splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if len(cells) < 3 or not cells[1].startswith('`'):
+            continue
+        family = cells[0] or family
+        if family not in rename:
+            continue
+        official, own = (re.findall(r'`(.*?)`', cell) for cell in cells[1:])
+        own = own * len(official) if len(own) == 1 else own
+        for key, expected in zip(official, own, strict=True):
+            key, expected = (x.replace('*', 'weight') for x in (key, expected))
+            if not expected.startswith('head.'):  # of classifiers
+                assert rename[family].rename_key(key) == expected
+
+
 @pytest.mark.parametrize(
-    'page', ['get_started', 'classification', 'detection', 'segmentation']
+    'page', ['README', 'get_started', 'classification', 'detection', 'segmentation']
 )
 def test_configs_on_the_page_build_their_models(page, tmp_path):
     configs = [code for code in examples(page) if code.startswith('_base_')]
@@ -118,7 +228,7 @@ def test_variants_have_the_numbers_of_the_metafile(page):
     metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
     models = {model['Name'].split('_')[0]: model for model in metafile['Models']}
     text = (ROOT / 'docs' / f'{page}.md').read_text()
-    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) M \| ([\d.]+) G \| ([\d.]+) \|$'
+    row = r'^\| `([\w-]+)` \|.*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$'
     variants = re.findall(row, text, re.MULTILINE)
 
     assert len(variants) >= 3
@@ -130,63 +240,36 @@ def test_variants_have_the_numbers_of_the_metafile(page):
         assert float(accuracy) == result['Metrics']['Top 1 Accuracy']
 
 
-def test_the_backbone_of_the_walk_learns_in_a_detector(tmp_path, monkeypatch):
+def test_the_backbone_of_the_page_trains_and_is_in_the_factory(
+    tmp_path, monkeypatch, clean_registries
+):
     *code, config = examples('add_a_backbone')
     (tmp_path / 'pooled_former.py').write_text('\n\n'.join(code))
     monkeypatch.syspath_prepend(tmp_path)
 
     backbone = build_model(read_example(config, tmp_path)).backbone
 
-    maps = backbone(torch.rand(1, 3, 65, 93))
-    sum(x.square().mean() for x in maps).backward()
-    assert [tuple(x.shape[1:]) for x in maps] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
+    outs = backbone(torch.rand(1, 3, 65, 93))
+    sum(x.square().mean() for x in outs).backward()
+    assert [tuple(x.shape[1:]) for x in outs] == [(64, 8, 11), (128, 4, 5), (256, 2, 2)]
     assert all(weight.grad is not None for weight in backbone.parameters())
-
-
-def table_below(heading, page):
-    """Columns of the first table below a heading, by their titles."""
-    text = (ROOT / 'docs' / f'{page}.md').read_text().split(f'\n## {heading}\n')[1]
-    lines = re.search(r'(?:^\|.*\n)+', text, re.MULTILINE)[0].splitlines()
-    rows = [[x.strip(' `') for x in line[1:-1].split('|')] for line in lines]
-    return {title: cells for title, _, *cells in zip(*rows, strict=True)}
-
-
-def dense_results(page):
-    """Results on COCO and ADE20K as the pages write them, by the names of configs."""
-    metafile = yaml.safe_load((ROOT / 'configs' / page / 'metafile.yml').read_text())
-    return {
-        model['Name']: ' / '.join(
-            str(value)
-            for result in model['Results']
-            for value in result['Metrics'].values()
-        )
-        for model in metafile['Models']
-        if model['Metadata']['Training Data'] in ('COCO', 'ADE20K')
-        and 'Results' in model
-    }
-
-
-@pytest.mark.parametrize('page', BACKBONES)
-def test_dense_results_are_those_of_the_metafile(page):
-    columns = table_below('Results', page)
-    family = page.split('_')[0]
-    expected = {}
-    for name, result in dense_results(page).items():
-        arch = re.search(rf'_{family}-([\w-]+?)_', name)[1]
-        expected.setdefault(arch, []).append(result)
-
-    assert len(expected) >= 2
-    for arch, results in expected.items():
-        assert sorted(filter(re.compile(r'\d').match, columns[arch])) == sorted(results)
+    assert type(create_backbone('pooled-nano')) is type(backbone)
+    with pytest.raises(
+        ValueError, match=r'stages\[0\]: .*in_channels=32 and num_heads=3'
+    ):
+        type(backbone)(dict(base='nano', num_heads=3))
 
 
 def test_results_of_focus_detr_are_those_of_the_metafile():
-    columns = table_below('Results', 'focus_detr')
-    expected = {}
-    for name, result in dense_results('focus_detr').items():
-        epochs = re.search(r'-(\d+)e_', name)[1]
-        expected.setdefault(f'{epochs} epochs', []).append(result)
+    metafile = yaml.safe_load((ROOT / 'configs/focus_detr/metafile.yml').read_text())
+    expected = [
+        result['Metrics']['box AP']
+        for model in metafile['Models']
+        if re.fullmatch(r'focus-detr_r50_8xb2-\d+e_coco', model['Name'])
+        for result in model['Results']
+    ]
+    text = (ROOT / 'docs' / 'focus_detr.md').read_text()
 
-    assert set(columns) == {'backbone', *expected}
-    for epochs, results in expected.items():
-        assert sorted(filter(None, columns[epochs])) == sorted(results)
+    stated = re.search(r'README states ([\d.]+), ([\d.]+) and ([\d.]+)', text)
+
+    assert [float(x) for x in stated.groups()] == expected

@@ -1,11 +1,15 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
+import grimp
 import pytest
 
-import mmsparse.models
+import mmsparse
 
 HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
+PACKAGE = Path(mmsparse.__file__).parent
 
 
 def imported_by(statement):
@@ -27,7 +31,7 @@ def test_the_ops_need_torch_only():
     assert modules.isdisjoint({*HOSTS, 'mmengine', 'mmcv'})
 
 
-def test_the_models_import_without_any_host_and_print_nothing():
+def test_the_models_import_none_of_mmdet_mmseg_mmpretrain_and_print_nothing():
     printed, modules = imported_by('import mmsparse.models')
 
     assert modules.isdisjoint(HOSTS)
@@ -35,7 +39,7 @@ def test_the_models_import_without_any_host_and_print_nothing():
 
 
 @pytest.mark.parametrize('scope', HOSTS)
-def test_the_registry_resolves_under_a_host_without_custom_imports(scope):
+def test_the_registry_resolves_in_any_scope_without_custom_imports(scope):
     _, modules = imported_by(
         f'from {scope}.registry import MODELS\n'
         "MODELS.build(dict(type='mmsparse.BiFormer', arch='nano'))"
@@ -44,7 +48,7 @@ def test_the_registry_resolves_under_a_host_without_custom_imports(scope):
     assert 'mmsparse.models' in modules
 
 
-def test_a_detector_brings_mmdet():
+def test_a_detector_imports_mmdet():
     _, modules = imported_by('from mmsparse.models import FocusDETR, FocusDETRHead')
 
     assert 'mmdet' in modules
@@ -65,10 +69,11 @@ def test_a_detector_is_found_by_its_name_after_a_backbone():
 @pytest.mark.parametrize(
     'wanted', ["MODELS.get('mmsparse.FocusDETR')", 'mmsparse.models.FocusDETR']
 )
-def test_without_mmdet_all_but_the_detectors_work(wanted):
+def test_without_mmdet_everything_but_the_detectors_works(wanted):
     printed, _ = imported_by(
         "sys.modules['mmdet'] = None\n"
-        'import mmsparse.checkpoint, mmsparse.models, parity\n'
+        'import mmsparse.checkpoint, mmsparse.conversion, mmsparse.factory\n'
+        'import mmsparse.models\n'
         'from mmengine.registry import MODELS\n'
         "MODELS.build(dict(type='mmsparse.BiFormer', arch='nano'))\n"
         f'try: {wanted}\n'
@@ -78,6 +83,91 @@ def test_without_mmdet_all_but_the_detectors_work(wanted):
     assert printed == ['mmdet.models']
 
 
-def test_models_has_no_other_names():
-    with pytest.raises(AttributeError, match="has no attribute 'YOLO'"):
-        _ = mmsparse.models.YOLO
+@pytest.mark.parametrize('package', ['mmsparse', 'mmsparse.models'])
+def test_a_lazy_package_has_no_other_names(package):
+    module = sys.modules.get(package) or __import__(package, fromlist=['_'])
+
+    with pytest.raises(AttributeError, match=f"{package}' has no attribute 'YOLO'"):
+        _ = module.YOLO
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+
+
+def test_no_import_is_circular():
+    """Imports inside of functions count, and those for type checking."""
+    graph = grimp.build_graph('mmsparse', cache_dir=None)
+    imports = {
+        module: graph.find_modules_directly_imported_by(module)
+        for module in graph.modules
+    }
+    assert sum(map(len, imports.values())) > 200
+
+    assert strongly_connected(imports) == []
+
+
+def test_a_cycle_would_be_found():
+    imports = dict(a={'b'}, b={'c'}, c={'b', 'd'}, d=set(), e={'e', 'a'})
+
+    assert strongly_connected(imports) == [{'b', 'c'}, {'e'}]
+
+
+def strongly_connected(imports):
+    """Groups of modules that import each other, or themselves."""
+
+    def reachable(start):
+        found, pending = set(), [start]
+        while pending:
+            new = imports[pending.pop()] - found
+            found |= new
+            pending += new
+        return found
+
+    reached = {module: reachable(module) for module in imports}
+    groups = {
+        frozenset(x for x in reached[module] if module in reached[x])
+        for module in imports
+        if module in reached[module]
+    }
+    return sorted(map(set, groups), key=sorted)
+
+
+def test_modules_of_the_package_are_imported_by_their_name():
+    """By a string only the lazy names of `__init__.py` and `registry.py` are."""
+    allowed = {PACKAGE / '__init__.py', PACKAGE / 'registry.py'}
+    paths = set(PACKAGE.rglob('*.py'))
+    assert allowed < paths
+
+    found = {path for path in paths if imports_by_string(path.read_text())}
+
+    assert found <= allowed
+
+
+def imports_by_string(source):
+    """Whether a program imports a module of the package by a string."""
+    functions = ('import_module', '__import__', 'find_spec', 'resolve_name')
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name = getattr(node.func, 'attr', getattr(node.func, 'id', None))
+        text = node.args[0]
+        if isinstance(text, ast.JoinedStr):
+            text = text.values[0]
+        text = str(getattr(text, 'value', ''))
+        if name in functions and text.startswith(('mmsparse', '.')):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ('source', 'found'),
+    [
+        ("import_module('mmsparse.ops')", True),
+        ("importlib.import_module(f'mmsparse.{x}')", True),
+        ("import_module('.ops', __package__)", True),
+        ("import_module('mmdet.models')", False),
+        ("import_module(f'{scope}.registry')", False),
+        ('from mmsparse.ops import windows', False),
+    ],
+)
+def test_imports_by_string_are_found(source, found):
+    assert imports_by_string(source) is found

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import mmsparse.registry  # noqa: F401, which lets torch read MMEngine's checkpoints
-from mmsparse.apis.model import read_config
+import mmsparse.registry  # noqa: F401, lets torch read checkpoints of mmengine
+from mmsparse.apis import read_config
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
-# Clipping is by the norm of each process's part under FSDP.
+# FSDP clips by the norm of the shard of each process.
 PLAIN = 'optim_wrapper = dict(clip_grad=None)'
-# On a CPU there is nothing to offload to, and torch crashes when it tries.
+# torch crashes when it offloads on a CPU.
 ON_CPU = """
 strategy = dict(
     model_wrapper=dict(device_id='cpu'),
@@ -24,7 +24,7 @@ strategy = dict(
     ),
 )
 """
-SHORT = (  # four batches of four pictures in each process, and two steps
+SHORT = (  # four batches of four images per process, two steps
     'train_cfg.max_epochs=1',
     'train_dataloader.batch_size=4',
     'train_dataloader.dataset.data_prefix=val',
@@ -36,7 +36,7 @@ SHORT = (  # four batches of four pictures in each process, and two steps
 
 @pytest.fixture
 def train(small_digits, train_in_two):
-    """Train by a config of that text; return the log and the checkpoint."""
+    """Train by a config with this text; return the log and the checkpoint."""
 
     def run(name, text):
         config = small_digits / f'{name}.py'
@@ -50,7 +50,7 @@ def train(small_digits, train_in_two):
 
 
 @pytest.mark.slow
-def test_fsdp_trains_as_without_it(train):
+def test_fsdp_trains_like_ddp(train):
     bases = [str(DIGITS), str(ROOT / 'configs/_base_/fsdp.py')]
     log, sharded = train('fsdp', f'_base_ = {bases}\n{PLAIN}{ON_CPU}')
     _, whole = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}')
@@ -64,7 +64,7 @@ def test_fsdp_trains_as_without_it(train):
     assert steps == {2}
 
 
-def test_deepspeed_takes_the_optimizer_of_the_recipe(tmp_path):
+def test_deepspeed_uses_the_optimizer_of_the_recipe(tmp_path):
     text = (ROOT / 'docs' / 'large_runs.md').read_text()
     example = text[text.index('_base_/deepspeed.py]') :].split('```python\n')[1]
     config = tmp_path / 'mine.py'

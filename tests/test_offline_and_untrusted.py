@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mmsparse.apis.model import config_arguments
+from mmsparse.apis import config_arguments
 
 ROOT = Path(__file__).parents[1]
-# Whatever wants to leave the machine, or to learn the address of another, ends.
+# Connections, and requests for the address of another machine, raise.
 OFFLINE = """
 import importlib, pkgutil, socket, warnings
 
 def refuse(*args, **kwargs):
-    raise AssertionError(f'the network was wanted: {args}')
+    raise AssertionError(f'the network was used: {args}')
 
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
@@ -27,7 +27,7 @@ for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
         importlib.import_module(module.name)
 
 import torch
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 for config in CONFIGS:
     model = build_model(read_config(config)).eval()
     with torch.no_grad():
@@ -41,7 +41,7 @@ CONFIGS = (
 )
 
 
-def test_nothing_asks_for_the_network(tmp_path):
+def test_no_import_and_no_model_uses_the_network(tmp_path):
     paths = [str(ROOT / 'configs' / path) for path in CONFIGS]
 
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The recipes of docs/own_data.md on digits, as if they were someone's pets."""
+"""The recipes of docs/own_data.md, with digits in place of pets."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmsparse.apis.model import build_model, check_data, read_config
+from mmsparse.apis import build_model, check_data, read_config
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ CLASSIFICATION, DETECTION, SEGMENTATION, RETINANET = (
 PETS = ('cat', 'dog', 'horse')
 
 
-def pictures_in_folders(digits, out):
+def images_in_folders(digits, out):
     for split in ('train', 'val'):
         for digit, name in enumerate(PETS):
             source = digits / 'classification' / split / str(digit)
@@ -51,7 +51,7 @@ def label_maps(digits, out):
 @pytest.mark.parametrize(
     ('block', 'make', 'classes'),
     [
-        (CLASSIFICATION, pictures_in_folders, PETS),
+        (CLASSIFICATION, images_in_folders, PETS),
         (DETECTION, boxes, PETS),
         (SEGMENTATION, label_maps, ('background', *PETS)),
         (RETINANET, boxes, PETS),
@@ -76,7 +76,7 @@ def test_a_model_learns_from_the_data_of_the_recipe(
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = build_model(cfg).train()
-    model.init_weights()  # mmdet leaves what level_embed holds to it
+    model.init_weights()  # level_embed of mmdet is uninitialized memory before
     batch = pseudo_collate([train[0], train[len(train) - 1]])
     batch = model.data_preprocessor(batch, training=True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
@@ -96,7 +96,7 @@ def test_the_table_has_the_widths_of_every_arch():
         ('Shunted Transformer', ShuntedTransformer),
     ):
         for arch, settings in backbone.arch_settings.items():
-            widths = ', '.join(map(str, settings['embed_dims']))
+            widths = ', '.join(map(str, settings.embed_dims))
             (names,) = (names for row, names in rows if row == widths)
             own = re.search(rf'{family} ([^;]*)', names)
             assert f'`{arch}`' in (own[1] if own else names), (family, arch)

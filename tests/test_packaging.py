@@ -1,4 +1,4 @@
-"""The wheel, the sdist and the editable install, by the hooks that pip calls."""
+"""Wheel, sdist and editable install, built by the hooks that pip calls."""
 
 import functools
 import http.server
@@ -52,7 +52,7 @@ def files_below(folder):
 
 @pytest.fixture(scope='module')
 def clone(tmp_path_factory):
-    """A copy of what the wheel is built from."""
+    """A copy of the files that the wheel is built from."""
     folder = tmp_path_factory.mktemp('clone')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -90,7 +90,7 @@ def names(wheel):
 
 @pytest.fixture(scope='module')
 def installed(wheel, tmp_path_factory):
-    """A folder with the installed wheel, where its Python path points to."""
+    """A folder with the installed wheel, for PYTHONPATH."""
     folder = tmp_path_factory.mktemp('installed')
     options = ('--no-deps', '--no-index', '--target', folder)
     run('-m', 'pip', 'install', *options, wheel, cwd=folder)
@@ -102,7 +102,7 @@ def test_the_sdist_has_no_tests(sdist):
         assert not [name for name in archive.getnames() if '/tests' in name]
 
 
-def test_the_wheel_has_every_file_of_the_package_and_nothing_else(names):
+def test_the_wheel_has_exactly_the_files_of_the_package(names):
     package = {name for name in names if name.startswith('mmsparse/')}
     below = {name for name in package if not name.startswith('mmsparse/.mim/')}
 
@@ -123,9 +123,46 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
     }
 
     assert mim == configs | tools | {'model-index.yml'}
+    folders = {name.split('/')[1] for name in tools if name.count('/') > 1}
+    assert folders == {'ablation', 'benchmark', 'digits', 'parity'}
 
 
-def test_the_metadata_name_the_extras_and_the_license(installed):
+def test_helpers_of_tools_do_not_have_the_name_of_a_command():
+    """`mim run` finds commands by file name in all folders."""
+    commands = {path.name for path in (ROOT / 'tools').glob('*.py')}
+    helpers = {path.name for path in (ROOT / 'tools').glob('*/**/*.py')}
+
+    assert not commands & helpers
+
+
+def test_every_command_of_the_wheel_finds_its_helpers(installed, tmp_path):
+    code = (
+        'import runpy, sys\n'
+        'from pathlib import Path\n'
+        'for path in Path(sys.path[1]).glob("*.py"):\n'
+        '    runpy.run_path(str(path))\n'
+        '    print(path.stem)\n'
+    )
+    tools = installed / 'mmsparse' / '.mim' / 'tools'
+    paths = os.pathsep.join([str(tools), str(installed)])
+    printed = run('-c', code, cwd=tmp_path, PYTHONPATH=paths)
+
+    assert {'ablate', 'benchmark', 'check_parity'} <= set(printed.split())
+
+
+def test_mim_runs_a_command_of_the_wheel(installed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'mim', 'run', 'mmsparse', 'prepare_digits', '--seed=-1'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(installed)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert 'error: --seed must be 0 to 2**32 - 1, got -1' in done.stderr
+
+
+def test_the_metadata_have_the_extras_and_the_license(installed):
     (folder,) = installed.glob('*.dist-info')
     distribution = PathDistribution(folder)
 
@@ -143,7 +180,7 @@ def test_the_installed_package_registers_and_its_configs_build(installed, tmp_pa
     code = (
         'from pathlib import Path\n'
         'from mmengine.utils import get_installed_path\n'
-        'from mmsparse.apis.model import build_model, read_config\n'
+        'from mmsparse.apis import build_model, read_config\n'
         f"path = Path(get_installed_path('mmsparse'), '{config}')\n"
         'model = build_model(read_config(str(path)))\n'
         'module = __import__(type(model.backbone).__module__)\n'
@@ -158,7 +195,7 @@ def test_the_installed_package_registers_and_its_configs_build(installed, tmp_pa
     ]
 
 
-def test_mim_finds_what_it_looks_for_in_an_editable_install(clone, tmp_path):
+def test_mim_finds_its_files_in_an_editable_install(clone, tmp_path):
     editable, packages = tmp_path / 'editable', tmp_path / 'packages'
     editable.mkdir()
     call_hooks(
@@ -213,7 +250,7 @@ def test_mim_searches_downloads_trains_and_tests(installed, small_digits, tmp_pa
 
 @contextmanager
 def served(folder):
-    """Serve the files of a folder: of addresses, mim reads those of http only."""
+    """Serve the files of a folder by HTTP, the only protocol that mim reads."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -222,6 +259,6 @@ def served(folder):
 
 
 def add_weights(metafile, address):
-    """Give the first model of a metafile weights."""
+    """Add weights to the first model of a metafile."""
     before, models, after = metafile.read_text().partition('Models:\n  - ')
     metafile.write_text(f'{before}{models}Weights: {address}\n    {after}')

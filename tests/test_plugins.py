@@ -5,13 +5,13 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 from mmsparse.models import BiLevelRoutingAttention
 
 CONFIG = 'configs/plugins/mask-rcnn_r50-bra_fpn_1x_coco.py'
 
 
-def test_mask_rcnn_with_attention_in_its_resnet_takes_a_training_step():
+def test_mask_rcnn_with_attention_plugins_takes_a_training_step():
     cfg = read_config(str(Path(__file__).parents[1] / CONFIG))
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model).train()

@@ -1,4 +1,4 @@
-"""The weights in the repository, evaluated by the command that their users have."""
+"""The weights in the repository, evaluated by tools/test.py."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_published_weights_have_the_accuracy_of_the_metafile(small_digits, run_t
     done = run_tool('test.py', ROOT / model['Config'], weights, cwd=small_digits)
 
     (found,) = re.findall(r'accuracy/top1: ([\d.]+)', done.stdout)
-    one_picture = 100 / 720
-    expected = pytest.approx(result['Metrics']['Top 1 Accuracy'], abs=one_picture)
+    one_image = 100 / 720
+    expected = pytest.approx(result['Metrics']['Top 1 Accuracy'], abs=one_image)
     assert float(found) == expected
     assert sha256(weights).startswith(digits)

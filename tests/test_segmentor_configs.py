@@ -1,4 +1,4 @@
-"""Every configuration for ADE20K, with a small backbone, on scenes in its layout."""
+"""Every config for ADE20K, with a small backbone, on digits in ADE20K's layout."""
 
 import copy
 from pathlib import Path
@@ -12,8 +12,7 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, check_data, read_config
-from mmsparse.models import DAT
+from mmsparse.apis import build_model, check_data, read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = {path.stem: path for path in CONFIGS.glob('[!_]*/*_ade20k-512x512.py')}
@@ -24,28 +23,28 @@ EVALUATED = (
 )
 WIDTHS = [32, 64, 128, 256]
 DAT_2022 = dict(
-    DAT.arch_settings['tiny'],
+    base='tiny',
     embed_dims=WIDTHS,
     depths=(2, 2, 2, 2),
     num_heads=(1, 2, 4, 8),
-    groups=(-1, -1, 2, 4),
+    num_groups=(1, 1, 2, 4),
 )
 
 
-def shrink_pictures(pipeline):
-    """An eighth of the length, at which a scene has 64 pixels a side."""
+def shrink_images(pipeline):
+    """Divide all sizes by 8, so that an image has 64 x 64 pixels."""
     for step in pipeline:
         if 'scale' in step:
             step.scale = tuple(side // 8 for side in step.scale)
         if 'crop_size' in step:
             step.crop_size = (64, 64)
         for steps in step.get('transforms', ()):
-            shrink_pictures(steps)
+            shrink_images(steps)
 
 
 @pytest.fixture
 def small(small_digits):
-    """A configuration with little to compute, on a few scenes."""
+    """Read a config with a small model and a few images."""
 
     def read(name):
         cfg = read_config(str(LEAVES[name]))
@@ -55,8 +54,8 @@ def small(small_digits):
         cfg.model.backbone.update(arch=arch, init_cfg=None)
         cfg.model.data_preprocessor.size = (64, 64)
         cfg.model.test_cfg.update(crop_size=(64, 64), stride=(42, 42))
-        taking = cfg.model.get('neck') or cfg.model.decode_head
-        taking.in_channels = WIDTHS
+        entry = cfg.model.get('neck') or cfg.model.decode_head
+        entry.in_channels = WIDTHS
         if 'neck' not in cfg.model:
             cfg.model.decode_head.channels = 32
         if 'auxiliary_head' in cfg.model:
@@ -64,11 +63,11 @@ def small(small_digits):
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             cfg[key].update(num_workers=0, persistent_workers=False)
             cfg[key].dataset.data_root = str(small_digits / 'data/digits/segmentation')
-            cfg[key].dataset.serialize_data = False  # slow for a few
+            cfg[key].dataset.serialize_data = False  # slower for a few images
             cfg[key].dataset.indices = 2 if key == 'train_dataloader' else 1
-            shrink_pictures(cfg[key].dataset.pipeline)
+            shrink_images(cfg[key].dataset.pipeline)
         for key in ('tta_pipeline', 'flip_pipeline'):
-            shrink_pictures(cfg[key])
+            shrink_images(cfg[key])
         cfg.train_dataloader.batch_size = 2
         check_data(cfg)
         return cfg
@@ -84,7 +83,7 @@ def built(cfg):
 
 
 def first(loader_cfg):
-    """The first batch of a loader."""
+    """Load the first batch."""
     return next(iter(Runner.build_dataloader(loader_cfg, seed=0)))
 
 
@@ -113,12 +112,12 @@ def test_a_training_step_and_an_evaluation_run(name, small):
     assert {key.partition('.')[0] for key in changed} == {
         key for key, _ in model.named_children() if key != 'data_preprocessor'
     }
-    assert len(changed) > 0.7 * len(after)  # but blocks that were dropped
+    assert len(changed) > 0.7 * len(after)  # except dropped blocks
     assert metrics.keys() == {'aAcc', 'mIoU', 'mAcc'}
 
 
 def augmented(model, cfg, pipeline):
-    """What the model makes of the first picture's forms, in merged prediction."""
+    """Return the augmented first image and its merged prediction."""
     cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
     batch = first(cfg.test_dataloader)
     tta = MODELS.build(dict(**cfg.tta_model, module=model))
@@ -126,16 +125,16 @@ def augmented(model, cfg, pipeline):
 
 
 @pytest.mark.parametrize('name', EVALUATED)
-def test_a_mirrored_picture_has_its_say(name, small):
+def test_flip_augmentation_averages_image_and_flipped_image(name, small):
     cfg = small(name)
     model = built(cfg).eval()
 
     batch, merged = augmented(model, cfg, 'flip_pipeline')
 
-    as_it_is, mirrored = batch['inputs']
-    assert torch.equal(mirrored[0], as_it_is[0].flip(-1))
+    plain, flipped = batch['inputs']
+    assert torch.equal(flipped[0], plain[0].flip(-1))
     with torch.no_grad():
-        data = model.data_preprocessor(dict(inputs=[as_it_is[0], mirrored[0]]))
+        data = model.data_preprocessor(dict(inputs=[plain[0], flipped[0]]))
         one, other = model(data['inputs'], mode='tensor').softmax(1)
     size = merged.ori_shape
     expected = F.interpolate((one + other.flip(-1))[None], size, mode='bilinear')
@@ -144,13 +143,13 @@ def test_a_mirrored_picture_has_its_say(name, small):
 
 
 @pytest.mark.parametrize('name', EVALUATED)
-def test_augmentation_of_papers_has_six_sizes_and_their_mirrors(name, small):
+def test_test_time_augmentation_has_six_scales_and_their_flips(name, small):
     cfg = small(name)
 
     batch, merged = augmented(built(cfg), cfg, 'tta_pipeline')
 
     sides = [x[0].shape[-1] for x in batch['inputs']]
-    if 'biformer' in name:  # stretched to multiples of 32
+    if 'biformer' in name:  # resized to multiples of 32
         assert sides[::2] == sides[1::2] == [32, 64, 64, 96, 96, 128]
     else:
         assert sides[::2] == sides[1::2] == [32, 48, 64, 80, 96, 112]
@@ -159,21 +158,21 @@ def test_augmentation_of_papers_has_six_sizes_and_their_mirrors(name, small):
 
 
 @pytest.mark.parametrize('name', EVALUATED)
-def test_a_window_as_large_as_the_picture_is_the_whole(name, small):
+def test_one_window_of_the_image_size_equals_the_whole_image(name, small):
     cfg = small(name)
     model = built(cfg).eval()
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
 
-    whole = model(picture, mode='predict')[0].seg_logits.data
+    whole = model(image, mode='predict')[0].seg_logits.data
     model.test_cfg.mode = 'slide'
-    windows = model(picture, mode='predict')[0].seg_logits.data
+    windows = model(image, mode='predict')[0].seg_logits.data
 
     torch.testing.assert_close(windows, whole)
 
 
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
 @pytest.mark.parametrize('name', EVALUATED)
-def test_a_picture_may_have_any_size(name, mode, small):
+def test_images_of_any_size_are_predicted(name, mode, small):
     cfg = small(name)
     cfg.model.test_cfg.mode = mode
     model = built(cfg).eval()
@@ -188,13 +187,13 @@ def test_a_picture_may_have_any_size(name, mode, small):
 def test_checkpointing_changes_neither_losses_nor_gradients(name, small):
     cfg = small(name)
     assert cfg.model.backbone.drop_path_rate > 0
-    pictures = first(cfg.train_dataloader)
+    images = first(cfg.train_dataloader)
     found = []
     for with_cp in (False, True):
         cfg.model.backbone.with_cp = with_cp
         torch.manual_seed(0)
         model = built(cfg).train()
-        batch = model.data_preprocessor(copy.deepcopy(pictures), training=True)
+        batch = model.data_preprocessor(copy.deepcopy(images), training=True)
         torch.manual_seed(1)  # drops the same paths
         losses = model(**batch, mode='loss')
         model.parse_losses(losses)[0].backward()

@@ -1,6 +1,7 @@
 """Two processes on the CPU train and evaluate as one does."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -10,22 +11,25 @@ import torch
 ROOT = Path(__file__).parents[1]
 DINO = 'biformer/dino_biformer-nano_1xb4-4e_digits'
 FOCUS_DETR = 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits'
-# Of each batch two steps, without what is drawn at random, and an odd number of
-# pictures to evaluate.
+# Two steps without randomness, and an odd number of images to evaluate.
 COMMON = """
 _base_ = '{base}.py'
 custom_imports = dict(
     imports=['mmsparse.registry', 'rank_hooks'], allow_failed_imports=False
 )
-custom_hooks = [dict(type='KeepGradients'), dict(type='EvenNoise')]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='KeepGradients'),
+    dict(type='EvenNoise'),
+]
 sync_bn = 'torch'
 optim_wrapper = dict(clip_grad=None)
 model = dict(backbone=dict(drop_path_rate=0.0))
 train_dataloader = dict(sampler=dict(shuffle=False))
 val_dataloader = dict(batch_size=2, dataset=dict(indices=5))
-val_evaluator = [{{{{_base_.val_evaluator}}}}, dict(type='CountPictures')]
+val_evaluator = [{{{{_base_.val_evaluator}}}}, dict(type='CountImages')]
 """
-SHARE = 'train_dataloader.batch_size={}'  # of each process
+SHARE = 'train_dataloader.batch_size={}'  # per process
 TASKS = {
     'biformer/biformer-nano_1xb32-9e_digits': """
 train_cfg = dict(max_epochs=1, val_interval=1)
@@ -36,8 +40,8 @@ train_cfg = dict(max_iters=2, val_interval=2)
 train_dataloader['dataset'] = dict(pipeline={{_base_.test_pipeline}})
 model['decode_head'] = dict(dropout_ratio=0.0)
 """,
-    # Queries for denoising are padded to the most boxes of a process's pictures, and
-    # see the padding, so that the number of boxes must be one for all.
+    # Denoising queries are padded to the maximum number of boxes in a process, and
+    # attend to the padding: so all images need the same number of boxes.
     FOCUS_DETR: """
 train_cfg = dict(max_epochs=1, val_interval=1)
 train_dataloader['dataset'] = dict(indices=8, ann_file='two_boxes.json')
@@ -47,17 +51,17 @@ model['dn_cfg'] = dict(group_cfg=dict(_delete_=True, dynamic=False, num_groups=2
 
 
 def write_config(folder, base, name, text):
-    """Write a config on top of one of ours."""
+    """Write a config based on one of mmsparse."""
     path = folder / f'{name}.py'
     path.write_text(COMMON.format(base=ROOT / 'configs' / base) + text)
     return path
 
 
 def keep_boxes(folder, name, count):
-    """Write annotations of eight pictures with so many boxes each.
+    """Write annotations of eight images.
 
     Args:
-        count: From a picture's place to its number of boxes.
+        count: Number of boxes as a function of the index of the image.
     """
     source = folder / 'data/digits/detection/annotations/train.json'
     data = json.loads(source.read_text())
@@ -67,24 +71,24 @@ def keep_boxes(folder, name, count):
     data['images'] = [x for x in data['images'] if len(boxes[x['id']]) >= 2][:8]
     data['annotations'] = [
         box
-        for place, picture in enumerate(data['images'])
-        for box in boxes[picture['id']][: count(place)]
+        for i, image in enumerate(data['images'])
+        for box in boxes[image['id']][: count(i)]
     ]
     (folder / name).write_text(json.dumps(data))
 
 
 @pytest.fixture(scope='module', autouse=True)
 def plugged():
-    """Let commands find what the configs of these tests import."""
+    """Let commands import the hooks of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', str(ROOT / 'tests'))
+        patch.setenv('PYTHONPATH', f'{ROOT / "tests"}{os.pathsep}{ROOT}')
         yield
 
 
 @pytest.fixture(scope='module', params=TASKS)
 def trained(request, small_digits, run_tool, train_in_two):
-    """Work directories of a training in one process, and in two."""
-    keep_boxes(small_digits, 'two_boxes.json', lambda place: 2)
+    """Return the work directories of training in one and in two processes."""
+    keep_boxes(small_digits, 'two_boxes.json', lambda i: 2)
     text = TASKS[request.param].replace("'two", f"'{small_digits}/two")
     config = write_config(small_digits, request.param, 'even', text)
     one, two = (small_digits / f'{Path(request.param).name}_in_{n}' for n in (1, 2))
@@ -107,17 +111,17 @@ def test_gradients_are_those_of_one_process(trained):
 
 
 @pytest.mark.slow
-def test_each_picture_is_evaluated_once(trained):
+def test_each_image_is_evaluated_once(trained):
     (scalars,) = trained[1].glob('*/vis_data/scalars.json')
     metrics = json.loads(scalars.read_text().splitlines()[-1])
 
-    assert metrics['results'] == metrics['pictures'] == 5
+    assert metrics['results'] == metrics['images'] == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('base', [DINO, FOCUS_DETR], ids=['dino', 'focus-detr'])
 def test_one_process_may_have_no_boxes(base, small_digits, train_in_two):
-    keep_boxes(small_digits, 'no_boxes.json', lambda place: 0 if place % 2 else 2)
+    keep_boxes(small_digits, 'no_boxes.json', lambda i: 0 if i % 2 else 2)
     text = f"""
 train_cfg = dict(max_epochs=1, val_interval=2)
 train_dataloader['dataset'] = dict(
@@ -137,7 +141,7 @@ train_dataloader['dataset'] = dict(
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job(small_digits, train_in_two):
     base = 'biformer/biformer-nano_1xb32-9e_digits'
-    text = f"{TASKS[base]}\ncustom_hooks.append(dict(type='Die'))"
+    text = f"{TASKS[base]}\ncustom_hooks.append(dict(type='Die', iteration=1, rank=1))"
     config = write_config(small_digits, base, 'die', text)
 
     done = train_in_two(

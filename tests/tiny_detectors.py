@@ -1,4 +1,4 @@
-"""Detectors so small that a test may train them, and pictures for them."""
+"""Detectors small enough to train in a test, and images for them."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Pyramid(nn.Module):
-    """A backbone with the least that gives maps of strides 8, 16 and 32."""
+    """A minimal backbone with feature maps of strides 8, 16 and 32."""
 
     out_indices = (1, 2, 3)
 
@@ -31,7 +31,7 @@ class Pyramid(nn.Module):
 
 def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **changes):
     heads = dict(embed_dims=width, num_heads=2, dropout=0.0)
-    maps = dict(heads, num_levels=levels, num_points=2)
+    points = dict(heads, num_levels=levels, num_points=2)
     ffn = dict(embed_dims=width, feedforward_channels=24, ffn_drop=0.0)
     costs = [
         dict(type='FocalLossCost', weight=2.0),
@@ -59,11 +59,11 @@ def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **chang
             num_outs=levels,
         ),
         encoder=dict(
-            num_layers=encoder, layer_cfg=dict(self_attn_cfg=maps, ffn_cfg=ffn)
+            num_layers=encoder, layer_cfg=dict(self_attn_cfg=points, ffn_cfg=ffn)
         ),
         decoder=dict(
             num_layers=decoder,
-            layer_cfg=dict(self_attn_cfg=heads, cross_attn_cfg=maps, ffn_cfg=ffn),
+            layer_cfg=dict(self_attn_cfg=heads, cross_attn_cfg=points, ffn_cfg=ffn),
             post_norm_cfg=None,
         ),
         positional_encoding=dict(num_feats=width // 2, normalize=True, offset=-0.5),
@@ -82,12 +82,12 @@ def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **chang
 
 
 def build_detector(**changes):
-    """Build a tiny detector whose weights are all random, the same every time."""
+    """Build a tiny detector with seeded random weights."""
     return build_model(detector_config(**changes))
 
 
 def build_model(config, std=0.2):
-    """The same of any config."""
+    """Build a model from a config, with seeded random weights."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = MODELS.build(config)
@@ -97,8 +97,8 @@ def build_model(config, std=0.2):
     return detector
 
 
-def make_pictures(sizes, boxes=2, canvas=None, classes=3, generator=None):
-    """Make samples of pictures of some sizes, padded to one canvas, with boxes."""
+def make_images(sizes, boxes=2, canvas=None, classes=3, generator=None):
+    """Draw images of given sizes, padded to one canvas, and samples with boxes."""
     if isinstance(boxes, int):
         boxes = [boxes] * len(sizes)
     canvas = canvas or tuple(max(sides) for sides in zip(*sizes, strict=True))

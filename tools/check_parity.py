@@ -1,4 +1,4 @@
-"""Compare our models with stored outputs of the official implementations."""
+"""Compare models of mmsparse with stored outputs of the official implementations."""
 
 import argparse
 import sys
@@ -31,13 +31,17 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The number is the largest error over its tolerance: up to 1 passes.',
+        epilog='Each line shows the largest error relative to its tolerance; up to 1 '
+        'passes.',
     )
     parser.add_argument(
-        'folders', nargs='+', metavar='DIR', help='folders with cases below them'
+        'folders', nargs='+', metavar='DIR', help='folders, searched for golden cases'
     )
     parser.add_argument(
-        '--threads', type=int, default=1, help='threads of torch; the files used 1'
+        '--threads',
+        type=int,
+        default=1,
+        help='CPU threads of torch; default 1, as for the golden files',
     )
     return parser.parse_args()
 

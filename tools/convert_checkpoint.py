@@ -1,4 +1,4 @@
-"""Convert an official checkpoint to weights of a host model."""
+"""Convert an official checkpoint to weights for mmpretrain, mmdet or mmseg."""
 
 import argparse
 import sys
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         source_sha256=digest,
         mmsparse_version=__version__,
     )
-    if target.suffix != '.safetensors':  # has room for text only
+    if target.suffix != '.safetensors':  # whose metadata are strings
         meta |= dataset_meta(checkpoint)
     write_checkpoint(target, weights, meta)
     print(f'written: {target}')
@@ -62,10 +62,10 @@ def describe(checkpoint: object) -> str:
 
 
 def dataset_meta(checkpoint: object) -> dict[str, dict]:
-    """Classes and colors, which the hosts' inferencers draw results with."""
+    """Classes and colors, with which inferencers draw results."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    kept = meta if isinstance(meta, Mapping) else {}
-    found = {key: kept.get(key.upper()) for key in ('classes', 'palette')}
+    meta = meta if isinstance(meta, Mapping) else {}
+    found = {key: meta.get(key.upper()) for key in ('classes', 'palette')}
     plain = all(isinstance(value, (list, tuple)) for value in found.values())
     return {'dataset_meta': found} if plain else {}
 
@@ -75,25 +75,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'source',
         metavar='IN',
-        help='official checkpoint, of torch or .safetensors; none of its code is run',
+        help='official checkpoint, .pth or .safetensors; none of its code is run',
     )
     parser.add_argument(
-        'target', metavar='OUT', help='file to write, for mmengine or .safetensors'
+        'target', metavar='OUT', help='file to write, .pth for mmengine or .safetensors'
     )
     parser.add_argument(
         '--family',
         choices=sorted({**FAMILIES, **DETECTORS}),
-        help='recognized from the keys by default',
+        help='default: recognized from the keys',
     )
     parser.add_argument(
-        '--arch',
-        help='name of the arch, for example small; by default the one that fits',
+        '--arch', help='name of the arch, for example small; default: the one that fits'
     )
     parser.add_argument(
         '--backbone-only',
         action='store_true',
-        help="leave out a classifier's head, or a detector or segmentor around its "
-        'backbone',
+        help='drop the head of a classifier, or all but the backbone of a detector or '
+        'segmentor',
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite OUT if it exists'

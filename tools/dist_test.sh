@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate in several processes, one a GPU (without GPUs: on the CPU):
+# Evaluate in several processes, one per GPU (without GPUs: on the CPU):
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train in several processes, one a GPU (without GPUs: on the CPU):
+# Train in several processes, one per GPU (without GPUs: on the CPU):
 #   tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 set -euo pipefail

@@ -1,7 +1,6 @@
-"""Run a trained model on pictures and save the drawn results.
+"""Run a trained model on images, draw the results and print the paths of the drawings.
 
-A picture that cannot be drawn is told, the others are drawn, and the command ends with
-an error.
+An image that cannot be read is reported and the others are drawn; the exit status is 1.
 """
 
 import argparse
@@ -11,77 +10,79 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from mmengine.config import Config
+from _cli import check_files, check_unique_names, filter_log, run
 
-from mmsparse.apis.model import load_weights, read_config
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+
+from mmsparse.apis import load_weights, read_config
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.checks import build_dataset
-from mmsparse.datasets.errors import (
-    SampleError,
-    blame_files,
-    check_files,
-    check_names,
-    check_picture,
-)
+from mmsparse.datasets.errors import SampleError, blame_files, check_image
 from mmsparse.errors import UsageError, config_errors
 
 Draw = Callable[[str], Path]
 
 
-def main() -> None:
+def main() -> bool:
     args = parse_args()
-    try:
-        check_files(*args.images, args.checkpoint)
-        check_names(args.images)
-        cfg = read_config(args.config)
-        if cfg.get('default_scope') not in BUILD:
-            raise UsageError(
-                f'{args.config} has default_scope={cfg.get("default_scope")!r}; '
-                f'pictures can be run with {sorted(BUILD)}'
-            )
-        let_mmengine_read_inertly()
-        with config_errors():
-            draw = BUILD[cfg.default_scope](cfg, args)
-    except UsageError as error:
-        sys.exit(f'error: {error}')
+    check_files(*args.images, args.checkpoint)
+    check_unique_names(args.images)
+    cfg = read_config(args.config)
+    if cfg.get('default_scope') not in DRAW:
+        raise UsageError(
+            f'{args.config}: default_scope must be one of {sorted(DRAW)}; got '
+            f'{cfg.get("default_scope")!r}'
+        )
+    filter_log(MMLogger.get_current_instance())
+    register_safe_loader()
+    with config_errors():
+        draw = DRAW[cfg.default_scope](cfg, args)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     drawn = []
     for path in args.images:
         try:
-            check_picture(path)
+            check_image(path)
             with blame_files(path):
                 drawn.append(draw(path))
         except SampleError as error:
             print(f'error: {error}', file=sys.stderr)
     print('\n'.join(str(path) for path in drawn))
-    sys.exit(len(drawn) < len(args.images))
+    return len(drawn) < len(args.images)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='picture files')
-    parser.add_argument('config', help='configuration file')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', default='work_dirs/infer', help='folder for results')
-    parser.add_argument('--device', help='cpu, cuda:0, ...; a GPU if there is one')
+    parser.add_argument(
+        '--out',
+        default='work_dirs/infer',
+        help='folder for the drawings (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--device', help='cpu, cuda:0, ... (default: a GPU if there is one)'
+    )
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='least score of a drawn box, 0 to 1',
+        help='minimum score of a drawn box, 0 to 1 (default: %(default)s)',
     )
     return parser.parse_args()
 
 
 def classify(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer = _apis('mmpretrain').ImageClassificationInferencer(
-        cfg, pretrained=args.checkpoint, device=args.device or 'cpu'
+        cfg, pretrained=args.checkpoint, device=args.device or get_device()
     )
     load_weights(inferencer.model, args.checkpoint)
 
     def draw(path: str) -> Path:
         (result,) = inferencer([path], show_dir=args.out)
-        # A checkpoint of weights alone does not know the names of the classes.
+        # A checkpoint of weights alone has no names of classes.
         name = result.get('pred_class', result['pred_label'])
         print(f'{path}: {name} ({result["pred_score"]:.2f})')
         return Path(args.out, Path(path).stem + '.png')
@@ -108,7 +109,7 @@ def segment(cfg: Config, args: argparse.Namespace) -> Draw:
     )
     inferencer.show_progress = False
     load_weights(inferencer.model, args.checkpoint)
-    # Else those of Cityscapes stand in, where the checkpoint has no classes.
+    # mmseg draws Cityscapes classes if the checkpoint names none.
     metainfo = build_dataset(cfg.test_dataloader.dataset).metainfo
     inferencer.model.dataset_meta = {
         name: metainfo[name] for name in ('classes', 'palette')
@@ -121,7 +122,7 @@ def segment(cfg: Config, args: argparse.Namespace) -> Draw:
     return draw
 
 
-BUILD = {'mmpretrain': classify, 'mmdet': detect, 'mmseg': segment}
+DRAW = {'mmpretrain': classify, 'mmdet': detect, 'mmseg': segment}
 
 
 def _apis(host: str) -> ModuleType:
@@ -129,4 +130,4 @@ def _apis(host: str) -> ModuleType:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

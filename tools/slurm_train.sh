@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Train under Slurm:
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
-# Set GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS to taste.
+# Optional: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
 gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-8}
-# SRUN_ARGS holds several words.
+# SRUN_ARGS may be several arguments.
 # shellcheck disable=SC2086
 exec srun --partition="$1" --job-name="$2" --gres="gpu:$gpus_per_node" \
   --ntasks="$gpus" --ntasks-per-node="$gpus_per_node" \

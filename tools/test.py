@@ -1,60 +1,60 @@
-"""Evaluate a checkpoint on the test data of its configuration."""
+"""Evaluate a checkpoint on the test data of its config.
+
+Prints the metrics; --out also writes them as JSON and prints the path.
+"""
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from _cli import check_files, filter_log, run
+
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
 from torch import nn
 
-from mmsparse.apis.model import (
-    augment_pictures,
-    config_arguments,
-    load_config,
-    load_weights,
-)
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.datasets.errors import name_files
-from mmsparse.errors import UsageError, config_errors
+from mmsparse.apis import build_runner, config_arguments, load_config, load_weights
+from mmsparse.errors import UsageError
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        if not Path(args.checkpoint).is_file():
-            raise UsageError(f'checkpoint: no such file: {args.checkpoint}')
-        cfg = load_config(args)
-        if args.tta:
-            augment_pictures(cfg, args.tta)
-        cfg.load_from = args.checkpoint
-        let_mmengine_read_inertly()
-        with config_errors():
-            runner = Runner.from_cfg(cfg)
-        check_fit(runner.model, args.checkpoint)
-        name_files(runner)
-        metrics = runner.test()
-    except UsageError as error:
-        sys.exit(f'error: {error}')
+    check_files(args.checkpoint)
+    cfg = load_config(args)
+    if args.tta:
+        use_tta(cfg, args.tta)
+    cfg.load_from = args.checkpoint
+    cfg.runner_type = 'Runner'  # also after a training with FSDP or DeepSpeed
+    runner = build_runner(cfg)
+    filter_log(runner.logger)
+    check_fit(runner.model, args.checkpoint)
+    metrics = runner.test()
     if args.out and is_main_process():
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
         print(args.out)
 
 
+def use_tta(cfg: Config, pipeline: str) -> None:
+    """Switch a config to test-time augmentation by one of its pipelines."""
+    for name in (pipeline, 'tta_model'):
+        if name not in cfg:
+            raise UsageError(f'--tta needs {name} in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
 def check_fit(model: nn.Module, checkpoint: str) -> None:
-    """Raise UsageError for weights that MMEngine, which loads them, only warns of."""
-    while isinstance(model, (nn.parallel.DistributedDataParallel, BaseTTAModel)):
+    """Raise UsageError for a mismatch that mmengine only warns of."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    if not is_model_wrapper(model):
-        load_weights(model, checkpoint, beside=True)
+    load_weights(model, checkpoint, allow_unexpected=True)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='configuration file')
+    parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
     parser.add_argument(
@@ -62,11 +62,11 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='tta_pipeline',
         metavar='PIPELINE',
-        help='test-time augmentation, by the tta_pipeline of CONFIG or by another name',
+        help='test-time augmentation by this pipeline of CONFIG (tta_pipeline)',
     )
     config_arguments(parser)
     return parser.parse_args()
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

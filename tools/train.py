@@ -1,49 +1,46 @@
-"""Train a model of mmdet, mmsegmentation or mmpretrain from its configuration."""
+"""Train a model of mmdet, mmseg or mmpretrain from a config.
+
+Prints the path of the last checkpoint. The hooks that make training safe come from
+configs/_base_/mmsparse.py.
+"""
 
 import argparse
-import sys
 from pathlib import Path
+
+from _cli import filter_log, run
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.dist import is_main_process
 
-from mmsparse.apis.model import (
-    check_pretrained,
-    config_arguments,
-    load_config,
-)
-from mmsparse.checkpoint.trainings import let_mmengine_read_inertly
-from mmsparse.datasets.errors import name_files
+from mmsparse.apis import build_runner, check_pretrained, config_arguments, load_config
 from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
-from mmsparse.errors import UsageError, config_errors
+from mmsparse.engine.hooks.stop_at_nan import NotFiniteError
+from mmsparse.errors import UsageError
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        cfg = load_config(args)
-        check_pretrained(cfg)
-        add_safeguards(cfg)
-        apply_training_options(cfg, args)
-        with config_errors():
-            runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the cfg.runner_type
-        let_mmengine_read_inertly()
-        name_files(runner)
-        runner.train()
-    except UsageError as error:
-        sys.exit(f'error: {error}')
+    cfg = load_config(args)
+    check_pretrained(cfg)
+    apply_options(cfg, args)
+    runner = build_runner(cfg)
+    filter_log(runner.logger)
+    runner.train()
+    if is_main_process():
+        last = Path(cfg.work_dir, 'last_checkpoint')
+        print(last.read_text() if last.is_file() else cfg.work_dir)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='configuration file')
+    parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from the checkpoint, by default the last one in the work directory',
+        help='resume from the checkpoint (default: the last one in the work directory)',
     )
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision (needs a GPU)'
@@ -51,13 +48,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate to the batch size, see auto_scale_lr in CONFIG',
+        help='scale the learning rate with the batch size, by auto_scale_lr in CONFIG',
     )
     config_arguments(parser)
     return parser.parse_args()
 
 
-def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs a GPU; none is available')
@@ -73,24 +70,13 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
         resume(cfg, args.resume)
 
 
-def add_safeguards(cfg: Config) -> None:
-    """Write whole checkpoints, draw the same numbers after a stop, stop at NaN."""
-    saving = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', {})
-    saving.setdefault('type', 'CheckpointHook')
-    saving.setdefault('backend_args', dict(backend='whole_file'))
-    names = ('mmsparse.RepeatableRandomness', 'mmsparse.StopAtNaN')
-    hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in names)]
-
-
-def resume(cfg: Config, wanted: str) -> None:
-    """Go on from a checkpoint, ``auto`` for the last one that is whole."""
-    path = last_whole_checkpoint(cfg.work_dir) if wanted == 'auto' else wanted
-    if wanted != 'auto' and '://' not in wanted:
-        if not Path(wanted).exists():
-            raise UsageError(f'--resume: no such checkpoint: {wanted}')
-        if fault := find_damage(wanted):
-            raise UsageError(f'--resume: {wanted} is damaged ({fault})')
+def resume(cfg: Config, checkpoint: str) -> None:
+    """Resume from a checkpoint, or from the last undamaged one if it is 'auto'."""
+    path = checkpoint
+    if checkpoint == 'auto':
+        path = last_whole_checkpoint(cfg.work_dir)
+    elif '://' not in checkpoint and (damage := find_damage(checkpoint)):
+        raise UsageError(f'--resume: {checkpoint}: {damage}')
     if path is None:
         print(f'--resume: no checkpoint in {cfg.work_dir}; training from the start')
         return
@@ -98,4 +84,4 @@ def resume(cfg: Config, wanted: str) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main, NotFiniteError)

@@ -1,13 +1,19 @@
-"""Write the tables of the models, from the metafiles.
+"""Write the tables of all models from the metafiles.
 
-In a README of configs or projects, a table stands between the lines
+In a README of configs/ or projects/, the two lines
 
   <!-- models: DATA [PATTERN] -->
   <!-- end of models -->
 
-and has the models of that folder's metafile.yml that are trained on DATA, with a
-PATTERN those of such names (* and [...] as in a shell; a ! before it: all others).
-docs/configs.md lists the configs of all folders.
+enclose a table of the models in the metafile.yml of its folder that are trained on
+DATA. PATTERN selects them by name (* and [...] as in a shell; !PATTERN: all others).
+In the README of the repository,
+
+  <!-- overview: NAME NAME ... -->
+  <!-- end of models -->
+
+enclose a table of published results, one backbone or detector per row. docs/configs.md
+lists the configs of all folders.
 """
 
 import argparse
@@ -30,38 +36,25 @@ SECTION = re.compile(
     r'.*?(<!-- end of models -->\n)',
     re.DOTALL,
 )
-OURS = re.compile(r'mmsparse (?P<commit>[0-9a-f]{7,})(?P<how>.*)')
-TASKS = {
-    'ImageNet-1k': 'classification',
-    'ADE20K': 'segmentation',
-    'COCO': 'detection',
-    'COCO panoptic': 'panoptic segmentation',
-}
-SEGMENTORS = ('fpn', 'upernet')  # of the digits
-METRICS = {
-    'Top 1 Accuracy': 'top-1',
-    'mIoU(ms+flip)': 'six sizes and mirrored',
-}
+OVERVIEW = re.compile(
+    r'(<!-- overview: (?P<names>[^>]+) -->\n).*?(<!-- end of models -->\n)', re.DOTALL
+)
 HEADER = """\
 # All configs
 
-Every config of the repository, by the name of its file; `tools/zoo_tables.py` writes
-this page from the metafiles. The last column tells whose a result is, in the words of
-the [model zoo](model_zoo.md). Where there is none, we have not trained the model as it
-stands here, and know of nobody who did.
-
-Configs of `projects/` need a clone: they are not in the wheel, and mim does not list
-them.
+Search by method, backbone or data (`in1k`, `coco`, `ade20k`, `digits`). Results on the
+digits were [measured](measurements.md); others are published, with
+[source](model_zoo.md), parameters and GMACs in the README of the folder.
 
 """
 
 
 @dataclass(frozen=True)
 class Model:
-    """An entry of a metafile.
+    """One model of a metafile.
 
     Args:
-        entry: What stands there.
+        entry: Its entry there.
     """
 
     entry: dict[str, Any]
@@ -76,61 +69,48 @@ class Model:
 
     @property
     def results(self) -> dict[str, float]:
-        """Metrics by the names that the tables have for them."""
+        """Metrics by the titles of their columns."""
         return {
-            METRICS.get(name, name): value
+            {'Top 1 Accuracy': 'top-1', 'mIoU(ms+flip)': 'ms+flip'}.get(
+                name, name
+            ): value
             for result in self.entry.get('Results', ())
             for name, value in result['Metrics'].items()
         }
 
-    @property
-    def method(self) -> str:
-        """What stands around the backbone; nothing, of a classifier."""
-        parts = self.name.split('_')
-        return '' if re.match(r'\d+xb\d+', parts[1]) else parts[0]
-
-    @property
-    def backbone(self) -> str:
-        return self.name.split('_')[1 if self.method else 0]
-
-    @property
-    def task(self) -> str:
-        if self.data in TASKS:
-            return TASKS[self.data]
-        if not self.method:
-            return 'classification'
-        return 'segmentation' if self.method in SEGMENTORS else 'detection'
-
     def metadata(self, name: str) -> Any:
         return self.entry['Metadata'].get(name)
 
-    def link(self, page: Path) -> str:
-        target = os.path.relpath(ROOT / self.entry['Config'], ROOT / page.parent)
-        return f'[{self.name}]({Path(target).as_posix()})'
+    def macs(self, with_size: bool) -> str:
+        macs = (self.metadata('FLOPs') or 0) / 1e9
+        size = f' at {self.metadata("Resolution")}' if with_size else ''
+        return f'{macs:.{0 if macs > 100 else 2}f}{size}' if macs else ''
 
-    def source(self) -> str:
-        """Who has the results; an entry has them all from one source."""
+    def link(self, page: Path) -> str:
+        return f'[{self.name}]({relative(self.entry["Config"], page)})'
+
+    def source(self, page: Path) -> str:
+        """Return where the results are from; all of a model have one source."""
         if not self.results:
             return ''
         source = self.entry['Results'][0]['Source']
-        if not (own := OURS.fullmatch(source)):
+        if not source.startswith('mmsparse '):
             return source
-        where = self.metadata('Training Resources')
-        return f'ours, commit {own["commit"]}{own["how"]}, {where}'
+        return f'[measured]({relative("docs/measurements.md", page)})'
 
 
 def main() -> None:
     args = parse_args()
-    pages = {PAGE: HEADER + table(all_models(), PAGE, with_task=True)}
-    for page in files('README.md'):
+    pages = {PAGE: HEADER + table(all_models(), PAGE, summary=True)}
+    for page in [Path('README.md'), *files('README.md')]:
         pages[page] = fill((ROOT / page).read_text(), page)
-    old = [page for page, text in pages.items() if read(page) != text]
-    if args.check and old:
+    outdated = [page for page, text in pages.items() if read(page) != text]
+    if args.check and outdated:
         sys.exit(
-            f'error: not what the metafiles say: {", ".join(map(str, old))}; '
-            'python tools/zoo_tables.py writes them'
+            f'error: outdated tables in {", ".join(map(str, outdated))}; '
+            'run python tools/zoo_tables.py'
         )
-    for page in old:
+    for page in outdated:
         (ROOT / page).write_text(pages[page])
         print(page)
 
@@ -142,7 +122,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--check',
         action='store_true',
-        help='write nothing, and exit with 1 if a page would change',
+        help='write nothing; exit with 1 if a page is outdated',
     )
     return parser.parse_args()
 
@@ -157,84 +137,108 @@ def read(page: Path) -> str:
     return path.read_text() if path.is_file() else ''
 
 
-def fill(text: str, page: Path) -> str:
-    """Put the tables of a README between their marks."""
-
-    def section(found: re.Match) -> str:
-        models = list(select(page.parent, found['data'], found['pattern'] or '*'))
-        if not models:
-            sys.exit(f'error: {page}: no model for the line {found[1].strip()}')
-        return f'{found[1]}{table(models, page)}{found[4]}'
-
-    return SECTION.sub(section, text)
-
-
-def select(folder: Path, data: str, pattern: str) -> Iterator[Model]:
-    wanted = not pattern.startswith('!')
-    for model in read_models(folder):
-        named = fnmatchcase(model.name, pattern.removeprefix('!'))
-        if model.data == data and named == wanted:
-            yield model
-
-
 @cache
 def read_models(folder: Path) -> list[Model]:
-    metafile = ROOT / folder / 'metafile.yml'
-    if not metafile.is_file():
-        return []
-    return [Model(x) for x in yaml.safe_load(metafile.read_text())['Models']]
+    entries = yaml.safe_load(read(folder / 'metafile.yml') or 'Models: []')['Models']
+    return [Model(entry) for entry in entries]
 
 
 def all_models() -> list[Model]:
     return [m for path in files('metafile.yml') for m in read_models(path.parent)]
 
 
-def table(models: list[Model], page: Path, with_task: bool = False) -> str:
-    """Write models as a table in Markdown, without columns that would be empty.
+def fill(text: str, page: Path) -> str:
+    """Fill in the tables of a README."""
+
+    def section(found: re.Match) -> str:
+        models = list(select(page.parent, found['data'], found['pattern'] or '*'))
+        if not models:
+            sys.exit(f'error: {page}: no model matches the line {found[1].strip()}')
+        return f'{found[1]}{table(models, page)}{found[4]}'
+
+    def summary(found: re.Match) -> str:
+        return f'{found[1]}{overview(found["names"].split(), page)}{found[3]}'
+
+    return OVERVIEW.sub(summary, SECTION.sub(section, text))
+
+
+def select(folder: Path, data: str, pattern: str) -> Iterator[Model]:
+    wanted = not pattern.startswith('!')
+    for model in read_models(folder):
+        matches = fnmatchcase(model.name, pattern.removeprefix('!'))
+        if model.data == data and matches == wanted:
+            yield model
+
+
+def table(models: list[Model], page: Path, summary: bool = False) -> str:
+    """Format models as a Markdown table without empty columns.
 
     Args:
-        models: One a row.
-        page: Where the table stands, from the root.
-        with_task: Tell task, method, backbone and data, and all results in one column;
-            else one column for each metric.
+        models: One per row.
+        page: File of the table, relative to the root.
+        summary: All results in one column, and no others.
 
     Returns:
         The table.
     """
     columns = {'config': [model.link(page) for model in models]}
-    if with_task:
-        for name in ('task', 'method', 'backbone', 'data'):
-            columns[name] = [getattr(model, name) for model in models]
-    columns['parameters'] = [f'{m.metadata("Parameters") / 1e6:.2f} M' for m in models]
-    if with_task:
+    if summary:
         columns['result'] = [
             ', '.join(f'{name} {value}' for name, value in model.results.items())
             for model in models
         ]
     else:
-        columns |= multiply_adds(models)
+        sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
+        title = f'GMACs at {min(sizes)}' if len(sizes) == 1 else 'GMACs'
+        columns['params (M)'] = [
+            f'{model.metadata("Parameters") / 1e6:.2f}' for model in models
+        ]
+        columns[title] = [model.macs(with_size=len(sizes) > 1) for model in models]
         if len({model.metadata('Epochs') for model in models}) > 1:
             columns['epochs'] = [str(m.metadata('Epochs') or '') for m in models]
-        metrics = dict.fromkeys(name for model in models for name in model.results)
-        for metric in metrics:
+        for metric in dict.fromkeys(x for model in models for x in model.results):
             columns[metric] = [str(m.results.get(metric, '')) for m in models]
-    columns['result of'] = [model.source() for model in models]
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
-    rows = [columns, ['---'] * len(columns), *zip(*columns.values(), strict=True)]
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+        columns['source'] = [model.source(page) for model in models]
+    return markdown({name: cells for name, cells in columns.items() if any(cells)})
 
 
-def multiply_adds(models: list[Model]) -> dict[str, list[str]]:
-    """Make their column; the size of pictures is in the title where it is one."""
-    sizes = {m.metadata('Resolution') for m in models if m.metadata('FLOPs')}
-    one = len(sizes) == 1
-    cells = []
-    for model in models:
-        macs = model.metadata('FLOPs') or 0
-        number = f'{macs / 1e9:.0f} G' if macs > 1e11 else f'{macs / 1e9:.2f} G'
-        size = '' if one else f' at {model.metadata("Resolution")}'
-        cells.append(number + size if macs else '')
-    return {f'multiply-adds, {sizes.pop()}' if one else 'multiply-adds': cells}
+def overview(names: list[str], page: Path) -> str:
+    """Format published results over the tasks, one backbone or detector per row."""
+    titles = ('model', 'params (M)', 'GMACs', 'top-1', 'box AP', 'mIoU', 'configs')
+    columns = {title: [] for title in titles}
+    for name in names:
+        model = find(f'{name}_*')
+        if not model:
+            sys.exit(f'error: {page}: no model named {name!r}')
+        detector = find(f'mask-rcnn_{name}_*-12e_coco') or model
+        segmentor = find(f'upernet_{name}_*') or model
+        folder = Path(model.entry['Config']).parent
+        row = (
+            name,
+            f'{model.metadata("Parameters") / 1e6:.2f}',
+            model.macs(with_size=False),
+            model.results.get('top-1', ''),
+            detector.results.get('box AP', ''),
+            segmentor.results.get('mIoU', ''),
+            f'[{folder.name}]({relative(folder, page)})',
+        )
+        for cells, value in zip(columns.values(), row, strict=True):
+            cells.append(str(value))
+    return markdown(columns)
+
+
+def find(pattern: str) -> Model | None:
+    return next((m for m in all_models() if fnmatchcase(m.name, pattern)), None)
+
+
+def relative(path: str | Path, page: Path) -> str:
+    return Path(os.path.relpath(ROOT / path, ROOT / page.parent)).as_posix()
+
+
+def markdown(columns: dict[str, list[str]]) -> str:
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    head, *body = (f'| {" | ".join(row)} |\n' for row in rows)
+    return ''.join([head, '|---' * len(columns) + '|\n', *body])
 
 
 if __name__ == '__main__':

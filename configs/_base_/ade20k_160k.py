@@ -1,4 +1,4 @@
-# Swin's recipe for 160,000 iterations on ADE20K, which is SegFormer's too.
+# Swin's recipe for 160,000 iterations on ADE20K, which SegFormer also uses.
 _base_ = ['mmseg::_base_/schedules/schedule_160k.py', './ade20k.py']
 
 train_dataloader = dict(batch_size=2)

@@ -1,5 +1,4 @@
-# DETR's augmentation, and schedules of 12 and 36 epochs for detectors with it. A leaf
-# takes what it needs as {{_base_.NAME}}.
+# DETR's augmentation, and a schedule of 36 epochs. Use them as {{_base_.NAME}}.
 _short_sides = [(side, 1333) for side in range(480, 801, 32)]
 _resize = dict(type='RandomChoiceResize', scales=_short_sides, keep_ratio=True)
 _small = [(400, 1333), (500, 1333), (600, 1333)]

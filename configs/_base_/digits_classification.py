@@ -1,4 +1,4 @@
-# One digit on a texture, 64x64: tools/prepare_digits.py
+# Images of one digit, 64x64, written by tools/prepare_digits.py
 dataset_type = 'CustomDataset'
 data_root = 'data/digits/classification'
 data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
@@ -28,7 +28,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=32,
-    num_workers=0,  # of two cores, none is left for a process that loads
+    num_workers=0,  # two CPU cores leave none for loading
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),

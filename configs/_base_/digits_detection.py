@@ -1,4 +1,5 @@
-# Scenes of digits with boxes and masks, 128x128: tools/prepare_digits.py
+# Images of several digits with boxes and masks, 128x128, written by
+# tools/prepare_digits.py
 digits_root = 'data/digits/detection/'
 metainfo = dict(
     classes=tuple('0123456789'),
@@ -31,10 +32,10 @@ digits_test_pipeline = [
     ),
 ]
 
-# Named so that a leaf may inherit from a detector's config, which has its own.
+# Prefixed names, so that a config can also inherit the data loaders of a detector.
 digits_train_dataloader = dict(
     batch_size=4,
-    num_workers=0,  # of two cores, none is left for a process that loads
+    num_workers=0,  # two CPU cores leave none for loading
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(

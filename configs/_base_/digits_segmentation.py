@@ -1,4 +1,5 @@
-# Scenes of digits with a label map, 128x128: tools/prepare_digits.py
+# Images of several digits with label maps, 128x128, written by
+# tools/prepare_digits.py
 data_root = 'data/digits/segmentation'
 metainfo = dict(
     classes=('background', *'0123456789'),
@@ -17,8 +18,8 @@ metainfo = dict(
     ],
 )
 
-# Enlarged by a quarter: at 128x128 the strokes of a small digit are thinner than a cell
-# of the finest map, 4x4 pixels.
+# Enlarge by a quarter: at 128x128 the strokes of a small digit are thinner than a cell
+# of the finest feature map, 4x4 pixels.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -37,7 +38,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=8,
-    num_workers=0,  # of two cores, none is left for a process that loads
+    num_workers=0,  # two CPU cores leave none for loading
     persistent_workers=False,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

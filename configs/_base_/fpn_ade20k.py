@@ -1,4 +1,4 @@
-# Semantic FPN on ADE20K by PVT's recipe, but at half the rate and pictures a step, for
+# Semantic FPN on ADE20K by PVT's recipe, with half the learning rate and batch size for
 # twice the iterations.
 _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
@@ -10,7 +10,7 @@ model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,
     decode_head=dict(num_classes=150),
-    # In windows instead: --cfg-options model.test_cfg.mode=slide
+    # For sliding windows: --cfg-options model.test_cfg.mode=slide
     test_cfg=dict(mode='whole', crop_size=(512, 512), stride=(341, 341)),
 )
 train_dataloader = dict(batch_size=2)

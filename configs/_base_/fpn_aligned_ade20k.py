@@ -1,4 +1,4 @@
-# Semantic FPN on ADE20K, tested on pictures with sides that the last stride divides.
+# Semantic FPN on ADE20K, tested on images whose sides are multiples of 32.
 _base_ = './fpn_ade20k.py'
 
 val_dataloader = dict(dataset=dict(pipeline={{_base_.aligned_test_pipeline}}))

@@ -1,6 +1,5 @@
-# DeiT's recipe as the papers of BiFormer and Shunted Transformer follow it. Head, label
-# smoothing, mixup, cutmix, pictures and what is exempt from decay are the host's Swin
-# recipe, which is the same.
+# DeiT's recipe, as the papers of BiFormer and Shunted Transformer use it. Head, label
+# smoothing, mixup, cutmix, images and weight decay are those of mmpretrain's Swin.
 _base_ = [
     'mmpretrain::_base_/models/swin_transformer/tiny_224.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
@@ -11,10 +10,10 @@ _base_ = [
 
 train_dataloader = dict(
     batch_size=128,
-    # Each picture three times an epoch in different dress (repeated augmentation).
+    # Repeated augmentation: every image three times per epoch.
     sampler=dict(_delete_=True, type='RepeatAugSampler', shuffle=True),
 )
-# Five epochs of warm-up from 1e-6, the rate changing once an epoch.
+# Five epochs of warm-up from 1e-6; the learning rate changes once per epoch.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5),

@@ -1,4 +1,14 @@
-# A config that names `mmsparse.X` needs no import. The hosts' inferencers, however,
-# read the checkpoint before they build the model, and torch >= 2.6 reads mmengine's
-# only once mmsparse is imported (mmsparse/checkpoint/mmengine.py).
+# Hooks that make training safe, by tools/train.py and by mim train mmdet, mmseg and
+# mmpretrain. A config that sets custom_hooks replaces them: let it add to
+# _base_.custom_hooks instead.
+custom_hooks = [
+    dict(type='mmsparse.SafeCheckpoints'),
+    dict(type='mmsparse.StopAtNaN'),
+    dict(type='mmsparse.NameSampleFiles'),
+    dict(type='mmsparse.RepeatableRandomness'),
+]
+
+# Configs need no import to name `mmsparse.X`. But inferencers read the checkpoint
+# before they build the model, and torch >= 2.6 refuses checkpoints of mmengine until
+# mmsparse is imported (mmsparse/checkpoint/mmengine.py).
 custom_imports = dict(imports=['mmsparse.registry'], allow_failed_imports=False)

@@ -1,14 +1,6 @@
-_base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
-    'mmseg::_base_/schedules/schedule_80k.py',
-    'mmseg::_base_/default_runtime.py',
-    '../_base_/mmsparse.py',
-    '../_base_/digits_segmentation.py',
-]
+_base_ = '../_base_/fpn_digits.py'
 
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
-    pretrained=None,
     backbone=dict(
         _delete_=True,
         type='mmsparse.BiFormer',
@@ -17,22 +9,5 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         out_norm='layer',
     ),
-    # A quarter of the usual width in the neck and half in the head, for two cores.
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    decode_head=dict(in_channels=[64] * 4, channels=64, num_classes=11),
+    neck=dict(in_channels=[32, 64, 128, 256]),
 )
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
-    dict(type='PolyLR', power=0.9, by_epoch=False),
-]
-train_cfg = dict(max_iters=1600, val_interval=800)
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=400, max_keep_ckpts=2)
-)
-randomness = dict(seed=0)

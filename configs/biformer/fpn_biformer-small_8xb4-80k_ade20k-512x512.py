@@ -1,19 +1,8 @@
-_base_ = '../_base_/fpn_aligned_ade20k.py'
+_base_ = ['../_base_/fpn_aligned_ade20k.py', '../_base_/backbones/biformer-small.py']
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmsparse.BiFormer',
-        arch='small',
-        regions_per_side=8,
-        out_indices=(0, 1, 2, 3),
-        out_norm='layer',
-        drop_path_rate=0.15,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='checkpoints/biformer-small_in1k.pth',
-            prefix='backbone.',
-        ),
+        _base_.biformer_small, _delete_=True, regions_per_side=8, drop_path_rate=0.15
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

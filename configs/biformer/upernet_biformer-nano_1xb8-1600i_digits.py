@@ -1,31 +1,12 @@
-_base_ = './fpn_biformer-nano_1xb8-1600i_digits.py'
+_base_ = '../_base_/upernet_digits.py'
 
-_norm = dict(type='SyncBN', requires_grad=True)
-# A quarter of the usual width in the head, for two cores.
 model = dict(
-    neck=None,
-    decode_head=dict(
+    backbone=dict(
         _delete_=True,
-        type='UPerHead',
-        in_channels=[32, 64, 128, 256],
-        in_index=[0, 1, 2, 3],
-        pool_scales=(1, 2, 3, 6),
-        channels=64,
-        num_classes=11,
-        norm_cfg=_norm,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0),
-    ),
-    auxiliary_head=dict(
-        type='FCNHead',
-        in_channels=128,
-        in_index=2,
-        channels=64,
-        num_convs=1,
-        concat_input=False,
-        num_classes=11,
-        norm_cfg=_norm,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
-    ),
+        type='mmsparse.BiFormer',
+        arch='nano',
+        regions_per_side=4,
+        out_indices=(0, 1, 2, 3),
+        out_norm='layer',
+    )
 )

@@ -1,5 +1,5 @@
-# Fine-tunes dat-base: give its checkpoint as load_from. Tables and windows grow from 7
-# to 12; the tables are resized when loaded.
+# Fine-tuning of dat-base: set its checkpoint as load_from. Windows and position bias
+# tables grow from 7 to 12; the tables are resized on loading.
 _base_ = 'dat-tiny_32xb128-300e_in1k.py'
 
 model = dict(

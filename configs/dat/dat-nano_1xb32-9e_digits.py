@@ -1,14 +1,16 @@
-_base_ = '../biformer/biformer-nano_1xb32-9e_digits.py'
+_base_ = '../_base_/classifier_digits.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmsparse.DAT',
         arch='nano',
-        # As the other backbones start; the default is torch's own, as the release's.
+        # As in the other backbones; DAT was released with torch's initialization.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
+    paramwise_cfg=dict(
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)}
+    )
 )

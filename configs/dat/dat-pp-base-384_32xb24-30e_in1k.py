@@ -1,10 +1,10 @@
-# Fine-tunes dat-pp-base: give its checkpoint as load_from. It is the same model, fed
-# larger pictures; the tables stretch by themselves.
+# Fine-tuning of dat-pp-base on larger images: set its checkpoint as load_from. The
+# model interpolates its position bias tables.
 _base_ = 'dat-base-384_32xb24-30e_in1k.py'
 
 model = dict(backbone=dict(arch='pp-base', drop_path_rate=0.6))
 
-# The whole picture, without a crop.
+# The whole image, without a crop.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),

@@ -1,4 +1,4 @@
-_base_ = '../biformer/fpn_biformer-nano_1xb8-1600i_digits.py'
+_base_ = '../_base_/fpn_digits.py'
 
 model = dict(
     backbone=dict(
@@ -7,10 +7,13 @@ model = dict(
         arch='nano',
         out_indices=(0, 1, 2, 3),
         out_norm='layer',
-        # As the classifier's.
+        # As in the classifier.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-    )
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256]),
 )
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
+    paramwise_cfg=dict(
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)}
+    )
 )

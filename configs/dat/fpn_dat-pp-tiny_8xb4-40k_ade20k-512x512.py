@@ -1,26 +1,14 @@
-_base_ = ['../_base_/fpn_ade20k.py', '../_base_/dat_without_decay.py']
+_base_ = ['../_base_/fpn_ade20k.py', '../_base_/backbones/dat-pp-tiny.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.DAT',
-        arch='pp-tiny',
-        out_indices=(0, 1, 2, 3),
-        out_norm='layer',
-        drop_path_rate=0.4,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='checkpoints/dat-pp-tiny_in1k.pth',
-            prefix='backbone.',
-        ),
-    ),
+    backbone=dict(_base_.dat_pp_tiny, _delete_=True, drop_path_rate=0.4, with_cp=False),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-# 32 pictures a step for 40,000 iterations: the paper calls it 80k, for 16 pictures.
+# Batch size 32 for 40,000 iterations, which the paper calls 80k, for batch size 16.
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
+    constructor='mmsparse.BackboneOptimWrapperConstructor',
     optimizer=dict(lr=2e-4),
-    paramwise_cfg=dict(custom_keys={{_base_.without_decay}}),
 )
 param_scheduler = [dict(type='PolyLR', power=0.9, end=40000, by_epoch=False)]
 train_cfg = dict(max_iters=40000, val_interval=4000)

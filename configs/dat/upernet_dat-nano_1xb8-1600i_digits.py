@@ -1,4 +1,4 @@
-_base_ = '../biformer/upernet_biformer-nano_1xb8-1600i_digits.py'
+_base_ = '../_base_/upernet_digits.py'
 
 model = dict(
     backbone=dict(
@@ -7,10 +7,12 @@ model = dict(
         arch='nano',
         out_indices=(0, 1, 2, 3),
         out_norm='layer',
-        # As the classifier's.
+        # As in the classifier.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-    )
+    ),
 )
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
+    paramwise_cfg=dict(
+        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)}
+    )
 )

@@ -7,10 +7,8 @@ model = dict(
         arch='nano',
         out_indices=(1, 2, 3),
         out_norm='layer',
-        # As the classifier's.
+        # As in the classifier.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     )
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'position_bias': dict(decay_mult=0.0)})
-)
+optim_wrapper = dict(constructor='mmsparse.BackboneOptimWrapperConstructor')

@@ -1,4 +1,4 @@
 _base_ = './focus-detr_r50_8xb2-12e_coco.py'
 
-# Pictures without boxes weigh less.
+# Normalize the foreground loss over the batch, where images without boxes weigh less.
 model = dict(bbox_head=dict(loss_foreground=dict(norm='batch')))

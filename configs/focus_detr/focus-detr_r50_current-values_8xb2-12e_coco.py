@@ -1,4 +1,4 @@
 _base_ = './focus-detr_r50_8xb2-12e_coco.py'
 
-# The paper: deformable attention reads what the layers before have made.
+# As in the paper: deformable attention samples the updated tokens.
 model = dict(value_source='current')

@@ -1,4 +1,4 @@
 _base_ = './focus-detr_r50_8xb2-12e_coco.py'
 
-# The paper: tokens inside a box of a size that fits the level.
+# As in the paper: a token is foreground by the size of the box around it.
 model = dict(bbox_head=dict(loss_foreground=dict(assign='size')))

@@ -1,4 +1,4 @@
 _base_ = './focus-detr_r50_8xb2-12e_coco.py'
 
-# Times 0.6, the mean of the cascade: 20 % of the tokens.
+# 20 % of the tokens: times 0.6, the mean of the cascade.
 model = dict(keep_ratio=0.333)

@@ -1,4 +1,4 @@
 _base_ = './focus-detr_r50_8xb2-12e_coco.py'
 
-# Detections that do not change with the other pictures of a batch.
+# Detections do not depend on the other images of a batch.
 model = dict(per_image=True)

@@ -3,8 +3,8 @@ _base_ = [
     '../_base_/mmsparse.py',
 ]
 
-# After the last convolution of every block of stages 3 and 4; any attention layer of
-# ours fits, the host passes in_channels.
+# After the last convolution of every block of stages 3 and 4. Any attention layer of
+# mmsparse works here; mmdet passes in_channels.
 attention = dict(type='mmsparse.BiLevelRoutingAttention', num_heads=8)
 model = dict(
     backbone=dict(

@@ -1,17 +1,6 @@
-_base_ = '../_base_/fpn_aligned_ade20k.py'
+_base_ = ['../_base_/fpn_aligned_ade20k.py', '../_base_/backbones/shunted-small.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.ShuntedTransformer',
-        arch='small',
-        out_indices=(0, 1, 2, 3),
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='checkpoints/shunted-small_in1k.pth',
-            prefix='backbone.',
-        ),
-    ),
+    backbone=dict(_base_.shunted_small, _delete_=True),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

@@ -1,23 +1,14 @@
-_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/mmsparse.py']
+_base_ = [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    '../_base_/mmsparse.py',
+    '../_base_/backbones/shunted-small.py',
+]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.ShuntedTransformer',
-        arch='small',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.2,
-        norm_eval=True,  # BatchNorm, with two pictures a GPU
-        with_cp=True,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='checkpoints/shunted-small_in1k.pth',
-            prefix='backbone.',
-        ),
-    ),
+    backbone=dict(_base_.shunted_small_coco, _delete_=True, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )
-# The authors point to PVT v2's recipe.
+# The authors refer to the recipe of PVT v2.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)
 )

@@ -1,4 +1,4 @@
-_base_ = '../biformer/biformer-nano_1xb32-9e_digits.py'
+_base_ = '../_base_/classifier_digits.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='mmsparse.ShuntedTransformer', arch='nano')

@@ -1,4 +1,4 @@
-_base_ = '../biformer/upernet_biformer-nano_1xb8-1600i_digits.py'
+_base_ = '../_base_/upernet_digits.py'
 
 model = dict(
     backbone=dict(
@@ -6,5 +6,5 @@ model = dict(
         type='mmsparse.ShuntedTransformer',
         arch='nano',
         out_indices=(0, 1, 2, 3),
-    )
+    ),
 )

@@ -1,7 +1,4 @@
-"""Draw the attention patterns that the pages of the methods explain.
-
-Run it from anywhere: the pictures go to docs/images.
-"""
+"""Draw the attention patterns for the pages of the methods, to docs/images."""
 
 from collections.abc import Iterable
 from itertools import combinations
@@ -13,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 IMAGES = Path(__file__).resolve().parents[1] / 'images'
-CELLS = 8  # a side of the map
+CELLS = 8  # per side of the feature map
 QUERY, OTHER, KEY, PALE, LINE = '#c0392b', '#8e44ad', '#1f77b4', '#cfe2f3', '#b0b0b0'
 plt.rcParams.update({'font.family': 'DejaVu Sans', 'font.size': 10})
 
@@ -32,30 +29,32 @@ def main() -> None:
 
 
 def draw_deformable_attention() -> plt.Figure:
-    """DAT: a regular grid of keys moves, and all queries attend to the moved keys."""
-    figure, axes = maps('the grid', 'moved by offsets', 'seen by every query')
+    """DAT: keys are sampled at a grid plus offsets; all queries attend to all keys."""
+    titles = ('uniform grid', 'plus learned offsets', 'shared by all queries')
+    figure, axes = feature_maps(*titles)
     for ax in axes:
         ax.add_patch(plt.Circle((5.2, 4.6), 1.9, color='#f6d8a8', lw=0))
     steps = np.arange(1.0, CELLS, 2)
     grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    away = np.array([5.2, 4.6]) - grid
-    moved = grid + away * (0.75 * np.exp(-np.hypot(*away.T) / 4))[:, None]
+    inward = np.array([5.2, 4.6]) - grid
+    keys = grid + inward * (0.75 * np.exp(-np.hypot(*inward.T) / 4))[:, None]
     axes[0].plot(*grid.T, 'o', mfc='white', mec=KEY)
     axes[1].plot(*grid.T, 'o', mfc='white', mec=LINE)
-    for start, end in zip(grid, moved, strict=True):
+    for start, end in zip(grid, keys, strict=True):
         arrow = dict(arrowstyle='-|>', color=KEY, shrinkA=3, shrinkB=0)
         axes[1].annotate('', end, start, arrowprops=arrow)
     for query, color in (((0.5, 5.5), QUERY), ((6.5, 0.5), OTHER)):
-        for key in moved:
+        for key in keys:
             axes[2].plot(*zip(query, key, strict=True), color=color, lw=0.6, alpha=0.6)
         star(axes[2], query, color)
-    axes[2].plot(*moved.T, 'o', color=KEY)
+    axes[2].plot(*keys.T, 'o', color=KEY)
     return figure
 
 
 def draw_routed_attention() -> plt.Figure:
-    """BiFormer: a region picks regions, and its queries attend to their tokens."""
-    figure, axes = maps('means of regions', 'the best two', 'attention to their tokens')
+    """BiFormer: a region routes to regions, and its queries attend to their tokens."""
+    titles = ('region means', 'top-2 regions', 'attention to their tokens')
+    figure, axes = feature_maps(*titles)
     chosen, query = ((4, 2), (6, 6)), (1.5, 2.5)
     centers = [(x + 1, y + 1) for x in range(0, CELLS, 2) for y in range(0, CELLS, 2)]
     axes[0].plot(*zip(*centers, strict=True), 's', color=KEY)
@@ -71,20 +70,22 @@ def draw_routed_attention() -> plt.Figure:
             axes[2].plot(*end, 'o', color=KEY)
     for ax in axes:
         ax.grid(False)
-        cut(ax, 2)
+        draw_borders(ax, 2)
         ax.add_patch(Rectangle((0, 2), 2, 2, fill=False, ec=QUERY, lw=2, zorder=3))
     star(axes[2], query, QUERY)
     return figure
 
 
 def draw_shunted_attention() -> plt.Figure:
-    """Shunted Transformer: one half of the heads sees coarse keys, the other fine."""
-    figure, axes = maps('queries', 'coarse heads', 'fine heads')
+    """Shunted Transformer: half of the heads have coarse keys, the other half fine."""
+    figure, axes = feature_maps(
+        'queries', 'heads with coarse keys', 'heads with fine keys'
+    )
     query = (2.5, 5.5)
     centers = [(x + 0.5, y + 0.5) for x in range(CELLS) for y in range(CELLS)]
     axes[0].plot(*zip(*centers, strict=True), '.', color=LINE)
     for ax, side in ((axes[1], 4), (axes[2], 2)):
-        cut(ax, side)
+        draw_borders(ax, side)
         for x in range(0, CELLS, side):
             for y in range(0, CELLS, side):
                 paint(ax, [(x, y)], PALE, side=side)
@@ -97,14 +98,14 @@ def draw_shunted_attention() -> plt.Figure:
 
 
 def draw_multi_scale() -> plt.Figure:
-    """Deformable DETR: every query has points of its own on the maps of all levels."""
+    """Deformable DETR: every query has its own sampling locations on all levels."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
     rng = np.random.default_rng(3)
     queries = ((0.3, 0.62), QUERY), ((0.75, 0.25), OTHER)
     for ax, cells, stride in zip(axes, (16, 8, 4), (8, 16, 32), strict=True):
-        frame(ax, cells, f'stride {stride}')
-        for place, color in queries:
-            query = np.multiply(place, cells)
+        draw_cells(ax, cells, f'stride {stride}')
+        for position, color in queries:
+            query = np.multiply(position, cells)
             points = query + rng.normal(0, 0.09, (4, 2)) * cells
             points = points.clip(0.3, cells - 0.3)
             for point, weight in zip(points, rng.dirichlet([2] * 4), strict=True):
@@ -116,70 +117,72 @@ def draw_multi_scale() -> plt.Figure:
 
 def draw_focus() -> plt.Figure:
     """Focus-DETR: tokens of all levels are scored, and each layer keeps fewer."""
-    corners = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells a side
-    spots = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centers and radii of objects
-    places, scores = score_levels(corners, spots)
-    ranked = places[scores.argsort()[::-1]]
-    objects = ranked[[0, 1, 2, 9, 20]]  # five that a class head might rank first
+    corners = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells per side
+    objects = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centers and radii
+    centers, scores = score_levels(corners, objects)
+    ranked = centers[scores.argsort()[::-1]]
+    object_tokens = ranked[[0, 1, 2, 9, 20]]  # five, as if ranked by a class head
     layers = {
-        'layer 1: the best half': 1,
-        'layer 2: 80 % of these': 0.8,
-        'layers 3 and 4: 60 %': 0.6,
-        'layer 5: 40 %': 0.4,
-        'layer 6: 20 %': 0.2,
+        'layer 1: top 50%': 1,
+        'layer 2: 80% of these': 0.8,
+        'layers 3 and 4: 60%': 0.6,
+        'layer 5: 40%': 0.4,
+        'layer 6: 20%': 0.2,
     }
 
     figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout='compressed')
-    for ax, title in zip(axes.flat, ('scores on three levels', *layers), strict=True):
+    for ax, title in zip(
+        axes.flat, ('foreground scores on 3 levels', *layers), strict=True
+    ):
         ax.set(xlim=(-0.2, 25.2), ylim=(16.2, -0.2), aspect='equal', title=title)
         ax.axis('off')
         for cells, corner in corners.items():
             ax.add_patch(Rectangle(corner, cells, cells, fill=False, ec=LINE))
-            for center, radius in spots:
+            for center, radius in objects:
                 center = np.multiply(center, cells) + corner
                 ax.add_patch(plt.Circle(center, radius * cells, color='#f6d8a8', lw=0))
-    axes.flat[0].scatter(*places.T, s=14 * scores, color=KEY, lw=0)
+    axes.flat[0].scatter(*centers.T, s=14 * scores, color=KEY, lw=0)
     for ax, part in zip(axes.flat[1:], layers.values(), strict=True):
         kept = ranked[: int(len(ranked) / 2 * part)]
         ax.scatter(*kept.T, s=6, color=KEY, lw=0)
-        for pair in combinations(objects, 2):
+        for pair in combinations(object_tokens, 2):
             ax.plot(*zip(*pair, strict=True), color=QUERY, lw=0.6)
-        ax.plot(*objects.T, 'o', color=QUERY, markersize=4)
+        ax.plot(*object_tokens.T, 'o', color=QUERY, markersize=4)
     return figure
 
 
 def score_levels(
     corners: dict[int, tuple[int, int]],
-    spots: Iterable[tuple[tuple[float, float], float]],
+    objects: Iterable[tuple[tuple[float, float], float]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the tokens of all levels, (N, 2), and how much they are foreground.
+    """Return the centers of the tokens of all levels, (N, 2), and foreground scores.
 
-    Every object fits the level best on which it is four cells wide.
+    Scores of an object are highest on the level on which it is four cells wide.
     """
     rng = np.random.default_rng(1)
-    places, scores = [], []
+    all_centers, all_scores = [], []
     for cells, corner in corners.items():
         steps = np.arange(cells) + 0.5
         centers = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-        score = rng.uniform(0, 0.08, len(centers))
-        for center, radius in spots:
+        scores = rng.uniform(0, 0.08, len(centers))
+        for center, radius in objects:
             fit = np.exp(-(np.log2(2 * radius * cells / 4) ** 2) / 8)
             distance = np.hypot(*(centers / cells - center).T) / radius
-            score = np.maximum(score, fit * np.exp(-(distance**2)))
-        places.append(centers + corner)
-        scores.append(score)
-    return np.concatenate(places), np.concatenate(scores)
+            scores = np.maximum(scores, fit * np.exp(-(distance**2)))
+        all_centers.append(centers + corner)
+        all_scores.append(scores)
+    return np.concatenate(all_centers), np.concatenate(all_scores)
 
 
-def maps(*titles: str) -> tuple[plt.Figure, Iterable[Axes]]:
-    """Empty maps of CELLS x CELLS side by side."""
+def feature_maps(*titles: str) -> tuple[plt.Figure, Iterable[Axes]]:
+    """Make panels with empty feature maps of CELLS x CELLS."""
     figure, axes = plt.subplots(1, len(titles), figsize=(9, 3.3))
     for ax, title in zip(axes, titles, strict=True):
-        frame(ax, CELLS, title)
+        draw_cells(ax, CELLS, title)
     return figure, axes
 
 
-def frame(ax: Axes, cells: int, title: str) -> None:
+def draw_cells(ax: Axes, cells: int, title: str) -> None:
     ax.set(xlim=(0, cells), ylim=(cells, 0), aspect='equal', title=title)
     ax.set_xticks(range(cells + 1), labels=[])
     ax.set_yticks(range(cells + 1), labels=[])
@@ -189,11 +192,11 @@ def frame(ax: Axes, cells: int, title: str) -> None:
     ax.spines[:].set_color(LINE)
 
 
-def cut(ax: Axes, side: int) -> None:
-    """Lines between squares of cells."""
-    for place in range(side, CELLS, side):
-        ax.axhline(place, color=LINE, lw=1.2)
-        ax.axvline(place, color=LINE, lw=1.2)
+def draw_borders(ax: Axes, side: int) -> None:
+    """Draw lines between squares of side x side cells."""
+    for position in range(side, CELLS, side):
+        ax.axhline(position, color=LINE, lw=1.2)
+        ax.axvline(position, color=LINE, lw=1.2)
 
 
 def paint(
@@ -204,8 +207,8 @@ def paint(
         ax.add_patch(square)
 
 
-def star(ax: Axes, place: Iterable[float], color: str) -> None:
-    ax.plot(*place, '*', color=color, markersize=15, mec='white', zorder=4)
+def star(ax: Axes, point: Iterable[float], color: str) -> None:
+    ax.plot(*point, '*', color=color, markersize=15, mec='white', zorder=4)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-// A box above the table of all configs: rows without one of its words are hidden.
-// Words in the address do the same: configs.html?q=dat+coco
+// Add a search box above the table of all configs: hide rows that lack one of its words.
+// The address may contain the words too: configs.html?q=dat+coco
 const table = document.querySelector('#all-configs table');
 if (table) {
   const rows = [...table.tBodies[0].rows];
   const label = document.createElement('label');
   const box = document.createElement('input');
   const shown = document.createElement('output');
-  label.append('Rows with the words ', box);
+  label.append('Filter rows: ', box);
   box.type = 'search';
   box.value = new URLSearchParams(location.search).get('q') ?? '';
   box.oninput = () => {

@@ -1,1 +1,1 @@
-"""Parameters and MACs of models."""
+"""Count parameters, MACs and FLOPs."""

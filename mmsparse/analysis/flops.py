@@ -1,83 +1,96 @@
-"""Parameters and multiply-adds of a model and of its parts.
+"""Count the parameters, MACs and FLOPs of a model and its parts.
 
-Counted are convolutions, linear maps and the two products of an attention, and four for
-each value that is sampled bilinearly; not normalization, activation and softmax.
-Nothing is computed: tensors on torch's meta device have shapes only.
+Counted are convolutions, linear layers, both matrix products of attention, and 4 MACs
+per bilinearly sampled value; not normalization, activations and softmax. One MAC is two
+FLOPs. Models run on torch's meta device, which computes shapes only.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
-from mmsparse.conversion.families import FAMILIES, Family
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
+from mmsparse.models.classifier import Classifier
 
-HEADS = ('head', 'decode_head')  # those that need nothing but features
+ROI_BOXES, ROI_MASKS = 1000, 100  # regions of interest, as mmdet counts them
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of a model costs.
-
-    Args:
-        name: Name of the part; parts of a backbone have its name and a dot before.
-        parameters: Number of its parameters.
-        macs: Number of its multiply-adds for one picture; None if it was not run.
-    """
+    """The cost of a part of a model; a part of it has its name and a dot before."""
 
     name: str
     parameters: int
-    macs: int | None
+    macs: int | None  # for one image; None if the part did not run
+
+    @property
+    def flops(self) -> int | None:
+        """Number of FLOPs for one image, 2 per MAC."""
+        return None if self.macs is None else 2 * self.macs
 
 
 def measure(
     model: nn.Module, shape: tuple[int, int], blocks: bool = False
 ) -> list[Part]:
-    """Count the parameters and multiply-adds of a model.
+    """Count the parameters and MACs of a model in inference.
 
-    Args:
-        model: A backbone, or a host's model: classifiers and segmentors are run as a
-            whole, without auxiliary heads, and detectors up to their neck.
-        shape: Height and width of the picture.
-        blocks: Count the blocks of every stage, too.
-
-    Returns:
-        The parts that have parameters or are run, in the order of the model, a backbone
-        of ours also by stage; and the total at the end.
+    Heads that only training uses do not run. RoI heads count 1,000 boxes and 100 masks,
+    without RoIAlign. A detector that needs the values of tensors, not only shapes, runs
+    up to its neck. ``shape`` is the height and width of the image; for ``blocks``, see
+    :func:`named_parts`. The last part is ``total`` or ``total up to the neck``.
     """
-    model = copy.deepcopy(model).to('meta').eval()
-    counter = _counter()
+    model = _static(model)
     parts = dict(named_parts(model, blocks))
-    macs: dict[str, int] = {}
+    counter, macs = _counter(), {}
+
+    @contextmanager
+    def count(name: str) -> Iterator[None]:
+        before = counter.get_total_flops()
+        yield
+        flops = counter.get_total_flops() - before
+        macs[name] = macs.get(name, 0) + flops // 2
+
+    x, total = torch.empty(1, 3, *shape, device='meta'), 'total'
+    with torch.no_grad(), ops.reference_only(), inside_parts(parts, count):
+        try:
+            with counter:
+                _run(model, x)
+        except RuntimeError:  # of torch, at the value of a meta tensor
+            if not hasattr(model, 'extract_feat'):
+                raise
+            macs.clear()
+            with counter:
+                model.extract_feat(x)
+            total = 'total up to the neck'
+    if 'roi_head.bbox_head' in macs:  # the forward method of roi_head does not run
+        names = ('roi_head.bbox_head', 'roi_head.mask_head')
+        macs['roi_head'] = sum(macs.get(name, 0) for name in names)
+    measured = []
     for name, modules in parts.items():
-        for module in modules:
-            _watch(module, name, counter, macs)
-    with torch.no_grad(), ops.reference_only(), counter:
-        _run(model, torch.empty(1, 3, *shape, device='meta'))
-    measured = [
-        Part(name, _num_parameters(*modules), macs.get(name))
-        for name, modules in parts.items()
-    ]
-    total = Part('total', _num_parameters(model), counter.get_total_flops() // 2)
-    return [*(part for part in measured if part.parameters or part.name in macs), total]
+        unused = 0 if isinstance(modules[0], nn.Embedding) else None  # not called
+        part = Part(name, _num_parameters(*modules), macs.get(name, unused))
+        if part.parameters or part.macs:
+            measured.append(part)
+    total_macs = counter.get_total_flops() // 2
+    return [*measured, Part(total, _num_parameters(model), total_macs)]
 
 
-def count(run: Callable[[], Any]) -> int:
-    """Count the multiply-adds of whatever a function computes, on any device.
+def count_macs(run: Callable[[], Any]) -> int:
+    """Count the MACs of a function on any device.
 
-    Args:
-        run: The function; what it computes in an attention of ours is counted by the
-            plain definition, whatever the fast paths do.
-
-    Returns:
-        The number of its multiply-adds.
+    In it, mmsparse's ops compute by their reference, whose MACs are those of the fast
+    backends.
     """
     with torch.no_grad(), ops.reference_only(), _counter() as counter:
         run()
@@ -85,39 +98,35 @@ def count(run: Callable[[], Any]) -> int:
 
 
 def published_classifiers() -> Iterator[Part]:
-    """Measure every published classifier on pictures of the size that it is made for.
+    """Measure every published ImageNet classifier at the image size of its weights.
 
-    Yields:
-        The classifier as one part, with the family and the arch for a name.
+    Each is one part, named ``FAMILY-ARCH``.
     """
-    for family in FAMILIES.values():
-        for arch, settings in family.backbone.arch_settings.items():
-            if arch != 'nano':  # ours
-                side = settings.get('img_size', 224)
-                yield _classifier(family, arch, side, f'{family.name}-{arch}')
-    # The same model, fine-tuned on larger pictures.
-    yield _classifier(FAMILIES['dat'], 'pp-base', 384, 'dat-pp-base-384')
+    for backbone in BACKBONES.values():
+        for arch, settings in backbone.arch_settings.items():
+            if arch != 'nano':
+                side = getattr(settings, 'img_size', 224)
+                yield _measure_classifier(backbone, arch, side)
+    yield _measure_classifier(BACKBONES['dat'], 'pp-base', 384, suffix='-384')
 
 
-def _classifier(family: Family, arch: str, side: int, name: str) -> Part:
+def _measure_classifier(
+    backbone_type: type[StagedBackbone], arch: str, side: int, suffix: str = ''
+) -> Part:
     with torch.device('meta'):
-        backbone = family.backbone(arch)
-    total = measure(backbone, (side, side))[-1]
-    weights = 1000 * family.width(arch)  # of the linear map to 1000 classes
-    return Part(name, total.parameters + weights + 1000, total.macs + weights)
+        backbone = backbone_type(arch)
+        model = Classifier(backbone, backbone.arch.embed_dims[-1], num_classes=1000)
+    total = measure(model, (side, side))[-1]
+    return replace(total, name=f'{backbone.family}-{arch}{suffix}')
 
 
 def named_parts(
     model: nn.Module, blocks: bool = False
 ) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Find the parts of a model with the modules that are called in them.
+    """Split a backbone or a model of mmdet, mmseg or mmpretrain into parts.
 
-    Args:
-        model: A backbone, or a host's model.
-        blocks: Find the blocks of every stage, too.
-
-    Yields:
-        Name and modules; parts of a part have its name and a dot before.
+    Yield name and modules of the parts in the order of the model. mmsparse's backbones
+    are split into stages, and with ``blocks`` these into blocks.
     """
     if isinstance(model, StagedBackbone):
         for i, stage in enumerate(model.stages):
@@ -135,43 +144,109 @@ def named_parts(
         if isinstance(child, StagedBackbone):
             for part, modules in named_parts(child, blocks):
                 yield f'{name}.{part}', modules
+        elif name == 'roi_head':
+            for part in ('bbox_head', 'mask_head'):
+                if heads := _as_list(getattr(child, part, None)):
+                    yield f'{name}.{part}', heads
+
+
+@contextmanager
+def inside_parts(
+    parts: Mapping[str, Iterable[nn.Module]],
+    context: Callable[[str], AbstractContextManager],
+) -> Iterator[None]:
+    """Run the ``forward`` methods of parts inside a context.
+
+    ``context`` is called with the name of a part; it returns the context of one call.
+    """
+    patched = [(name, module) for name, modules in parts.items() for module in modules]
+    try:
+        for name, module in patched:
+            module.forward = partial(_inside, context, name, module.forward)
+        yield
+    finally:
+        for _, module in patched:
+            vars(module).pop('forward', None)
+
+
+def _inside(
+    context: Callable, name: str, forward: Callable, *args: Any, **inputs: Any
+) -> Any:
+    # Not a hook: mmdet and mmseg call the forward method of heads directly.
+    with context(name):
+        return forward(*args, **inputs)
+
+
+def format_count(count: int) -> str:
+    """Format a count with a unit: ``2.23 G``, ``13.1 M`` or ``64.0 k``."""
+    for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
+        if count >= size:
+            return f'{count / size:.{2 if count < 10 * size else 1}f} {unit}'
+    return str(count)
+
+
+def sampling_flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+    """Return the FLOPs of ``grid_sample``: 4 MACs per output value."""
+    return 2 * 4 * prod(out_shape)
+
+
+def _static(model: nn.Module) -> nn.Module:
+    """Copy a model to the meta device; shapes of feature maps are not in tensors."""
+    # Without gradients: torch's counter fails at parameters that are queries.
+    model = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
+    if not hasattr(model, 'forward_transformer'):
+        return model
+    from mmsparse.deploy.fixed_size import with_fixed_sizes
+
+    try:
+        return with_fixed_sizes(model)
+    except ValueError:  # another detection transformer, DETR for example
+        return model
 
 
 def _counter() -> FlopCounterMode:
     formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
+    # torch's counter has no formula for the fused attention of nn.MultiheadAttention
+    # on CPUs.
+    fused = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', None)
+    if fused is not None:
+        formulas[fused] = _attention_flops
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
-def _watch(
-    module: nn.Module, name: str, counter: FlopCounterMode, macs: dict[str, int]
-) -> None:
-    """Add to ``macs[name]`` what is counted while the module runs."""
-    starts: list[int] = []
-
-    def start(*call: Any) -> None:
-        starts.append(counter.get_total_flops())
-
-    def stop(*call: Any) -> None:
-        macs[name] = macs.get(name, 0) + (counter.get_total_flops() - starts.pop()) // 2
-
-    module.register_forward_pre_hook(start)
-    module.register_forward_hook(stop)
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **options: Any
+) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _run(model: nn.Module, x: torch.Tensor) -> None:
-    if not hasattr(model, 'extract_feat'):
+def _run(model: nn.Module, x: Tensor) -> None:
+    if not hasattr(model, 'extract_feat'):  # a backbone
         model(x)
-        return
-    features = model.extract_feat(x)
-    for name in HEADS:
-        if getattr(model, name, None) is not None:
-            getattr(model, name)(features)
+    elif hasattr(model, 'roi_head'):
+        model.rpn_head(model.extract_feat(x))
+        _run_roi_head(model.roi_head, x)
+    else:
+        shape = tuple(x.shape[-2:])
+        metainfo = dict(batch_input_shape=shape, img_shape=shape)
+        model(x, [BaseDataElement(metainfo=metainfo)], mode='tensor')
+
+
+def _run_roi_head(roi_head: nn.Module, x: Tensor) -> None:
+    for name, count in (('bbox', ROI_BOXES), ('mask', ROI_MASKS)):
+        heads = _as_list(getattr(roi_head, f'{name}_head', None))
+        extractors = _as_list(getattr(roi_head, f'{name}_roi_extractor', None))
+        for head, extractor in zip(heads, extractors, strict=True):
+            size = extractor.roi_layers[0].output_size
+            head(x.new_empty(count, extractor.out_channels, *size))
+
+
+def _as_list(modules: nn.Module | None) -> list[nn.Module]:
+    """Return the heads of a cascade, one for each stage, or the only head."""
+    if modules is None:
+        return []
+    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
 
 
 def _num_parameters(*modules: nn.Module) -> int:
     return sum(x.numel() for module in modules for x in module.parameters())
-
-
-def sampling_flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-    """Two for each of the four multiply-adds of a value, as the counter has it."""
-    return 2 * 4 * prod(out_shape)

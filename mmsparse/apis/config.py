@@ -1,57 +1,140 @@
-"""Files of configurations, and what is wrong with them, in one line."""
+"""Read a config, apply command-line options and register its host library."""
 
+import argparse
+import importlib
 import importlib.util
+import os
 import traceback
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
 
-from mmsparse.errors import UsageError, format_error
+from mmsparse.apis.checks import check_channels, check_data
+from mmsparse.datasets.checks import check_crops
+from mmsparse.errors import UsageError, config_errors, format_error
 
-READERS = ('mmengine.config', 'mmengine.utils')  # of configurations
+HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
+READERS = ('mmengine.config', 'mmengine.utils')  # modules that read config files
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 INSTALLING = (
-    'python -m mmsparse.doctor tells what there is, and docs/installation.md how to '
-    'install the hosts'
+    'run python -m mmsparse.doctor to list what is installed, and see '
+    'docs/installation.md'
 )
 BASES = (
-    'a _base_ is a path from the folder of its configuration, or one of a host, as '
-    "'mmdet::_base_/default_runtime.py'; files of mmsparse are named by path"
+    'a _base_ is a path relative to its config file, or a config of an installed '
+    "library such as 'mmdet::_base_/default_runtime.py'; give configs of mmsparse by "
+    'path'
 )
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that :func:`load_config` reads, except ``config``."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (default: work_dirs/CONFIG)',
+    )
+    add_cfg_options(parser, "model.backbone.arch=small data.x='[1,2]'")
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='launcher of a distributed job (default: none)',
+    )
+    parser.add_argument('--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add ``--cfg-options``, which changes settings, with an example for the help."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_Settings,
+        default={},
+        metavar='KEY=VALUE',
+        help=f'change settings of the config, for example {example}',
+    )
+
+
+class _Settings(DictAction):
+    """KEY=VALUE settings; a malformed one is an error of argparse."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for text in values:
+            if text.find('=') < 1:
+                parser.error(f'{option_string}: must be KEY=VALUE; got {text!r}')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # unbalanced brackets
+            parser.error(f'{option_string}: {error}')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that a command line names, with launcher and work directory.
+
+    ``args`` has parsed :func:`config_arguments`, and ``config``, the file. For errors,
+    see :func:`read_config` and :func:`check_data`.
+    """
+    cfg = read_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get('work_dir'):
+        cfg.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
+    check_data(cfg)
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _distribute_on_cpu(cfg)
+    return cfg
+
+
+def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file, change settings by dotted key, and register its library.
+
+    UsageError is raised if the file or an option is invalid, the library (mmdet, mmseg
+    or mmpretrain) is not installed, the backbone does not fit the neck or head, or a
+    crop does not fit the images.
+    """
+    cfg = read_file(path)
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f'options do not fit the settings of {path}: {format_error(error)}'
+        ) from error
+    register_host(cfg.get('default_scope', ''))
+    with config_errors():
+        check_channels(cfg)
+        check_crops(cfg)
+    return cfg
 
 
 def read_file(path: str) -> Config:
-    """Read a configuration file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        UsageError: The file, or one that it is based on, is missing, broken or no
-            configuration, or needs a host that is not installed.
-    """
+    """Read a config file; an invalid file or base raises UsageError in one line."""
     if not Path(path).is_file():
         raise UsageError(f'config: no such file: {path}')
     try:
         return Config.fromfile(path)
     except ModuleNotFoundError as error:
-        # OneDL's mmengine does not know that its mmsegmentation has another name.
+        # OneDL's mmengine does not find OneDL's mmsegmentation, which has a new name.
         forked = 'mmsegmentation' in str(error) and importlib.util.find_spec('mmseg')
         raise UsageError(
-            f"{path} is based on mmseg::, which OneDL's mmengine does not find; it "
-            f'needs the hosts of OpenMMLab, in another environment ({error})'
+            f"{path} is based on mmseg::, which OneDL's mmengine does not find; use an "
+            f'environment with the OpenMMLab packages ({error})'
             if forked
-            else f'{path} needs a host that is not installed ({error}); {INSTALLING}'
+            else f'{path} needs a library that is not installed ({error}); {INSTALLING}'
         ) from error
-    except Exception as error:  # noqa: BLE001 - a configuration is a program
-        raise UsageError(f'config: {_fault(path, error)}') from error
+    except Exception as error:  # noqa: BLE001 - a config is a program
+        raise UsageError(f'config: {_config_error(path, error)}') from error
 
 
-def _fault(path: str, error: BaseException) -> str:
-    """What is wrong with a configuration file, or with one that it is based on."""
+def _config_error(path: str, error: BaseException) -> str:
+    """Return the file at fault, which may be a base of ``path``, and the reason."""
     file, base, line = path, None, ''
     for frame, number in traceback.walk_tb(error.__traceback__):
         function = frame.f_code.co_name
@@ -66,10 +149,39 @@ def _fault(path: str, error: BaseException) -> str:
     if base:
         return f'{file}: no such _base_: {base}; {BASES}'
     if Path(file).suffix not in SUFFIXES:
-        return f'{file} is no configuration; those end in {", ".join(SUFFIXES)}'
+        return f'{file} must end in {", ".join(SUFFIXES)}'
     if isinstance(error, ImportError):
         while error.__context__:
             error = error.__context__
-        return f'{file}: {error}; PYTHONPATH must have the folders of custom_imports'
-    # What Python parses has no name.
-    return f'{file}: {format_error(error).replace("<unknown>, ", "")}{line}'
+        return f'{file}: {error}; add the folders of custom_imports to PYTHONPATH'
+    if 'Duplicate key' in str(error):
+        line = '; inherit from one of these files and add the settings of the other'
+    reason = format_error(error).replace('<unknown>, ', '')  # a name of the parser
+    return f'{file}: {reason}{line}'
+
+
+def register_host(scope: str) -> None:
+    """Register all modules of mmdet, mmseg or mmpretrain; ignore any other scope.
+
+    A library that is not installed raises UsageError.
+    """
+    if scope not in HOSTS:
+        return
+    if importlib.util.find_spec(scope) is None:
+        raise UsageError(
+            f'The config needs {scope}, which is not installed; {INSTALLING}'
+        )
+    utils = importlib.import_module(f'{scope}.utils')
+    utils.register_all_modules(init_default_scope=False)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Set up a process group and a model wrapper, as mmengine does for GPUs only."""
+    if not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    os.environ.setdefault('LOCAL_RANK', '0')
+    cfg.model_wrapper_cfg = dict(
+        type='mmsparse.CPUDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running their code, checked, written and published."""
+"""Checkpoint files: read without running their code, check, compare, write, publish."""
 
 from mmsparse.checkpoint.files import read_checkpoint, write_checkpoint
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading foreign ones without running their code, writing ours."""
+"""Read checkpoint files without running their code, and write them."""
 
 import hashlib
 import importlib
@@ -6,9 +6,11 @@ import json
 import os
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -18,18 +20,18 @@ from mmsparse.errors import UsageError
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a checkpoint of torch or safetensors; no code of the file runs.
+    """Read a checkpoint of torch or safetensors without running code of the file.
 
     Args:
-        path: The file; one that ends in ``.safetensors`` is read as such.
+        path: The file; the suffix ``.safetensors`` marks those of safetensors.
 
     Returns:
-        What was saved. Objects other than tensors and plain containers are
-        :class:`~mmsparse.checkpoint.safe_pickle.Placeholder`.
+        The saved content, with tensors on the CPU. Objects other than tensors and plain
+        containers become :class:`~mmsparse.checkpoint.safe_pickle.Placeholder`.
 
     Raises:
-        UsageError: The file is missing, empty, damaged, no checkpoint, holds no
-            tensor, or calls a function; names it.
+        UsageError: The file is missing, empty, damaged, no checkpoint, without tensors,
+            or calls a function; names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,9 +48,9 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from error
     except safe_pickle.DamagedError as error:
         raise UsageError(
-            f'{path} is damaged: {error}. Get the file once more.'
+            f'{path} is damaged: {error}. Download or copy the file again.'
         ) from error
-    except Exception as error:  # noqa: BLE001 - a damaged file fails in any way
+    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything
         reason = str(error).partition('\n')[0]
         raise UsageError(
             f'{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}).'
@@ -61,45 +63,45 @@ def read_checkpoint(path: str | Path) -> Any:
 def write_checkpoint(
     path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
-    """Write a checkpoint that mmengine loads, or a safetensors file, by the suffix.
+    """Write a checkpoint for mmengine, or a safetensors file, depending on the suffix.
 
-    The file appears under its name only once it is complete. Equal weights with equal
+    The file appears under its name only when it is complete. Equal weights with equal
     metadata make equal files.
 
     Args:
-        path: The file to write, in a folder that exists.
+        path: The file to write, in an existing folder.
         state_dict: The weights.
-        meta: What to say of them; strings, for safetensors.
+        meta: Metadata; for safetensors all values are strings.
     """
     path = Path(path)
-    weights = {  # tensors of their own, not views of larger ones
+    weights = {  # without the rest of larger storages that these may be views of
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in state_dict.items()
     }
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    with open_whole(path) as file:
+        if _is_safetensors(path):
+            data = _safetensors(path).save(weights, metadata=meta)
+            file.writelines(_sort_header(data))
+        else:
+            # Given a path, torch would write its name into the file, and equal weights
+            # would have unequal hashes.
+            torch.save({'meta': meta, 'state_dict': weights}, file)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that gets its name only when it is complete."""
+    unfinished = path.with_name(f'.{path.name}.unfinished')
     try:
-        # Into an open file: else torch writes the file's name into it, and equal
-        # weights would have unequal hashes.
         with unfinished.open('wb') as file:
-            if _is_safetensors(path):
-                data = _safetensors(path).save(weights, metadata=meta)
-                file.writelines(_sort_header(data))
-            else:
-                torch.save({'meta': meta, 'state_dict': weights}, file)
+            yield file
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:
-    """Hash a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its SHA-256 in hexadecimal digits.
-    """
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(1 << 20):
@@ -124,33 +126,29 @@ def _sort_header(data: bytes) -> tuple[bytes | memoryview, ...]:
     """Sort the header of a safetensors file; the library shuffles metadata."""
     end = 8 + int.from_bytes(data[:8], 'little')
     header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b' ' * (-len(header) % 8)  # the weights stay aligned
+    header += b' ' * (-len(header) % 8)  # keeps the weights aligned
     return len(header).to_bytes(8, 'little'), header, memoryview(data)[end:]
 
 
 def _read_torch(path: Path) -> Any:
-    rooms = _rooms(path)
+    sizes = _archive_sizes(path)
 
     class Unpickler(safe_pickle.Unpickler):
-        def room(self, key: str) -> int:
-            return rooms.get(key, 0) if rooms else path.stat().st_size
+        def storage_nbytes(self, key: str) -> int:
+            return sizes.get(key, 0) if sizes else path.stat().st_size
 
-    # What torch takes for the module pickle.
+    # Has what torch uses of the module pickle.
     module = SimpleNamespace(
         __name__=safe_pickle.__name__, load=safe_pickle.load, Unpickler=Unpickler
     )
-    return torch.load(
-        path, map_location='cpu', pickle_module=module, weights_only=False
-    )
+    return torch.load(path, 'cpu', pickle_module=module, weights_only=False)
 
 
-def _rooms(path: Path) -> dict[str, int]:
-    """Tell the sizes of the parts of a zip archive of torch; none of another file.
+def _archive_sizes(path: Path) -> dict[str, int]:
+    """Return the size of every member of torch's zip archive; {} for the old format.
 
-    Raises:
-        RefusedError: ``torch.load`` would read the file by other means than the pickle
-            module.
-        DamagedError: The archive would take more memory than the file has bytes.
+    Raises RefusedError if ``torch.load`` would not read the file by the pickle module
+    alone, and DamagedError if it would take more memory than the file has bytes.
     """
     if not zipfile.is_zipfile(path):
         if tarfile.is_tarfile(path):
@@ -159,15 +157,12 @@ def _rooms(path: Path) -> dict[str, int]:
             )
         return {}
     with zipfile.ZipFile(path) as archive:
-        sizes = {
-            part.filename.rpartition('/')[2]: part.file_size
-            for part in archive.infolist()
-        }
+        sizes = {x.filename.rpartition('/')[2]: x.file_size for x in archive.infolist()}
     if 'constants.pkl' in sizes:
         raise safe_pickle.RefusedError('it is a program of TorchScript')
     if (total := sum(sizes.values())) > path.stat().st_size:
         raise safe_pickle.DamagedError(
-            f'its parts are compressed, or claim more than there is: {total} bytes in '
-            f'a file of {path.stat().st_size}'
+            f'its members are compressed or overlap: {total} bytes in a file of '
+            f'{path.stat().st_size}'
         )
     return sizes

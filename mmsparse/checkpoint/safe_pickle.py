@@ -1,9 +1,8 @@
-"""Unpickling without running code: a stand-in for ``pickle`` in ``torch.load``.
+"""Unpickle without running code: a replacement of ``pickle`` for ``torch.load``.
 
 Tensors and ordered dicts are rebuilt. An object of any other class becomes a
-:class:`Placeholder` that holds what the file says of it; nothing is imported. A file
-that calls a function is refused, except for the few calls by which harmless values are
-written.
+:class:`Placeholder` with its arguments and state; nothing is imported. A file that
+calls a function is refused, except for the few calls that write harmless values.
 """
 
 import math
@@ -20,14 +19,63 @@ from torch import Tensor
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The file wants something to be called that no checkpoint needs."""
+    """The file calls a function that no checkpoint needs."""
+
+
+class DamagedError(pickle.UnpicklingError):
+    """The file describes a tensor that cannot exist."""
+
+
+class Unpickler(pickle.Unpickler):
+    """Unpickler that rebuilds :data:`REBUILT` and makes placeholders of the rest."""
+
+    def load(self) -> Any:
+        """Read one pickle; raises RefusedError and DamagedError."""
+        # torch sets persistent_load first; its older releases do not check sizes.
+        if read_storage := getattr(self, 'persistent_load', None):
+            self.persistent_load = partial(self._load_storage, read_storage)
+        return super().load()
+
+    def storage_nbytes(self, key: str) -> int:
+        """Return the size limit of a storage in bytes; here there is none."""
+        return sys.maxsize
+
+    def _load_storage(self, read: Callable[[Any], Any], saved: Any) -> Any:
+        if saved[0] == 'module':  # source code, which the oldest files have
+            return read(saved)
+        name, storage_type, key, device, count, *rest = saved
+        if getattr(storage_type, 'source', '') == 'torch.storage.UntypedStorage':
+            storage_type = torch.UntypedStorage
+        dtype = getattr(storage_type, 'dtype', None)
+        nbytes = count * getattr(dtype, 'itemsize', 1)
+        if not 0 <= nbytes <= self.storage_nbytes(key):
+            raise DamagedError(
+                f'{count} elements are to be read from {key!r}, which holds '
+                f'{self.storage_nbytes(key)} bytes'
+            )
+        return read((name, storage_type, key, device, count, *rest))
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Protocol 2, which torch writes, has the names of Python 2.
+        module, name = NAME_MAPPING.get((module, name), (module, name))
+        source = f'{IMPORT_MAPPING.get(module, module)}.{name}'
+        if source in DTYPES:
+            return DTYPES[source]
+        if source in REBUILT:
+            return partial(REBUILT[source])  # a copy: a file may set attributes of it
+        return _PlaceholderType(name, (Placeholder,), {'source': source})
+
+
+def load(file: IO[bytes], encoding: str = 'utf-8') -> Any:
+    """Read one pickle by :class:`Unpickler`; replaces ``pickle.load``."""
+    return Unpickler(file, encoding=encoding).load()
 
 
 class _PlaceholderType(type):
-    """Type of the placeholder classes, which lets a file call only harmless ones.
+    """Metaclass of placeholders, by which a file can call only harmless classes.
 
-    Objects are written by ``NEWOBJ``, which goes through ``__new__``. A call of
-    whatever a file names is written by ``REDUCE``, which comes here.
+    Pickle creates objects by ``NEWOBJ``, which uses ``__new__``, and calls any class or
+    function by ``REDUCE``, which comes here.
     """
 
     source: str
@@ -39,21 +87,13 @@ class _PlaceholderType(type):
 
 
 class Placeholder(metaclass=_PlaceholderType):
-    """What a file says of an object whose class is not rebuilt.
+    """An object of the file whose class is not imported."""
 
-    Attributes:
-        source: Full name of the class in the file.
-        args: What the object was made from.
-        items: Its entries, if it is a mapping.
-        elements: Its elements, if it is a sequence.
-        state: Its attributes, mostly a dict.
-    """
-
-    source = ''
-    args: tuple
-    items: dict
-    elements: list
-    state: Any
+    source = ''  # full name of the class in the file
+    args: tuple  # of its constructor
+    items: dict  # of a mapping
+    elements: list  # of a sequence
+    state: Any  # its attributes, usually a dict
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Placeholder':
         self = object.__new__(cls)
@@ -76,87 +116,10 @@ class Placeholder(metaclass=_PlaceholderType):
         return f'<{self.source}>'
 
 
-class DamagedError(pickle.UnpicklingError):
-    """What the file says of a tensor cannot be."""
-
-
-class Unpickler(pickle.Unpickler):
-    """Unpickler that rebuilds :data:`REBUILT`; all else becomes placeholders."""
-
-    def load(self) -> Any:
-        """Read one pickle.
-
-        Returns:
-            The object, with placeholders.
-
-        Raises:
-            DamagedError: The numbers of a tensor are not in the file.
-        """
-        # torch sets it before it calls this; older ones do not compare the sizes.
-        if read_storage := getattr(self, 'persistent_load', None):
-            self.persistent_load = partial(self._load_storage, read_storage)
-        return super().load()
-
-    def room(self, key: str) -> int:
-        """Tell how many bytes there are for the numbers of a tensor.
-
-        Args:
-            key: What the file calls them.
-
-        Returns:
-            A number of bytes, which is as good as none here.
-        """
-        return sys.maxsize
-
-    def _load_storage(self, read: Callable[[Any], Any], saved: Any) -> Any:
-        if saved[0] == 'module':  # source code, which the oldest files have
-            return read(saved)
-        name, kind, key, place, count, *rest = saved
-        if getattr(kind, 'source', '') == 'torch.storage.UntypedStorage':
-            kind = torch.UntypedStorage
-        size = count * getattr(getattr(kind, 'dtype', None), 'itemsize', 1)
-        if not 0 <= size <= self.room(key):
-            raise DamagedError(
-                f'{count} numbers are to be read from {key!r}, which holds '
-                f'{self.room(key)} bytes'
-            )
-        return read((name, kind, key, place, count, *rest))
-
-    def find_class(self, module: str, name: str) -> Any:
-        # A file of protocol 2, torch's, has the names of Python 2.
-        module, name = NAME_MAPPING.get((module, name), (module, name))
-        source = f'{IMPORT_MAPPING.get(module, module)}.{name}'
-        if source in DTYPES:
-            return DTYPES[source]
-        if source in REBUILT:
-            return partial(REBUILT[source])  # A file may change what it gets: not ours.
-        return _PlaceholderType(name, (Placeholder,), {'source': source})
-
-
-def load(file: IO[bytes], encoding: str = 'utf-8') -> Any:
-    """Read one pickle.
-
-    Args:
-        file: Where to read.
-        encoding: That of the strings of Python 2.
-
-    Returns:
-        The object, with placeholders.
-
-    Raises:
-        RefusedError: The file calls a function.
-    """
-    return Unpickler(file, encoding=encoding).load()
-
-
 def walk(content: Any) -> Iterator[tuple[Any, Any]]:
-    """Visit all that containers and placeholders hold, at any depth.
+    """Yield key and value of everything in containers and placeholders, at any depth.
 
-    Args:
-        content: What was read, or a part of it.
-
-    Yields:
-        Every value with its key; None for the key of what has none.
+    The key is None for values outside of dicts.
     """
     seen: set[int] = set()
     pending = [(None, content)]
@@ -182,89 +145,71 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
 ) -> Tensor:
-    """Make a tensor without the hooks that the file may give it."""
-    room = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    _check_layout(room, offset, size, stride)
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+    """Rebuild a tensor, which must be inside its storage, without hooks of the file.
 
-
-def _rebuild_tensor_of(
-    storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
-) -> Tensor:
-    """Make a tensor of a kind of numbers that is newer than the kinds of storages."""
-    *_, dtype = rest[:3]
-    bytes_ = storage._untyped_storage
-    _check_layout(bytes_.nbytes() // dtype.itemsize, offset, size, stride)
-    return torch.empty(0, dtype=dtype).set_(bytes_, offset, size, stride)
-
-
-def _check_layout(room: int, offset: int, size: tuple, stride: tuple) -> None:
-    """Raise DamagedError unless a tensor lies within its numbers.
-
-    Only small ones may use a number more than once, as those of ``expand`` do.
+    Only tensors up to :data:`MAX_EXPANDED` may repeat elements, as after ``expand``.
     """
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(
-        isinstance(x, int) and x >= 0 for x in numbers
-    ):
+    # Tensors of version 3 have dtypes without a storage class.
+    dtype = next((x for x in rest if isinstance(x, torch.dtype)), storage.dtype)
+    untyped = storage._untyped_storage
+    numel = untyped.nbytes() // dtype.itemsize
+    valid = all(isinstance(x, int) and x >= 0 for x in (offset, *size, *stride))
+    if not valid or len(size) != len(stride):
         raise DamagedError(
-            f'a tensor has the size {tuple(size)}, strides {tuple(stride)} and the '
-            f'offset {offset}; they must be numbers from 0, a stride for each size'
+            f'a tensor has size {tuple(size)}, strides {tuple(stride)} and offset '
+            f'{offset}; these must be integers of at least 0, one stride per size'
         )
     count = math.prod(size)
     last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and (offset + last >= room or count > max(room, EXPANDED)):
+    if count and (offset + last >= numel or count > max(numel, MAX_EXPANDED)):
         raise DamagedError(
-            f'a tensor of the size {tuple(size)}, strides {tuple(stride)} and the '
-            f'offset {offset} has more numbers than the {room} in the file'
+            f'a tensor of size {tuple(size)}, strides {tuple(stride)} and offset '
+            f'{offset} has more elements than the {numel} in the file'
         )
+    return torch.empty(0, dtype=dtype).set_(untyped, offset, size, stride)
 
 
 def _rebuild_parameter(data: Tensor, *rest: Any) -> Tensor:
     return data
 
 
-def _rebuild_subclass(function: Any, kind: Any, args: tuple, state: Any) -> Tensor:
-    """Make a tensor of a subclass, or with attributes, a plain one."""
+def _rebuild_subclass(function: Any, cls: Any, args: tuple, state: Any) -> Tensor:
+    """Rebuild a tensor of a subclass, or with attributes, as a plain tensor."""
     return function(*args)
 
 
 def _rebuild_object(cls: Any, base: Any, state: Any) -> Placeholder:
-    """Make an object the way of pickle protocols 0 and 1."""
-    made = Placeholder.__new__(cls)
+    """Create an object of pickle protocols 0 and 1."""
+    placeholder = Placeholder.__new__(cls)
     if isinstance(state, dict):
-        made.items.update(state)
-    return made
+        placeholder.items.update(state)
+    return placeholder
 
 
 def _getattr(owner: Any, name: str) -> str:
-    """Name a method of mmengine's HistoryBuffer, which every training stores."""
+    """Return the name of a method of HistoryBuffer, which mmengine pickles."""
     if getattr(owner, 'source', '') != HISTORY_BUFFER:
         raise RefusedError('reading it would call builtins.getattr')
     return name
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Make bytes the way of pickle protocols below 3."""
+    """Rebuild bytes of pickle protocols below 3."""
     if encoding != 'latin1':
         raise RefusedError(f'reading it would call _codecs.encode for {encoding!r}')
     return text.encode(encoding)
 
 
-EXPANDED = 2**24
+MAX_EXPANDED = 2**24  # elements
 HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
-DTYPES = {
-    str(value): value
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-}
+DTYPES = {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
-# What is really called, by the name that a file gives it.
+# Functions that replace those named in a file.
 REBUILT = {
     'torch._utils._rebuild_tensor': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
-    'torch._utils._rebuild_tensor_v3': _rebuild_tensor_of,
+    'torch._utils._rebuild_tensor_v3': _rebuild_tensor,
     'torch._utils._rebuild_parameter': _rebuild_parameter,
     'torch._utils._rebuild_parameter_with_state': _rebuild_parameter,
     'torch._tensor._rebuild_from_type_v2': _rebuild_subclass,
@@ -275,7 +220,7 @@ REBUILT = {
     'builtins.getattr': _getattr,
 }
 
-# Values that are written as a call; they become placeholders without one.
+# Values that pickle writes as calls; they become placeholders without a call.
 HARMLESS_CALLS = {
     f'{module}.{name}'
     for modules, names in (

@@ -1,34 +1,28 @@
-"""State dicts: found in a checkpoint, checked, and compared with a model."""
+"""Find the state dict of a checkpoint, check it, and compare it with a model."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsparse.checkpoint.files import read_checkpoint
 from mmsparse.errors import UsageError
 
 WRAPPERS = ('state_dict', 'model')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-FRACTIONS = ('.weight', '.bias')  # what is called so is no index
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOAT_SUFFIXES = ('.weight', '.bias')  # of parameters, which are never integers
+SHOWN_KEYS = 10
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint; no code of the file runs.
+    """Read the state dict of a file of torch or safetensors without running its code.
 
-    Args:
-        path: The file, of torch or safetensors.
-
-    Returns:
-        Its tensors.
-
-    Raises:
-        UsageError: The file cannot be read, or has no state dict of finite numbers;
-            names it.
+    UsageError names the file if it cannot be read or :func:`find_state_dict` raises.
     """
     content = read_checkpoint(path)
     try:
@@ -38,16 +32,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
-    """Take the state dict out of a checkpoint.
+    """Return the state dict of a checkpoint, itself or under :data:`WRAPPERS`.
 
-    Args:
-        checkpoint: The state dict, or a dict with one under one of :data:`WRAPPERS`.
-
-    Returns:
-        Its tensors.
-
-    Raises:
-        ValueError: There is no state dict, or :func:`check_weights` refuses it.
+    ValueError is raised if there is none, or :func:`check_weights` refuses it.
     """
     content = checkpoint
     while isinstance(content, Mapping):
@@ -55,14 +42,14 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
         if wrapper is None:
             weights = {k: v for k, v in content.items() if isinstance(v, Tensor)}
             if weights:
-                _check_names(content)
+                _check_parameters(content)
                 check_weights(weights)
                 return weights
             break
         content = content[wrapper]
     is_dict = isinstance(checkpoint, Mapping)
-    names = listed(list(map(repr, checkpoint))) if is_dict else ''
-    found = f'[{names}]' if is_dict else f'{checkpoint!r:.80}'
+    keys = join_keys(list(map(repr, checkpoint))) if is_dict else ''
+    found = f'[{keys}]' if is_dict else f'{checkpoint!r:.80}'
     raise ValueError(
         f'The checkpoint must be a state dict, or a dict with one under '
         f'{" or ".join(map(repr, WRAPPERS))}; got {found} and no tensors there.'
@@ -70,67 +57,126 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def check_weights(weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the weights are numbers that a model can have.
+    """Raise ValueError unless a model can have these weights.
 
-    Args:
-        weights: A state dict.
-
-    Raises:
-        ValueError: One is infinite, no number, or of another kind than fractions and
-            whole numbers are; names its key.
+    Keys are strings; tensors are finite and have dtypes of parameters or buffers.
     """
     for key, tensor in weights.items():
         if not isinstance(key, str):
-            raise ValueError(f'A tensor must have a name; got {key!r}.')
-        kinds = FLOATS if key.endswith(FRACTIONS) else FLOATS + WHOLE
-        if tensor.dtype not in kinds:
-            names = ', '.join(str(kind).removeprefix('torch.') for kind in kinds)
+            raise ValueError(f'The key of a tensor must be a string; got {key!r}.')
+        dtypes = FLOATS if key.endswith(FLOAT_SUFFIXES) else FLOATS + INTEGERS
+        if tensor.dtype not in dtypes:
+            allowed = ', '.join(str(x).removeprefix('torch.') for x in dtypes)
             raise ValueError(
-                f'{key} is of {tensor.dtype}; it must be one of {names}. Convert it '
-                f'before it is saved.'
+                f'{key} has dtype {tensor.dtype}; it must be one of {allowed}. Convert '
+                f'it before saving.'
             )
-        if tensor.is_meta:  # has a shape alone
+        if tensor.is_meta:  # has a shape, but no values
             continue
         if bad := tensor.numel() - int(tensor.isfinite().sum()):
             raise ValueError(
-                f'{key}: {bad} of {tensor.numel()} numbers are infinite or NaN. '
-                f'Take a checkpoint from before the training failed, or get the file '
-                f'once more.'
+                f'{key}: {bad} of {tensor.numel()} elements are infinite or NaN. '
+                f'Take a checkpoint from before the training failed, or download the '
+                f'file again.'
             )
 
 
-def _check_names(content: Mapping[Any, Any]) -> None:
+def _check_parameters(content: Mapping[Any, Any]) -> None:
     for key, value in content.items():
-        named = isinstance(key, str) and key.endswith(FRACTIONS)
-        if named and not isinstance(value, Tensor):
+        is_parameter = isinstance(key, str) and key.endswith(FLOAT_SUFFIXES)
+        if is_parameter and not isinstance(value, Tensor):
             raise ValueError(f'{key} must be a tensor; got {value!r:.80}.')
 
 
-def find_prefix(names: Collection[str], marker: str) -> str | None:
-    """Find what stands before the names of a model, ``module.`` for example.
+@dataclass(frozen=True)
+class Mismatch:
+    """Differences between a state dict and a model; falsy if there are none."""
 
-    Args:
-        names: Names of a state dict.
-        marker: Regular expression of the start of some names of the model.
+    missing: Sequence[str] = ()  # keys of the model that the state dict lacks
+    unexpected: Sequence[str] = ()  # keys of the state dict that the model lacks
+    size_mismatch: Sequence[str] = ()  # keys of both, each followed by the shapes
 
-    Returns:
-        The prefix, mostly empty; None if there are no such names.
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.size_mismatch)
+
+    def __str__(self) -> str:
+        parts = {
+            'missing keys': self.missing,
+            'unexpected keys': self.unexpected,
+            'size mismatch': self.size_mismatch,
+        }
+        return '; '.join(f'{kind}: {join_keys(x)}' for kind, x in parts.items() if x)
+
+
+def state_dict_mismatch(
+    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    name: Callable[[str], str] = str,
+) -> Mismatch:
+    """Compare a state dict with the tensors of a model.
+
+    Like torch, do not miss ``num_batches_tracked`` of BatchNorm, which starts at 0.
+    ``name`` is a function from a key to the name that the user's file has for it.
     """
-    for name in names:
-        if found := re.search(rf'(^|(?<=\.)){marker}', name):
-            return name[: found.start()]
+    return Mismatch(
+        missing=[
+            name(key)
+            for key in shapes
+            if key not in weights and not key.endswith('num_batches_tracked')
+        ],
+        unexpected=[name(key) for key in weights if key not in shapes],
+        size_mismatch=[
+            f'{name(key)} {tuple(tensor.shape)} instead of {tuple(shapes[key])}'
+            for key, tensor in weights.items()
+            if key in shapes and tuple(tensor.shape) != tuple(shapes[key])
+        ],
+    )
+
+
+def load_state_dict(
+    model: nn.Module, weights: Mapping[str, Tensor], allow_unexpected: bool = False
+) -> Mismatch:
+    """Load weights into a model, and return why they do not fit, if they do not.
+
+    The model may rename keys and resize tensors.
+    """
+    shapes = shapes_of(model.state_dict())
+    expected = {key: x for key, x in weights.items() if key in shapes}
+    mismatch = state_dict_mismatch(expected if allow_unexpected else weights, shapes)
+    try:
+        keys = model.load_state_dict(weights, strict=False)
+    except RuntimeError:  # size mismatch
+        if not mismatch:
+            raise
+        return mismatch
+    fits = not keys.missing_keys and (allow_unexpected or not keys.unexpected_keys)
+    return Mismatch() if fits else mismatch
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Return the shape of every tensor of a state dict."""
+    return {key: tensor.shape for key, tensor in weights.items()}
+
+
+def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the entries with a prefix, and remove it from their keys."""
+    start = len(prefix)
+    return {k[start:]: x for k, x in weights.items() if k.startswith(prefix)}
+
+
+def find_prefix(keys: Collection[str], marker: str) -> str | None:
+    """Return the prefix of a model's keys, ``module.`` for example; None without any.
+
+    ``marker`` is a regular expression that matches the start of some of these keys.
+    """
+    for key in keys:
+        if found := re.search(rf'(^|(?<=\.)){marker}', key):
+            return key[: found.start()]
     return None
 
 
-def listed(names: Collection[str], shown: int = 20) -> str:
-    """List names in a message.
-
-    Args:
-        names: The names.
-        shown: How many of them at most.
-
-    Returns:
-        The names, and the number of those left out.
-    """
-    text = ', '.join(list(names)[:shown])
-    return f'{text} and {len(names) - shown} more' if len(names) > shown else text
+def join_keys(keys: Collection[str]) -> str:
+    """Join keys for a message: the first :data:`SHOWN_KEYS`, and how many more."""
+    text = ', '.join(list(keys)[:SHOWN_KEYS])
+    more = len(keys) - SHOWN_KEYS
+    return f'{text} and {more} more' if more > 0 else text

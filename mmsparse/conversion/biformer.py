@@ -1,4 +1,4 @@
-"""The official BiFormer's key names and tensors, and ours."""
+"""Key names and tensors of the official BiFormer and of mmsparse's."""
 
 import re
 from collections.abc import Collection
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Patterns of the official names and ours; where layouts differ, for all of them.
+from mmsparse.conversion.layout import rename
+
+# Patterns of official names of all layouts, and mmsparse's names.
 _RENAMES = (
     (r'^downsample_layers\.', 'downsamples.'),
     (r'^extra_norms\.', 'out_norms.layer'),
@@ -19,29 +21,31 @@ _RENAMES = (
     (r'\bmlp\.0\b', 'mlp.fc1'),
     (r'\bmlp\.1\.dwconv\b', 'mlp.dwconv'),
     (r'\bmlp\.[23]\b', 'mlp.fc2'),
-    # Convolutions in place of attention: a layout change stands before them.
+    # Convolutions in place of attention, after a permutation at index 0.
     (r'\battn\.([123])\b', lambda found: f'attn.{int(found[1]) - 1}'),
 )
-_LINEAR_MAP = re.compile(r'(^|\.)(qkv|proj|fc1|fc2)\.weight$')
+_TO_OFFICIAL = (
+    (r'^downsamples\.', 'downsample_layers.'),
+    (r'^out_norms\.layer', 'extra_norms.'),
+    (r'^out_norms\.batch\d+\.', 'norm.'),
+    (r'\bpos_conv\b', 'pos_embed'),
+    (r'\battn\.router\b', 'attn.router.emb'),
+    (r'\battn\.([012])\b', lambda found: f'attn.{int(found[1]) + 1}'),
+    (r'\blayer_scale([12])\.weight$', r'gamma\1'),
+    (r'\bmlp\.fc1\b', 'mlp.0'),
+    (r'\bmlp\.dwconv\b', 'mlp.1.dwconv'),
+)
+_LINEAR = re.compile(r'(^|\.)(qkv|proj|fc1|fc2)\.weight$')
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What differs between the key names of the official models.
+    """Differences between the key names of the official models."""
 
-    Args:
-        blocks: What stands between the numbers of a stage and of a block.
-        fc2: Name of the second linear map of the MLP.
-        qkv: Name of the first linear map of the routed attention.
-        proj: Name of its second.
-        convolutions: Whether linear maps are stored as 1x1 convolutions.
-    """
-
-    blocks: str = '.'
+    blocks: str = '.'  # between the indices of stage and block
     fc2: str = 'mlp.3'
-    qkv: str = 'attn.qkv.qkv'
+    qkv: str = 'attn.qkv.qkv'  # of the routed attention
     proj: str = 'attn.wo'
-    convolutions: bool = False
 
 
 LAYOUTS = {
@@ -52,96 +56,40 @@ LAYOUTS = {
         fc2='mlp.2',
         qkv='attn.qkv_linear',
         proj='attn.output_linear',
-        convolutions=True,
     ),
 }
 
 
 def rename_key(key: str, last_norm: str = 'batch') -> str:
-    """Translate a key of an official backbone, a block or an attention layer.
+    """Rename a key of an official backbone, block or attention layer of any layout.
 
-    Args:
-        key: Name in the official state dict of any layout, for example
-            ``stages.0.1.attn.qkv.qkv.weight``.
-        last_norm: Kind of the norm before the classifier, ``batch`` or ``layer``.
-
-    Returns:
-        Name in the state dict of our backbone, block or layer.
+    ``last_norm`` is the type of the norm before the classifier, ``batch`` or ``layer``.
     """
-    key = re.sub(r'^norm\.', f'out_norms.{last_norm}3.', key)
-    for pattern, replacement in _RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
+    return rename(key, [(r'^norm\.', f'out_norms.{last_norm}3.'), *_RENAMES])
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Bring an official tensor into our shape.
-
-    Args:
-        key: Our key of it.
-        tensor: The official tensor.
-
-    Returns:
-        The tensor; linear maps that were 1x1 convolutions, (D, C, 1, 1), as (D, C).
-    """
-    if _LINEAR_MAP.search(key) and tensor.ndim == 4:
-        return tensor.flatten(1)
-    return tensor
+    """Return a 1x1 convolution that mmsparse has as a linear layer as (D, C)."""
+    return tensor.flatten(1) if _LINEAR.search(key) else tensor
 
 
 def official_key(
     key: str, layout: str = 'biformer', routed_stages: Collection[int] = (0, 1, 2)
 ) -> str:
-    """Translate a key of our backbone; the inverse of :func:`rename_key`.
+    """Return the official key in a layout: the inverse of :func:`rename_key`.
 
-    Args:
-        key: Name in the state dict of our backbone.
-        layout: Layout of the official model, one of ``LAYOUTS``.
-        routed_stages: Stages whose attention is routed, counted from 0.
-
-    Returns:
-        Name in the official state dict.
+    ``routed_stages`` are those with routed attention, counted from 0.
     """
     names = LAYOUTS[layout]
-    key = re.sub(r'^downsamples\.', 'downsample_layers.', key)
-    key = re.sub(r'^out_norms\.layer', 'extra_norms.', key)
-    key = re.sub(r'^out_norms\.batch\d+\.', 'norm.', key)
-    found = re.match(r'stages\.(\d+)\.(\d+)\.(.+)', key)
-    if found is None:
-        return key
-    stage, block, part = found.groups()
-    part = _official_part(part, names, routed=int(stage) in routed_stages)
-    return f'stages.{stage}{names.blocks}{block}.{part}'
-
-
-def _official_part(part: str, names: Layout, routed: bool) -> str:
-    """Translate the part of a key that follows the number of a block."""
-    if routed:
-        part = part.replace('attn.qkv', names.qkv).replace('attn.proj', names.proj)
-    for pattern, replacement in (
-        (r'^pos_conv\b', 'pos_embed'),
-        (r'^attn\.router\b', 'attn.router.emb'),
-        (r'^attn\.([012])\b', lambda found: f'attn.{int(found[1]) + 1}'),
-        (r'^layer_scale([12])\.weight$', r'gamma\1'),
-        (r'^mlp\.fc1\b', 'mlp.0'),
-        (r'^mlp\.dwconv\b', 'mlp.1.dwconv'),
-        (r'^mlp\.fc2\b', names.fc2),
-    ):
-        part = re.sub(pattern, replacement, part)
-    return part
-
-
-def official_tensor(key: str, tensor: Tensor, layout: str = 'biformer') -> Tensor:
-    """Bring a tensor of ours into the official shape; inverse of `convert_tensor`.
-
-    Args:
-        key: Our key of it.
-        tensor: Our tensor.
-        layout: Layout of the official model, one of ``LAYOUTS``.
-
-    Returns:
-        The tensor; linear maps as 1x1 convolutions where the layout has them so.
-    """
-    if LAYOUTS[layout].convolutions and _LINEAR_MAP.search(key):
-        return tensor[..., None, None]
-    return tensor
+    found = re.match(r'stages\.(\d+)\.', key)
+    routed = found is not None and int(found[1]) in routed_stages
+    attention = ((r'attn\.qkv\b', names.qkv), (r'attn\.proj\b', names.proj))
+    return rename(
+        key,
+        (
+            *(attention if routed else ()),
+            *_TO_OFFICIAL,
+            (r'\bmlp\.fc2\b', names.fc2),
+            (r'^stages\.(\d+)\.', rf'stages.\1{names.blocks}'),
+        ),
+    )

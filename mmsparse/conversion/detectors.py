@@ -1,4 +1,4 @@
-"""Official detectors to those of mmdet."""
+"""Convert official detectors to those of mmdet."""
 
 import re
 import warnings
@@ -8,123 +8,77 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmsparse.checkpoint.state_dict import find_prefix, listed
-from mmsparse.conversion.host_backbones import HostBackbone, find_backbone
-from mmsparse.conversion.layout import Entry, Weights, below, faults, translate
+from mmsparse.checkpoint.state_dict import find_prefix
+from mmsparse.conversion.host_backbones import find_backbone
+from mmsparse.conversion.layout import Entry, Weights, below, compare, translate
 
 
 @dataclass(frozen=True)
 class Detector:
-    """One family of official detectors.
-
-    Args:
-        name: What users call it.
-        marker: Regular expression of the start of some names, which no other family
-            has.
-        backbone: What stands before the names of its backbone.
-        twin: Name of a tensor, and all weights, to the name of the tensor that it
-            repeats; to its own if there is none.
-        widths: Weights to the widths of the backbone's maps that the neck takes, as
-            its convolutions show them.
-        layout: Weights and those widths to the entries of all but the backbone.
-        variant: Weights to the name of the variant.
-        note: What the host's model needs for the weights.
-    """
+    """A family of official detectors."""
 
     name: str
-    marker: str
-    backbone: str
-    twin: Callable[[str, Weights], str]
-    widths: Callable[[Weights], list[int]]
-    layout: Callable[[Weights, Sequence[int]], list[Entry]]
-    variant: Callable[[Weights], str]
-    note: str
+    marker: str  # regular expression of the start of some keys that only it has
+    backbone: str  # prefix of its keys
+    # From a key to that of the tensor that it repeats, or to itself.
+    alias_of: Callable[[str, Weights], str]
+    widths: Callable[[Weights], list[int]]  # of feature maps, read from the neck
+    layout: Callable[[Weights, Sequence[int]], list[Entry]]  # of all but the backbone
+    variant: Callable[[Weights], str]  # its name
+    note: str  # settings of mmdet's config that the weights need
 
-    def prefix(self, names: Collection[str]) -> str | None:
-        """Find what stands before the names of the family, ``module.`` for example.
-
-        Args:
-            names: Names of a state dict.
-
-        Returns:
-            The prefix, mostly empty; None if the names are not those of this family.
-        """
-        return find_prefix(names, self.marker)
+    def prefix(self, keys: Collection[str]) -> str | None:
+        """Return the prefix of the family's keys, for example ``module.``, or None."""
+        return find_prefix(keys, self.marker)
 
     def convert(
         self, weights: Weights, backbone_only: bool
     ) -> tuple[str, dict[str, Tensor]]:
-        """Convert the weights of a detector.
+        """Return a description of the model, and mmdet's state dict.
 
-        Args:
-            weights: The official state dict without prefix; it may have no backbone.
-            backbone_only: Leave out all but the backbone.
-
-        Returns:
-            What was recognized, and mmdet's state dict.
-
-        Raises:
-            ValueError: The backbone is unknown, or names are missing, left over or of
-                another shape; the message lists them.
+        ``weights`` is the official state dict without prefix, with or without a
+        backbone. An unknown one and weights that do not fit raise ValueError.
         """
         arch = self.variant(weights)
         weights = self._without_aliases(weights)
-        own = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
+        of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []
-        if own:
-            backbone = self._find_backbone(own, len(widths))
+        if of_backbone:
+            names = {k.removeprefix(self.backbone): x for k, x in of_backbone.items()}
+            backbone = find_backbone(names, len(widths))
+            if backbone is None:
+                raise ValueError(
+                    f'The backbone of a {self.name} checkpoint must be a ResNet or a '
+                    f'Swin Transformer; its keys begin with {list(of_backbone)[:3]}.'
+                )
             arch = f'{arch}, {backbone.name}'
             widths = backbone.widths[-len(widths) :]
             entries = below(self.backbone, 'backbone.', backbone.layout)
         if backbone_only:
-            weights = own
+            weights = of_backbone
         else:
             entries += self.layout(weights, widths)
-        if found := faults(weights, entries):
-            details = (f'{kind}: {listed(names)}' for kind, names in found.items())
+        if mismatch := compare(weights, entries):
             raise ValueError(
-                f'The checkpoint does not fit {self.name}, {arch}: '
-                f'{"; ".join(details)}.'
+                f'The checkpoint does not fit {self.name}, {arch}: {mismatch}.'
             )
         return arch, translate(weights, entries)
 
     def _without_aliases(self, weights: Weights) -> Weights:
         kept = {}
-        for name, tensor in weights.items():
-            twin = self.twin(name, weights)
-            if twin == name or twin not in weights:
-                kept[name] = tensor
-            elif not _equal(tensor, weights[twin]):
+        for key, tensor in weights.items():
+            alias = self.alias_of(key, weights)
+            if alias == key or alias not in weights:
+                kept[key] = tensor
+            elif not (tensor.is_meta or torch.equal(tensor, weights[alias])):
                 warnings.warn(
-                    f'{name} is stored beside {twin} and differs from it; the '
-                    f'latter is converted.',
+                    f'{key} should repeat {alias}, but differs from it; the latter is '
+                    f'converted.',
                     stacklevel=2,
                 )
         return kept
 
-    def _find_backbone(self, weights: Weights, num_outputs: int) -> HostBackbone:
-        names = {k.removeprefix(self.backbone): x for k, x in weights.items()}
-        backbone = find_backbone(names, num_outputs)
-        if backbone is None:
-            raise ValueError(
-                f'The backbone of a {self.name} checkpoint must be a ResNet or a Swin '
-                f'Transformer; its keys begin with {list(weights)[:3]}.'
-            )
-        return backbone
 
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.is_meta or torch.equal(one, other)
-
-
-def decoder_twin(name: str, weights: Weights) -> str:
-    """Find what the decoder repeats: the heads.
-
-    Args:
-        name: Official name of a tensor.
-        weights: The official state dict.
-
-    Returns:
-        Name of the head's tensor; the name itself for others.
-    """
-    return re.sub(r'^transformer\.decoder\.(class|bbox)_embed\.', r'\1_embed.', name)
+def alias_in_decoder(key: str, weights: Weights) -> str:
+    """Return the key in the head that one in the decoder repeats, or the key itself."""
+    return re.sub(r'^transformer\.decoder\.(class|bbox)_embed\.', r'\1_embed.', key)

@@ -1,4 +1,4 @@
-"""What the converter knows of each family; a new family is a new entry here."""
+"""Official model families that can be converted: one entry for each."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,163 +9,98 @@ import torch
 from torch import Tensor
 
 from mmsparse.checkpoint.safe_pickle import walk
-from mmsparse.checkpoint.state_dict import find_prefix
+from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
-from mmsparse.models import DAT, BiFormer, ShuntedTransformer
+from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone
 
 Arch = str | Mapping[str, Any]
-BACKBONE, HEAD = 'backbone.', 'head.fc.'  # where the host's classifier has them
-
-
-def _same(key: str, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _all(archs: list[str], keys: Collection[str], checkpoint: Any) -> list[str]:
-    return archs
+BACKBONE, HEAD = 'backbone.', 'head.fc.'  # prefixes in mmpretrain's classifier
+OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of official checkpoints, and our backbone for it.
+    """A family of official checkpoints, and the backbone for it."""
 
-    Args:
-        name: What users call it.
-        backbone: Our class.
-        marker: Regular expression of the start of some keys, which no other family
-            has.
-        head: Official name of the classifier's linear map.
-        rename_key: Official key of the backbone to ours; None for what we compute.
-        official_key: The inverse for an arch.
-        convert_tensor: Official key and tensor to our tensor.
-        narrow: Where shapes cannot tell the archs apart: those of the archs that the
-            official keys and the whole checkpoint allow. Raises ValueError if the
-            user has to say it.
-    """
+    name: str  # a key of BACKBONES
+    marker: str  # regular expression of the start of some keys that only it has
+    head: str  # official name of the classifier's linear layer
+    rename_key: Callable[[str], str | None]  # None for buffers that mmsparse computes
+    official_key: Callable[[str, Arch], str]  # its inverse for an arch
+    # From the official key and tensor.
+    convert_tensor: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor
+    # From archs of equal shapes, official keys and the checkpoint to the archs that
+    # these allow; raises ValueError if the user has to decide.
+    disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = (
+        lambda archs, keys, checkpoint: archs
+    )
 
-    name: str
-    backbone: type[StagedBackbone]
-    marker: str
-    head: str
-    rename_key: Callable[[str], str | None]
-    official_key: Callable[[str, Arch], str]
-    convert_tensor: Callable[[str, Tensor], Tensor] = _same
-    narrow: Callable[[list[str], Collection[str], Any], list[str]] = _all
+    @property
+    def backbone(self) -> type[StagedBackbone]:
+        """Class of the backbone."""
+        return BACKBONES[self.name]
 
     def prefix(self, keys: Collection[str]) -> str | None:
-        """Find what stands before the keys of the family, ``module.`` for example.
-
-        Args:
-            keys: Keys of a state dict.
-
-        Returns:
-            The prefix, mostly empty; None if the keys are not those of this family.
-        """
+        """Return the prefix of the family's keys, for example ``module.``, or None."""
         return find_prefix(keys, self.marker)
 
     def rename(self, official: str) -> str | None:
-        """Translate a key of the whole model.
-
-        Args:
-            official: Key without prefix, for example ``head.weight``.
-
-        Returns:
-            Key in the host's classifier, for example ``head.fc.weight``; None for what
-            we compute.
-        """
+        """Translate an official key to that of mmpretrain's model; None if computed."""
         if official.startswith(f'{self.head}.'):
             return HEAD + official.removeprefix(f'{self.head}.')
-        ours = self.rename_key(official)
-        return None if ours is None else BACKBONE + ours
+        key = self.rename_key(official)
+        return None if key is None else BACKBONE + key
 
-    def official(self, ours: str, arch: Arch) -> str:
-        """Translate a key of the host's classifier; the inverse of :meth:`rename`.
-
-        Args:
-            ours: Key in the host's classifier.
-            arch: Name of the arch, or a dict.
-
-        Returns:
-            The official key, without prefix.
-        """
-        if ours.startswith(HEAD):
-            return f'{self.head}.{ours.removeprefix(HEAD)}'
-        return self.official_key(ours.removeprefix(BACKBONE), arch)
+    def official(self, key: str, arch: Arch) -> str:
+        """Invert :meth:`rename`."""
+        if key.startswith(HEAD):
+            return f'{self.head}.{key.removeprefix(HEAD)}'
+        return self.official_key(key.removeprefix(BACKBONE), arch)
 
     def shapes(
         self, arch: Arch, state_dict: Mapping[str, Tensor]
     ) -> dict[str, torch.Size]:
-        """Look up the shapes of a host model's state dict.
+        """Return the shape of every tensor of mmpretrain's model by key.
 
-        Args:
-            arch: Name of the arch, or a dict.
-            state_dict: The state dict to compare with; it says which outputs have norms
-                of which kind, and whether there is a classifier's head.
-
-        Returns:
-            The shape of every entry.
+        The converted weights determine the norms of the outputs and the head.
         """
-        norms = [found for key in state_dict if (found := _OUT_NORM.match(key))]
+        norms = [found for key in state_dict if (found := OUT_NORM.match(key))]
         outputs: dict[str, Any] = {}
         if norms:
-            outputs['out_norm'] = norms[0]['kind']
-            outputs['out_indices'] = sorted({int(found['stage']) for found in norms})
+            stages = sorted({int(found['stage']) for found in norms})
+            outputs = dict(out_norm=norms[0]['kind'], out_indices=stages)
         with torch.device('meta'):
             backbone = self.backbone(arch, **outputs)
-        shapes = {BACKBONE + key: x.shape for key, x in backbone.state_dict().items()}
+        shapes = shapes_of({BACKBONE + k: x for k, x in backbone.state_dict().items()})
         head = [x for key, x in state_dict.items() if key.startswith(HEAD)]
         if head:
             classes = max((len(x) for x in head if x.ndim), default=0)
-            shapes[f'{HEAD}weight'] = torch.Size((classes, self.width(arch)))
+            shapes[f'{HEAD}weight'] = torch.Size((classes, self.widths(arch)[-1]))
             shapes[f'{HEAD}bias'] = torch.Size((classes,))
         return shapes
 
-    def width(self, arch: Arch) -> int:
-        """Look up the width of the last stage.
-
-        Args:
-            arch: Name of the arch, or a dict.
-
-        Returns:
-            C of the map that is classified.
-        """
-        return self.widths(arch)[-1]
-
     def widths(self, arch: Arch) -> Sequence[int]:
-        """Look up the widths of all stages.
-
-        Args:
-            arch: Name of the arch, or a dict.
-
-        Returns:
-            C of the map of every stage.
-        """
-        settings = self.backbone.arch_settings[arch] if isinstance(arch, str) else arch
-        return settings['embed_dims']
-
-
-_OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
+        """Return the number of channels of every stage."""
+        return self.backbone.resolve_arch(arch).embed_dims
 
 
 def _dat_archs(archs: list[str], keys: Collection[str], checkpoint: Any) -> list[str]:
-    """Tell the two formulations apart, which compute other things with equal shapes."""
+    """Separate the formulations of 2022 and 2023, which differ at equal shapes."""
     if len(archs) == 1:
         return archs
     formulation = _dat_formulation(keys, checkpoint)
-    of_each = {
-        arch: settings['formulation'] for arch, settings in DAT.arch_settings.items()
-    }
+    of_each = {x: settings.formulation for x, settings in DAT.arch_settings.items()}
     if formulation is None:
         published = sorted(arch for arch in archs if of_each[arch] == 'v2022')
         raise ValueError(
-            'These weights may be of the code of 2022 or of 2023, which has the same '
-            'keys and shapes for window and deformable attention, but computes '
-            'something else. Neither the keys nor options within the checkpoint '
-            f'tell. Give arch: one of {published} if they are of 2022, a dict if not.'
+            'These weights may be of the code of 2022 or of 2023. Both have the same '
+            'keys and shapes for window and deformable attention, but compute '
+            'different functions, and the checkpoint has no options that decide. Give '
+            f'arch: one of {published} if they are of 2022, else a dict.'
         )
     return [arch for arch in archs if of_each[arch] == formulation]
 
@@ -174,35 +109,33 @@ def _dat_formulation(keys: Collection[str], checkpoint: Any) -> str | None:
     parts = {part for key in keys for part in key.split('.')}
     if parts & {'rpb', 'local_perception_units'}:
         return 'v2023'
-    options = {key for key, _ in walk(checkpoint)}  # of the model, if they are kept
+    options = {key for key, _ in walk(checkpoint)}  # of the model, if it stores them
     if options & {'ksizes', 'nat_ksizes', 'use_lpus', 'log_cpb'}:
         return 'v2023'
     return 'v2022' if 'stage_spec' in options else None
 
 
-def _official_dat_key(ours: str, arch: Arch) -> str:
-    found = re.match(r'stages\.(\d+)\.(\d+)\.', ours)
-    if found is None:
-        return dat.official_key(ours)
-    settings = DAT.arch_settings[arch] if isinstance(arch, str) else arch
-    stage, block = int(found[1]), int(found[2])
-    types, conv_mlp = settings['kinds'][stage], settings.get('conv_mlp', False)
-    if not isinstance(conv_mlp, bool):
-        conv_mlp = conv_mlp[stage]
-    return dat.official_key(ours, types[block % len(types)], conv_mlp)
-
-
 def _biformer_archs(
     archs: list[str], keys: Collection[str], checkpoint: Any
 ) -> list[str]:
-    """Tell the two STL models apart, which compute other things with equal shapes."""
+    """Separate the two STL models, which differ at equal shapes."""
     refactored = any('.qkv_linear.' in key for key in keys)
     return [arch for arch in archs if (arch == 'stl-nchw') == refactored]
 
 
-def _official_biformer_key(ours: str, arch: Arch) -> str:
+def _official_dat_key(key: str, arch: Arch) -> str:
+    found = re.match(r'stages\.(\d+)\.(\d+)\.', key)
+    if found is None:
+        return dat.official_key(key)
+    settings = DAT.resolve_arch(arch)
+    stage, block = int(found[1]), int(found[2])
+    types, conv_mlp = settings.block_types[stage], settings.mlp_kernels[stage] > 0
+    return dat.official_key(key, types[block % len(types)], conv_mlp)
+
+
+def _official_biformer_key(key: str, arch: Arch) -> str:
     known = isinstance(arch, str) and arch in biformer.LAYOUTS
-    return biformer.official_key(ours, arch if known else 'biformer')
+    return biformer.official_key(key, arch if known else 'biformer')
 
 
 def _convert_biformer_tensor(official: str, tensor: Tensor) -> Tensor:
@@ -214,35 +147,30 @@ FAMILIES = {
     for family in (
         Family(
             name='biformer',
-            backbone=BiFormer,
             marker=r'stages\.\d+\.(blocks\.)?\d+\.attn\.(lepe|qkv\.qkv|qkv_linear)\.',
             head='head',
             rename_key=biformer.rename_key,
             official_key=_official_biformer_key,
             convert_tensor=_convert_biformer_tensor,
-            narrow=_biformer_archs,
+            disambiguate=_biformer_archs,
         ),
         Family(
             name='dat',
-            backbone=DAT,
             marker=r'stages\.\d+\.attns\.\d+\.',
             head='cls_head',
             rename_key=dat.rename_key,
             official_key=_official_dat_key,
             convert_tensor=dat.convert_tensor,
-            narrow=_dat_archs,
+            disambiguate=_dat_archs,
         ),
         Family(
             name='shunted',
-            backbone=ShuntedTransformer,
             marker=r'block\d+\.\d+\.attn\.(sr1|kv1|local_conv)\.',
             head='head',
             rename_key=shunted.rename_key,
-            official_key=lambda ours, arch: shunted.official_key(ours),
+            official_key=lambda key, arch: shunted.official_key(key),
         ),
     )
 }
 
-DETECTORS = {
-    detector.name: detector for detector in (DEFORMABLE_DETR, DINO, FOCUS_DETR)
-}
+DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}

@@ -1,63 +1,23 @@
-"""The layout of detrex's Focus-DETR: that of its DINO but for the encoder."""
+"""Layout of detrex's Focus-DETR: that of its DINO with another encoder."""
 
 import re
 from collections.abc import Sequence
-
-from torch import Tensor
+from dataclasses import replace
 
 from mmsparse.conversion import dino
-from mmsparse.conversion.detectors import Detector, decoder_twin
-from mmsparse.conversion.layout import (
-    Entry,
-    Weights,
-    affine,
-    count,
-    deformable_attention,
-    repeated,
-    self_attention,
-    size,
-)
+from mmsparse.conversion.detectors import alias_in_decoder
+from mmsparse.conversion.layout import Entry, Weights, affine, count, size
 
-
-def rename(weights: Weights) -> dict[str, Tensor]:
-    """Rename the weights of a part.
-
-    Args:
-        weights: Some of the official weights, without those of a backbone.
-
-    Returns:
-        The same by our names.
-
-    Raises:
-        KeyError: One is not of this family.
-    """
-    names = {x.official: x.ours for x in _layout(weights, dino.widths(weights))}
-    return {names[official]: tensor for official, tensor in weights.items()}
+ENCODER = {
+    'token_attn.attn': 'attentions.0.attn',
+    'token_norm': 'norm2',
+    **dino.ENCODER,
+    'self_attn': 'attentions.1',
+}
 
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
-    channels = size(weights, r'transformer\..*\.norms\.\d\.weight')
-    encoder_layer = _encoder_layer(weights, channels)
-    return [
-        *repeated(weights, dino.ENCODER, 'encoder.layers', encoder_layer),
-        *dino.around_the_encoder(weights, widths, channels),
-        *_token_selector(weights, channels),
-    ]
-
-
-def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *self_attention('attentions.0.attn', 'token_attn.attn', channels),
-        *affine('norm2', 'token_norm', (channels,)),
-        *deformable_attention('attentions.1', 'self_attn', channels, points),
-        *affine('norms.0', 'norms.0', (channels,)),
-        *dino.feed_forward(weights, channels),
-        *affine('norms.1', 'norms.1', (channels,)),
-    ]
-
-
-def _token_selector(weights: Weights, channels: int) -> list[Entry]:
+    channels = dino.embed_dims(weights)
     steps = size(weights, r'transformer\.level_embeds') - 1
     half, quarter = channels // 2, channels // 4
     shapes = {
@@ -69,6 +29,7 @@ def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     }
     scorer = 'transformer.enc_mask_predictor'
     return [
+        *dino.layout(weights, widths, ENCODER),
         Entry('transformer.alpha', 'token_selector.alpha', (steps,)),
         *(
             entry
@@ -78,24 +39,22 @@ def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     ]
 
 
-def _twin(name: str, weights: Weights) -> str:
+def _alias_of(key: str, weights: Weights) -> str:
     """Every layer of the encoder repeats the head that chooses queries, the last."""
     last = count(weights, r'class_embed\.(\d+)\.') - 1
     copies = r'^(enhance_MCSP_layerlist|transformer\.encoder\.enhance_MCSP)\.\d+\.'
-    return decoder_twin(re.sub(copies, f'class_embed.{last}.', name), weights)
+    return alias_in_decoder(re.sub(copies, f'class_embed.{last}.', key), weights)
 
 
-FOCUS_DETR = Detector(
+FOCUS_DETR = replace(
+    dino.DINO,
     name='focus_detr',
     marker=r'transformer\.enc_mask_predictor\.',
-    backbone='backbone.',
-    twin=_twin,
-    widths=dino.widths,
-    variant=dino.variant,
+    alias_of=_alias_of,
     layout=_layout,
     note=(
-        'mmsparse.FocusDETR needs neck=dict(bias=True), and in positional_encoding the '
-        'temperature and offset of the training, which the weights do not tell: 20 and '
+        'mmsparse.FocusDETR needs neck=dict(bias=True), and the temperature and offset '
+        'of the training in positional_encoding, which are not in the weights: 20 and '
         '0 for ResNets after 24 or 36 epochs, else 10000 and -0.5.'
     ),
 )

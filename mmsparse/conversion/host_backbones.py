@@ -1,74 +1,69 @@
-"""Layouts of the hosts' own backbones that official detectors come with."""
+"""Layouts of the ResNets and Swin Transformers of official detectors."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
-from mmsparse.conversion.layout import Entry, Weights, affine, faults, size
+from mmsparse.conversion.layout import (
+    Entry,
+    Rename,
+    Weights,
+    affine,
+    batch_norm,
+    compare,
+    rename,
+    size,
+)
 
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 SWINS = ((2, 2, 6, 2), (2, 2, 18, 2))
+DETECTRON2 = (  # names of torchvision and mmdet to those of detectron2
+    (r'^conv1\.', 'stem.conv1.'),
+    (r'^bn1\.', 'stem.conv1.norm.'),
+    (r'^layer(\d)', lambda found: f'res{int(found[1]) + 1}'),
+    (r'\.bn(\d)\.', r'.conv\1.norm.'),
+    (r'\.downsample\.0\.', '.shortcut.'),
+    (r'\.downsample\.1\.', '.shortcut.norm.'),
+)
 
 
 @dataclass(frozen=True)
 class HostBackbone:
-    """A backbone that was recognized.
+    """A backbone of mmdet."""
 
-    Args:
-        name: What it is called, for example ``ResNet-50``.
-        widths: Width of the map of every stage.
-        layout: Its entries.
-    """
-
-    name: str
-    widths: tuple[int, ...]
+    name: str  # for messages
+    widths: tuple[int, ...]  # of all stages
     layout: list[Entry]
 
 
 def find_backbone(weights: Weights, num_outputs: int) -> HostBackbone | None:
-    """Recognize a backbone.
+    """Return the ResNet or Swin Transformer that fits best; None for other models.
 
-    Args:
-        weights: Its official state dict: of a ResNet as torchvision or detectron2 have
-            it, or of a Swin Transformer as its authors have it.
-        num_outputs: Number of stages that the neck takes, counted from the last.
-
-    Returns:
-        The backbone that fits best; None if the names are of another kind.
+    The weights are named as in torchvision, detectron2 or the official Swin
+    Transformer; the neck takes the last ``num_outputs`` stages.
     """
     for marker, candidates in (
-        (r'(stem|res\d)\.', partial(_resnets, official_name=_detectron_name)),
-        (r'(bn1|layer\d)\.', partial(_resnets, official_name=str)),
-        (r'(patch_embed|layers\.\d)\.', partial(_swins, num_outputs=num_outputs)),
+        (r'(stem|res\d)\.', partial(_resnets, DETECTRON2)),
+        (r'(bn1|layer\d)\.', partial(_resnets, ())),
+        (r'(patch_embed|layers\.\d)\.', partial(_swins, weights, num_outputs)),
     ):
         if any(re.match(marker, name) for name in weights):
-            return min(candidates(weights), key=partial(_distance, weights))
+            return min(candidates(), key=lambda x: len(compare(weights, x.layout)))
     return None
 
 
-def _distance(weights: Weights, backbone: HostBackbone) -> int:
-    return sum(map(len, faults(weights, backbone.layout).values()))
-
-
-def _resnets(
-    weights: Weights, official_name: Callable[[str], str]
-) -> list[HostBackbone]:
+def _resnets(renames: Sequence[Rename]) -> list[HostBackbone]:
+    widths = (256, 512, 1024, 2048)
     return [
-        HostBackbone(
-            f'ResNet-{depth}',
-            (256, 512, 1024, 2048),
-            _resnet(weights, blocks, official_name),
-        )
+        HostBackbone(f'ResNet-{depth}', widths, _resnet(blocks, renames))
         for depth, blocks in RESNETS.items()
     ]
 
 
-def _resnet(
-    weights: Weights, blocks: Sequence[int], official_name: Callable[[str], str]
-) -> list[Entry]:
+def _resnet(blocks: Sequence[int], renames: Sequence[Rename]) -> list[Entry]:
     parts = [('conv1', 'bn1', (64, 3, 7, 7))]
     channels = 64
     for stage, depth in enumerate(blocks, start=1):
@@ -81,32 +76,13 @@ def _resnet(
                 (f'{name}.conv3', f'{name}.bn3', (4 * width, width, 1, 1)),
             ]
             if block == 0:
-                shape = (4 * width, channels, 1, 1)
-                shortcut = f'{name}.downsample.0', f'{name}.downsample.1', shape
-                parts.append(shortcut)
+                shortcut = f'{name}.downsample.0', f'{name}.downsample.1'
+                parts.append((*shortcut, (4 * width, channels, 1, 1)))
             channels = 4 * width
-    shapes = {}
+    layout = []
     for conv, norm, shape in parts:
-        shapes[f'{conv}.weight'] = shape
-        for statistic in ('weight', 'bias', 'running_mean', 'running_var'):
-            shapes[f'{norm}.{statistic}'] = shape[:1]
-        counter = f'{norm}.num_batches_tracked'  # not of norms that never trained
-        if official_name(counter) in weights:
-            shapes[counter] = ()
-    return [Entry(official_name(name), name, shape) for name, shape in shapes.items()]
-
-
-def _detectron_name(ours: str) -> str:
-    for pattern, replacement in (
-        (r'^conv1\.', 'stem.conv1.'),
-        (r'^bn1\.', 'stem.conv1.norm.'),
-        (r'^layer(\d)', lambda found: f'res{int(found[1]) + 1}'),
-        (r'\.bn(\d)\.', r'.conv\1.norm.'),
-        (r'\.downsample\.0\.', '.shortcut.'),
-        (r'\.downsample\.1\.', '.shortcut.norm.'),
-    ):
-        ours = re.sub(pattern, replacement, ours)
-    return ours
+        layout += affine(conv, conv, shape, bias=False) + batch_norm(norm, shape[0])
+    return [replace(x, official=rename(x.official, renames)) for x in layout]
 
 
 def _swins(weights: Weights, num_outputs: int) -> list[HostBackbone]:
@@ -141,52 +117,37 @@ def _swin(
 
 
 def _swin_block(
-    weights: Weights, official: str, ours: str, channels: int
+    weights: Weights, official: str, key: str, channels: int
 ) -> list[Entry]:
-    attention, msa = f'{official}.attn', f'{ours}.attn.w_msa'
+    attention, msa = f'{official}.attn', f'{key}.attn.w_msa'
     table, index = 'relative_position_bias_table', 'relative_position_index'
     stage = re.escape(official.rpartition('.')[0])
     heads = size(weights, rf'{stage}\.\d+\.attn\.{table}', axis=1)
     distances, tokens = (size(weights, rf'.*\.{name}') for name in (table, index))
     return [
-        *affine(f'{official}.norm1', f'{ours}.norm1', (channels,)),
+        *affine(f'{official}.norm1', f'{key}.norm1', (channels,)),
         Entry(f'{attention}.{table}', f'{msa}.{table}', (distances, heads)),
         Entry(f'{attention}.{index}', f'{msa}.{index}', (tokens, tokens)),
         *affine(f'{attention}.qkv', f'{msa}.qkv', (3 * channels, channels)),
         *affine(f'{attention}.proj', f'{msa}.proj', (channels, channels)),
-        *affine(f'{official}.norm2', f'{ours}.norm2', (channels,)),
+        *affine(f'{official}.norm2', f'{key}.norm2', (channels,)),
         *affine(
-            f'{official}.mlp.fc1', f'{ours}.ffn.layers.0.0', (4 * channels, channels)
+            f'{official}.mlp.fc1', f'{key}.ffn.layers.0.0', (4 * channels, channels)
         ),
-        *affine(
-            f'{official}.mlp.fc2', f'{ours}.ffn.layers.1', (channels, 4 * channels)
-        ),
+        *affine(f'{official}.mlp.fc2', f'{key}.ffn.layers.1', (channels, 4 * channels)),
     ]
 
 
 def _patch_merging(stage: int, channels: int) -> list[Entry]:
-    official, ours = f'layers.{stage}.downsample', f'stages.{stage}.downsample'
+    official, key = f'layers.{stage}.downsample', f'stages.{stage}.downsample'
+    norm, reduction = (4 * channels,), (2 * channels, 4 * channels)
     convert = _channels_before_pixels
     return [
-        *affine(f'{official}.norm', f'{ours}.norm', (4 * channels,), convert=convert),
-        *affine(
-            f'{official}.reduction',
-            f'{ours}.reduction',
-            (2 * channels, 4 * channels),
-            bias=False,
-            convert=convert,
-        ),
+        *affine(f'{official}.norm', f'{key}.norm', norm, convert=convert),
+        *affine(f'{official}.reduction', f'{key}.reduction', reduction, False, convert),
     ]
 
 
 def _channels_before_pixels(tensor: Tensor) -> Tensor:
-    """Reorder what is read from 2x2 pixels.
-
-    Args:
-        tensor: (..., 4 * C), pixel by pixel, the pixels column by column.
-
-    Returns:
-        The same size, channel by channel, the pixels of each row by row.
-    """
-    by_column = tensor.unflatten(-1, (2, 2, -1))  # (..., column, row, C)
-    return by_column.transpose(-3, -1).flatten(-3)
+    """Reorder 4 * C inputs from (column, row, channel) to (channel, row, column)."""
+    return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)

@@ -1,88 +1,89 @@
-"""Layouts: every tensor of an official model, its name there, the host's, its shape.
+"""Layouts: every tensor of an official model, with its key in mmdet or mmseg.
 
-A layout is made for the sizes that the weights show. It translates their names, and
-tells what is missing, left over or of another shape.
+A layout is built for the sizes that the weights show. It renames their keys, and finds
+keys that are missing, unexpected or of another size. Throughout, ``official`` is the
+official name of a tensor or module, and ``key`` its name in mmdet or mmseg.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from mmsparse.checkpoint.state_dict import Mismatch, state_dict_mismatch
+
 Weights = Mapping[str, Tensor]
+Convert = Callable[[Tensor], Tensor]
+Rename = tuple[str, str | Callable[[re.Match], str]]  # regular expression, replacement
 
 
 def same(tensor: Tensor) -> Tensor:
-    """Leave a tensor as it is.
-
-    Args:
-        tensor: The tensor.
-
-    Returns:
-        The same one.
-    """
+    """Return the tensor unchanged."""
     return tensor
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor.
-
-    Args:
-        official: Its name in the official state dict.
-        ours: Its name in the host's.
-        shape: Its shape in the official state dict.
-        convert: The official tensor to the host's.
-    """
+    """One tensor."""
 
     official: str
-    ours: str
-    shape: tuple[int, ...]
-    convert: Callable[[Tensor], Tensor] = same
+    key: str
+    shape: tuple[int, ...]  # official
+    convert: Convert = same  # from the official tensor to that of mmdet or mmseg
+
+
+def rename(key: str, renames: Iterable[Rename]) -> str:
+    """Replace patterns in a key by what they stand for, one after the other."""
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def translate(weights: Weights, layout: Collection[Entry]) -> dict[str, Tensor]:
+    """Return the state dict for mmdet or mmseg, of weights that fit the layout."""
+    return {
+        entry.key: entry.convert(weights[entry.official])
+        for entry in layout
+        if entry.official in weights  # counters of BatchNorm may be missing
+    }
+
+
+def compare(weights: Weights, layout: Collection[Entry]) -> Mismatch:
+    """Compare official weights with a layout."""
+    return state_dict_mismatch(weights, {x.official: x.shape for x in layout})
 
 
 def affine(
     official: str,
-    ours: str,
+    key: str,
     shape: tuple[int, ...],
     bias: bool = True,
-    convert: Callable[[Tensor], Tensor] = same,
+    convert: Convert = same,
 ) -> list[Entry]:
-    """List weight and bias of a linear map, a convolution or a norm.
-
-    Args:
-        official: Official name of the module.
-        ours: The host's.
-        shape: Shape of the weight; a bias has its first size.
-        bias: Whether there is one.
-        convert: The official tensors to the host's.
-
-    Returns:
-        One or two entries.
-    """
+    """List weight (of this shape) and bias of a linear layer, convolution or norm."""
     shapes = {'weight': shape, **({'bias': shape[:1]} if bias else {})}
     return [
-        Entry(f'{official}.{name}', f'{ours}.{name}', shape, convert)
+        Entry(f'{official}.{name}', f'{key}.{name}', shape, convert)
         for name, shape in shapes.items()
     ]
 
 
+def batch_norm(name: str, channels: int) -> list[Entry]:
+    """List a BatchNorm that has the same name in mmdet or mmseg."""
+    shapes = dict(running_mean=(channels,), running_var=(channels,))
+    shapes['num_batches_tracked'] = ()  # missing for frozen norms
+    buffers = [
+        Entry(f'{name}.{x}', f'{name}.{x}', shape) for x, shape in shapes.items()
+    ]
+    return affine(name, name, (channels,)) + buffers
+
+
 def deformable_attention(
-    official: str, ours: str, channels: int, points: int
+    official: str, key: str, channels: int, points: int
 ) -> list[Entry]:
-    """List the weights of multi-scale deformable attention.
-
-    Args:
-        official: Official name of the module.
-        ours: The host's.
-        channels: Its width.
-        points: Number of points of a query in all heads and levels.
-
-    Returns:
-        The entries; within the module both have the same names.
-    """
+    """List multi-scale deformable attention with points over all heads and levels."""
     rows = dict(
         sampling_offsets=2 * points,
         attention_weights=points,
@@ -92,131 +93,99 @@ def deformable_attention(
     return [
         entry
         for part, out in rows.items()
-        for entry in affine(f'{official}.{part}', f'{ours}.{part}', (out, channels))
+        for entry in affine(f'{official}.{part}', f'{key}.{part}', (out, channels))
     ]
 
 
-def self_attention(official: str, ours: str, channels: int) -> list[Entry]:
-    """List the weights of torch's attention, queries, keys and values in one matrix.
-
-    Args:
-        official: Official name of torch's module.
-        ours: The host's.
-        channels: Its width.
-
-    Returns:
-        The entries.
-    """
-    shapes = {
-        'in_proj_weight': (3 * channels, channels),
-        'in_proj_bias': (3 * channels,),
-    }
+def self_attention(official: str, key: str, channels: int) -> list[Entry]:
+    """List torch's ``MultiheadAttention``."""
+    shapes = dict(weight=(3 * channels, channels), bias=(3 * channels,))
     return [
+        *affine(f'{official}.out_proj', f'{key}.out_proj', (channels, channels)),
         *(
-            Entry(f'{official}.{x}', f'{ours}.{x}', shape)
+            Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
             for x, shape in shapes.items()
         ),
-        *affine(f'{official}.out_proj', f'{ours}.out_proj', (channels, channels)),
     ]
 
 
 def neck(
     levels: Sequence[tuple[str, str]], widths: Sequence[int], channels: int
 ) -> list[Entry]:
-    """List the weights that bring the backbone's maps to one width.
+    """List mmdet's ``ChannelMapper`` with biases and GroupNorm.
 
-    Args:
-        levels: Official names of convolution and norm of every level. Each of the
-            backbone's maps has one; each of the others is made of the one before it,
-            the first of those of the backbone's last map.
-        widths: Widths of the backbone's maps.
-        channels: The common width.
-
-    Returns:
-        The entries of mmdet's ``ChannelMapper`` with biases and GroupNorm.
+    ``levels`` has the official names of the convolution and norm of every level: first
+    one for each feature map of the backbone, of ``widths``, then extra levels, each
+    computed from the one before it, the first from the last feature map.
     """
     layout = []
     for i, (conv, norm) in enumerate(levels):
         extra = i - len(widths)
-        ours = f'neck.convs.{i}' if extra < 0 else f'neck.extra_convs.{extra}'
+        key = f'neck.convs.{i}' if extra < 0 else f'neck.extra_convs.{extra}'
         kernel = (1, 1) if extra < 0 else (3, 3)
         inputs = (*widths, *widths[-1:])[i] if extra <= 0 else channels
-        layout += affine(conv, f'{ours}.conv', (channels, inputs, *kernel))
-        layout += affine(norm, f'{ours}.gn', (channels,))
+        layout += affine(conv, f'{key}.conv', (channels, inputs, *kernel))
+        layout += affine(norm, f'{key}.gn', (channels,))
     return layout
 
 
-def heads(
-    classes: int, channels: int, convert: Sequence[Callable[[Tensor], Tensor]]
-) -> list[Entry]:
-    """List the weights of classification and box heads.
+def heads(classes: int, channels: int, convert: Sequence[Convert]) -> list[Entry]:
+    """List heads of one linear layer for classes and three for boxes.
 
-    Args:
-        classes: Number of rows of the former.
-        channels: Width of the transformer.
-        convert: What makes the host's classification rows, for each head.
-
-    Returns:
-        The entries of a linear map, and of three with activations in between, a head.
+    ``convert`` has a function to the rows of mmdet's classification head for each head.
     """
     layout = []
     for i, rows in enumerate(convert):
         names = f'class_embed.{i}', f'bbox_head.cls_branches.{i}'
         layout += affine(*names, (classes, channels), convert=rows)
         for j, out in enumerate((channels, channels, 4)):
-            ours = f'bbox_head.reg_branches.{i}.{2 * j}'
-            layout += affine(f'bbox_embed.{i}.layers.{j}', ours, (out, channels))
+            key = f'bbox_head.reg_branches.{i}.{2 * j}'
+            layout += affine(f'bbox_embed.{i}.layers.{j}', key, (out, channels))
     return layout
 
 
-def below(official: str, ours: str, entries: Collection[Entry]) -> list[Entry]:
-    """Put entries below a module.
-
-    Args:
-        official: Official name of the module, with the dot behind it.
-        ours: The host's, with the dot.
-        entries: What is inside.
-
-    Returns:
-        The entries by their full names.
-    """
+def below(official: str, key: str, entries: Collection[Entry]) -> list[Entry]:
+    """Prepend a prefix to the official names, and one to the keys, of entries."""
     return [
-        replace(x, official=official + x.official, ours=ours + x.ours) for x in entries
+        replace(x, official=official + x.official, key=key + x.key) for x in entries
     ]
 
 
-def repeated(
-    weights: Weights, official: str, ours: str, entries: Collection[Entry]
+def transformer_layers(
+    weights: Weights, part: str, channels: int, names: Mapping[str, str]
 ) -> list[Entry]:
-    """List the entries of equal modules, as many as there are.
+    """List all layers of the ``encoder`` or ``decoder``.
 
-    Args:
-        weights: The official state dict.
-        official: Official name of their list.
-        ours: The host's.
-        entries: What is inside one.
-
-    Returns:
-        The entries of all of them.
+    ``names`` has the official name of every module of a layer, by its name in mmdet.
     """
+    suffix = r'\.(weight|bias)'
+    hidden = size(weights, rf'transformer\..*\.{names["ffn.layers.0.0"]}{suffix}')
+    points = size(weights, rf'.*\.{part}\..*\.attention_weights{suffix}')
+    shapes = {'ffn.layers.0.0': (hidden, channels), 'ffn.layers.1': (channels, hidden)}
+    layer = []
+    for key, official in names.items():
+        if key.endswith('.attn'):
+            layer += self_attention(official, key, channels)
+        elif key.endswith('attn'):
+            layer += deformable_attention(official, key, channels, points)
+        else:
+            layer += affine(official, key, shapes.get(key, (channels,)))
     return [
         entry
-        for i in range(count(weights, rf'{re.escape(official)}\.(\d+)\.'))
-        for entry in below(f'{official}.{i}.', f'{ours}.{i}.', entries)
+        for i in range(num_layers(weights, part))
+        for entry in below(
+            f'transformer.{part}.layers.{i}.', f'{part}.layers.{i}.', layer
+        )
     ]
+
+
+def num_layers(weights: Weights, part: str) -> int:
+    """Return the number of layers of the ``encoder`` or ``decoder``."""
+    return count(weights, rf'transformer\.{part}\.layers\.(\d+)\.')
 
 
 def size(weights: Weights, pattern: str, axis: int = 0) -> int:
-    """Look a size up that several tensors share.
-
-    Args:
-        weights: The official state dict.
-        pattern: Regular expression of their whole names.
-        axis: Axis of the size.
-
-    Returns:
-        The size that most of them have; 0 if there are none.
-    """
+    """Return the most frequent size along an axis of the tensors with such names."""
     found = Counter(
         tensor.shape[axis]
         for name, tensor in weights.items()
@@ -226,50 +195,6 @@ def size(weights: Weights, pattern: str, axis: int = 0) -> int:
 
 
 def count(names: Collection[str], pattern: str) -> int:
-    """Count the modules of a list.
-
-    Args:
-        names: Official names.
-        pattern: Regular expression of the start of theirs; the first group is a number.
-
-    Returns:
-        The highest number plus one; 0 if there are none.
-    """
+    """Return the length of a list of modules, the indices being the first group."""
     found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
-
-
-def translate(weights: Weights, layout: Collection[Entry]) -> dict[str, Tensor]:
-    """Bring weights into the host's state dict.
-
-    Args:
-        weights: The official state dict; it fits the layout.
-        layout: The layout.
-
-    Returns:
-        The host's state dict.
-    """
-    return {entry.ours: entry.convert(weights[entry.official]) for entry in layout}
-
-
-def faults(weights: Weights, layout: Collection[Entry]) -> dict[str, list[str]]:
-    """List what keeps weights from fitting a layout.
-
-    Args:
-        weights: The official state dict.
-        layout: The layout.
-
-    Returns:
-        Official names by kind of fault, sorted; empty if all fits.
-    """
-    shapes = {entry.official: entry.shape for entry in layout}
-    found = {
-        'missing': [name for name in shapes if name not in weights],
-        'left over': [name for name in weights if name not in shapes],
-        'of another shape': [
-            f'{name} {tuple(tensor.shape)} instead of {shapes[name]}'
-            for name, tensor in weights.items()
-            if name in shapes and tensor.shape != shapes[name]
-        ],
-    }
-    return {kind: sorted(names) for kind, names in found.items() if names}

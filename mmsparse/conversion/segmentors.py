@@ -1,21 +1,18 @@
-"""The layout of what mmsegmentation has around a backbone.
-
-Its names are the same in the 0.x releases, with which the official segmentors were
-trained, and in 1.x.
-"""
+"""Layout of necks and heads, whose keys are the same in mmseg 0.x and 1.x."""
 
 import re
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmsparse.checkpoint.state_dict import listed
+from mmsparse.checkpoint.state_dict import join_keys
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
     affine,
+    batch_norm,
+    compare,
     count,
-    faults,
     size,
     translate,
 )
@@ -24,36 +21,26 @@ HEAD, AUXILIARY = 'decode_head.', 'auxiliary_head.'
 
 
 def convert_heads(weights: Weights, widths: Sequence[int]) -> dict[str, Tensor]:
-    """Convert neck and heads of a segmentor.
+    """Check neck and heads of an official segmentor, and return them.
 
-    Args:
-        weights: All that an official segmentor holds beside its backbone: a neck
-            ``FPN`` with an ``FPNHead``, or a ``UPerHead``, and perhaps an auxiliary
-            ``FCNHead``.
-        widths: Widths of the backbone's maps.
-
-    Returns:
-        The same weights, checked.
-
-    Raises:
-        ValueError: The head is another one, or names are missing, left over or of
-            another shape; the message lists them.
+    Supported are a neck ``FPN`` with an ``FPNHead``, and a ``UPerHead``, each with or
+    without an auxiliary ``FCNHead``. Others raise ValueError, as do keys that do not
+    fit a backbone with feature maps of these ``widths``.
     """
-    kinds = [kind for kind in _HEADS if any(kind in name for name in weights)]
-    if len(kinds) != 1:
-        names = [name for name in weights if name.startswith(HEAD)]
+    found = [part for part in _HEADS if any(part in key for key in weights)]
+    if len(found) != 1:
+        keys = [key for key in weights if key.startswith(HEAD)]
         raise ValueError(
             f'The decode_head of a segmentor must be an FPNHead or a UPerHead; got '
-            f'{listed(names)}. backbone_only leaves it out.'
+            f'{join_keys(keys)}. backbone_only drops it.'
         )
-    entries = _HEADS[kinds[0]](weights, widths)
+    entries = _HEADS[found[0]](weights, widths)
     if any(name.startswith(AUXILIARY) for name in weights):
         entries += _fcn_head(weights, widths)
-    if found := faults(weights, entries):
-        details = (f'{kind}: {listed(names)}' for kind, names in found.items())
+    if mismatch := compare(weights, entries):
         raise ValueError(
-            f'What is around the backbone does not fit: {"; ".join(details)}. '
-            f'backbone_only leaves it out.'
+            f'Neck and heads of the segmentor do not fit: {mismatch}. backbone_only '
+            f'drops them.'
         )
     return translate(weights, entries)
 
@@ -65,7 +52,7 @@ def _semantic_fpn(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     for i, width in enumerate(widths):
         entries += _affine(f'neck.lateral_convs.{i}.conv', (inner, width, 1, 1))
         entries += _affine(f'neck.fpn_convs.{i}.conv', (inner, inner, 3, 3))
-        for j in range(max(i, 1)):  # one for each doubling of the map
+        for j in range(max(i, 1)):  # one for each upsampling by 2
             name = f'{HEAD}scale_heads.{i}.{2 * j}'
             entries += _conv_norm(name, channels, channels if j else inner, 3)
     return entries
@@ -88,7 +75,7 @@ def _uper_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
 def _fcn_head(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = size(weights, r'auxiliary_head\.convs\..*\.conv\.weight')
     entries = _classifier(weights, AUXILIARY, channels)
-    # Of the third map in all releases; if of another, its shape tells.
+    # On the third feature map in all releases; for another, the size mismatches.
     return [*entries, *_conv_norm(f'{AUXILIARY}convs.0', channels, widths[2], 3)]
 
 
@@ -99,19 +86,15 @@ def _classifier(weights: Weights, head: str, channels: int) -> list[Entry]:
 
 def _conv_norm(name: str, out: int, width: int, kernel: int) -> list[Entry]:
     """A convolution without bias and its BatchNorm."""
-    statistics = dict(running_mean=(out,), running_var=(out,), num_batches_tracked=())
-    return [
-        *_affine(f'{name}.conv', (out, width, kernel, kernel), bias=False),
-        *_affine(f'{name}.bn', (out,)),
-        *(Entry(f'{name}.bn.{x}', f'{name}.bn.{x}', s) for x, s in statistics.items()),
-    ]
+    conv = _affine(f'{name}.conv', (out, width, kernel, kernel), bias=False)
+    return conv + batch_norm(f'{name}.bn', out)
 
 
 def _affine(name: str, shape: tuple[int, ...], bias: bool = True) -> list[Entry]:
     return affine(name, name, shape, bias)
 
 
-# By what stands in the names of one of them only.
+# By a part of the keys that only this head has.
 _HEADS = {
     f'{HEAD}scale_heads.': _semantic_fpn,
     f'{HEAD}psp_modules.': _uper_head,

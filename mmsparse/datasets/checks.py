@@ -1,4 +1,4 @@
-"""Mistakes in configurations of mmsegmentation that it finds late or not at all."""
+"""Check crops, classes and files of mmseg configs, which mmseg checks late or never."""
 
 import importlib
 from collections.abc import Collection, Mapping, Sequence
@@ -12,14 +12,9 @@ from mmsparse.errors import UsageError
 
 
 def check_crops(cfg: Config) -> None:
-    """Raise UsageError unless crops fit into pictures, and windows cover them.
+    """Raise UsageError unless crops fit into the padded images and leave no gaps.
 
-    Args:
-        cfg: The configuration, of any host.
-
-    Raises:
-        UsageError: A crop is larger than what pictures are padded to, or windows leave
-            gaps; names the settings.
+    Only configs of mmseg are checked.
     """
     model = cfg.get('model') or {}
     if cfg.get('default_scope') != 'mmseg' or 'decode_head' not in model:
@@ -47,14 +42,13 @@ def _check_training_crop(pipeline: Sequence[Mapping], padded: Any) -> None:
     crop, padded = _pair(crops[-1]), _pair(padded)
     if crop[0] > padded[0] or crop[1] > padded[1]:
         raise UsageError(
-            f'RandomCrop: crop_size={crop} is larger than the padded picture, '
+            f'RandomCrop: crop_size={crop} is larger than the padded image, '
             f'model.data_preprocessor.size={padded}; set both to the same size.'
         )
 
 
 def _check_windows(test: Mapping[str, Any]) -> None:
-    missing = {'crop_size', 'stride'} - test.keys()
-    if missing:
+    if missing := {'crop_size', 'stride'} - test.keys():
         raise UsageError(
             f"model.test_cfg: mode='slide' needs {' and '.join(sorted(missing))}; got "
             f'{dict(test)}.'
@@ -62,8 +56,8 @@ def _check_windows(test: Mapping[str, Any]) -> None:
     crop, stride = _pair(test['crop_size']), _pair(test['stride'])
     if min(stride) < 1 or stride[0] > crop[0] or stride[1] > crop[1]:
         raise UsageError(
-            f'model.test_cfg: stride must be at least 1 and at most crop_size={crop}, '
-            f'or windows leave gaps; got stride={stride}.'
+            f'model.test_cfg: stride must be from 1 to crop_size={crop}, or windows '
+            f'leave gaps; got stride={stride}.'
         )
 
 
@@ -72,68 +66,51 @@ def _check_window_size(
 ) -> None:
     resizes = [x for x in pipeline if x['type'] == 'Resize' and x.get('scale')]
     if not resizes:
-        return  # pictures may have any size
-    crop, largest = _pair(crop), _pair(resizes[-1]['scale'])[::-1]
-    if resizes[-1].get('keep_ratio'):  # upright or not
-        crop, largest = tuple(sorted(crop)), tuple(sorted(largest))
-    sides = _pair(padding.get('size') or (0, 0))
-    if resizes[-1].get('keep_ratio'):
-        sides = tuple(sorted(sides))
+        return  # images may have any size
+    order = sorted if resizes[-1].get('keep_ratio') else tuple  # portrait or landscape
+    scale = _pair(resizes[-1]['scale'])[::-1]
+    sizes = _pair(crop), scale, _pair(padding.get('size') or 0)
+    crop, scale, sides = (tuple(order(size)) for size in sizes)
     divisor = padding.get('size_divisor') or 1
     largest = tuple(
         max(-(-length // divisor) * divisor, side)
-        for length, side in zip(largest, sides, strict=True)
+        for length, side in zip(scale, sides, strict=True)
     )
     if crop[0] > largest[0] or crop[1] > largest[1]:
         raise UsageError(
-            f'model.test_cfg: crop_size={crop} is larger than any padded picture of '
-            f'the test pipeline, {largest}; take a smaller crop_size or a larger scale '
-            f'of Resize.'
+            f'model.test_cfg: crop_size={crop} is larger than any padded image of '
+            f'the test pipeline, {largest}; reduce crop_size or increase the scale of '
+            f'Resize.'
         )
 
 
 def check_dataset(name: str, settings: Mapping[str, Any], model: Any) -> None:
-    """Raise UsageError unless a data set has what it takes to train the model.
+    """Raise UsageError unless a dataset of mmseg has its files and the model's classes.
 
-    Args:
-        name: What the settings are of, for the message.
-        settings: Settings of a data set of mmsegmentation, which is registered.
-        model: Settings of the model.
-
-    Raises:
-        UsageError: Pictures or label files are missing, of which the first is named, or
-            the model has another number of classes.
+    ``name`` is that of the dataloader, for the message.
     """
     if settings.get('backend_args'):
-        return  # not in this file system
+        return  # in another file system
     dataset = build_dataset(settings)
     folder = Path(dataset.data_prefix['img_path'])
     items = dataset.load_data_list() if folder.is_dir() else []
     if not items:
         raise UsageError(
-            f'{name}: no pictures *{dataset.img_suffix} in {folder}; found '
-            f'{_examples(folder)}. img_suffix says how their names end.'
+            f'{name}: no images *{dataset.img_suffix} in {folder}; found '
+            f'{_examples(folder)}; change img_suffix or data_prefix.'
         )
     labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
-    missing = _missing(labels)
-    if missing:
+    if missing := _missing(labels):
         raise UsageError(
             f'{name}: {len(missing)} of {len(labels)} label files are missing, first '
-            f'{missing[0]}; found {_examples(missing[0].parent)}. seg_map_suffix='
-            f'{dataset.seg_map_suffix!r} says how their names end.'
+            f'{missing[0]}; found {_examples(missing[0].parent)}; change '
+            f'seg_map_suffix={dataset.seg_map_suffix!r} or add the files.'
         )
     _check_classes(name, dataset.metainfo.get('classes'), model)
 
 
 def build_dataset(settings: Mapping[str, Any]) -> Any:
-    """Build a data set that has not looked at its files yet, and has no pipeline.
-
-    Args:
-        settings: Its settings; mmsegmentation is registered.
-
-    Returns:
-        mmsegmentation's data set.
-    """
+    """Build a dataset of mmseg without reading its files, and without a pipeline."""
     datasets = importlib.import_module('mmseg.registry').DATASETS
     with DefaultScope.overwrite_default_scope('mmseg'):
         return datasets.build(dict(settings, pipeline=[], lazy_init=True))
@@ -146,14 +123,14 @@ def _check_classes(name: str, classes: Sequence[str] | None, model: Any) -> None
             number = head.get('num_classes')
             if classes and number is not None and number != len(classes):
                 raise UsageError(
-                    f'model.{part}.num_classes={number}, but the data set of {name} '
+                    f'model.{part}.num_classes={number}, but the dataset of {name} '
                     f'has {len(classes)} classes: {_shown(classes)}. Set num_classes '
                     f'of every head and of CheckSegLabels to {len(classes)}.'
                 )
 
 
 def _missing(paths: Collection[Path]) -> list[Path]:
-    """Those that do not exist, by listing their folders, of which there are few."""
+    """Return the paths that do not exist; lists each folder once."""
     folders = {path.parent for path in paths if path.parent.is_dir()}
     present = {path for folder in folders for path in folder.iterdir()}
     return [path for path in paths if path not in present]

@@ -1,7 +1,8 @@
-"""Faults of pictures and labels, told with the names of their files."""
+"""Name the file of an image, label map or annotation in every error about it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,175 +12,106 @@ from mmengine.dataset import Compose
 from mmengine.runner import Runner
 
 from mmsparse.datasets.transforms import IGNORED, CheckSegLabels
-from mmsparse.errors import UsageError, format_error
+from mmsparse.errors import format_error
 
-ADVICE = 'Replace the file, or take it out of the data.'
+ADVICE = 'Replace the file, or remove it from the dataset.'
 FILES = ('img_path', 'seg_map_path', 'pan_seg_map_path', 'depth_map_path', 'ann_file')
 
 
 class SampleError(ValueError):
-    """A picture, or what belongs to it, cannot be used."""
+    """An image or its annotation cannot be used."""
 
 
 @contextmanager
 def blame_files(*files: Any, step: str = '') -> Iterator[None]:
-    """Let whatever fails tell the files that it fails on.
+    """Raise any exception inside the context as a SampleError that names files.
 
-    Args:
-        *files: Their names.
-        step: What is done with them.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        SampleError: Something failed; names the files and the reason.
+    ``step`` is the operation that reads them, for the message.
     """
     try:
         yield
     except SampleError:
         raise
-    except Exception as error:  # noqa: BLE001 - pictures fail in any way
-        names, reason = ' and '.join(map(str, files)), _reason(error)
-        if not (isinstance(error, ValueError) and any(str(x) in reason for x in files)):
-            reason = ': '.join(filter(None, (names, step, reason)))
+    except Exception as error:  # noqa: BLE001 - decoders raise anything
+        reason = format_error(error)
+        if not isinstance(error, ValueError):
+            reason = f'{reason.rstrip(".")}. {ADVICE}'
+        elif any(str(file) in reason for file in files):
+            raise SampleError(reason) from error
+        names = ' and '.join(map(str, files))
+        reason = ': '.join(filter(None, (names, step, reason)))
         raise SampleError(reason) from error
 
 
-def _reason(error: Exception) -> str:
-    reason = format_error(error)
-    if isinstance(error, ValueError):
-        return reason
-    return f'{reason.rstrip(".")}. {ADVICE}'
+def check_image(path: str) -> None:
+    """Raise SampleError unless a file is an image that can be decoded to its end.
 
-
-def check_files(*paths: str) -> None:
-    """Find out before a model is built that there is nothing to run it on.
-
-    Args:
-        *paths: Pictures and a checkpoint.
-
-    Raises:
-        UsageError: One is missing.
+    Any image is decoded to 8-bit colors: one of 16 bits, gray, with a palette, in CMYK,
+    or with an alpha channel, which is dropped.
     """
-    for path in paths:
-        if not Path(path).is_file():
-            raise UsageError(f'no such file: {path}')
+    image = None
+    with suppress(Exception):  # decoders raise anything
+        image = imread(path)
+    if image is None:
+        raise SampleError(f'not a readable image: {path}')
 
 
-def check_names(pictures: Sequence[str]) -> None:
-    """Find out that what is drawn of one picture would replace that of another.
+def name_annotation_files(runner: Runner) -> None:
+    """Name annotation files in errors of a runner that has built no dataset yet."""
 
-    Args:
-        pictures: Their files, after whose names the drawings are named.
+    def named(build: Callable, settings: Any, *args: Any, **kwargs: Any) -> Any:
+        with blame_files(*_annotation_files(settings)):
+            return build(settings, *args, **kwargs)
 
-    Raises:
-        UsageError: Two have the same name, whatever their folders and suffixes.
-    """
-    named: dict[str, str] = {}
-    for path in pictures:
-        stem = Path(path).stem
-        if stem in named:
-            raise UsageError(
-                f'{named[stem]} and {path} have the same name, and so would what is '
-                'drawn of them; draw them in two runs, each with another --out'
-            )
-        named[stem] = path
+    runner.build_dataloader = partial(named, runner.build_dataloader)
+    runner.build_evaluator = partial(named, runner.build_evaluator)
 
 
-def check_picture(path: str) -> None:
-    """Raise SampleError unless a file is a picture that can be read to its end.
-
-    What can be read is read as 8-bit colors, whatever it is: of 16 bits, gray, with
-    a palette, for print (CMYK) or with transparency, which is dropped.
-
-    Args:
-        path: The file.
-
-    Raises:
-        SampleError: It is not; names it.
-    """
-    try:
-        picture = imread(path)
-    except Exception as error:  # noqa: BLE001 - pictures fail in any way
-        raise SampleError(f'not a readable picture: {path}') from error
-    if picture is None:
-        raise SampleError(f'not a readable picture: {path}')
-
-
-def name_files(runner: Runner) -> None:
-    """Let a runner's data tell the files that they fail on, in all processes.
-
-    Data sets of mmsegmentation also check their label maps, see
-    :class:`~mmsparse.datasets.transforms.CheckSegLabels`.
-
-    Args:
-        runner: Has built no data yet; gets other methods for that.
-    """
-    build_loader, build_evaluator = runner.build_dataloader, runner.build_evaluator
-
-    def named_loader(settings: Any, *args: Any, **kwargs: Any) -> Any:
-        with blame_files(*_files_of(settings)):
-            loader = build_loader(settings, *args, **kwargs)
-        _name_files_of(loader.dataset)
-        return loader
-
-    def named_evaluator(settings: Any) -> Any:
-        with blame_files(*_files_of(settings)):
-            return build_evaluator(settings)
-
-    runner.build_dataloader, runner.build_evaluator = named_loader, named_evaluator
-
-
-def _files_of(settings: Any, root: str = '') -> Iterator[str]:
-    """Annotation files that the settings of data or metrics name."""
+def _annotation_files(settings: Any, root: str = '') -> Iterator[str]:
+    """Yield every ``ann_file`` in the settings of dataloaders or metrics."""
     if isinstance(settings, (list, tuple)):
         for value in settings:
-            yield from _files_of(value, root)
+            yield from _annotation_files(value, root)
     elif isinstance(settings, Mapping):
         root = settings.get('data_root') or root
         if name := settings.get('ann_file'):
             yield str(Path(root, name))
         for key in ('dataset', 'datasets', 'metrics'):
-            yield from _files_of(settings.get(key), root)
+            yield from _annotation_files(settings.get(key), root)
 
 
-def _name_files_of(dataset: Any) -> None:
+def name_sample_files(dataset: Any) -> None:
+    """Name the files of a sample in errors of the transforms of a dataset, in place.
+
+    A dataset of mmseg also checks its label maps by
+    :class:`~mmsparse.datasets.transforms.CheckSegLabels`.
+    """
     for inner in getattr(dataset, 'datasets', ()):
-        _name_files_of(inner)
+        name_sample_files(inner)
     if hasattr(dataset, 'dataset'):
-        _name_files_of(dataset.dataset)
-    if isinstance(getattr(dataset, 'pipeline', None), Compose):
+        name_sample_files(dataset.dataset)
+    pipeline = getattr(dataset, 'pipeline', None)
+    if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):
         dataset.pipeline = NamingPipeline(_with_check(dataset))
 
 
 def _with_check(dataset: Any) -> list[Callable]:
-    """The transforms of a data set, with a check of label maps after their loading."""
+    """Return a dataset's transforms, with a check after label maps are loaded."""
     transforms = list(dataset.pipeline.transforms)
     classes = getattr(dataset, 'metainfo', {}).get('classes')
     loads = [type(x).__name__ == 'LoadAnnotations' for x in transforms]
     checked = any(isinstance(x, CheckSegLabels) for x in transforms)
-    of_pixels = getattr(dataset, 'ignore_index', None) == IGNORED
-    if of_pixels and classes and any(loads) and not checked:
+    segments = getattr(dataset, 'ignore_index', None) == IGNORED
+    if segments and classes and any(loads) and not checked:
         transforms.insert(loads.index(True) + 1, CheckSegLabels(len(classes)))
     return transforms
 
 
 class NamingPipeline(Compose):
-    """Transforms that tell the files of the sample that they fail on."""
+    """Pipeline whose errors name the files of the sample and the transform."""
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
-        """Prepare one sample.
-
-        Args:
-            data: What is known of it.
-
-        Returns:
-            The sample; None if a transform gives it up.
-
-        Raises:
-            SampleError: A transform fails; names the files and the transform.
-        """
+        """Transform a sample; return None if a transform drops it."""
         files = [data[name] for name in FILES if data.get(name)]
         for transform in self.transforms:
             with blame_files(*files, step=f'{type(transform).__name__}{_size(data)}'):
@@ -190,7 +122,7 @@ class NamingPipeline(Compose):
 
 
 def _size(data: dict[str, Any]) -> str:
-    picture = data.get('img')
-    if not isinstance(picture, np.ndarray):
+    image = data.get('img')
+    if not isinstance(image, np.ndarray):
         return ''
-    return f' of {picture.shape[1]} x {picture.shape[0]} pixels'
+    return f' of {image.shape[1]} x {image.shape[0]} pixels'

@@ -1,4 +1,4 @@
-"""What our configs do to data beyond what the hosts do."""
+"""Transforms for configs: a check of label maps."""
 
 from pathlib import Path
 from typing import Any
@@ -9,38 +9,28 @@ from PIL import Image
 
 from mmsparse.registry import TRANSFORMS
 
-IGNORED = 255  # the hosts' number of what has no class
+IGNORED = 255  # label of pixels without a class
 
 
 @TRANSFORMS.register_module()
 class CheckSegLabels(BaseTransform):
-    """Refuse a label map that does not fit its picture or the classes.
+    """Raise ValueError for a label map that does not fit its image or the classes.
 
-    It stands right after mmsegmentation's ``LoadAnnotations``, in training and in test
-    pipelines, and passes what has no label map.
+    Put it right after ``LoadAnnotations`` of mmseg, in training and test pipelines.
+    Samples without a label map pass.
 
     Args:
         num_classes: Number of classes, without the label that ``reduce_zero_label``
-            takes away.
+            removes.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Check one sample.
+        """Return a sample unchanged, or raise ValueError.
 
-        Args:
-            results: The sample: ``gt_seg_map``, (H, W), as it was loaded, and
-                ``ori_shape``, height and width of the picture's file.
-
-        Returns:
-            The sample.
-
-        Raises:
-            ValueError: The map has another size, more than one channel, or labels out
-                of range, those beyond 255 of a file of 16 bits included; names its file
-                and what was found.
+        Labels above 255 in a 16-bit file are out of range too.
         """
         labels = results.get('gt_seg_map')
         if labels is not None:
@@ -53,14 +43,14 @@ class CheckSegLabels(BaseTransform):
         name, size = results['seg_map_path'], tuple(results['ori_shape'])
         if labels.ndim != 2:
             raise ValueError(
-                f'{name}: a label map has one number for each pixel, (H, W); found '
-                f'the shape {labels.shape}. Colors are no labels: write their numbers '
-                f'as a gray or palette picture.'
+                f'{name}: a label map must have one label per pixel, (H, W); got the '
+                f'shape {labels.shape}. Convert colors to labels, saved as a gray or '
+                f'palette image.'
             )
         if labels.shape != size:
             raise ValueError(
                 f'{name}: the label map has height x width {_times(labels.shape)}, '
-                f'but its picture {results["img_path"]} has {_times(size)}.'
+                f'but its image {results["img_path"]} has {_times(size)}.'
             )
 
     def _check_range(self, labels: np.ndarray, results: dict[str, Any]) -> None:
@@ -72,7 +62,7 @@ class CheckSegLabels(BaseTransform):
             raise ValueError(
                 f'{results["seg_map_path"]}: labels must be from {reduced} to '
                 f'{self.num_classes - 1 + reduced}, or '
-                f'{"0 or " * reduced}{IGNORED} for what has no class; found {wrong} '
+                f'{"0 or " * reduced}{IGNORED} for pixels without a class; got {wrong} '
                 f'(num_classes={self.num_classes}, '
                 f'reduce_zero_label={bool(reduced)}).'
             )
@@ -82,14 +72,14 @@ class CheckSegLabels(BaseTransform):
 
 
 def _check_bits(path: str) -> None:
-    """Raise ValueError if labels of more than 8 bits were cut, as the host does."""
-    if not Path(path).is_file():  # it is in another file system
+    """Raise ValueError if mmseg truncated labels of more than 8 bits."""
+    if not Path(path).is_file():  # in another file system
         return
-    with Image.open(path) as picture:
-        if picture.mode[0] in 'IF' and (largest := np.asarray(picture).max()) > IGNORED:
+    with Image.open(path) as image:
+        if image.mode[0] in 'IF' and (largest := np.asarray(image).max()) > IGNORED:
             raise ValueError(
-                f'{path}: labels must be at most {IGNORED}; found {largest}. Write '
-                f'them with 8 bits.'
+                f'{path}: labels must be at most {IGNORED}; got {largest}. Save them '
+                f'with 8 bits.'
             )
 
 

@@ -1,8 +1,8 @@
-"""Models of the hosts as graphs: programs of torch.export, and ONNX files.
+"""Export models of mmdet, mmseg and mmpretrain with torch.export and to ONNX.
 
-A graph takes raw pictures and returns what the host computes from them; the batch is
-free, the size of the pictures is fixed. Needs torch 2.9 or later; ONNX files need onnx
-and onnxscript, and onnxruntime to be checked.
+The exported graph takes raw images and returns predictions. Its batch size is dynamic,
+the image size is fixed. Needs torch 2.9 or later; ONNX files need onnx and onnxscript,
+and onnxruntime to compare them with PyTorch.
 """
 
 import importlib
@@ -28,18 +28,12 @@ EXTRA = "pip install 'mmsparse[export]'"
 
 
 class Graph(nn.Module):
-    """A host's model from raw pictures to what it tells of them.
+    """A model from raw images to predictions, as it is exported.
 
     The input is ``image``: RGB from 0 to 255, float32, (B, 3, H, W), resized to the
-    size of the graph and not padded. Color order, mean and standard deviation of the
-    model's data preprocessor are part of the graph.
-
-    Args:
-        model: The model, which is put into eval mode.
-        size: Height and width of the pictures.
-
-    Raises:
-        UsageError: The data preprocessor would pad pictures of this size.
+    ``size`` of the graph (height and width) and not padded; UsageError is raised if the
+    model's data preprocessor would pad it. Color order, mean and standard deviation of
+    the data preprocessor are part of the graph.
     """
 
     outputs: tuple[str, ...] = ('logits',)
@@ -50,45 +44,30 @@ class Graph(nn.Module):
         self.size = size
         preprocessor = model.data_preprocessor
         _check_padding(preprocessor, size)
-        # The hosts load BGR; who does not convert it has learned it.
+        # mmcv loads BGR; a model without conversion was trained on BGR.
         self.flip = not any(getattr(preprocessor, name, False) for name in CONVERSIONS)
-        normalize = getattr(preprocessor, '_enable_normalize', False)
-        mean, std = (
-            (preprocessor.mean, preprocessor.std)
-            if normalize
-            else (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
-        )
+        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        if getattr(preprocessor, '_enable_normalize', False):
+            mean, std = preprocessor.mean, preprocessor.std
         self.register_buffer('mean', mean.clone())
         self.register_buffer('std', std.clone())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Pictures, (B, 3, H, W), to one tensor for each of ``outputs``."""
+        """Return one tensor for each of ``outputs`` from images, (B, 3, H, W)."""
         x = image.flip(1) if self.flip else image
         return self.run((x - self.mean) / self.std)
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs.
-
-        Args:
-            x: What the data preprocessor makes of pictures, (B, 3, H, W).
-
-        Returns:
-            One tensor for each of ``outputs``.
-        """
+        """Return one tensor for each of ``outputs`` from normalized images."""
         raise NotImplementedError
 
     def differences(
         self, expected: Sequence[Tensor], found: Sequence[Tensor]
     ) -> dict[str, float]:
-        """Tell how far other outputs are from expected ones.
+        """Return the maximum absolute difference of each of ``outputs``.
 
-        Args:
-            expected: One tensor for each of ``outputs``.
-            found: The same.
-
-        Returns:
-            The largest difference by output, as a part of the largest expected number
-            if that is above 1.
+        They are relative to the largest expected value if that is above 1; infinite for
+        NaN.
         """
         return {
             name: _difference(*pair)
@@ -96,44 +75,39 @@ class Graph(nn.Module):
         }
 
 
-# What the data preprocessors of mmpretrain, mmseg and mmdet call the same flag.
+# Names of one flag in the data preprocessors of mmpretrain, mmseg and mmdet.
 CONVERSIONS = ('to_rgb', 'channel_conversion', '_channel_conversion')
 
 
 class ClassifierGraph(Graph):
-    """Logits of the classes, (B, classes); their softmax are mmpretrain's scores."""
+    """A classifier of mmpretrain; returns logits, (B, classes)."""
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to logits."""
+        """Return the logits of normalized images, (B, 3, H, W)."""
         return (self.model.head(self.model.extract_feat(x)),)
 
 
 class SegmentorGraph(Graph):
-    """Logits of the classes at every pixel of the whole picture, (B, classes, H, W)."""
+    """A segmentor of mmseg; returns logits of the whole image, (B, classes, H, W)."""
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to logits."""
+        """Return the logits of normalized images, (B, 3, H, W)."""
         return (self.model.encode_decode(x, [dict(img_shape=self.size)]),)
 
 
 class DetectorGraph(Graph):
-    """The best detections, best first, as mmdet's ``predict`` tells them.
+    """A detection transformer of mmdet; returns its best detections, best first.
 
     ``boxes`` (x1, y1, x2, y2) in pixels of the input, (B, K, 4), ``scores`` (B, K) from
-    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``.
-
-    Args:
-        model: Deformable DETR, DINO, Focus-DETR, or what is derived from them.
-        size: Height and width of the pictures.
-
-    Raises:
-        UsageError: It is another detector, or pictures of this size would be padded.
+    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``. Detectors
+    other than Deformable DETR, DINO and Focus-DETR raise UsageError.
     """
 
     outputs = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
-        fixed_size = importlib.import_module('mmsparse.deploy.fixed_size')
+        from mmsparse.deploy import fixed_size  # needs mmdet
+
         try:
             model = fixed_size.with_fixed_sizes(model)
         except ValueError as error:
@@ -141,94 +115,74 @@ class DetectorGraph(Graph):
         super().__init__(model, size)
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to boxes, scores and labels."""
+        """Return boxes, scores and labels of normalized images, (B, 3, H, W)."""
         states = self.model.forward_transformer(self.model.extract_feat(x))
         logits, boxes = (layers[-1] for layers in self.model.bbox_head(**states))
-        scores, labels, rows = self._best(logits)
-        centers, sides = gather_tokens(boxes, rows).chunk(2, dim=-1)
-        corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=-1)
+        scores, labels, queries = self._best(logits)
+        centers, sizes = gather_tokens(boxes, queries).chunk(2, dim=-1)
+        corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
         ends = x.new_tensor(self.size[::-1]).repeat(2)
         return corners.clamp(0, 1) * ends, scores, labels
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, Q, classes) to scores, labels and queries of the best, (B, K) each."""
+        """Return scores, labels and queries of the best K from (B, Q, classes)."""
         head = self.model.bbox_head
         num_queries, classes = logits.shape[1:]
-        wanted = head.test_cfg.get('max_per_img', num_queries)
-        if head.loss_cls.use_sigmoid:  # a query may tell several classes
+        count = head.test_cfg.get('max_per_img', num_queries)
+        if head.loss_cls.use_sigmoid:  # a query may be of several classes
             scores = logits.sigmoid().flatten(1)
-            scores, places = scores.topk(min(wanted, num_queries * classes))
-            return scores, places % classes, places // classes
+            scores, index = scores.topk(min(count, num_queries * classes))
+            return scores, index % classes, index // classes
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        scores, rows = scores.topk(min(wanted, num_queries))
-        return scores, labels.gather(1, rows), rows
+        scores, queries = scores.topk(min(count, num_queries))
+        return scores, labels.gather(1, queries), queries
 
     def differences(
         self, expected: Sequence[Tensor], found: Sequence[Tensor]
     ) -> dict[str, float]:
-        """Compare the scores in their order, and every box with the nearest alike.
+        """Compare sorted scores, and every box with the nearest of its score and label.
 
-        Detections of equal scores come in any order, and those with the last score
-        stand for others that are not told.
-
-        Args:
-            expected: Boxes, scores and labels.
-            found: The same.
-
-        Returns:
-            The largest difference of scores, and of boxes as a part of the picture.
+        The order of detections with equal scores is arbitrary; those with the lowest
+        score may differ, since others of that score were cut off. The difference of
+        boxes is divided by the image's longer side.
         """
         boxes, scores, labels = expected
         distances = (boxes[:, :, None] - found[0][:, None]).abs()
         distances = distances.amax(-1) / max(self.size)  # (B, K, K)
-        alike = (scores[:, :, None] - found[1][:, None]).abs() <= TOLERANCE
-        alike &= labels[:, :, None] == found[2][:, None]
-        nearest = distances.where(alike, torch.inf).amin(-1)
-        settled = scores > scores[:, -1:] + TOLERANCE
+        same = (scores[:, :, None] - found[1][:, None]).abs() <= TOLERANCE
+        same &= labels[:, :, None] == found[2][:, None]
+        nearest = distances.where(same, torch.inf).amin(-1)
+        above_last = scores > scores[:, -1:] + TOLERANCE
         return dict(
-            boxes=float(nearest.where(settled, 0).max()),
+            boxes=float(nearest.where(above_last, 0).max()),
             scores=_difference(scores, found[1]),
         )
 
 
 def build_graph(model: BaseModel, size: tuple[int, int]) -> Graph:
-    """Wrap a host's model so that it can be exported.
+    """Wrap a model and its weights for export, for images of a height and width.
 
-    Args:
-        model: A classifier of mmpretrain, an encoder-decoder of mmsegmentation, or a
-            Deformable DETR, DINO or Focus-DETR of mmdet.
-        size: Height and width of the pictures.
-
-    Returns:
-        The graph, with the weights of the model.
-
-    Raises:
-        UsageError: The model is none of these, or would pad pictures of this size.
+    The model is a classifier of mmpretrain, an encoder-decoder of mmseg, or Deformable
+    DETR, DINO or Focus-DETR. Others raise UsageError, and so does a model that would
+    pad images of this size.
     """
-    host = type(model).__module__.partition('.')[0]
+    package = type(model).__module__.partition('.')[0]
     if hasattr(model, 'encode_decode'):
         return SegmentorGraph(model, size)
-    if hasattr(model, 'bbox_head') or host == 'mmdet':
+    if hasattr(model, 'bbox_head') or package == 'mmdet':
         return DetectorGraph(model, size)
     if hasattr(model, 'extract_feat') and getattr(model, 'head', None) is not None:
         return ClassifierGraph(model, size)
     raise UsageError(
-        'The model must be a classifier, an encoder-decoder for segmentation or a '
+        'model must be a classifier, an encoder-decoder for segmentation or a '
         f'detection transformer; got {type(model).__name__}.'
     )
 
 
 def export_program(graph: Graph) -> torch.export.ExportedProgram:
-    """Trace a graph with ``torch.export``.
+    """Trace a graph with ``torch.export``, with a dynamic batch size.
 
-    Args:
-        graph: The graph.
-
-    Returns:
-        The program; its batch is dynamic.
-
-    Raises:
-        UsageError: This torch is older than 2.9.
+    Raises UsageError if torch is older than 2.9.
     """
     if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
         raise UsageError(
@@ -236,34 +190,26 @@ def export_program(graph: Graph) -> torch.export.ExportedProgram:
         )
     batch = torch.export.Dim('batch', min=1)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the hosts' code, which is traced
+        warnings.simplefilter('ignore')  # from the traced code of mmdet and others
         return torch.export.export(
-            graph, (_pictures(graph, 2),), dynamic_shapes=({0: batch},)
+            graph, (_noise(graph, 2),), dynamic_shapes=({0: batch},)
         )
 
 
 def export_onnx(
     graph: Graph, path: str | Path, opset: int | None = None
 ) -> torch.export.ExportedProgram:
-    """Write a graph as one ONNX file, weights included.
+    """Write a graph as one ONNX file, weights included; return the exported program.
 
-    Args:
-        graph: The graph.
-        path: The file, in a folder that exists.
-        opset: Version of ONNX's operators; what torch recommends if None.
-
-    Returns:
-        The program that the file was made of.
-
-    Raises:
-        UsageError: onnx or onnxscript is not installed, torch is older than 2.9, or
-            they cannot write this opset; then there is no file.
+    ``opset`` is the version of ONNX's operators, by default what torch recommends.
+    Without onnx, onnxscript or torch 2.9, or if the opset is not supported, UsageError
+    is raised and no file is written.
     """
     _import('onnx', 'to write ONNX files')
     optimizer = _import('onnxscript.optimizer', 'to write ONNX files')
     program = export_program(graph)
-    # Not optimize=True: onnxscript's rules, as of 0.7.2, may fuse two clamps of one
-    # tensor into constants of one name. Runtimes fuse for themselves.
+    # Not optimize=True: rules of onnxscript 0.7.2 may fuse two clamps of one tensor
+    # into constants with the same name. Runtimes optimize the graph anyway.
     with log_level(logging.getLogger('onnxscript'), logging.ERROR):
         exported = torch.onnx.export(
             program,
@@ -277,8 +223,8 @@ def export_onnx(
         written = exported.model.opset_imports['']
         if opset not in (None, written):
             raise UsageError(
-                f'opset: torch and onnxscript could not write version {opset} of '
-                f"ONNX's operators, and took {written}; {OPSETS}"
+                f'opset {opset} is not supported by torch and onnxscript, which wrote '
+                f'{written}; {OPSETS}'
             )
         optimizer.inline(exported.model)
         optimizer.fold_constants(exported.model)
@@ -290,57 +236,48 @@ def export_onnx(
 def compare_onnx(
     graph: Graph, path: str | Path, batch_sizes: Sequence[int] = (1, 3)
 ) -> dict[str, float]:
-    """Run a file with onnxruntime on the CPU, and compare it with its graph.
+    """Run an ONNX file with onnxruntime on the CPU, and compare it with its graph.
 
-    Args:
-        graph: What the file was made of.
-        path: The file.
-        batch_sizes: Numbers of pictures, of noise, to run it on.
-
-    Returns:
-        The largest difference by output, see :meth:`Graph.differences`.
-
-    Raises:
-        UsageError: onnxruntime is not installed.
+    Inputs are random images in batches of these sizes. The result is the maximum of
+    each of :meth:`Graph.differences`. Without onnxruntime, UsageError is raised.
     """
     runtime = _import('onnxruntime', 'to check ONNX files')
     session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
     largest: dict[str, float] = {}
     for batch in batch_sizes:
-        image = _pictures(graph, batch)
+        image = _noise(graph, batch)
         with torch.no_grad():
             expected = graph(image)
         found = session.run(None, {'image': image.numpy()})
-        told = graph.differences(expected, [torch.from_numpy(x) for x in found])
-        largest = {name: max(x, largest.get(name, 0)) for name, x in told.items()}
+        found = graph.differences(expected, [torch.from_numpy(x) for x in found])
+        largest = {name: max(x, largest.get(name, 0)) for name, x in found.items()}
     return largest
 
 
-def _pictures(graph: Graph, batch: int) -> Tensor:
-    """Noise, the same every time, (B, 3, H, W)."""
+def _noise(graph: Graph, batch: int) -> Tensor:
+    """Return reproducible random images, (B, 3, H, W)."""
     generator = torch.Generator().manual_seed(batch)
     return 255 * torch.rand(batch, 3, *graph.size, generator=generator)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
     scale = expected.abs().max().clamp(min=1)
-    # What is no number differs, too.
     return float(((expected - found).abs().max() / scale).nan_to_num(nan=torch.inf))
 
 
 def _check_padding(preprocessor: BaseDataPreprocessor, size: tuple[int, int]) -> None:
-    # mmseg pads tests by settings of their own.
-    own = getattr(preprocessor, 'test_cfg', None) or {}
-    least = own.get('size') or (1, 1)
-    divisor = own.get('size_divisor') or getattr(preprocessor, 'pad_size_divisor', 1)
+    test_cfg = getattr(preprocessor, 'test_cfg', None) or {}  # mmseg's padding
+    minimum = test_cfg.get('size') or (1, 1)
+    divisor = test_cfg.get('size_divisor')
+    divisor = divisor or getattr(preprocessor, 'pad_size_divisor', 1)
     padded = [
         -(-max(side, at_least) // divisor) * divisor
-        for side, at_least in zip(size, least, strict=True)
+        for side, at_least in zip(size, minimum, strict=True)
     ]
     if padded != list(size):
         raise UsageError(
-            f'shape must be one that the data preprocessor does not pad; it pads '
-            f'{size[0]} {size[1]} to {padded[0]} {padded[1]}. Take that.'
+            f'shape must not be padded by the data preprocessor; it pads {size[0]} '
+            f'{size[1]} to {padded[0]} {padded[1]}. Use that shape.'
         )
 
 
@@ -349,5 +286,5 @@ def _import(name: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f'{name.partition(".")[0]} is needed {purpose}, and not installed: {EXTRA}'
+            f'{name.partition(".")[0]} is needed {purpose}; install it: {EXTRA}'
         ) from error

@@ -1,22 +1,21 @@
-"""Several processes on CPUs: what MMEngine and torch do for GPUs only."""
+"""Distributed training on CPUs, for which mmengine and torch have GPU code only."""
 
 from typing import Any
 
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, cat, contiguous_format, nn, no_grad
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmsparse.registry import MODEL_WRAPPERS
+
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """A model in each process, with one gradient and the statistics of all.
+    """DistributedDataParallel on CPUs, with synchronized batch normalization.
 
-    Args:
-        module: The model.
-        **settings: As of torch's ``DistributedDataParallel``.
+    Arguments are those of torch's ``DistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
@@ -25,14 +24,13 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """Batch normalization over the pictures of all processes.
+    """Batch normalization over the images of all processes, on CPUs.
 
-    torch's SyncBatchNorm computes the same, but refuses tensors that are not on a GPU,
-    and DistributedDataParallel refuses it there.
+    torch's SyncBatchNorm computes the same, but accepts tensors on a GPU only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) to (B, C, ...)."""
+        """Normalize (B, C, ...) to (B, C, ...)."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
         axes = (0, *range(2, x.ndim))
@@ -47,7 +45,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         return x * self.weight.view(shape) + self.bias.view(shape)
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Take maps of any number of axes."""
+        """Accept tensors with any number of axes."""
 
     @no_grad()
     def _track(self, mean: Tensor, var: Tensor) -> None:
@@ -57,7 +55,7 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 class _Sum(Function):
-    """The sum of a tensor over all processes, and of its gradient."""
+    """Sum of a tensor over all processes; its gradient is summed too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -71,14 +69,7 @@ class _Sum(Function):
 
 
 def replace_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Let torch's SyncBatchNorm within a module run on CPUs.
-
-    Args:
-        module: The module, which is changed.
-
-    Returns:
-        The module; one of our kind in place of each of torch's, with the same tensors.
-    """
+    """Make every SyncBatchNorm in a module a CPUSyncBatchNorm, in place; return it."""
     for child in module.modules():
         if isinstance(child, nn.SyncBatchNorm):
             child.__class__ = CPUSyncBatchNorm  # has the same tensors and settings

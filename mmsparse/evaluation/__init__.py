@@ -1,4 +1,4 @@
-"""Metrics of our own, and the hooks that feed them."""
+"""Metrics, and the hook that records their inputs."""
 
 from mmsparse.evaluation.kept_token_recall import KeptTokenRecall
 from mmsparse.evaluation.kept_tokens import (

@@ -1,38 +1,19 @@
-"""Models: backbones, attention layers and detectors; the last need mmdet."""
+"""Models: backbones, attention layers and detectors; the detectors need mmdet."""
 
-from importlib import import_module
 from typing import Any
 
-from mmsparse.models.backbones import DAT, BiFormer, ShuntedTransformer
-from mmsparse.models.layers import (
-    BiLevelRoutingAttention,
-    DeformableAttention2d,
-    FullAttention2d,
-    MultiScaleDeformableAttention2d,
-    NeighborhoodAttention2d,
-    ShuntedSelfAttention,
-    WindowAttention2d,
-)
-from mmsparse.registry import DETECTORS
+from mmsparse.models import backbones, layers
+from mmsparse.models.backbones import *  # noqa: F403
+from mmsparse.models.layers import *  # noqa: F403
+from mmsparse.registry import LAZY_MODELS, MODELS, import_lazy_model
 
-__all__ = [
-    'DAT',
-    'BiFormer',
-    'BiLevelRoutingAttention',
-    'DeformableAttention2d',
-    'FocusDETR',
-    'FocusDETRHead',
-    'FullAttention2d',
-    'MultiScaleDeformableAttention2d',
-    'NeighborhoodAttention2d',
-    'ShuntedSelfAttention',
-    'ShuntedTransformer',
-    'WindowAttention2d',
-]
+__all__ = [*backbones.__all__, *layers.__all__, *LAZY_MODELS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the detectors, and with them mmdet, when one is asked for."""
-    if name in DETECTORS:
-        return getattr(import_module('mmsparse.models.detectors'), name)
+    """Return a registered class; a detector imports mmdet."""
+    if name in LAZY_MODELS:
+        return import_lazy_model(name)
+    if name in MODELS.module_dict:
+        return MODELS.module_dict[name]
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

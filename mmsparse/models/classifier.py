@@ -1,17 +1,17 @@
-"""A classifier on a backbone, without mmpretrain."""
+"""Image classifier: a backbone, global average pooling and a linear layer."""
 
 from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Backbone, global average pooling and a linear layer.
+    """Image classifier that does not need mmpretrain.
 
     State-dict keys are those of mmpretrain's ``ImageClassifier`` with
     ``GlobalAveragePooling`` and ``LinearClsHead``: ``backbone.*`` and ``head.fc.*``.
 
     Args:
         backbone: Returns a tuple of feature maps; the last, (B, C, H, W), is pooled.
-        channels: C of that feature map.
+        channels: Channels of that feature map.
         num_classes: Number of classes.
     """
 

@@ -87,7 +87,7 @@ def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """Compute the gradient of the kernels, a few of their columns at a time.
 
     Column j of a kernel reads the feature map j - width // 2 columns to the right. So
-    the columns of a tile are a kernel of their own, on a feature map that is cropped or
+    the columns of a tile have their own kernel, on a feature map that is cropped or
     padded on both sides so that their first column meets the first column of ``grad``.
     """
     height, width = weight.shape[-2:]

@@ -126,7 +126,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
 def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
     """Return the bias of all tiles, (R, heads, queries, keys); -inf masks a key."""
-    # 1. Look the bias up for every pair of a row type and a column type.
+    # 1. Look up the bias for every pair of a row type and a column type.
     bias = table[:, _as_rows(down.steps), _as_columns(across.steps)]
     near = _as_rows(down.near) & _as_columns(across.near)
     bias = bias.masked_fill(~near, -torch.inf)  # (heads, types, types, q, q, k, k)

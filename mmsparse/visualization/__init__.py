@@ -1,39 +1,45 @@
-"""Pictures of what a sparse model looks at."""
+"""Draw and measure what the sparse parts of a model attend to, sample and keep."""
 
 from mmsparse.visualization.attention import (
     draw_attention,
-    draw_regions,
+    draw_routed_regions,
     draw_sampled_keys,
 )
-from mmsparse.visualization.detections import draw_sampling_points
-from mmsparse.visualization.drawings import draw_all
-from mmsparse.visualization.fields import draw_receptive_field
+from mmsparse.visualization.detection import (
+    draw_foreground_scores,
+    draw_kept_tokens,
+    draw_sampling_locations,
+)
+from mmsparse.visualization.draw import draw_all
 from mmsparse.visualization.image_transform import ImageTransform
 from mmsparse.visualization.page import write_page
+from mmsparse.visualization.receptive_field import draw_receptive_field
 from mmsparse.visualization.recorder import Recording, record
 from mmsparse.visualization.sample import (
     Sample,
-    choose_point,
+    choose_query_point,
     read_pipeline,
-    view,
+    record_sample,
 )
-from mmsparse.visualization.tokens import draw_foreground, draw_kept_tokens
+from mmsparse.visualization.statistics import attention_distance, sample_statistics
 
 __all__ = [
     'ImageTransform',
     'Recording',
     'Sample',
-    'choose_point',
+    'attention_distance',
+    'choose_query_point',
     'draw_all',
     'draw_attention',
-    'draw_foreground',
+    'draw_foreground_scores',
     'draw_kept_tokens',
     'draw_receptive_field',
-    'draw_regions',
+    'draw_routed_regions',
     'draw_sampled_keys',
-    'draw_sampling_points',
+    'draw_sampling_locations',
     'read_pipeline',
     'record',
-    'view',
+    'record_sample',
+    'sample_statistics',
     'write_page',
 ]

@@ -1,173 +1,125 @@
-"""Figures of panels, each with the picture in it; all in pixels of the picture."""
+"""Figures with panels that show the image; coordinates are in pixels of the image."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from mmsparse.visualization.image_transform import Point
 from mmsparse.visualization.sample import Sample
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-PANEL = 2.6  # inches
-TITLE = 0.3
-BOX_COLOR = '#ffd21f'
-QUERY_COLOR = '#00e5ff'
+PANEL_WIDTH, TITLE_HEIGHT = 2.6, 0.3  # inches
+BOX_COLOR, QUERY_COLOR = '#ffd21f', '#00e5ff'
 HEAT = 'inferno'
-DARKNESS = 0.75  # of what does not count
-DIMMED = 0.55  # the picture behind heat
+SHADE = 0.75  # opacity of dark cells
+DIMMED = 0.55  # brightness of the image under a heat map
 
 
-def panels(
-    scene: Sample, rows: int, columns: int, dimmed: bool = False
-) -> tuple['Figure', list[list['Axes']]]:
-    """Make a figure of panels, the picture and what the model says in each.
+def make_panels(
+    sample: Sample, rows: int, columns: int, dimmed: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of panels that show image and predictions, and its axes by row.
 
-    Args:
-        scene: The picture.
-        rows: Number of panels down.
-        columns: Number of panels across.
-        dimmed: Take color and light from the picture, for what is drawn on it.
-
-    Returns:
-        The figure and its axes by row.
+    ``dimmed`` makes the image dark and pale, as the background of heat maps.
     """
-    from matplotlib.figure import Figure  # slow to import
-
-    height, width = scene.picture.shape[:2]
-    size = (PANEL * columns, (PANEL * height / width + TITLE) * rows)
+    image = sample.image
+    height, width = image.shape[:2]
+    if dimmed:
+        gray = image.mean(-1, keepdims=True)
+        image = (DIMMED * (0.6 * gray + 0.4 * image)).astype(np.uint8)
+    size = PANEL_WIDTH * columns, (PANEL_WIDTH * height / width + TITLE_HEIGHT) * rows
     figure = Figure(size, layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False)
-    picture = _dim(scene.picture) if dimmed else scene.picture
     for axis in axes.flat:
-        axis.imshow(picture, extent=(0, width, height, 0))
+        axis.imshow(image, extent=(0, width, height, 0))
         axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-        frame_boxes(axis, scene.boxes)
-        if scene.classes is not None:
-            _outline(axis, scene.classes)
-    if scene.caption:
-        figure.suptitle(scene.caption, fontsize=10)
+        draw_boxes(axis, sample.boxes)
+        if sample.seg_map is not None:
+            _draw_class_borders(axis, sample.seg_map)
+    if sample.caption:
+        figure.suptitle(sample.caption, fontsize=10)
     return figure, [list(row) for row in axes]
 
 
-def title(axis: 'Axes', text: str) -> None:
-    """Write above a panel."""
+def set_title(axis: Axes, text: str) -> None:
+    """Write a small title above a panel."""
     axis.set_title(text, fontsize=9)
 
 
-def frame_boxes(
-    axis: 'Axes', boxes: Tensor, color: str = BOX_COLOR, width: float = 1
-) -> None:
-    """Draw boxes (x1, y1, x2, y2), (M, 4)."""
-    from matplotlib.patches import Rectangle
-
-    for x1, y1, x2, y2 in boxes.tolist():
-        axis.add_patch(
-            Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=width
-            )
-        )
-
-
-def lay_cells(
-    axis: 'Axes',
-    scene: Sample,
-    values: Tensor,
-    end: Sequence[float],
-    colors: str | None = None,
-    top: float | None = None,
-) -> None:
-    """Lay the cells of a map over the picture.
-
-    Args:
-        axis: The panel.
-        scene: The picture.
-        values: From 0 for darkness to 1 for light, (rows, columns); of any range with
-            ``colors``.
-        end: (x, y) in pixels of the input where the map ends; it begins at 0.
-        colors: Name of a color map to be drawn instead of darkness.
-        top: Value of the last color; that of the largest value if None.
-    """
-    corners = scene.frame.to_picture(torch.tensor([[0.0, 0.0], list(end)])).tolist()
-    (left, upper), (right, lower) = corners
-    options = dict(extent=(left, right, lower, upper), interpolation='nearest')
-    shown = values.detach().float().cpu().numpy()
-    if colors is None:
-        shade = np.zeros((*shown.shape, 4), dtype=np.float32)
-        shade[..., 3] = DARKNESS * (1 - shown)
-        axis.imshow(shade, **options)
-    else:
-        axis.imshow(shown, cmap=colors, alpha=0.7, vmin=0, vmax=top, **options)
-    height, width = scene.picture.shape[:2]  # imshow changes the limits
-    axis.set(xlim=(0, width), ylim=(height, 0))
-
-
-def fill_rectangles(
-    axis: 'Axes', scene: Sample, rectangles: Tensor, weights: Tensor
-) -> None:
-    """Fill rectangles with heat, the largest weight hottest.
-
-    Args:
-        axis: The panel.
-        scene: The picture.
-        rectangles: (x1, y1, x2, y2) in pixels of the input, (M, 4).
-        weights: (M,).
-    """
-    from matplotlib import colormaps
-    from matplotlib.collections import PolyCollection
-
-    share = (weights / weights.max().clamp(min=1e-12)).cpu()
-    colors = colormaps[HEAT](share.numpy())
-    colors[:, 3] = 0.35 + 0.5 * share.numpy()
-    corners = rectangles[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    corners = scene.frame.to_picture(corners.cpu()).numpy()
-    axis.add_collection(PolyCollection(corners, facecolors=colors, linewidths=0))
-
-
-def outline_rectangles(
-    axis: 'Axes',
-    scene: Sample,
-    rectangles: Tensor,
-    color: str,
-    width: float = 0.8,
-    alpha: float = 1,
-) -> None:
-    """Outline rectangles (x1, y1, x2, y2) in pixels of the input, (M, 4)."""
-    from matplotlib.collections import PolyCollection
-
-    corners = rectangles[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    corners = scene.frame.to_picture(corners.cpu()).numpy()
-    axis.add_collection(
-        PolyCollection(
-            corners,
-            facecolors='none',
-            edgecolors=color,
-            linewidths=width,
-            alpha=alpha,
-        )
-    )
-
-
-def mark_point(axis: 'Axes', point: tuple[float, float]) -> None:
-    """Mark a chosen point (x, y)."""
+def mark_query(axis: Axes, point: Point) -> None:
+    """Draw a star at the query (x, y)."""
     axis.plot(*point, '*', color=QUERY_COLOR, markersize=9, markeredgecolor='black')
 
 
-def _dim(picture: np.ndarray) -> np.ndarray:
-    gray = picture.mean(-1, keepdims=True)
-    return (DIMMED * (0.6 * gray + 0.4 * picture)).astype(np.uint8)
+def draw_boxes(
+    axis: Axes, boxes: Tensor, color: str = BOX_COLOR, width: float = 1
+) -> None:
+    """Draw boxes (x1, y1, x2, y2) in pixels of the image, (M, 4)."""
+    for x1, y1, x2, y2 in boxes.tolist():
+        style = dict(fill=False, color=color, linewidth=width)
+        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
 
 
-def _outline(axis: 'Axes', classes: np.ndarray) -> None:
-    """Draw the borders between the classes of a segmentation."""
-    edges = np.zeros(classes.shape, dtype=bool)
-    edges[:-1] |= classes[:-1] != classes[1:]
-    edges[:, :-1] |= classes[:, :-1] != classes[:, 1:]
-    drawn = np.zeros((*edges.shape, 4), dtype=np.float32)
-    drawn[edges] = (1, 0.82, 0.12, 0.8)
-    height, width = classes.shape
-    axis.imshow(drawn, extent=(0, width, height, 0), interpolation='nearest')
+def draw_dots(axis: Axes, points: Tensor, areas: Tensor, **style: Any) -> None:
+    """Draw dots with a white border at points (x, y), (M, 2), of areas (M,) in pt^2."""
+    style = dict(edgecolors='white', linewidths=0.4, zorder=3) | style
+    axis.scatter(*points.T.numpy(), s=areas.numpy(), **style)
+
+
+def overlay_cells(
+    axis: Axes,
+    sample: Sample,
+    values: Tensor,
+    corners: Tensor,
+    colors: str | None = None,
+    vmax: float | None = None,
+) -> None:
+    """Draw the cells of a feature map, (rows, columns), over the image.
+
+    ``corners``, (2, 2), are the outer corners (x, y) of the first and the last cell.
+    Values are from 0 for a dark cell to 1 for a transparent one; with ``colors``, the
+    name of a colormap, from 0 to ``vmax`` or to the largest one.
+    """
+    (left, top), (right, bottom) = corners.tolist()
+    style = dict(extent=(left, right, bottom, top), interpolation='nearest')
+    cells = values.detach().float().cpu().numpy()
+    if colors is None:
+        cells = np.pad(SHADE * (1 - cells)[..., None], [(0, 0), (0, 0), (3, 0)])
+    else:
+        style |= dict(cmap=colors, alpha=0.7, vmin=0, vmax=vmax)
+    height, width = sample.image.shape[:2]
+    axis.imshow(cells, **style)
+    axis.set(xlim=(0, width), ylim=(height, 0))  # imshow changed them
+
+
+def fill_rectangles(
+    axis: Axes, sample: Sample, rectangles: Tensor, weights: Tensor
+) -> None:
+    """Fill rectangles (x1, y1, x2, y2) of the input, (M, 4), by their weights, (M,)."""
+    share = (weights / weights.max().clamp(min=1e-12)).cpu().numpy()
+    colors = colormaps[HEAT](share)
+    colors[:, 3] = 0.35 + 0.5 * share
+    draw_rectangles(axis, sample, rectangles, facecolors=colors, linewidths=0)
+
+
+def draw_rectangles(
+    axis: Axes, sample: Sample, rectangles: Tensor, **style: Any
+) -> None:
+    """Draw rectangles (x1, y1, x2, y2) in pixels of the input, (M, 4)."""
+    corners = rectangles[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].cpu()
+    corners = sample.transform.to_image(corners).numpy()
+    axis.add_collection(PolyCollection(corners, **style))
+
+
+def _draw_class_borders(axis: Axes, seg_map: np.ndarray) -> None:
+    borders = np.zeros((*seg_map.shape, 4), dtype=np.float32)
+    color = np.float32((1, 0.82, 0.12, 0.8))
+    borders[:-1][seg_map[:-1] != seg_map[1:]] = color
+    borders[:, :-1][seg_map[:, :-1] != seg_map[:, 1:]] = color
+    height, width = seg_map.shape
+    axis.imshow(borders, extent=(0, width, height, 0), interpolation='nearest')

@@ -1,10 +1,11 @@
-"""Watching what the parts of a model see and decide, without touching the model."""
+"""Record attention layers, kept tokens and decoder queries with forward hooks."""
 
 import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mmsparse.evaluation import KeptTokens, record_kept_tokens
 
-LOOKED_FOR = (
-    'attention layers that tell where they look (BiLevelRoutingAttention, '
+SUPPORTED = (
+    'attention layers with attention_maps() (BiLevelRoutingAttention, '
     'FullAttention2d, DeformableAttention2d, MultiScaleDeformableAttention2d, '
     'ShuntedSelfAttention, NeighborhoodAttention2d, WindowAttention2d)',
     'a token selector and its encoder (FocusDETR)',
@@ -24,243 +25,210 @@ LOOKED_FOR = (
 
 
 class LayerRecording(NamedTuple):
-    """An attention layer that was run.
+    """An attention layer and its input."""
 
-    Args:
-        name: Its name in the model.
-        layer: The layer; has ``looks``.
-        x: The map that it was given, (B, C, H, W).
-        stride: Pixels of the input from one cell of the map to the next.
-    """
-
-    name: str
+    name: str  # in the model
     layer: nn.Module
-    x: Tensor
-    stride: int
-
-    @property
-    def stage(self) -> str:
-        """The stage of the backbone that it stands in, from 1; else all of its name."""
-        found = re.search(r'stages\.(\d+)\.\d+\.', self.name)
-        return f'stage {int(found[1]) + 1}' if found else self.name
+    x: Tensor  # (B, C, H, W)
+    stride: int  # pixels of the model's input per cell of x
 
     @property
     def title(self) -> str:
-        """Its name for readers."""
-        found = re.search(r'stages\.\d+\.(\d+)\.', self.name)
-        return f'{self.stage}, block {int(found[1]) + 1}' if found else self.name
+        """Stage and block, counted from 1; the layer's name outside of stages."""
+        found = re.search(r'stages\.(\d+)\.(\d+)\.', self.name)
+        if found is None:
+            return self.name
+        return f'stage {int(found[1]) + 1}, block {int(found[2]) + 1}'
+
+    @property
+    def stage(self) -> str:
+        """The title without the block."""
+        return self.title.partition(', ')[0]
+
+    @property
+    def samples_keys(self) -> bool:
+        """Whether keys are sampled at learned locations (DAT)."""
+        return hasattr(self.layer, 'sampling_locations')
+
+    @property
+    def routes_regions(self) -> bool:
+        """Whether regions are routed to regions (BiFormer)."""
+        return hasattr(self.layer, 'regions')
 
     def query_at(self, point: Tensor) -> int:
-        """Find the position of the map at a point (x, y) of the input."""
+        """Return the index of the query at a point (x, y) of the model's input."""
         height, width = self.x.shape[-2:]
         column, row = (point / self.stride).long().tolist()
         return min(row, height - 1) * width + min(column, width - 1)
 
 
 class TokensRecording(NamedTuple):
-    """The tokens of a Focus-DETR.
-
-    Args:
-        kept: Where all tokens are, and what each layer of the encoder keeps.
-        scores: Their foreground logits, (B, N).
-        objects: True for tokens that the layer lets attend to each other, (B, layers,
-            N).
-    """
+    """The tokens of a Focus-DETR."""
 
     kept: KeptTokens
-    scores: Tensor
-    objects: Tensor
+    scores: Tensor  # foreground logits, (B, N)
+    objects: Tensor  # True for the object tokens of a layer, (B, layers, N)
 
 
 class SamplingRecording(NamedTuple):
-    """What the queries of a decoder layer sampled.
+    """Sampling locations of a decoder layer, and attention weights that sum to 1.
 
-    Args:
-        points: (x, y) from 0 to 1 over the picture, without padding, (B, Q, heads,
-            levels, points, 2).
-        weights: Of the points, summing to 1 over levels and points, (B, Q, heads,
-            levels, points).
+    Points (x, y) are normalized to [0, 1] over the input without padding.
     """
 
-    points: Tensor
-    weights: Tensor
+    points: Tensor  # (B, Q, heads, levels, points, 2)
+    weights: Tensor  # (B, Q, heads, levels, points)
 
 
 class DetectionsRecording(NamedTuple):
-    """What the queries of a decoder became.
+    """The best class of all decoder queries, with its score and box.
 
-    Args:
-        scores: Of the best class, (B, Q).
-        labels: The best class, (B, Q).
-        boxes: (x1, y1, x2, y2) from 0 to 1 over the picture, (B, Q, 4).
+    Boxes (x1, y1, x2, y2) are normalized to [0, 1] over the input without padding.
     """
 
-    scores: Tensor
-    labels: Tensor
-    boxes: Tensor
+    scores: Tensor  # (B, Q)
+    labels: Tensor  # (B, Q)
+    boxes: Tensor  # (B, Q, 4)
 
 
 @dataclass
 class Recording:
-    """What was seen of the last batch.
+    """What was recorded of the last batch; parts that the model lacks are empty."""
 
-    Args:
-        inputs: What the backbone was given, (B, 3, H, W), padding included.
-        layers: The attention layers, in the order of their runs.
-        tokens: The tokens of a Focus-DETR.
-        sampling: The layers of a decoder with deformable attention.
-        detections: What such a decoder found.
-    """
-
-    inputs: Tensor | None = None
-    layers: list[LayerRecording] = field(default_factory=list)
+    inputs: Tensor | None = None  # of the backbone, padding included, (B, 3, H, W)
+    layers: list[LayerRecording] = field(default_factory=list)  # in execution order
     tokens: TokensRecording | None = None
-    sampling: list[SamplingRecording] = field(default_factory=list)
+    sampling: list[SamplingRecording] = field(default_factory=list)  # by decoder layer
     detections: DetectionsRecording | None = None
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Watch a model of any host, or a backbone, by forward hooks.
+    """Record a backbone or a model of mmdet, mmseg or mmpretrain while it runs.
 
-    Only references to what flows through the model are kept; what they mean is computed
-    when somebody looks. The hooks are gone at the end.
+    Forward hooks, which are removed at the end of the context, keep references to the
+    inputs of layers; attention maps are computed from them later.
 
     Args:
-        model: The model.
+        model: The model; it may be wrapped for distributed training.
 
     Yields:
-        What was seen of the last batch; empty until one is run.
+        The recording of the last batch, empty at first.
 
     Raises:
-        ValueError: The model has none of the parts that there is something to see of;
-            names them.
+        ValueError: The model has no layers that can be recorded.
     """
     if is_model_wrapper(model):
         model = model.module
-    seen, handles = Recording(), []
+    recording = Recording()
+
+    def start(backbone: nn.Module, args: tuple) -> None:
+        recording.__init__(inputs=args[0].detach())  # forgets the batch before
+
+    handles = [getattr(model, 'backbone', model).register_forward_pre_hook(start)]
     try:
-        handles += _watch_layers(model, seen)
-        handles += _watch_tokens(model, seen)
-        handles += _watch_decoder(model, seen)
-        if not handles:
+        handles += _record_layers(model, recording)
+        handles += _record_tokens(model, recording)
+        handles += _record_decoder(model, recording)
+        if len(handles) == 1:
             raise ValueError(
-                f'model must have a part to look at; {type(model).__name__} has none '
-                f'of: {"; ".join(LOOKED_FOR)}.'
+                f'model must have layers to record; {type(model).__name__} has none '
+                f'of: {"; ".join(SUPPORTED)}.'
             )
-        handles += _watch_backbone(model, seen)
-        yield seen
+        yield recording
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _watch_backbone(model: nn.Module, seen: Recording) -> list[RemovableHandle]:
-    backbone = getattr(model, 'backbone', model)
-
-    def begin(backbone: nn.Module, args: tuple) -> None:
-        seen.__init__(inputs=args[0].detach())
-
-    return [backbone.register_forward_pre_hook(begin)]
-
-
-def _watch_layers(model: nn.Module, seen: Recording) -> list[RemovableHandle]:
-    def note(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple) -> None:
-            x = args[0].detach()
-            stride = _stride(seen.inputs.shape[-2:], x.shape[-2:])
-            seen.layers.append(LayerRecording(name, layer, x, stride))
-
-        return hook
+def _record_layers(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
+    def record_layer(name: str, layer: nn.Module, args: tuple) -> None:
+        x = args[0].detach()
+        # Strides are powers of two; the last cells may reach into the padding.
+        ratio = max(recording.inputs.shape[-2:]) / max(x.shape[-2:])
+        stride = 2 ** max(round(math.log2(ratio)), 0)
+        recording.layers.append(LayerRecording(name, layer, x, stride))
 
     return [
-        module.register_forward_pre_hook(note(name))
+        module.register_forward_pre_hook(partial(record_layer, name))
         for name, module in model.named_modules()
         if hasattr(module, 'attention_maps')
     ]
 
 
-def _stride(canvas: tuple[int, int], size: tuple[int, int]) -> int:
-    """The power of two that the map is smaller by; its last cells may overhang."""
-    ratio = max(canvas) / max(size)
-    return 2 ** max(round(math.log2(ratio)), 0)
-
-
-def _watch_tokens(model: nn.Module, seen: Recording) -> list[RemovableHandle]:
+def _record_tokens(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
     if not hasattr(model, 'token_selector'):
         return []
     latest: dict[str, Tensor] = {}
 
-    def score(selector: nn.Module, args: tuple, logits: Tensor) -> None:
+    def record_scores(selector: nn.Module, args: tuple, logits: Tensor) -> None:
         latest['scores'] = logits.detach()
 
-    def select(encoder: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
+    def record_rows(encoder: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
         latest['rows'] = inputs['selection'].rows
 
-    def keep(kept: KeptTokens) -> None:
-        none = torch.zeros_like(kept.kept)
-        seen.tokens = TokensRecording(kept, latest['scores'], none)
+    def record_kept(kept: KeptTokens) -> None:
+        objects = torch.zeros_like(kept.kept)
+        recording.tokens = TokensRecording(kept, latest['scores'], objects)
 
-    def choose(i: int) -> Any:
-        def hook(layer: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
-            _, _, scores = args
-            if layer.num_object_tokens:
-                chosen = layer.choose_objects(scores, inputs['eligible'])
-                tokens = latest['rows'].gather(1, chosen)
-                marks = torch.ones_like(tokens, dtype=torch.bool)
-                if inputs['eligible'] is not None:
-                    marks = inputs['eligible'].gather(1, chosen)
-                seen.tokens.objects[:, i].scatter_(1, tokens, marks)
-
-        return hook
+    def record_objects(
+        i: int, layer: nn.Module, args: tuple, inputs: dict[str, Any]
+    ) -> None:
+        if layer.num_object_tokens:
+            eligible = inputs['eligible']
+            chosen = layer.choose_objects(args[2], eligible)  # by their scores
+            tokens = latest['rows'].gather(1, chosen)
+            marks = True if eligible is None else eligible.gather(1, chosen)
+            recording.tokens.objects[:, i].scatter_(1, tokens, marks)
 
     return [
-        model.token_selector.register_forward_hook(score),
-        model.encoder.register_forward_pre_hook(select, with_kwargs=True),
-        record_kept_tokens(model, keep),
+        model.token_selector.register_forward_hook(record_scores),
+        model.encoder.register_forward_pre_hook(record_rows, with_kwargs=True),
+        record_kept_tokens(model, record_kept),
         *(
-            layer.register_forward_pre_hook(choose(i), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                partial(record_objects, i), with_kwargs=True
+            )
             for i, layer in enumerate(model.encoder.layers)
         ),
     ]
 
 
-def _watch_decoder(model: nn.Module, seen: Recording) -> list[RemovableHandle]:
-    decoder = getattr(model, 'decoder', None)
-    if decoder is None:
+def _record_decoder(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
+    if not hasattr(model, 'decoder'):
         return []
-    # Here, not above: mmcv may come without compiled operators.
+    # Not at the top: mmcv may be installed without compiled operators.
     from mmcv.ops import MultiScaleDeformableAttention
 
     attentions = [
         module
-        for module in decoder.modules()
+        for module in model.decoder.modules()
         if isinstance(module, MultiScaleDeformableAttention)
     ]
     if not attentions:
         return []
     ratios: list[Tensor] = []
 
-    def begin(decoder: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
+    def record_ratios(decoder: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
         ratios[:] = [inputs['valid_ratios']]
 
-    def sample(layer: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
-        seen.sampling.append(_sampling(layer, ratios[0], **inputs))
+    def record_sampling(layer: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
+        recording.sampling.append(_sampling(layer, ratios[0], **inputs))
 
-    def detect(head: nn.Module, args: tuple, outputs: Any) -> None:
+    def record_detections(head: nn.Module, args: tuple, outputs: Any) -> None:
         logits, boxes = (x[-1].detach() for x in outputs[:2])  # of the last layer
         scores, labels = logits.sigmoid().max(-1)
-        centers, halves = boxes[..., :2], boxes[..., 2:] / 2
-        corners = torch.cat([centers - halves, centers + halves], dim=-1)
-        seen.detections = DetectionsRecording(scores, labels, corners)
+        centers, sizes = boxes.chunk(2, dim=-1)
+        corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
+        recording.detections = DetectionsRecording(scores, labels, corners)
 
     return [
-        decoder.register_forward_pre_hook(begin, with_kwargs=True),
+        model.decoder.register_forward_pre_hook(record_ratios, with_kwargs=True),
         *(
-            layer.register_forward_pre_hook(sample, with_kwargs=True)
+            layer.register_forward_pre_hook(record_sampling, with_kwargs=True)
             for layer in attentions
         ),
-        model.bbox_head.register_forward_hook(detect),
+        model.bbox_head.register_forward_hook(record_detections),
     ]
 
 
@@ -275,16 +243,16 @@ def _sampling(
     **unused: Any,
 ) -> SamplingRecording:
     """Source: Deformable DETR, arXiv 2010.04159, equation 3."""
-    placed = query if query_pos is None else query + query_pos
+    query = query if query_pos is None else query + query_pos
     grid = (layer.num_heads, layer.num_levels, layer.num_points)
-    offsets = layer.sampling_offsets(placed).unflatten(-1, (*grid, 2))
-    weights = layer.attention_weights(placed).unflatten(-1, (layer.num_heads, -1))
+    offsets = layer.sampling_offsets(query).unflatten(-1, (*grid, 2))
+    weights = layer.attention_weights(query).unflatten(-1, (layer.num_heads, -1))
     references = reference_points[:, :, None, :, None]
     if references.shape[-1] == 2:
-        steps = offsets / spatial_shapes.flip(-1)[:, None]
+        offsets = offsets / spatial_shapes.flip(-1)[:, None]
     else:
-        steps = offsets * references[..., 2:] * (0.5 / layer.num_points)
-    points = references[..., :2] + steps
+        offsets = offsets * references[..., 2:] * (0.5 / layer.num_points)
+    points = references[..., :2] + offsets
     return SamplingRecording(
         points / ratios[:, None, None, :, None],
         weights.softmax(-1).unflatten(-1, grid[1:]),

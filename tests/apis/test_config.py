@@ -1,15 +1,113 @@
-"""Configuration files that cannot be read are told in one line, by their names."""
+"""Reading a config and its command-line arguments; every mistake is one line."""
+
+import argparse
+import importlib.util
+from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
+from mmsparse.apis import config_arguments, load_config, read_config
 from mmsparse.apis.config import read_file
+from mmsparse.doctor import installed_versions
 from mmsparse.errors import UsageError
 
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    config_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("default_scope = 'mmpretrain'\nmodel = dict(depth=3)\n")
+    return path
+
+
+def test_options_change_settings(config):
+    cfg = load_config(parse(config, '--cfg-options', 'model.depth=4', 'model.x=[1,2]'))
+
+    assert cfg.model.depth == 4
+    assert cfg.model.x == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.depth', "--cfg-options: must be KEY=VALUE; got 'model.depth'"),
+        ('=4', "--cfg-options: must be KEY=VALUE; got '=4'"),
+        ('model.x=[[1,2]', '--cfg-options: Imbalanced brackets'),
+    ],
+)
+def test_a_malformed_option_is_an_error_of_argparse(config, option, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(config, '--cfg-options', 'model.depth=4', option)
+
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['model.depth.x=1', 'model.list.5.x=1'])
+def test_an_option_below_a_number_or_outside_a_list_is_an_error(config, option):
+    config.write_text(config.read_text() + 'model.update(list=[dict()])\n')
+
+    with pytest.raises(UsageError, match=rf'options do not fit .* of {config}: '):
+        load_config(parse(config, '--cfg-options', option))
+
+
+def test_the_work_directory_is_named_after_the_config(config):
+    assert load_config(parse(config)).work_dir == 'work_dirs/mine'
+    assert load_config(parse(config, '--work-dir', 'there')).work_dir == 'there'
+
+
+def test_a_missing_config_is_named():
+    with pytest.raises(UsageError, match=r'no such file: nothing\.py'):
+        load_config(parse('nothing.py'))
+
+
+def test_a_missing_library_is_named_with_the_page_on_installation(config, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+
+    with pytest.raises(UsageError, match=r'mmpretrain, .*docs/installation\.md'):
+        load_config(parse(config))
+
+
+def test_a_base_of_a_missing_library_is_named_with_the_page_on_installation(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'mmtrack::_base_/default_runtime.py'\n")
+
+    with pytest.raises(UsageError, match=r'mmtrack .*docs/installation\.md'):
+        load_config(parse(path))
+
+
+@pytest.mark.xfail(
+    'onedl-mmengine' in installed_versions(),
+    reason='onedl-mmengine expects mmsegmentation, which has another name there',
+    strict=True,
+)
+def test_a_base_of_mmseg_is_found():
+    name = 'biformer/fpn_biformer-nano_1xb8-1600i_digits.py'
+    assert read_config(str(CONFIGS / name)).model.type == 'EncoderDecoder'
+
+
+def test_a_fork_that_does_not_find_its_mmsegmentation_is_named(monkeypatch, config):
+    def fail(path):
+        raise ModuleNotFoundError('mmsegmentation is not installed')
+
+    monkeypatch.setattr(Config, 'fromfile', fail)
+    with pytest.raises(UsageError, match="based on mmseg::, which OneDL's mmengine"):
+        read_config(str(config))
+
+
 BASES = (
-    r"; a _base_ is a path .*'mmdet::_base_/default_runtime\.py'; files of mmsparse "
+    r"; a _base_ is a path .*'mmdet::_base_/default_runtime\.py'; give configs of mms"
 )
 BROKEN = 'x = 1\ny = (\n'
-# What stands in mine.py, beside broken.py, and what is told.
+# Content of mine.py, in the folder of broken.py, and the error.
 FAULTS = {
     'syntax': (BROKEN, r"mine\.py: SyntaxError: '\(' was never closed \(line 2\)"),
     'syntax of a base': (
@@ -18,51 +116,57 @@ FAULTS = {
     ),
     'name': ('x = 1\ny = z\n', r"mine\.py: NameError: name 'z' .* \(line 2\)"),
     'no base': ("_base_ = './no.py'", rf'mine\.py: no such _base_: .*\./no\.py{BASES}'),
-    'no base of a host': (
+    'no base of a library': (
         "_base_ = 'mmengine::no/no.py'",
         r'mine\.py: no such _base_: .*no\.py; a _base_ is',
     ),
-    'no folder of a host': (
+    'no folder of a library': (
         "_base_ = 'mmdet::no.py'",
         rf'mine\.py: no such _base_: mmdet::no\.py{BASES}',
     ),
-    'a base of ours': (
+    'mmsparse as a library': (
         "_base_ = 'mmsparse::dat/dat-tiny.py'",
         rf'mine\.py: no such _base_: mmsparse::dat/dat-tiny\.py{BASES}',
     ),
     'a base that is no config': (
         "_base_ = './README.md'",
-        r'README\.md is no configuration; those end in \.py, \.yml, \.yaml, \.json',
+        r'README\.md must end in \.py, \.yml, \.yaml, \.json',
+    ),
+    'two bases': (
+        "_base_ = ['./a.yml', './b.yml']",
+        r"mine\.py: KeyError: .*Duplicate keys: {'x'}.*; inherit from one of these",
     ),
     'import': (
         "custom_imports = dict(imports=['no_module'])",
-        r"mine\.py: No module named 'no_module'; PYTHONPATH must have the folders",
+        r"mine\.py: No module named 'no_module'; add the folders of custom_imports",
     ),
 }
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_file_that_cannot_be_read_is_told(tmp_path, fault):
+def test_the_faulty_file_is_named_in_one_line(tmp_path, fault):
     content, message = FAULTS[fault]
     (tmp_path / 'broken.py').write_text(BROKEN)
+    for name in 'ab':
+        (tmp_path / f'{name}.yml').write_text('x: 1')
     (tmp_path / 'README.md').write_text('Mine.\n')
     (tmp_path / 'mine.py').write_text(content)
 
-    with pytest.raises(UsageError, match=f'^config: .*{message}') as told:
+    with pytest.raises(UsageError, match=f'^config: .*{message}') as info:
         read_file(str(tmp_path / 'mine.py'))
 
-    assert '\n' not in str(told.value)
+    assert '\n' not in str(info.value)
 
 
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        ('README.md', 'Mine.\n', r'README\.md is no configuration; those end in \.py'),
+        ('README.md', 'Mine.\n', r'README\.md must end in \.py'),
         ('mine.json', '{"x": ', r'mine\.json: Expecting value: line 1'),
         ('mine.yml', 'x: y: z', r'mine\.yml: yaml\.\S+: mapping values are not'),
     ],
 )
-def test_a_file_of_another_kind_is_told(tmp_path, name, content, message):
+def test_a_file_of_another_format_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
 
     with pytest.raises(UsageError, match=f'^config: {tmp_path}/{message}'):

@@ -51,7 +51,7 @@ class Call:
 
 
 class Loud(dict):
-    """Says so when it is made, filled or restored."""
+    """Records when it is created, filled or restored."""
 
     calls = []  # noqa: RUF012
 
@@ -116,7 +116,7 @@ def test_all_pickle_protocols_are_read(save, protocol):
     ],
     ids=lambda tensor: f'{type(tensor).__name__}-{tensor.dtype}-{tuple(tensor.shape)}',
 )
-def test_all_kinds_of_tensors_are_read(save, tensor):
+def test_tensors_of_any_dtype_and_layout_are_read(save, tensor):
     read = read_checkpoint(save({'x': tensor}))['x']
 
     assert read.dtype == tensor.dtype
@@ -143,7 +143,7 @@ def test_shared_tensors_stay_shared(save):
     assert read['a'].data_ptr() == read['b'].data_ptr()
 
 
-def test_an_object_becomes_a_placeholder_that_holds_what_it_held(save):
+def test_an_object_becomes_a_placeholder_with_its_content(save):
     path = save({'model': WEIGHTS, 'config': Loud(arch='tiny')})
     Loud.calls.clear()
 
@@ -158,7 +158,7 @@ def test_an_object_becomes_a_placeholder_that_holds_what_it_held(save):
 
 
 def test_objects_of_classes_that_are_not_installed_are_read(tmp_path):
-    """The very bytes that a yacs config within a checkpoint consists of."""
+    """The bytes of a yacs config in a checkpoint."""
     node = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
     module = types.ModuleType('yacs.config')
     module.CfgNode = node
@@ -211,13 +211,13 @@ def test_objects_of_classes_that_are_not_installed_are_read(tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_harmless_values_beside_the_weights_do_not_matter(save, value):
+def test_harmless_values_next_to_the_weights_are_accepted(save, value):
     read = read_checkpoint(save({'model': WEIGHTS, 'other': [value]}))
 
     assert same(read['model'], WEIGHTS)
 
 
-def test_what_is_plain_is_kept(save):
+def test_plain_values_are_kept(save):
     plain = {'epoch': 3, 'best': 81.4, 'log': [None, True, ('a', b'\xff')]}
 
     read = read_checkpoint(save({'model': WEIGHTS, **plain}))
@@ -225,7 +225,7 @@ def test_what_is_plain_is_kept(save):
     assert {name: read[name] for name in plain} == plain
 
 
-def test_walking_ends_where_objects_hold_each_other(save):
+def test_walking_ends_for_objects_that_refer_to_each_other(save):
     one, other = argparse.Namespace(name='one'), argparse.Namespace()
     one.other, other.other = other, one
 
@@ -276,7 +276,7 @@ def test_a_file_that_calls_something_is_refused(
         (b'(cos\nsystem\nS"touch seen"\no.', 'os.system'),
         (b'c__builtin__\neval\n(S"1"\ntR.', 'builtins.eval'),
         (b'\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01a\x85R.', 'os.system'),
-        # Through what is allowed: copyreg, a tensor's own rebuilding, codecs.
+        # Through allowed functions: rebuilding a tensor, codecs.
         (
             b'ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nN(S"a"\ntNtR.',
             'os.system',
@@ -338,7 +338,7 @@ def test_a_tar_archive_is_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_truncated_file_is_told(save):
+def test_a_truncated_file_is_an_error(save):
     path = save({'model': torch.ones(10_000)})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -358,7 +358,7 @@ def test_a_truncated_file_is_told(save):
     ],
     ids=['empty', 'text', 'yaml', 'html', 'json'],
 )
-def test_what_is_no_checkpoint_is_told(tmp_path, suffix, content, message):
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, suffix, content, message):
     path = tmp_path / f'file{suffix}'
     path.write_bytes(content)
 
@@ -366,7 +366,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path, suffix, content, message):
         read_checkpoint(path)
 
 
-def test_a_zip_archive_with_a_broken_directory_is_told(tmp_path):
+def test_a_zip_archive_with_a_broken_directory_is_an_error(tmp_path):
     path = tmp_path / 'broken.pth'
     torch.save(WEIGHTS, path)
     content = bytearray(path.read_bytes())
@@ -378,8 +378,8 @@ def test_a_zip_archive_with_a_broken_directory_is_told(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_zip_archive_of_something_else_is_told(tmp_path):
-    path = tmp_path / 'pictures.pth'
+def test_a_zip_archive_of_other_files_is_an_error(tmp_path):
+    path = tmp_path / 'images.pth'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('a.txt', 'a')
 
@@ -387,14 +387,14 @@ def test_a_zip_archive_of_something_else_is_told(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_file_without_tensors_is_told(save):
+def test_a_file_without_tensors_is_an_error(save):
     path = save({'epoch': 3, 'args': argparse.Namespace(lr=0.1)})
 
     with pytest.raises(ValueError, match=rf'{path} holds no tensor'):
         read_checkpoint(path)
 
 
-def test_missing_safetensors_are_told_with_the_command(tmp_path, monkeypatch):
+def test_missing_safetensors_are_an_error_with_the_command(tmp_path, monkeypatch):
     save_file(WEIGHTS, tmp_path / 'a.safetensors')
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
 
@@ -402,13 +402,13 @@ def test_missing_safetensors_are_told_with_the_command(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / 'a.safetensors')
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r'no such file: .*nothing\.pth'):
         read_checkpoint(tmp_path / 'nothing.pth')
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_what_is_written_can_be_read(tmp_path, suffix):
+def test_written_files_can_be_read(tmp_path, suffix):
     path = tmp_path / f'out{suffix}'
     weights = {**WEIGHTS, 'view': torch.ones(1000, 4)[0], 'turned': torch.ones(2, 3).T}
 
@@ -438,7 +438,7 @@ def test_equal_contents_make_equal_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_a_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, suffix):
+def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, suffix):
     path = tmp_path / f'out{suffix}'
     path.write_text('old')
 

@@ -32,7 +32,7 @@ class Call:
 
 
 @needs_weights_only
-def test_a_history_buffer_makes_the_round_trip_weights_only(tmp_path):
+def test_a_history_buffer_survives_weights_only_loading(tmp_path):
     buffer = HistoryBuffer()
     for value in (1.5, 2.5, 5.0):
         buffer.update(value)
@@ -79,7 +79,7 @@ def test_the_registry_alone_is_enough_to_load(tmp_path):
     assert done.stdout == '1.0\n', done.stderr
 
 
-def test_the_host_loads_the_weights_of_its_own_checkpoint(tmp_path):
+def test_mmengine_loads_the_weights_of_its_own_checkpoint(tmp_path):
     one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
     torch.save(
         {

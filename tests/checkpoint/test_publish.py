@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
     return read_checkpoint(folder / 'epoch_1.pth'), runner
 
 
-def test_what_the_hosts_load_are_the_averages(trained):
+def test_averages_are_published_because_mmengine_loads_them(trained):
     checkpoint, runner = trained
     (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
     averages = hook.ema_model.module.state_dict()
@@ -69,7 +69,7 @@ def test_what_the_hosts_load_are_the_averages(trained):
         assert torch.equal(weights['line.bias'], averages['line.bias'])
 
 
-def test_the_weights_without_averaging_are_there_too(trained):
+def test_the_weights_before_averaging_can_be_published(trained):
     checkpoint, runner = trained
 
     weights = published_weights(checkpoint, ema=False)
@@ -79,19 +79,19 @@ def test_the_weights_without_averaging_are_there_too(trained):
     assert not torch.equal(published_weights(checkpoint)['line.bias'], own)
 
 
-def test_averages_that_are_not_there_are_told():
+def test_missing_averages_are_an_error():
     with pytest.raises(ValueError, match='has no averages'):
         published_weights({'state_dict': {'x': torch.ones(1)}}, ema=True)
 
 
-def test_half_precision_leaves_whole_numbers_and_refuses_what_does_not_fit():
+def test_half_precision_leaves_integers_and_refuses_overflow():
     weights = dict(x=torch.rand(3), steps=torch.tensor(70_000))
 
     half = published_weights(weights, half=True)
 
     assert half['x'].dtype == torch.float16
     assert half['steps'] == 70_000
-    with pytest.raises(ValueError, match='x has numbers too large for half'):
+    with pytest.raises(ValueError, match='x has elements too large for half'):
         published_weights(dict(x=torch.tensor([1e6])), half=True)
 
 
@@ -118,7 +118,7 @@ def test_a_config_is_not_run(tmp_path):
     assert portable_config(None) is None
 
 
-def test_metadata_are_plain_and_of_the_model_alone(tmp_path):
+def test_metadata_are_plain_values_of_the_model_alone(tmp_path):
     path = tmp_path / 'x.pth'
     meta = dict(
         epoch=3,

@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from parity.biformer import official_tensor
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.conversion import biformer, convert_official
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.families import FAMILIES
-from mmsparse.models import DAT, BiFormer
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'biformer'
 ARCHS = [
@@ -18,7 +18,7 @@ ARCHS = [
     for family in FAMILIES
     for arch in FAMILIES[family].backbone.arch_settings
 ]
-# What is in official state dicts, and how much of it we compute ourselves.
+# Entries of official state dicts, and how many of them mmsparse computes.
 ENTRIES = {
     ('biformer', 'tiny'): (264, 0),
     ('biformer', 'small'): (518, 0),
@@ -39,29 +39,29 @@ ENTRIES = {
 
 
 def official_weights(family, arch='nano', device='cpu', classes=10, **settings):
-    """Random weights under official keys, and the same ones under ours."""
+    """Random weights with official keys, and with those of mmpretrain's model."""
     known = FAMILIES[family]
     with torch.device(device):
         backbone = known.backbone(arch, **settings)
-        head = torch.nn.Linear(known.width(arch), max(classes, 1))
+        head = torch.nn.Linear(known.widths(arch)[-1], max(classes, 1))
     for tensor in (*backbone.state_dict().values(), *head.parameters()):
         if tensor.is_floating_point():
             tensor.data.uniform_(0.01, 0.1)
     layout = arch if arch in list(biformer.LAYOUTS) else 'biformer'
-    ours = {f'backbone.{key}': x for key, x in backbone.state_dict().items()}
+    expected = {f'backbone.{key}': x for key, x in backbone.state_dict().items()}
     if classes:
-        ours |= {f'head.fc.{key}': x for key, x in head.state_dict().items()}
-    official = {known.official(key, arch): tensor for key, tensor in ours.items()}
+        expected |= {f'head.fc.{key}': x for key, x in head.state_dict().items()}
+    official = {known.official(key, arch): tensor for key, tensor in expected.items()}
     if family == 'biformer':
         official = {
-            known.official(key, arch): biformer.official_tensor(key, x, layout)
-            for key, x in ours.items()
+            known.official(key, arch): official_tensor(key, x, layout)
+            for key, x in expected.items()
         }
-    return official, ours
+    return official, expected
 
 
-def format_error(weights, arch):
-    """The weights with the options by which DAT's formulation is known."""
+def with_options(weights, arch):
+    """The weights with the options that determine DAT's formulation."""
     if FAMILIES['dat'].prefix(weights) is None or arch.startswith(('pp', 'nano')):
         return weights
     return {'model': weights, 'config': {'MODEL': {'DAT': {'stage_spec': 'LSLD'}}}}
@@ -88,12 +88,12 @@ def classifier(family):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_a_classifier_becomes_that_of_the_host(family):
-    official, ours = official_weights(family)
+def test_a_classifier_becomes_that_of_mmpretrain(family):
+    official, expected = official_weights(family)
 
     converted = convert_official(official)
 
-    assert same(converted, ours)
+    assert same(converted, expected)
     model = classifier(family).eval()
     model.load_state_dict(converted)
     x = torch.rand(1, 3, 64, 64)
@@ -107,13 +107,13 @@ def test_a_classifier_becomes_that_of_the_host(family):
 
 @pytest.mark.parametrize(('family', 'arch'), ARCHS, ids='-'.join)
 def test_every_arch_is_recognized_from_keys_and_shapes(family, arch):
-    official, ours = official_weights(family, arch, device='meta', classes=1000)
+    official, expected = official_weights(family, arch, device='meta', classes=1000)
 
-    found = convert(format_error(official, arch))
+    found = convert(with_options(official, arch))
 
     assert (found.family, found.arch) == (family, arch)
     assert {key: x.shape for key, x in found.state_dict.items()} == {
-        key: x.shape for key, x in ours.items()
+        key: x.shape for key, x in expected.items()
     }
     if (family, arch) in ENTRIES:
         entries, computed = ENTRIES[family, arch]
@@ -124,11 +124,11 @@ def test_every_arch_is_recognized_from_keys_and_shapes(family, arch):
 @pytest.mark.parametrize('levels', [(0, 1, 2, 3), (1, 2, 3)], ids=str)
 def test_a_dense_backbone_keeps_the_norms_of_its_outputs(family, levels):
     settings = dict(out_indices=levels, out_norm='layer')
-    official, ours = official_weights(family, classes=0, **settings)
+    official, expected = official_weights(family, classes=0, **settings)
 
     converted = convert_official(official)
 
-    assert same(converted, ours)
+    assert same(converted, expected)
     assert 'backbone.out_norms.layer3.weight' in converted
     assert not any(key.startswith('head') for key in converted)
 
@@ -187,18 +187,18 @@ def test_a_classifier_starts_the_dense_tasks(family, config, tmp_path):
     ],
     ids=[
         *('model', 'state_dict', 'both', 'module', 'backbone', 'module.backbone'),
-        *('encoder', 'number beside', 'ema and optimizer'),
+        *('encoder', 'number', 'ema and optimizer'),
     ],
 )
 @pytest.mark.parametrize('family', FAMILIES)
-def test_wrappers_are_taken_off(family, wrap):
-    official, ours = official_weights(family)
+def test_wrappers_are_removed(family, wrap):
+    official, expected = official_weights(family)
 
-    assert same(convert_official(wrap(official)), ours)
+    assert same(convert_official(wrap(official)), expected)
 
 
-def test_what_is_around_a_backbone_is_refused_or_left_out():
-    official, ours = official_weights('shunted', classes=0)
+def test_other_parts_of_a_detector_are_refused_or_dropped():
+    official, expected = official_weights('shunted', classes=0)
     detector = {f'backbone.{key}': x for key, x in official.items()}
     detector['neck.lateral_convs.0.conv.weight'] = torch.ones(1)
     detector['bbox_head.fc.weight'] = torch.ones(1)
@@ -208,48 +208,52 @@ def test_what_is_around_a_backbone_is_refused_or_left_out():
     ):
         convert_official(detector)
 
-    assert same(convert_official(detector, backbone_only=True), ours)
+    assert same(convert_official(detector, backbone_only=True), expected)
 
 
-def test_a_head_can_be_left_out():
-    official, ours = official_weights('shunted')
+def test_the_head_of_a_classifier_can_be_dropped():
+    official, expected = official_weights('shunted')
 
     backbone = convert_official(official, backbone_only=True)
 
-    assert same(backbone, {k: x for k, x in ours.items() if k.startswith('backbone')})
+    assert same(
+        backbone, {k: x for k, x in expected.items() if k.startswith('backbone')}
+    )
 
 
-def test_what_we_compute_ourselves_is_dropped():
-    official, ours = official_weights('dat', 'tiny', device='meta')
-    for block, kind in enumerate('LS'):
+def test_buffers_that_mmsparse_computes_are_dropped():
+    official, expected = official_weights('dat', 'tiny', device='meta')
+    for block, block_type in enumerate('LS'):
         official[f'stages.0.attns.{block}.relative_position_index'] = torch.ones(49, 49)
-        if kind == 'S':
+        if block_type == 'S':
             official[f'stages.0.attns.{block}.attn_mask'] = torch.ones(64, 49, 49)
 
-    assert convert_official(official, arch='tiny').keys() == ours.keys()
+    assert convert_official(official, arch='tiny').keys() == expected.keys()
 
 
 def test_an_arch_may_be_a_dict():
-    arch = {**BiFormer.arch_settings['nano'], 'depths': (1, 1, 3, 1)}
-    official, ours = official_weights('biformer', arch)
+    arch = dict(base='nano', depths=(1, 1, 3, 1))
+    official, expected = official_weights('biformer', arch)
 
     found = convert(official, arch=arch)
 
     assert found.arch == arch
-    assert same(found.state_dict, ours)
-    with pytest.raises(ValueError, match=r"arch 'nano', .*missing: stages\.0\.1\."):
+    assert same(found.state_dict, expected)
+    with pytest.raises(
+        ValueError, match=r"arch 'nano', .*missing keys: stages\.0\.1\."
+    ):
         convert_official(official)
 
 
 def test_one_by_one_convolutions_become_linear_maps():
-    official, ours = official_weights('biformer', 'stl-nchw')
+    official, expected = official_weights('biformer', 'stl-nchw')
 
     assert official['stages.0.blocks.0.attn.qkv_linear.weight'].ndim == 4
-    assert same(convert_official(official), ours)
+    assert same(convert_official(official), expected)
 
 
 @pytest.mark.parametrize(('mine', 'other'), [('stl', 'stl-nchw'), ('stl-nchw', 'stl')])
-def test_the_two_stl_models_are_not_mixed_up(mine, other):
+def test_the_two_stl_models_are_distinguished(mine, other):
     official, _ = official_weights('biformer', mine, device='meta')
 
     with pytest.raises(ValueError, match=rf"arch='{other}' does not fit.*'{mine}'"):
@@ -257,28 +261,28 @@ def test_the_two_stl_models_are_not_mixed_up(mine, other):
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'base-384'])
-def test_dat_asks_for_the_arch_where_nothing_tells_the_formulation(arch):
-    official, ours = official_weights('dat', arch, device='meta')
+def test_dat_needs_the_arch_if_nothing_determines_the_formulation(arch):
+    official, expected = official_weights('dat', arch, device='meta')
 
     with pytest.raises(ValueError, match=r"2022 or of 2023.*Give arch: one of \['base"):
         convert_official(official)
 
-    assert convert_official(official, arch=arch).keys() == ours.keys()
+    assert convert_official(official, arch=arch).keys() == expected.keys()
     kept = {'model': official, 'config': {'stage_spec': 'LSLD', 'depths': 1}}
     assert convert(kept).arch == arch
     kept['config']['ksizes'] = [9, 7, 5, 3]
-    with pytest.raises(ValueError, match='does not fit dat, arch .*the nearest of all'):
+    with pytest.raises(ValueError, match='does not fit dat, arch .*the closest of all'):
         convert(kept)
 
 
 def test_a_dat_of_2023_code_may_be_given_as_a_dict():
-    arch = {**DAT.arch_settings['tiny'], 'formulation': 'v2023'}
-    official, ours = official_weights('dat', 'tiny', device='meta')
+    arch = dict(base='tiny', formulation='v2023')
+    official, expected = official_weights('dat', 'tiny', device='meta')
 
-    assert convert_official(official, arch=arch).keys() == ours.keys()
+    assert convert_official(official, arch=arch).keys() == expected.keys()
 
 
-def test_faulty_keys_are_listed_by_their_official_names():
+def test_a_mismatch_lists_official_keys():
     official, _ = official_weights('biformer')
     del official['stages.0.1.attn.wo.weight'], official['downsample_layers.0.0.weight']
     official['extra.weight'] = torch.ones(1)
@@ -289,25 +293,27 @@ def test_faulty_keys_are_listed_by_their_official_names():
         convert_official(official)
 
     assert (
-        "arch 'nano', the nearest of all: missing: downsample_layers.0.0.weight, "
-        'stages.0.1.attn.wo.weight; left over: extra.weight; of another shape: '
-        'head.weight (10, 3) instead of (10, 256), norm.weight (3,) instead of (256,).'
+        "arch 'nano', the closest of all: missing keys: downsample_layers.0.0.weight, "
+        'stages.0.1.attn.wo.weight; unexpected keys: extra.weight; size mismatch: '
+        'norm.weight (3,) instead of (256,), head.weight (10, 3) instead of (10, 256).'
     ) in str(info.value)
 
 
-def test_of_many_faulty_keys_the_first_are_listed():
+def test_a_mismatch_lists_the_first_of_many_keys():
     official, _ = official_weights('shunted')
     official |= {f'extra.{i}': torch.ones(1) for i in range(100)}
 
-    with pytest.raises(ValueError, match=r'left over: extra\.0, .* and 80 more\.$'):
+    with pytest.raises(
+        ValueError, match=r'unexpected keys: extra\.0, .* and 90 more\.$'
+    ):
         convert_official(official)
 
 
-def test_a_head_without_bias_is_told():
+def test_a_head_without_bias_is_an_error():
     official, _ = official_weights('shunted')
     del official['head.bias']
 
-    with pytest.raises(ValueError, match=r'missing: head\.bias\.$'):
+    with pytest.raises(ValueError, match=r'missing keys: head\.bias\.$'):
         convert_official(official, arch='nano')
 
 
@@ -355,6 +361,6 @@ def test_a_head_without_bias_is_told():
         *('unknown family', 'unknown arch', 'two for one'),
     ],
 )
-def test_what_cannot_be_converted_is_told(checkpoint, arguments, message):
+def test_other_checkpoints_and_arguments_are_an_error(checkpoint, arguments, message):
     with pytest.raises(ValueError, match=message):
         convert_official(checkpoint, **arguments)

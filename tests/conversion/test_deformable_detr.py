@@ -9,7 +9,7 @@ from mmdet.models.layers.transformer import DeformableDetrTransformerDecoderLaye
 from mmengine.hub import get_config
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, register_host
+from mmsparse.apis import build_model, register_host
 from mmsparse.conversion import convert_official
 from mmsparse.conversion.convert import convert
 
@@ -20,7 +20,7 @@ CONFIGS = {
 }
 UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CATEGORIES = [number for number in range(91) if number not in UNUSED]
-# mmdet's names and the authors'; the first that fits counts.
+# Keys of mmdet and official keys; the first that fits counts.
 NAMES = (
     (r'backbone\.(.*)', r'backbone.0.body.\1'),
     (r'neck\.convs\.(\d)\.conv\.(.*)', r'input_proj.\1.0.\2'),
@@ -50,16 +50,16 @@ NAMES = (
 )
 
 
-def authors_name(ours):
+def official_key(key):
     for pattern, replacement in NAMES:
-        if found := re.fullmatch(pattern, ours):
+        if found := re.fullmatch(pattern, key):
             return found.expand(replacement)
-    raise AssertionError(ours)
+    raise AssertionError(key)
 
 
 @cache
 def built(variant):
-    """mmdet's model with the neck that the authors have, without memory."""
+    """mmdet's model with the official neck, on the meta device."""
     register_host('mmdet')
     cfg = get_config(f'mmdet::deformable_detr/{CONFIGS[variant]}.py')
     cfg.model.neck.bias = True
@@ -69,12 +69,12 @@ def built(variant):
 
 
 def official_weights(variant):
-    """Numbered weights under the authors' names, 91 rows for 80 classes."""
+    """Numbered weights with official keys, 91 rows for 80 classes."""
     official = {}
-    for number, (ours, tensor) in enumerate(built(variant).state_dict().items()):
-        if ours.endswith('num_batches_tracked'):
-            continue  # of frozen norms there are none
-        name = authors_name(ours)
+    for number, (key, tensor) in enumerate(built(variant).state_dict().items()):
+        if key.endswith('num_batches_tracked'):
+            continue  # missing for frozen norms
+        name = official_key(key)
         shape = tensor.shape
         if name.startswith('class_embed.'):
             shape = (91, *shape[1:])
@@ -89,7 +89,7 @@ def official_weights(variant):
 
 
 @pytest.mark.parametrize('variant', CONFIGS)
-def test_the_authors_weights_become_those_of_mmdet(variant):
+def test_official_weights_become_those_of_mmdet(variant):
     official = official_weights(variant)
 
     found = convert({'model': official, 'epoch': 49})
@@ -97,13 +97,13 @@ def test_the_authors_weights_become_those_of_mmdet(variant):
     assert (found.family, found.arch) == ('deformable_detr', f'{variant}, ResNet-50')
     assert 'neck=dict(bias=True)' in found.note
     built(variant).load_state_dict(found.state_dict, strict=True, assign=True)
-    for ours, tensor in found.state_dict.items():
-        if '.cls_branches.' not in ours:
-            assert torch.equal(tensor, official[authors_name(ours)]), ours
+    for key, tensor in found.state_dict.items():
+        if '.cls_branches.' not in key:
+            assert torch.equal(tensor, official[official_key(key)]), key
 
 
 @pytest.mark.parametrize('variant', CONFIGS)
-def test_rows_of_the_categories_become_those_of_the_classes(variant):
+def test_rows_of_categories_become_rows_of_classes(variant):
     converted = convert_official(official_weights(variant))
 
     for layer in range(6):
@@ -113,14 +113,14 @@ def test_rows_of_the_categories_become_those_of_the_classes(variant):
             assert rows.tolist() == CATEGORIES
 
 
-def test_the_head_of_proposals_keeps_its_first_row():
+def test_the_head_for_proposals_keeps_its_first_row():
     converted = convert_official(official_weights('two-stage'))
 
-    # Both rank proposals by the first row of this head and never look at the others.
+    # Both rank proposals by the first row of this head and ignore the others.
     assert converted['bbox_head.cls_branches.6.bias'].tolist() == [0, *CATEGORIES[1:]]
 
 
-def test_the_converted_model_picks_the_proposals_of_the_authors():
+def test_the_converted_model_picks_the_official_proposals():
     official = without_aliases(official_weights('two-stage'))
     official = {name: torch.randn(x.shape) / 16 for name, x in official.items()}
     model = copy.deepcopy(built('two-stage'))
@@ -131,7 +131,7 @@ def test_the_converted_model_picks_the_proposals_of_the_authors():
     chosen, _ = model.eval().pre_decoder(memory, None, sizes)
 
     tokens, proposals = model.gen_encoder_output_proposals(memory, None, sizes)
-    # Objects have class 0 in the authors' loss of the first stage, of 91.
+    # In the official loss of the first stage, objects have class 0 of 91.
     scores = F.linear(
         tokens, official['class_embed.6.weight'], official['class_embed.6.bias']
     )[..., 0]
@@ -149,7 +149,7 @@ def without_aliases(official):
     return {name: x for name, x in official.items() if not alias.match(name)}
 
 
-def test_another_number_of_classes_stays_as_it_is():
+def test_another_number_of_classes_is_kept():
     official = official_weights('plain')
     official |= {k: x[:20] for k, x in official.items() if k.startswith('class_embed.')}
 
@@ -181,10 +181,14 @@ def test_one_level_has_no_strided_convolution():
 
 def test_the_decoder_layer_computes_the_same():
     official = official_weights('plain')
-    place = 'transformer.decoder.layers.0.'
-    own = {k.removeprefix(place): x for k, x in official.items() if k.startswith(place)}
-    own = {k: torch.randn(x.shape) / 8 for k, x in own.items()}
-    converted = convert_official({**official, **{place + k: x for k, x in own.items()}})
+    prefix = 'transformer.decoder.layers.0.'
+    own = {
+        key.removeprefix(prefix): torch.randn(x.shape) / 8
+        for key, x in official.items()
+        if key.startswith(prefix)
+    }
+    changed = {prefix + key: x for key, x in own.items()}
+    converted = convert_official({**official, **changed})
     layer = DeformableDetrTransformerDecoderLayer(
         cross_attn_cfg=dict(embed_dims=256),
         ffn_cfg=dict(embed_dims=256, feedforward_channels=1024),
@@ -209,12 +213,12 @@ def test_the_decoder_layer_computes_the_same():
         level_start_index=None,
     )
 
-    expected = authors_decoder_layer(own, query, position, memory, points, sizes)
+    expected = official_decoder_layer(own, query, position, memory, points, sizes)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def authors_decoder_layer(weights, query, position, memory, points, sizes):
-    """Self-attention, norm2; deformable attention, norm1; linear maps, norm3."""
+def official_decoder_layer(weights, query, position, memory, points, sizes):
+    """Self-attention, norm2; deformable attention, norm1; MLP, norm3."""
 
     def linear(x, name):
         return F.linear(x, weights[f'{name}.weight'], weights[f'{name}.bias'])
@@ -246,7 +250,7 @@ def authors_decoder_layer(weights, query, position, memory, points, sizes):
     return norm(x + linear(linear(x, 'linear1').relu(), 'linear2'), 'norm3')
 
 
-def test_faulty_keys_are_listed_by_their_official_names():
+def test_a_mismatch_lists_official_keys():
     official = official_weights('refine')
     del official['transformer.encoder.layers.3.norm1.weight']
     del official['input_proj.1.0.bias'], official['backbone.0.body.layer3.5.bn2.bias']
@@ -257,26 +261,26 @@ def test_faulty_keys_are_listed_by_their_official_names():
         convert_official(official)
 
     assert (
-        'refine, ResNet-50: missing: backbone.0.body.layer3.5.bn2.bias, '
-        'input_proj.1.0.bias, transformer.encoder.layers.3.norm1.weight; left over: '
-        'transformer.enc_mask.weight; of another shape: input_proj.0.0.weight '
+        'refine, ResNet-50: missing keys: backbone.0.body.layer3.5.bn2.bias, '
+        'input_proj.1.0.bias, transformer.encoder.layers.3.norm1.weight; unexpected '
+        'keys: transformer.enc_mask.weight; size mismatch: input_proj.0.0.weight '
         '(256, 500, 1, 1) instead of (256, 512, 1, 1).'
     ) in str(info.value)
 
 
-def test_an_alias_that_differs_is_warned_of():
+def test_an_alias_that_differs_is_a_warning():
     official = official_weights('refine')
     name = 'transformer.decoder.bbox_embed.2.layers.0.bias'
     official[name] = official[name] + 1
 
-    with pytest.warns(UserWarning, match=rf'{name} is stored beside bbox_embed\.2\.'):
+    with pytest.warns(UserWarning, match=rf'{name} should repeat bbox_embed\.2\.'):
         converted = convert_official(official)
 
     expected = official['bbox_embed.2.layers.0.bias']
     assert torch.equal(converted['bbox_head.reg_branches.2.0.bias'], expected)
 
 
-def test_the_backbone_can_be_taken_alone():
+def test_the_backbone_can_be_converted_alone():
     official = official_weights('plain')
 
     converted = convert_official(official, backbone_only=True)
@@ -286,15 +290,15 @@ def test_the_backbone_can_be_taken_alone():
 
 
 def test_an_arch_is_refused():
-    with pytest.raises(ValueError, match="arch is for backbones of ours; got 'tiny'"):
+    with pytest.raises(ValueError, match="arch must be None for a .*; got 'tiny'"):
         convert_official(official_weights('plain'), arch='tiny')
 
 
-def test_a_backbone_of_another_kind_is_told():
+def test_another_backbone_is_an_error():
     official = official_weights('plain')
     official = {k.replace('0.body', '0.trunk'): x for k, x in official.items()}
 
-    with pytest.raises(ValueError, match=r'left over: backbone\.0\.trunk\.bn1'):
+    with pytest.raises(ValueError, match=r'unexpected keys: backbone\.0\.trunk\.conv1'):
         convert_official(official)
 
     official = {k.replace('0.trunk.', '0.body.cnn_'): x for k, x in official.items()}

@@ -8,7 +8,7 @@ from mmdet.models.layers.transformer import PatchMerging
 from mmengine.hub import get_config
 from torch.nn import functional as F
 
-from mmsparse.apis.model import build_model, register_host
+from mmsparse.apis import build_model, register_host
 from mmsparse.conversion import convert_official
 from mmsparse.conversion.convert import convert
 
@@ -21,7 +21,7 @@ SWIN = dict(
     drop_path_rate=0.0,
     out_indices=(1, 2, 3),
 )
-# mmdet's names and detrex's; the first that fits counts.
+# Keys of mmdet and detrex; the first that fits counts.
 NAMES = (
     (r'backbone\.conv1\.(.*)', r'backbone.stem.conv1.\1'),
     (r'backbone\.bn1\.(.*)', r'backbone.stem.conv1.norm.\1'),
@@ -57,9 +57,9 @@ WITHIN_BACKBONES = (
 )
 
 
-def detrex_name(ours):
-    pattern, replacement = next(x for x in NAMES if re.fullmatch(x[0], ours))
-    name = re.fullmatch(pattern, ours).expand(replacement)
+def detrex_key(key):
+    pattern, replacement = next(x for x in NAMES if re.fullmatch(x[0], key))
+    name = re.fullmatch(pattern, key).expand(replacement)
     if name.startswith('backbone.'):
         for pattern, replacement in WITHIN_BACKBONES:
             name = re.sub(pattern, replacement, name)
@@ -68,7 +68,7 @@ def detrex_name(ours):
 
 @cache
 def built(backbone):
-    """mmdet's model with the neck that detrex has; what can be without memory."""
+    """mmdet's model with the neck of detrex."""
     register_host('mmdet')
     cfg = get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py')
     cfg.merge_from_dict(dict(model=dict(neck=dict(bias=True)), default_scope='mmdet'))
@@ -85,12 +85,12 @@ def built(backbone):
 
 
 def official_weights(backbone):
-    """Numbered weights under detrex's names, with the copies that it stores."""
+    """Numbered weights with the keys of detrex, and with its aliases."""
     official = {}
-    for number, (ours, tensor) in enumerate(built(backbone).state_dict().items()):
-        if ours.endswith('num_batches_tracked'):
-            continue  # of frozen norms there are none
-        official[detrex_name(ours)] = torch.tensor(float(number)).expand(tensor.shape)
+    for number, (key, tensor) in enumerate(built(backbone).state_dict().items()):
+        if key.endswith('num_batches_tracked'):
+            continue  # missing for frozen norms
+        official[detrex_key(key)] = torch.tensor(float(number)).expand(tensor.shape)
     for name in list(official):
         if name.startswith(('class_embed.', 'bbox_embed.')):
             official[f'transformer.decoder.{name}'] = official[name]
@@ -113,11 +113,11 @@ def test_the_weights_of_detrex_become_those_of_mmdet(backbone, described):
     assert (found.family, found.arch) == ('dino', f'4 levels, {described}')
     assert 'neck=dict(bias=True)' in found.note
     built(backbone).load_state_dict(found.state_dict, strict=True, assign=True)
-    for ours, tensor in found.state_dict.items():
-        assert torch.equal(tensor, official[detrex_name(ours)]), ours
+    for key, tensor in found.state_dict.items():
+        assert torch.equal(tensor, official[detrex_key(key)]), key
 
 
-def test_the_merging_of_patches_computes_the_same():
+def test_patch_merging_computes_the_same():
     official = official_weights('Swin')
     name = 'backbone.layers.1.downsample'
     norm, bias = torch.randn(2, 192)
@@ -127,18 +127,18 @@ def test_the_merging_of_patches_computes_the_same():
         f'{name}.norm.bias': bias,
         f'{name}.reduction.weight': reduction,
     }
-    ours = PatchMerging(48, 96)
-    place = 'backbone.stages.1.downsample.'
-    ours.load_state_dict(
+    layer = PatchMerging(48, 96)
+    prefix = 'backbone.stages.1.downsample.'
+    layer.load_state_dict(
         {
-            k.removeprefix(place): x
+            k.removeprefix(prefix): x
             for k, x in convert_official(official).items()
-            if k.startswith(place)
+            if k.startswith(prefix)
         }
     )
     x = torch.randn(1, 4, 6, 48)
 
-    actual, _ = ours(x.flatten(1, 2), (4, 6))
+    actual, _ = layer(x.flatten(1, 2), (4, 6))
 
     pixels = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
     merged = F.layer_norm(torch.cat(pixels, -1), (192,), norm, bias)
@@ -146,7 +146,7 @@ def test_the_merging_of_patches_computes_the_same():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_fifth_level_is_made_of_the_fourth():
+def test_a_fifth_level_is_computed_from_the_fourth():
     official = official_weights('ResNet-101')
     official['neck.extra_convs.1.conv.weight'] = torch.ones(256, 256, 3, 3)
     for name in ('conv.bias', 'norm.weight', 'norm.bias'):
@@ -159,7 +159,7 @@ def test_a_fifth_level_is_made_of_the_fourth():
     assert found.state_dict['neck.extra_convs.1.gn.weight'].shape == (256,)
 
 
-def test_the_backbone_may_be_left_out_or_taken_alone():
+def test_the_backbone_may_be_missing_or_converted_alone():
     official = official_weights('Swin')
     without = {k: x for k, x in official.items() if not k.startswith('backbone.')}
 
@@ -173,7 +173,9 @@ def test_the_backbone_may_be_left_out_or_taken_alone():
     }
 
 
-def test_the_command_says_what_the_weights_need(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_settings_that_the_weights_need(
+    tmp_path, monkeypatch, capsys
+):
     source, target = tmp_path / 'dino.pth', tmp_path / 'out.pth'
     torch.save({'model': official_weights('Swin')}, source)
     monkeypatch.setattr('sys.argv', ['convert', str(source), str(target)])
@@ -184,12 +186,12 @@ def test_the_command_says_what_the_weights_need(tmp_path, monkeypatch, capsys):
     assert lines[1].startswith('dino 4 levels, Swin of 2, 2, 6, 2 blocks')
     assert lines[2:] == [
         f'written: {target}',
-        'note: mmdet needs neck=dict(bias=True), and in positional_encoding the '
-        'temperature and offset of the training, which the weights do not tell.',
+        'note: mmdet needs neck=dict(bias=True), and the temperature and offset of the '
+        'training in positional_encoding, which are not in the weights.',
     ]
 
 
-def test_faulty_keys_are_listed_by_their_official_names():
+def test_a_mismatch_lists_official_keys():
     official = official_weights('Swin')
     del official['transformer.decoder.ref_point_head.layers.1.bias']
     del official['backbone.layers.2.blocks.5.attn.qkv.bias']
@@ -200,16 +202,18 @@ def test_faulty_keys_are_listed_by_their_official_names():
         convert_official(official)
 
     assert (
-        'missing: backbone.layers.2.blocks.5.attn.qkv.bias, '
-        'transformer.decoder.ref_point_head.layers.1.bias; left over: '
-        'transformer.alpha; of another shape: label_enc.weight (81, 256) instead of '
+        'missing keys: backbone.layers.2.blocks.5.attn.qkv.bias, '
+        'transformer.decoder.ref_point_head.layers.1.bias; unexpected keys: '
+        'transformer.alpha; size mismatch: label_enc.weight (81, 256) instead of '
         '(80, 256).'
     ) in str(info.value)
 
 
-def test_what_is_beside_the_model_is_refused():
+def test_keys_outside_of_the_model_are_refused():
     official = {f'model.{k}': x for k, x in official_weights('Swin').items()}
     official['teacher.weight'] = torch.ones(1)
 
-    with pytest.raises(ValueError, match=r'not converted: teacher\.weight'):
+    with pytest.raises(
+        ValueError, match=r'keys without the prefix .*: teacher\.weight'
+    ):
         convert_official(official)

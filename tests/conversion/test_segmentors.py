@@ -1,4 +1,4 @@
-"""Segmentors as the authors' mmsegmentation 0.x saved them."""
+"""Official segmentors, saved by mmseg 0.x."""
 
 from functools import cache
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.conversion import convert_official
 from mmsparse.conversion.biformer import official_key as official_biformer_key
 from mmsparse.conversion.convert import convert
@@ -37,7 +37,7 @@ def segmentor(config):
 
 
 def official_weights(config):
-    """The weights under the names of the authors; heads have the host's."""
+    """Weights with official keys; the heads have those of mmseg."""
     official_key = official_dat_key if 'dat' in config else official_biformer_key
     return {
         'backbone.' + official_key(key.removeprefix('backbone.'))
@@ -49,7 +49,7 @@ def official_weights(config):
 
 @pytest.mark.parametrize('config', RELEASED)
 @pytest.mark.parametrize('prefix', ['', 'module.'], ids=['plain', 'module'])
-def test_a_segmentor_becomes_that_of_the_host(config, prefix):
+def test_a_segmentor_becomes_that_of_mmseg(config, prefix):
     official = {prefix + key: x for key, x in official_weights(config).items()}
 
     found = convert({'meta': {'iter': 9}, 'state_dict': official})
@@ -61,7 +61,7 @@ def test_a_segmentor_becomes_that_of_the_host(config, prefix):
     }
 
 
-def test_names_are_those_of_the_releases():
+def test_keys_are_those_of_the_releases():
     dat, biformer = (
         official_weights(config)
         for config in (FPN, 'biformer/upernet_biformer-base_8xb4-160k_ade20k-512x512')
@@ -83,7 +83,7 @@ def test_names_are_those_of_the_releases():
     } <= biformer.keys()
 
 
-def test_values_stay():
+def test_values_are_kept():
     official = {
         key: torch.rand(x.shape) if x.is_floating_point() else torch.tensor(7)
         for key, x in official_weights(FPN).items()
@@ -99,7 +99,7 @@ def test_values_stay():
     )
 
 
-def test_the_heads_can_be_left_out():
+def test_the_heads_can_be_dropped():
     converted = convert_official(official_weights(UPERNET), backbone_only=True)
 
     assert all(key.startswith('backbone.') for key in converted)
@@ -125,7 +125,7 @@ def test_a_segmentor_may_have_no_auxiliary_head_and_other_widths():
             FPN,
             'decode_head.scale_heads.2.2.bn.bias',
             {'neck.lateral_convs.1.conv.weight': (256, 64, 1, 1)},
-            r'missing: decode_head\.scale_heads\.2\.2\.bn\.bias; of another shape: '
+            r'missing keys: decode_head\.scale_heads\.2\.2\.bn\.bias; size mismatch: '
             r'neck\.lateral_convs\.1\.conv\.weight \(256, 64, 1, 1\) instead of '
             r'\(256, 128, 1, 1\)\. backbone_only',
         ),
@@ -133,19 +133,25 @@ def test_a_segmentor_may_have_no_auxiliary_head_and_other_widths():
             UPERNET,
             'auxiliary_head.conv_seg.bias',
             {'depth_head.weight': (1,)},
-            r'missing: auxiliary_head\.conv_seg\.bias; left over: depth_head\.weight\.',
+            r'missing keys: auxiliary_head\.conv_seg\.bias; unexpected keys: '
+            r'depth_head\.weight\.',
         ),
         (
             UPERNET,
             'decode_head.psp_modules.0.1.conv.weight',
             {},
-            r'missing: decode_head\.psp_modules\.0\.1\.conv\.weight\.',
+            r'missing keys: decode_head\.psp_modules\.0\.1\.conv\.weight\.',
         ),
-        (FPN, 'decode_head.conv_seg.weight', {}, r'missing: decode_head\.conv_seg'),
+        (
+            FPN,
+            'decode_head.conv_seg.weight',
+            {},
+            r'missing keys: decode_head\.conv_seg',
+        ),
     ],
-    ids=['neck and head', 'auxiliary and left over', 'pooling', 'classes'],
+    ids=['neck and head', 'auxiliary and unexpected', 'pooling', 'classes'],
 )
-def test_faulty_heads_are_listed(config, missing, added, message):
+def test_a_mismatch_of_the_heads_lists_keys(config, missing, added, message):
     official = official_weights(config)
     del official[missing]
     official |= {key: torch.zeros(shape) for key, shape in added.items()}
@@ -154,7 +160,7 @@ def test_faulty_heads_are_listed(config, missing, added, message):
         convert_official(official)
 
 
-def test_another_head_is_told():
+def test_another_head_is_an_error():
     official = {
         key: x for key, x in official_weights(FPN).items() if key.startswith('backbone')
     }

@@ -27,11 +27,11 @@ def test_labels_that_fit_pass_unchanged():
     assert np.array_equal(checked['gt_seg_map'], labels)
 
 
-def test_a_picture_without_labels_passes():
+def test_an_image_without_labels_passes():
     assert CheckSegLabels(num_classes=3).transform({'img': 1}) == {'img': 1}
 
 
-def test_a_config_names_it():
+def test_it_is_registered():
     check = TRANSFORMS.build(dict(type='mmsparse.CheckSegLabels', num_classes=3))
 
     assert repr(check) == 'CheckSegLabels(num_classes=3)'
@@ -43,26 +43,26 @@ def test_a_config_names_it():
         (
             sample(np.zeros((4, 5))),
             'annotations/a.png: the label map has height x width 4 x 5, but its '
-            'picture images/a.jpg has 4 x 6.',
+            'image images/a.jpg has 4 x 6.',
         ),
         (
             sample(np.zeros((4, 6, 3))),
-            'annotations/a.png: a label map has one number for each pixel, (H, W); '
-            'found the shape (4, 6, 3).',
+            'annotations/a.png: a label map must have one label per pixel, (H, W); '
+            'got the shape (4, 6, 3).',
         ),
         (
             sample(np.array([[0, 1, 3, 7, 2, 255]] * 4)),
-            'annotations/a.png: labels must be from 0 to 2, or 255 for what has no '
-            'class; found 3, 7 (num_classes=3, reduce_zero_label=False).',
+            'annotations/a.png: labels must be from 0 to 2, or 255 for pixels without '
+            'a class; got 3, 7 (num_classes=3, reduce_zero_label=False).',
         ),
-        (  # as they are in the file, from which 1 was taken
+        (  # as in the file, before 1 was subtracted
             sample(np.array([[0, 1, 3, 7, 2, 255]] * 4), reduce_zero_label=True),
-            'annotations/a.png: labels must be from 1 to 3, or 0 or 255 for what has '
-            'no class; found 4, 8 (num_classes=3, reduce_zero_label=True).',
+            'annotations/a.png: labels must be from 1 to 3, or 0 or 255 for pixels '
+            'without a class; got 4, 8 (num_classes=3, reduce_zero_label=True).',
         ),
     ],
     ids=['other size', 'colors', 'out of range', 'out of range, reduced'],
 )
-def test_labels_that_do_not_fit_are_told_with_their_file(item, message):
+def test_labels_that_do_not_fit_are_an_error_with_their_file(item, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         CheckSegLabels(num_classes=3).transform(item)

@@ -10,14 +10,13 @@ from PIL import Image
 from torch import nn
 
 from mmsparse.engine.hooks import AttentionVisHook
-from mmsparse.engine.hooks.attention_vis import attention_statistics
-from mmsparse.visualization import read_pipeline
+from mmsparse.visualization import ImageTransform, read_pipeline, sample_statistics
 
 
 @pytest.fixture
 def runner(detector_cfg, detector, tmp_path):
-    """A training, as far as a hook sees it: one picture with two boxes."""
-    path = tmp_path / 'picture.png'
+    """What a hook uses of a runner, with one image of two boxes."""
+    path = tmp_path / 'image.png'
     Image.effect_noise((90, 60), 60).convert('RGB').save(path)
     instances = [
         dict(bbox=[0, 0, 90, 60], ignore_flag=0),
@@ -25,7 +24,7 @@ def runner(detector_cfg, detector, tmp_path):
         dict(bbox=[10, 10, 10.1, 10.1], ignore_flag=1),
     ]
 
-    class Pictures(list):
+    class Images(list):
         metainfo = dict(classes=tuple('0123456789'))
         pipeline = SimpleNamespace(transforms=read_pipeline(detector_cfg)[0])
 
@@ -40,16 +39,16 @@ def runner(detector_cfg, detector, tmp_path):
         train_loop=None,
         iter=40,
         epoch=0,
-        val_dataloader=SimpleNamespace(dataset=Pictures([0, 1, 2])),
+        val_dataloader=SimpleNamespace(dataset=Images([0, 1, 2])),
         visualizer=visualizer,
-        logger=logging.getLogger('attention_maps'),
+        logger=logging.getLogger('attention_vis'),
         folder=tmp_path / 'vis',
     )
 
 
-def test_pictures_and_numbers_go_to_the_visualizer(runner):
+def test_figures_and_statistics_go_to_the_visualizer(runner):
     with DefaultScope.overwrite_default_scope('mmdet'):
-        hook = HOOKS.build(dict(type='mmsparse.AttentionVisHook', num_pictures=1))
+        hook = HOOKS.build(dict(type='mmsparse.AttentionVisHook', num_images=1))
     runner.model.train()
 
     hook.before_train(runner)
@@ -57,8 +56,14 @@ def test_pictures_and_numbers_go_to_the_visualizer(runner):
 
     drawn = {path.name for path in (runner.folder / 'vis_image').iterdir()}
     assert drawn == {
-        f'looks_picture_{name}_40.png'
-        for name in ('attention', 'regions', 'foreground', 'kept', 'sampling')
+        f'image_{name}_40.png'
+        for name in (
+            'attention',
+            'routed_regions',
+            'foreground',
+            'kept_tokens',
+            'sampling_locations',
+        )
     }
     logged = json.loads((runner.folder / 'scalars.json').read_text())
     assert logged.pop('step') == 40
@@ -75,8 +80,8 @@ def test_pictures_and_numbers_go_to_the_visualizer(runner):
     runner.model.eval()
 
 
-def test_validations_between_are_left_out(runner):
-    hook = AttentionVisHook(num_pictures=1, interval=2)
+def test_only_every_interval_th_validation_is_drawn(runner):
+    hook = AttentionVisHook(num_images=1, interval=2)
 
     hook.after_val_epoch(runner)
     before = (runner.folder / 'scalars.json').exists()
@@ -86,12 +91,13 @@ def test_validations_between_are_left_out(runner):
     assert (runner.folder / 'scalars.json').exists()
 
 
-def test_the_point_of_a_picture_stays(runner, monkeypatch):
+def test_the_query_point_of_an_image_is_chosen_once(runner, monkeypatch):
     chosen = iter([(20.0, 30.0)])
     monkeypatch.setattr(
-        'mmsparse.engine.hooks.attention_vis.choose_point', lambda *args: next(chosen)
+        'mmsparse.engine.hooks.attention_vis.choose_query_point',
+        lambda *args: next(chosen),
     )
-    hook = AttentionVisHook(num_pictures=1)
+    hook = AttentionVisHook(num_images=1)
 
     hook.after_val_epoch(runner)
     hook.after_val_epoch(runner)
@@ -99,23 +105,21 @@ def test_the_point_of_a_picture_stays(runner, monkeypatch):
     assert list(hook._points.values()) == [(20.0, 30.0)]
 
 
-@pytest.mark.parametrize('name', ['num_pictures', 'interval'])
-def test_a_number_below_one_is_refused(name):
+@pytest.mark.parametrize('name', ['num_images', 'interval'])
+def test_an_argument_below_one_raises(name):
     with pytest.raises(ValueError, match=f'{name} must be at least 1; got 0'):
         AttentionVisHook(**{name: 0})
 
 
-def test_a_model_without_parts_is_refused_before_training():
-    with pytest.raises(ValueError, match='model must have a part to look at'):
+def test_a_model_without_supported_layers_raises_before_training():
+    with pytest.raises(ValueError, match='model must have layers to record'):
         AttentionVisHook().before_train(SimpleNamespace(model=nn.Linear(1, 1)))
 
 
-def test_offsets_are_measured_by_stage(look):
-    from mmsparse.visualization import ImageTransform
+def test_offset_spread_is_measured_by_stage(record_backbone):
+    _, sample = record_backbone('dat', ImageTransform((64, 64), (64, 64)))
 
-    _, scene = look('dat', ImageTransform((64, 64), (64, 64)))
+    scalars = sample_statistics(sample, torch.empty(0, 4))
 
-    numbers = attention_statistics(scene, torch.empty(0, 4))
-
-    assert set(numbers) == {'offset_spread/stage_1', 'offset_spread/stage_2'}
-    assert min(numbers.values()) > 0
+    assert set(scalars) == {'offset_spread/stage_1', 'offset_spread/stage_2'}
+    assert min(scalars.values()) > 0

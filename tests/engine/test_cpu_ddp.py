@@ -1,4 +1,4 @@
-"""Two processes on the CPU compute what one does with the pictures of both."""
+"""Two processes on the CPU compute the same as one with all their images."""
 
 import copy
 import socket
@@ -21,12 +21,12 @@ def net():
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),  # one value a picture, which one process cannot norm
+        nn.AdaptiveAvgPool2d(1),  # one value per image, too few to normalize alone
         nn.BatchNorm2d(4, momentum=0.3),
     )
 
 
-def pictures():
+def images():
     torch.manual_seed(1)
     return torch.randn(2, 3, 6, 7) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
 
@@ -35,41 +35,41 @@ def loss(out):
     return out.sin().sum(dim=(1, 2, 3)).mean()
 
 
-def train_one_picture(rank, port, queue):
+def train_one_image(rank, port, queue):
     address = f'tcp://127.0.0.1:{port}'
     distributed.init_process_group('gloo', address, world_size=2, rank=rank)
     model = convert_sync_batchnorm(net(), 'torch')
     model = CPUDistributedDataParallel(module=model, broadcast_buffers=False)
-    out = model(pictures()[rank : rank + 1])
+    out = model(images()[rank : rank + 1])
     loss(out).backward()
     gradients = [x.grad.tolist() for x in model.parameters()]
     buffers = {name: x.tolist() for name, x in model.module.named_buffers()}
     model.eval()
-    queue.put((rank, out.tolist(), gradients, buffers, model(pictures()).tolist()))
+    queue.put((rank, out.tolist(), gradients, buffers, model(images()).tolist()))
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def of_two():
-    """What each of two processes computes from one picture."""
+    """Return the results of two processes with one image each."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    multiprocessing.spawn(train_one_picture, (port, queue), nprocs=2)
+    multiprocessing.spawn(train_one_image, (port, queue), nprocs=2)
     return sorted(queue.get() for _ in range(2))
 
 
 @pytest.fixture(scope='module')
 def of_one():
     model = net()
-    out = model(pictures())
+    out = model(images())
     loss(out).backward()
     return model, out
 
 
-def test_outputs_are_normed_over_both(of_two, of_one):
+def test_outputs_are_normalized_over_both(of_two, of_one):
     out = torch.cat([torch.tensor(result[1]) for result in of_two])
 
     torch.testing.assert_close(out, of_one[1])
@@ -77,9 +77,9 @@ def test_outputs_are_normed_over_both(of_two, of_one):
 
 def test_gradients_are_those_of_both(of_two, of_one):
     for _, _, gradients, _, _ in of_two:
-        for found, parameter in zip(gradients, of_one[0].parameters(), strict=True):
+        for gradient, parameter in zip(gradients, of_one[0].parameters(), strict=True):
             torch.testing.assert_close(
-                torch.tensor(found), parameter.grad, atol=1e-5, rtol=1e-4
+                torch.tensor(gradient), parameter.grad, atol=1e-5, rtol=1e-4
             )
 
 
@@ -93,13 +93,13 @@ def test_evaluation_uses_the_running_statistics(of_two, of_one):
     model = copy.deepcopy(of_one[0]).eval()
 
     for *_, evaluated in of_two:
-        torch.testing.assert_close(torch.tensor(evaluated), model(pictures()))
+        torch.testing.assert_close(torch.tensor(evaluated), model(images()))
 
 
 def test_one_process_needs_no_group(of_one):
     model = replace_sync_batchnorm(convert_sync_batchnorm(net(), 'torch'))
 
-    out = model(pictures())
+    out = model(images())
 
     assert sum(isinstance(m, CPUSyncBatchNorm) for m in model.modules()) == 2
     torch.testing.assert_close(out, of_one[1])

@@ -11,7 +11,7 @@ from mmsparse.ops.tokens import select_tokens
 
 SIZES = ((2, 3), (1, 1))
 CENTERS = torch.rand(2, 7, 2)
-# Best are the tokens 6, 0, 5; in the second picture 3, 4, 1, and two are padding.
+# The best tokens are 6, 0, 5; in the second image 3, 4, 1, and two are padding.
 SCORES = torch.tensor([[5, 0, 1, 2, 3, 4, 6], [0, 3, 1, 5, 4, 9, 9]]) * 1.0
 PADDING = torch.zeros(2, 7, dtype=torch.bool)
 PADDING[1, 5:] = True
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
 
 
 class Detector(nn.Module):
-    """What a detector on foreground tokens is to its watchers."""
+    """The parts of a Focus-DETR that the recording uses."""
 
     def __init__(self):
         super().__init__()
@@ -38,15 +38,15 @@ class Detector(nn.Module):
         return [BaseDataElement(), BaseDataElement()]
 
 
-def test_the_watcher_is_told_of_each_batch_until_it_is_removed():
-    detector, seen = Detector(), []
-    handle = record_kept_tokens(detector, seen.append)
+def test_each_batch_is_recorded_until_the_handle_is_removed():
+    detector, recorded = Detector(), []
+    handle = record_kept_tokens(detector, recorded.append)
 
     detector()
     handle.remove()
     detector()
 
-    (tokens,) = seen
+    (tokens,) = recorded
     assert tokens.level_sizes == SIZES
     assert torch.equal(tokens.centers, CENTERS)
     kept = [[layer.nonzero().flatten().tolist() for layer in x] for x in tokens.kept]
@@ -54,7 +54,7 @@ def test_the_watcher_is_told_of_each_batch_until_it_is_removed():
 
 
 @pytest.mark.parametrize('stage', ['val', 'test'])
-def test_samples_have_the_tokens_while_a_validation_or_test_runs(stage):
+def test_samples_have_the_tokens_during_validation_and_test(stage):
     with DefaultScope.overwrite_default_scope('mmdet'):
         hook = HOOKS.build(dict(type='mmsparse.KeptTokensHook'))
     detector = Detector()
@@ -73,7 +73,7 @@ def test_samples_have_the_tokens_while_a_validation_or_test_runs(stage):
     assert not detector.encoder._forward_pre_hooks
 
 
-def test_a_wrapped_detector_is_watched():
+def test_a_wrapped_detector_is_recorded():
     from mmengine.model import MMDistributedDataParallel
 
     wrapped = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
@@ -85,6 +85,6 @@ def test_a_wrapped_detector_is_watched():
     assert 'kept_tokens' in wrapped.module()[0]
 
 
-def test_a_detector_that_selects_no_tokens_is_refused():
+def test_a_detector_that_selects_no_tokens_is_an_error():
     with pytest.raises(ValueError, match='must select tokens, .*; got Linear'):
         record_kept_tokens(nn.Linear(1, 1), print)

@@ -1,29 +1,17 @@
-import threading
+from contextvars import copy_context
+from threading import Thread
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmsparse.ops import biased_attention, reference_only
+from mmsparse.ops._backend import resolve_backend
 from mmsparse.ops.attention import MATH_MAX_LOGITS
 
 
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """Arguments of the calls of the fused kernel, which computes nothing."""
-    calls = []
-    monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
-    )
-    return calls
-
-
-@pytest.fixture
-def x():
-    return torch.randn(1, MATH_MAX_LOGITS, 2)
-
-
-def test_reference_only_makes_auto_the_reference(x, monkeypatch):
+def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
     expected = biased_attention(x, x, x)
 
     def fail(*args, **kwargs):
@@ -36,42 +24,73 @@ def test_reference_only_makes_auto_the_reference(x, monkeypatch):
         biased_attention(x, x, x)
 
 
-def test_an_exception_ends_reference_only(x, fused_calls):
+def test_an_exception_ends_reference_only(monkeypatch):
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
     with pytest.raises(KeyError), reference_only():
         raise KeyError
+    calls = []
+    monkeypatch.setattr(
+        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
+    )
 
     biased_attention(x, x, x)
 
-    assert fused_calls
+    assert calls
 
 
-def test_reference_only_may_be_nested(x, fused_calls):
-    with reference_only():
-        with reference_only():
-            pass
-        biased_attention(x, x, x)
-
-    assert not fused_calls
-
-
-def test_reference_only_does_not_hold_in_other_threads(x, fused_calls):
-    with reference_only():
-        thread = threading.Thread(target=biased_attention, args=(x, x, x))
-        thread.start()
-        thread.join()
-
-    assert fused_calls
-
-
-def test_a_named_backend_is_used_within_reference_only(fused_calls):
+def test_a_named_backend_is_used_within_reference_only(monkeypatch):
     x = torch.randn(1, 2, 2)
+    calls = []
+    monkeypatch.setattr(
+        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
+    )
     with reference_only():
         biased_attention(x, x, x, backend='sdpa')
 
-    assert fused_calls
+    assert calls
 
 
-def test_reference_only_is_compiled_in(x):
+def choose():
+    return resolve_backend('auto', ('auto', 'reference'))
+
+
+def test_reference_only_does_not_affect_other_threads():
+    chosen = []
+
+    with reference_only():
+        thread = Thread(target=lambda: chosen.append(choose()))
+        thread.start()
+        thread.join()
+        chosen.append(choose())
+
+    assert chosen == ['auto', 'reference']
+
+
+def test_reference_only_holds_for_its_context():
+    with reference_only():
+        inside = copy_context()
+
+    assert choose() == 'auto'
+    assert inside.run(choose) == 'reference'
+
+
+def test_reference_only_can_be_nested():
+    with reference_only():
+        with reference_only():
+            pass
+        assert choose() == 'reference'
+    assert choose() == 'auto'
+
+
+def test_an_unknown_backend_is_rejected_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"backend must be one of \('auto', 'fast'\); got 'slow'"
+    ):
+        resolve_backend('slow', ('auto', 'fast'))
+
+
+def test_reference_only_is_compiled_in():
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
     torch.compiler.reset()
     compiled = torch.compile(biased_attention, fullgraph=True, backend='eager')
 

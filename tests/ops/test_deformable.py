@@ -38,14 +38,14 @@ def random_inputs(B, H, W, C, Hk, Wk, heads, groups, Ty, Tx, dtype=torch.float64
 
 
 def interpolate(plane, y, x):
-    """Interpolate bilinearly at one fractional index; zero beyond."""
+    """Interpolate bilinearly at a fractional index; zero beyond the entries."""
     rows, columns = (torch.arange(n, dtype=plane.dtype) for n in plane.shape)
     near_y, near_x = (1 - (y - rows).abs()).relu(), (1 - (x - columns).abs()).relu()
     return near_y @ plane @ near_x
 
 
 def loop_oracle(q, k, v, locations, table, axes):
-    """The equation, one query, head and key at a time."""
+    """Attend with one query, head and key at a time."""
     (B, H, W, C), (heads, Ty, Tx) = q.shape, table.shape
     groups, Hk, Wk = locations.shape[1:4]
     out = torch.zeros_like(q)
@@ -58,8 +58,8 @@ def loop_oracle(q, k, v, locations, table, axes):
             bias = interpolate(
                 table[h], (dy + 1) / 2 * (Ty - 1), (dx + 1) / 2 * (Tx - 1)
             )
-            logit = q[b, y, x, own] @ k[b, i, j, own] * (C // heads) ** -0.5
-            logits.append(logit + bias)
+            dot = q[b, y, x, own] @ k[b, i, j, own] * (C // heads) ** -0.5
+            logits.append(dot + bias)
         weights = torch.stack(logits).softmax(0)
         values = v[b].flatten(0, 1)[:, own]
         out = out.index_put(
@@ -68,28 +68,38 @@ def loop_oracle(q, k, v, locations, table, axes):
     return out
 
 
-@pytest.mark.parametrize('limit', [1, deformable.CHUNKED_MIN_LOGITS])
-@pytest.mark.parametrize('backend', BACKENDS)
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_equals_the_equation_in_value_and_gradient(case, backend, limit, monkeypatch):
-    monkeypatch.setattr(deformable, 'CHUNKED_MIN_LOGITS', limit)
-    monkeypatch.setattr(deformable, 'CHUNK_LOGITS', 1)
-    monkeypatch.setattr(deformable_tiled, 'COLUMN_MULTIPLE', 1 if limit == 1 else 16)
-    monkeypatch.setattr(deformable_tiled, 'TILE_LOGITS', limit)
-    *tensors, axes = random_inputs(*case)
+@pytest.fixture(scope='module', params=CASES.values(), ids=CASES)
+def oracle_case(request):
+    """Inputs, oracle and gradients of a case: the loops are slow."""
+    *tensors, axes = random_inputs(*request.param)
     expected = loop_oracle(*tensors, axes)
-    actual = deformable_attention(*tensors, axes, backend)
     cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, tensors, cotangent)
+    return tensors, axes, expected, cotangent, gradients
+
+
+@pytest.mark.parametrize('limit', [1, None], ids=['small chunks', 'default'])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_equals_the_oracle_in_value_and_gradient(
+    oracle_case, backend, limit, monkeypatch
+):
+    tensors, axes, expected, cotangent, gradients = oracle_case
+    monkeypatch.setattr(deformable, 'CHUNK_LOGITS', 1)
+    if limit is not None:  # 'auto' attends in chunks, and tiles have one column
+        monkeypatch.setattr(deformable, 'CHUNKED_MIN_LOGITS', limit)
+        monkeypatch.setattr(deformable_tiled, 'TILE_LOGITS', limit)
+        monkeypatch.setattr(deformable_tiled, 'COLUMN_MULTIPLE', limit)
+
+    actual = deformable_attention(*tensors, axes, backend)
 
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(actual, tensors, cotangent),
-        torch.autograd.grad(expected, tensors, cotangent),
+        torch.autograd.grad(actual, tensors, cotangent), gradients
     )
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_equal_finite_differences(backend):
+def test_gradients_are_those_of_finite_differences(backend):
     *tensors, axes = random_inputs(1, 3, 2, 4, 2, 2, 2, 2, 5, 3)
 
     assert gradcheck(
@@ -97,7 +107,7 @@ def test_gradients_equal_finite_differences(backend):
     )
 
 
-def test_tiles_equal_the_reference_at_integer_indices():
+def test_tiles_have_the_slopes_of_the_reference_at_the_entries_of_the_table():
     """There the slope is that to the right."""
     *tensors, axes = random_inputs(1, 5, 4, 4, 5, 4, 2, 1, 9, 7)
     pixels = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
@@ -123,7 +133,7 @@ def test_locations_that_are_nan_give_nan(backend):
     assert out.isnan().all()
 
 
-def test_many_logits_use_tiles_and_save_none(monkeypatch):
+def test_many_logits_are_tiled_and_saves_none(monkeypatch):
     *tensors, axes = random_inputs(1, 6, 5, 8, 3, 4, 2, 1, 5, 5, torch.float32)
     expected = deformable_attention(*tensors, axes)
     saved = []
@@ -139,7 +149,7 @@ def test_many_logits_use_tiles_and_save_none(monkeypatch):
     assert max(x.numel() for x in saved) == 6 * 5 * 8
 
 
-def test_a_table_of_zeros_equals_full_attention():
+def test_a_table_of_zeros_gives_full_attention():
     q, k, v, locations, table, axes = random_inputs(2, 3, 4, 8, 3, 4, 2, 1, 5, 7)
 
     out = deformable_attention(q, k, v, locations, torch.zeros_like(table), axes)
@@ -147,8 +157,8 @@ def test_a_table_of_zeros_equals_full_attention():
     torch.testing.assert_close(out, full_attention(q, k, v, num_heads=2))
 
 
-def test_keys_at_the_pixels_have_the_entries_of_the_table_as_bias():
-    """A step of one pixel from key to query is one entry, and none is the center."""
+def test_keys_at_pixel_centers_have_the_entries_of_the_table_as_bias():
+    """One step between query and key is one entry, and none is the center."""
     H, W, heads = 3, 4, 2
     q, k, v, _, table, axes = random_inputs(1, H, W, 8, H, W, heads, 1, 5, 7)
     locations = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)[None, None]
@@ -165,7 +175,7 @@ def test_keys_at_the_pixels_have_the_entries_of_the_table_as_bias():
     )
 
 
-def test_a_displacement_is_half_the_vector_from_key_to_query():
+def test_displacements_are_halved_from_key_to_query():
     locations = torch.tensor([[[[[0.5, -1.0]]]]])
     axes = torch.tensor([-1.0, 1.0]), torch.tensor([0.0])
 
@@ -175,7 +185,9 @@ def test_a_displacement_is_half_the_vector_from_key_to_query():
 
 
 @pytest.mark.parametrize('groups', [1, 2])
-def test_sampling_interpolates_and_is_zero_beyond_the_feature_map(groups):
+def test_sampling_interpolates_between_pixels_and_is_zero_beyond_the_feature_map(
+    groups,
+):
     x = torch.randn(2, 4, 5, 3, dtype=torch.float64)
     locations = 2.6 * torch.rand(2, groups, 2, 3, 2, dtype=torch.float64) - 1.3
 
@@ -188,15 +200,14 @@ def test_sampling_interpolates_and_is_zero_beyond_the_feature_map(groups):
         torch.testing.assert_close(sampled[b, c, i, j], expected)
 
 
-def test_sampling_has_gradients_of_features_and_locations():
+def test_sampling_passes_gradients_to_features_and_locations():
     x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
     locations = 2 * torch.rand(1, 2, 2, 2, 2, dtype=torch.float64) - 1
 
     assert gradcheck(sample_features, (x, locations.requires_grad_()))
 
 
-FORMULATIONS = {'v2022': sampling_locations_v2022, 'v2023': sampling_locations_v2023}
-LOCATIONS = {  # of key j of n along an axis, with the offset o
+LOCATIONS = {  # of key j of n along an axis with offset o
     ('v2022', 2): lambda j, o, n: (2 * j + 1) / n - 1 + o.tanh() * 2 / n,
     ('v2022', 0): lambda j, o, n: (2 * j + 1) / n - 1 + o,
     ('v2022', -1): lambda j, o, n: ((2 * j + 1) / n - 1 + o).tanh(),
@@ -207,10 +218,14 @@ LOCATIONS = {  # of key j of n along an axis, with the offset o
 
 
 @pytest.mark.parametrize(('formulation', 'offset_range'), LOCATIONS, ids=str)
-def test_sampling_locations_follow_the_formulation(formulation, offset_range):
+def test_sampling_locations_are_those_of_the_formulation(formulation, offset_range):
+    add_offsets = {
+        'v2022': sampling_locations_v2022,
+        'v2023': sampling_locations_v2023,
+    }[formulation]
     offsets = torch.randn(2, 3, 4, 5, 2)
 
-    locations = FORMULATIONS[formulation](offsets, offset_range)
+    locations = add_offsets(offsets, offset_range)
 
     expected = torch.empty_like(offsets)
     for axis, n in enumerate((4, 5)):
@@ -221,20 +236,24 @@ def test_sampling_locations_follow_the_formulation(formulation, offset_range):
 
 
 @pytest.mark.parametrize('offset_range', [2, 0, -1])
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_a_single_key_starts_at_the_center(formulation, offset_range):
-    locations = FORMULATIONS[formulation](torch.zeros(1, 1, 1, 1, 2), offset_range)
+@pytest.mark.parametrize(
+    'add_offsets', [sampling_locations_v2022, sampling_locations_v2023]
+)
+def test_a_single_key_starts_from_the_center(add_offsets, offset_range):
+    locations = add_offsets(torch.zeros(1, 1, 1, 1, 2), offset_range)
 
     assert locations.flatten().tolist() == [0, 0]
 
 
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_sampling_locations_are_float32_at_least(formulation):
-    locate, offsets = FORMULATIONS[formulation], torch.zeros(1, 1, 200, 300, 2)
+@pytest.mark.parametrize(
+    'add_offsets', [sampling_locations_v2022, sampling_locations_v2023]
+)
+def test_locations_are_float32_at_least(add_offsets):
+    offsets = torch.zeros(1, 1, 200, 300, 2)
 
-    assert locate(offsets.double(), -1).dtype == torch.float64
+    assert add_offsets(offsets.double(), -1).dtype == torch.float64
     torch.testing.assert_close(
-        locate(offsets.bfloat16(), -1), locate(offsets, -1), atol=0, rtol=0
+        add_offsets(offsets.bfloat16(), -1), add_offsets(offsets, -1), atol=0, rtol=0
     )
 
 
@@ -244,7 +263,7 @@ def test_sampling_locations_are_float32_at_least(formulation):
         (query_axis_v2022, [-0.75, -0.25, 0.25, 0.75]),
         (query_axis_v2023, [-1, -1 / 3, 1 / 3, 1]),
     ],
-    ids=['cells', 'pixels'],
+    ids=['v2022', 'v2023'],
 )
 def test_queries_are_evenly_spaced(query_axis, expected):
     like = torch.zeros(1)
@@ -253,37 +272,48 @@ def test_queries_are_evenly_spaced(query_axis, expected):
     assert query_axis(1, like).tolist() == [0]
 
 
-@pytest.mark.parametrize('backend', [name for name in BACKENDS if name != 'math'])
-def test_bfloat16_features_with_float32_locations_are_close_to_float32(backend):
-    *tensors, locations, table, axes = random_inputs(
+@pytest.mark.parametrize('backend', [x for x in BACKENDS if x != 'math'])
+def test_bfloat16_features_with_float32_locations_stay_near_float32(backend):
+    q, k, v, locations, table, axes = random_inputs(
         2, 7, 9, 8, 3, 2, 4, 2, 13, 17, torch.float32
     )
-    exact = deformable_attention(*tensors, locations, table, axes)
-    tensors = [x.bfloat16() for x in tensors]
+    exact = deformable_attention(q, k, v, locations, table, axes)
 
-    rounded = deformable_attention(*tensors, locations, table, axes, backend)
+    rounded = deformable_attention(
+        q.bfloat16(), k.bfloat16(), v.bfloat16(), locations, table, axes, backend
+    )
 
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-def test_groups_that_do_not_divide_the_heads_raise():
+def test_groups_that_do_not_divide_the_heads_are_rejected():
     inputs = random_inputs(1, 2, 2, 6, 2, 2, 3, 2, 3, 3)
 
-    with pytest.raises(ValueError, match='heads of the table, 3; got 2 groups'):
+    with pytest.raises(ValueError, match='of heads of the table, 3; got 2 groups'):
         deformable_attention(*inputs)
 
 
-def test_math_raises_for_features_of_another_dtype_than_the_locations():
-    *tensors, locations, table, axes = random_inputs(
-        1, 2, 2, 4, 2, 2, 2, 2, 3, 3, torch.float32
-    )
-    tensors = [x.bfloat16() for x in tensors]
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_heads_that_do_not_divide_the_channels_are_rejected(backend):
+    inputs = random_inputs(1, 2, 2, 8, 2, 2, 3, 1, 3, 3)
 
-    with pytest.raises(ValueError, match="backend='math' needs q and bias of one"):
-        deformable_attention(*tensors, locations, table, axes, 'math')
+    with pytest.raises(
+        ValueError, match='num_heads must divide the channels, 8; got 3'
+    ):
+        deformable_attention(*inputs, backend=backend)
 
 
-def test_an_unknown_backend_raises():
-    with pytest.raises(ValueError, match="'chunked', 'tiled'.*got 'strips'"):
-        deformable_attention(*random_inputs(1, 2, 2, 4, 2, 2, 2, 2, 3, 3), 'strips')
+def test_math_rejects_features_of_another_dtype_than_the_bias():
+    q, k, v, *others = random_inputs(1, 2, 2, 4, 2, 2, 2, 1, 3, 3, torch.float32)
+    rounded = [x.bfloat16() for x in (q, k, v)]
+
+    with pytest.raises(ValueError, match="'math' needs q and bias of one dtype"):
+        deformable_attention(*rounded, *others, backend='math')
+
+
+def test_an_unknown_backend_is_rejected():
+    inputs = random_inputs(1, 2, 2, 4, 2, 2, 2, 1, 3, 3)
+
+    with pytest.raises(ValueError, match="'chunked', 'tiled'.*got 'fast'"):
+        deformable_attention(*inputs, backend='fast')

@@ -22,8 +22,8 @@ def inputs(
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def by_hand(x, weight, bias):
-    """Sum the shifted feature maps, one tap of the kernel after another."""
+def oracle(x, weight, bias):
+    """Sum the shifted feature map over the entries of the kernel."""
     height, width = weight.shape[-2:]
     out = torch.zeros_like(x) + bias[:, None, None]
     padded = torch.nn.functional.pad(
@@ -37,19 +37,21 @@ def by_hand(x, weight, bias):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_every_backend_convolves_the_channels_separately(backend):
+def test_every_backend_convolves_channel_by_channel(backend):
     x, weight, bias = inputs()
 
     out = depthwise_conv2d(x, weight, bias, backend=backend)
 
-    torch.testing.assert_close(out, by_hand(x, weight, bias))
+    torch.testing.assert_close(out, oracle(x, weight, bias))
 
 
 @pytest.mark.parametrize('residual', [False, True])
 @pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('kernel', [(1, 1), (3, 3), (5, 5), (3, 7), (9, 1), (11, 11)])
 @pytest.mark.parametrize('backend', FAST)
-def test_values_and_gradients_equal_the_reference(backend, kernel, bias, residual):
+def test_values_and_gradients_are_those_of_the_reference(
+    backend, kernel, bias, residual
+):
     tensors = inputs(kernel, bias=bias)
 
     def run(backend):
@@ -61,9 +63,7 @@ def test_values_and_gradients_equal_the_reference(backend, kernel, bias, residua
 
 @pytest.mark.parametrize('kernel', [(5, 5), (1, 7), (11, 11)])
 @pytest.mark.parametrize('size', [(1, 1), (1, 8), (8, 1), (2, 3)])
-def test_tiles_equal_the_reference_on_feature_maps_smaller_than_the_kernel(
-    size, kernel
-):
+def test_feature_maps_smaller_than_the_kernel(size, kernel):
     tensors = inputs(kernel, size=size, batch=1)
 
     def run(backend):
@@ -73,7 +73,7 @@ def test_tiles_equal_the_reference_on_feature_maps_smaller_than_the_kernel(
     torch.testing.assert_close(run('tiled'), run('reference'))
 
 
-def test_tiles_have_a_double_backward():
+def test_tiles_have_gradients_of_gradients():
     tensors = inputs(size=(3, 4), channels=2, batch=1)
 
     assert torch.autograd.gradgradcheck(
@@ -81,7 +81,7 @@ def test_tiles_have_a_double_backward():
     )
 
 
-def test_auto_equals_the_reference_in_float32():
+def test_the_default_is_the_reference_in_single_precision():
     tensors = inputs(dtype=torch.float32)
 
     def run():
@@ -106,7 +106,7 @@ def test_the_residual_is_added_in_full_precision_under_autocast():
     assert out.dtype == torch.float32
 
 
-def test_the_output_is_channels_last():
+def test_the_output_keeps_channels_last_storage():
     x, weight, bias = inputs(dtype=torch.float32)
     out = depthwise_conv2d(x, weight, bias, residual=True)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -123,14 +123,14 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(run(compiled), run(depthwise_conv2d))
 
 
-def test_an_even_kernel_raises():
+def test_an_even_kernel_is_rejected():
     x, *_ = inputs()
     with pytest.raises(
-        ValueError, match='weight must have kernels of odd height.*got 4x3'
+        ValueError, match='weight must have kernels of odd height and width.*got 4x3'
     ):
         depthwise_conv2d(x, torch.zeros(6, 1, 4, 3))
 
 
-def test_an_unknown_backend_raises():
-    with pytest.raises(ValueError, match="backend must be one of.*got 'stripes'"):
-        depthwise_conv2d(*inputs(), backend='stripes')
+def test_an_unknown_backend_is_rejected():
+    with pytest.raises(ValueError, match="backend must be one of.*got 'fast'"):
+        depthwise_conv2d(*inputs(), backend='fast')

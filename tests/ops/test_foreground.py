@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_size
 
 
-def labels(boxes, size, stride, fits):
+def labeled(boxes, size, stride, fits):
     """Label cell by cell and box by box."""
     height, width = size
     out = torch.zeros(len(boxes), height * width, dtype=torch.bool)
@@ -20,33 +20,33 @@ def labels(boxes, size, stride, fits):
 
 @pytest.fixture
 def boxes():
-    """Boxes in whole and half pixels: some sides and limits are at cell centers."""
+    """In pixels and half pixels, so that sides and limits meet cell centers."""
     corners = torch.randint(0, 180, (2, 9, 2, 2)) / 2
     boxes = torch.cat([corners.amin(2), corners.amax(2) + 0.5], -1)
-    boxes[1, 4:] = -1  # padding of the list
+    boxes[1, 4:] = -1  # fills the batch
     return boxes
 
 
 @pytest.mark.parametrize('size', [(11, 7), (1, 5), (1, 1)], ids=str)
 @pytest.mark.parametrize(('low', 'high'), [(-1, 16), (16, 32), (30, float('inf'))])
-def test_cells_are_labeled_by_the_distance_to_the_farthest_side(boxes, size, low, high):
+def test_a_cell_reaches_the_farthest_side_of_a_box(boxes, size, low, high):
     actual = cells_by_reach(boxes, size, 8, low, high)
 
-    expected = labels(boxes, size, 8, lambda sides, _: low < max(sides) <= high)
+    expected = labeled(boxes, size, 8, lambda sides, _: low < max(sides) <= high)
     assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize('size', [(11, 7), (1, 5), (1, 1)], ids=str)
 @pytest.mark.parametrize(('low', 'high'), [(0, 16), (8, 32), (30, float('inf'))])
-def test_cells_are_labeled_by_the_size_of_the_box(boxes, size, low, high):
+def test_a_cell_is_in_a_box_of_a_fitting_size(boxes, size, low, high):
     actual = cells_by_size(boxes, size, 8, low, high)
 
-    expected = labels(boxes, size, 8, lambda _, box: low <= max(box) / 2 <= high)
+    expected = labeled(boxes, size, 8, lambda _, box: low <= max(box) / 2 <= high)
     assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize('label', [cells_by_reach, cells_by_size])
-def test_no_cell_is_labeled_without_boxes(label):
+def test_without_boxes_no_cell_is_labeled(label):
     cells = label(torch.zeros(2, 0, 4), (3, 5), 8, -1, 64)
 
     assert cells.shape == (2, 15)
@@ -54,7 +54,7 @@ def test_no_cell_is_labeled_without_boxes(label):
 
 
 @pytest.mark.parametrize('gamma', [0.0, 2.0])
-def test_focal_loss_equals_weighted_cross_entropy(gamma):
+def test_focal_loss_is_weighted_cross_entropy(gamma):
     logits = torch.randn(50, dtype=torch.double)
     targets = torch.rand(50) < 0.3
 

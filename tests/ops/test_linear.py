@@ -45,7 +45,7 @@ def test_the_result_is_contiguous_as_channels_last():
     ],
     ids=['many', 'few', 'double'],
 )
-def test_auto_uses_a_convolution_for_many_tokens_in_float32(
+def test_auto_chooses_a_convolution_for_many_tokens_in_single_precision(
     monkeypatch, height, dtype, expected
 ):
     calls = []
@@ -74,6 +74,6 @@ def test_runs_under_autocast():
     )
 
 
-def test_an_unknown_backend_raises():
+def test_an_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="'convolution'.*got 'fast'"):
         linear_map(*random_inputs((1, 1)), backend='fast')

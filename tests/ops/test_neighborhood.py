@@ -7,12 +7,12 @@ from mmsparse.ops.neighborhood import BACKENDS
 
 CASES = {  # B, H, W, C, heads, kernel
     'one-tile': (2, 7, 5, 8, 2, 3),
-    'feature-map-of-the-kernel': (1, 5, 5, 4, 1, 5),
+    'size-of-the-kernel': (1, 5, 5, 4, 1, 5),
     'kernel-of-one': (1, 1, 5, 4, 2, 1),
     'uneven-tiles': (1, 9, 10, 4, 2, 7),
     'several-tiles': (2, 19, 33, 4, 1, 5),
     'tiles-wider-than-the-kernel': (1, 26, 8, 4, 2, 3),
-    'large-kernel': (1, 13, 17, 4, 2, 13),
+    'wide-kernel': (1, 13, 17, 4, 2, 13),
 }
 
 
@@ -26,7 +26,7 @@ def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
 
 
 def dense_oracle(q, k, v, table):
-    """Full attention under a mask of all tokens but the neighbors."""
+    """Full attention under a mask that leaves every token's neighbors."""
     B, H, W, C = q.shape
     heads, kernel = len(table), (len(table[0]) + 1) // 2
     steps, near = [], []
@@ -59,7 +59,7 @@ def test_equals_masked_full_attention_in_value_and_gradient(case, backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_equal_finite_differences(backend):
+def test_gradients_are_those_of_finite_differences(backend):
     tensors = random_inputs(1, 3, 4, 2, 1, 3)
 
     assert gradcheck(
@@ -69,7 +69,7 @@ def test_gradients_equal_finite_differences(backend):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_every_entry_of_the_table_is_used(backend):
-    """At the corners neighbors are on one side, up to kernel - 1 tokens away."""
+    """At the corners the neighbors are on one side, up to kernel - 1 away."""
     q, k, v, table = random_inputs(1, 18, 18, 4, 1, 3)
 
     neighborhood_attention(q, k, v, table, backend).square().sum().backward()
@@ -78,7 +78,7 @@ def test_every_entry_of_the_table_is_used(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_the_output_depends_on_neighbors_alone(backend):
+def test_other_tokens_do_not_matter(backend):
     q, k, v, table = random_inputs(1, 16, 12, 4, 2, 5)
     before = neighborhood_attention(q, k, v, table, backend)
     k, v = (x.detach().clone() for x in (k, v))
@@ -93,7 +93,7 @@ def test_the_output_depends_on_neighbors_alone(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_bfloat16_is_close_to_float32(backend):
+def test_bfloat16_stays_near_float32(backend):
     q, k, v, table = random_inputs(2, 9, 7, 8, 2, 5, torch.float32)
     exact = neighborhood_attention(q, k, v, table)
 
@@ -105,38 +105,40 @@ def test_bfloat16_is_close_to_float32(backend):
 
 
 @pytest.mark.parametrize(
-    ('backend', 'least', 'most'), [('reference', 98, 110), ('tiled', 5, 20)]
+    ('backend', 'low', 'high'), [('reference', 98, 110), ('tiled', 5, 20)]
 )
-def test_tiles_save_no_copies_of_keys_for_every_query(backend, least, most):
-    """In feature maps saved for backward; the reference copies each neighbor."""
+def test_tiles_save_no_copies_of_keys_and_values_for_every_query(backend, low, high):
+    """In feature maps: the reference saves 49 of keys and 49 of values for backward."""
     q, k, v, table = random_inputs(1, 40, 40, 64, 1, 7, torch.float32)
     saved = {}
 
-    def pack(x):
+    def record(x):
         saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         neighborhood_attention(q, k, v, table, backend)
 
-    feature_maps = sum(saved.values()) / (q.numel() * q.element_size())
-    assert least < feature_maps < most
+    num_maps = sum(saved.values()) / (q.numel() * q.element_size())
+    assert low < num_maps < high
 
 
-def test_a_feature_map_smaller_than_the_kernel_raises():
+def test_a_feature_map_smaller_than_the_kernel_is_rejected():
     q, k, v, _ = random_inputs(1, 4, 9, 4, 1, 3)
 
-    with pytest.raises(ValueError, match=r'map, 4x9; got a kernel of 5, .*\(1, 9, 9\)'):
+    with pytest.raises(
+        ValueError, match=r'feature map, 4x9; got a kernel of 5, .*\(1, 9, 9\)'
+    ):
         neighborhood_attention(q, k, v, torch.zeros(1, 9, 9))
 
 
-def test_an_even_kernel_raises():
+def test_an_even_kernel_is_rejected():
     q, k, v, _ = random_inputs(1, 4, 9, 4, 1, 3)
 
-    with pytest.raises(ValueError, match='for an odd kernel .* got a kernel of 4'):
+    with pytest.raises(ValueError, match='an odd kernel .* got a kernel of 4'):
         neighborhood_attention(q, k, v, torch.zeros(1, 7, 7))
 
 
-def test_an_unknown_backend_raises():
+def test_an_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="'reference', 'tiled'.*got 'fast'"):
         neighborhood_attention(*random_inputs(1, 3, 3, 2, 1, 3), backend='fast')

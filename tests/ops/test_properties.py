@@ -1,6 +1,6 @@
-"""Every op at random: fast backends equal the reference, are finite, change no input.
+"""Every op on random inputs: backends equal the reference, finite, inputs unchanged.
 
-MMSPARSE_FUZZ=1000 tests as many examples of each instead of a few.
+MMSPARSE_FUZZ=1000 tries as many examples of each instead of a few.
 """
 
 import os
@@ -23,12 +23,8 @@ from mmsparse.ops import (
     routed,
 )
 from mmsparse.ops.deformable import query_axis_v2022, query_axis_v2023
-from mmsparse.ops.regions import (
-    merge_by_head,
-    merge_regions,
-    partition_by_head,
-    partition_regions,
-)
+from mmsparse.ops.regions import merge_regions, partition_regions
+from mmsparse.ops.routing import ROUTINGS
 
 EXAMPLES = int(os.environ.get('MMSPARSE_FUZZ', 12))
 AT_RANDOM = settings(
@@ -44,17 +40,16 @@ class Case(NamedTuple):
     """An op with its inputs.
 
     Args:
-        call: Computes it from a backend and the inputs.
+        call: Compute it from a backend and the inputs.
         inputs: Tensors with gradient.
-        backends: Backends but the reference.
-        num_matched: Number of inputs, from the first on, that logits are dot products
-            of.
+        backends: Its backends but the reference.
+        num_factors: The first so many inputs are queries and keys.
     """
 
     call: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     backends: tuple[str, ...]
-    num_matched: int = 2
+    num_factors: int = 2
 
 
 class Maker:
@@ -72,7 +67,7 @@ class Maker:
         return x.permute(order).contiguous().permute(back).requires_grad_()
 
 
-def fast_backends(backends):
+def but_reference(backends):
     return tuple(name for name in backends if name not in ('reference', 'triton'))
 
 
@@ -87,32 +82,52 @@ def biased(draw):
     return Case(
         lambda backend, q, k, v, bias: ops.biased_attention(q, k, v, bias, backend),
         inputs,
-        fast_backends(attention.BACKENDS),
+        but_reference(attention.BACKENDS),
     )
 
 
 @st.composite
 def routes(draw):
-    new, heads, batch = Maker(draw), draw(few), draw(few)
-    grid = (draw(few), draw(few))
-    num_regions = grid[0] * grid[1]
-    topk = draw(st.integers(1, num_regions))
-    size, keys = (tuple(n * draw(few) for n in grid) for _ in range(2))
+    new, heads = Maker(draw), draw(few)
+    batch, grid = draw(few), (draw(few), draw(few))
+    regions = grid[0] * grid[1]
+    topk = draw(st.integers(1, regions))
+    size, kv_size = ([count * draw(few) for count in grid] for _ in range(2))
     width, value_width = heads * draw(few), heads * draw(few)
-    affinity = torch.rand(batch, num_regions, num_regions, generator=new.generator)
-    routes = affinity.topk(topk).indices
+    routes = torch.rand(batch, regions, regions, generator=new.generator).topk(topk)[1]
     inputs = (
         new(batch, *size, width),
-        new(batch, *keys, width),
-        new(batch, *keys, value_width),
+        new(batch, *kv_size, width),
+        new(batch, *kv_size, value_width),
     )
     weighted = draw(st.booleans())
     return Case(
         lambda backend, q, k, v, weights=None: routed.routed_attention(
-            q, k, v, routes, grid, heads, None, weights, backend
+            q, k, v, routes, grid, heads, backend=backend, route_weights=weights
         ),
-        (*inputs, new(batch, num_regions, topk)) if weighted else inputs,
-        ('auto', 'gathered') if weighted else fast_backends(routed.BACKENDS),
+        (*inputs, new(batch, regions, topk)) if weighted else inputs,
+        ('auto', 'gathered') if weighted else but_reference(routed.BACKENDS),
+    )
+
+
+@st.composite
+def bilevel(draw):
+    new, heads = Maker(draw), draw(few)
+    batch, size = draw(few), (draw(small), draw(small))
+    width, value_width = heads * draw(few), heads * draw(few)
+    topk, side, scale = draw(st.integers(1, 9)), draw(few), draw(st.floats(0.1, 1))
+    routing = draw(st.sampled_from(ROUTINGS))
+    kv_pool = draw(st.sampled_from([None, ('avg', 2), ('adaptive_max', 2)]))
+    return Case(
+        lambda backend, q, k, v: ops.bilevel_routing_attention(
+            q, k, v, heads, topk, side, scale, routing, None, kv_pool, backend
+        ),
+        (
+            new(batch, *size, width),
+            new(batch, *size, width),
+            new(batch, *size, value_width),
+        ),
+        but_reference(routed.BACKENDS) if routing == 'hard' else ('auto', 'gathered'),
     )
 
 
@@ -125,7 +140,7 @@ def neighbors(draw):
     return Case(
         lambda backend, *tensors: ops.neighborhood_attention(*tensors, backend),
         inputs,
-        fast_backends(neighborhood.BACKENDS),
+        but_reference(neighborhood.BACKENDS),
     )
 
 
@@ -140,7 +155,7 @@ def windows(draw):
             *tensors, window, shift, backend
         ),
         inputs,
-        fast_backends(attention.BACKENDS),
+        but_reference(attention.BACKENDS),
     )
 
 
@@ -157,8 +172,8 @@ def shunted(draw):
             q, kv[:groups], kv[groups:], heads, backend=backend
         ),
         (new(batch, draw(small), width), *keys, *values),
-        fast_backends(attention.BACKENDS),
-        num_matched=1 + groups,
+        but_reference(attention.BACKENDS),
+        num_factors=1 + groups,
     )
 
 
@@ -169,10 +184,10 @@ def sampled(draw):
     batch, width = draw(few), heads * draw(few)
     size, keys = [[draw(small), draw(small)] for _ in range(2)]
     table = [draw(st.integers(1, 9)) for _ in range(2)]
-    # Some are off the feature map.
+    # Some are beyond the feature map.
     locations = new(batch, groups, *keys, 2).detach().mul(0.7).requires_grad_()
-    query_axis = draw(st.sampled_from([query_axis_v2022, query_axis_v2023]))
-    axes = tuple(query_axis(length, locations) for length in size)
+    axis = draw(st.sampled_from([query_axis_v2022, query_axis_v2023]))
+    axes = tuple(axis(length, locations).detach() for length in size)
     inputs = (
         *(new(batch, *sides, width) for sides in (size, keys, keys)),
         locations,
@@ -181,7 +196,7 @@ def sampled(draw):
     return Case(
         lambda backend, *tensors: ops.deformable_attention(*tensors, axes, backend),
         inputs,
-        fast_backends(deformable.BACKENDS),
+        but_reference(deformable.BACKENDS),
     )
 
 
@@ -200,7 +215,7 @@ def convolved(draw):
             *tensors, residual, backend
         ),
         inputs,
-        fast_backends(_depthwise.BACKENDS),
+        but_reference(_depthwise.BACKENDS),
     )
 
 
@@ -215,25 +230,27 @@ def projected(draw):
     return Case(
         lambda backend, *tensors: _linear.linear_map(*tensors, backend),
         inputs,
-        fast_backends(_linear.BACKENDS),
+        but_reference(_linear.BACKENDS),
     )
 
 
 ATTENTION = dict(
     biased=biased,
     routes=routes,
+    bilevel=bilevel,
     neighbors=neighbors,
     windows=windows,
     shunted=shunted,
     sampled=sampled,
 )
+MATH_OPS = ('biased', 'windows', 'shunted', 'sampled')
 OPS = ATTENTION | dict(convolved=convolved, projected=projected)
 
 
 @pytest.mark.parametrize('op', OPS)
 @given(data=st.data())
 @AT_RANDOM
-def test_fast_backends_equal_the_reference_and_keep_their_inputs(op, data):
+def test_backends_equal_the_reference_and_do_not_change_their_inputs(op, data):
     call, inputs, backends, _ = data.draw(OPS[op]())
     before = [x.detach().clone() for x in inputs]
     expected = call('reference', *inputs)
@@ -256,48 +273,49 @@ def test_fast_backends_equal_the_reference_and_keep_their_inputs(op, data):
 @AT_RANDOM
 def test_large_inputs_give_finite_outputs_and_gradients(op, data):
     call, inputs, backends, _ = data.draw(OPS[op]())
-    huge = [(1e4 * x.detach()).requires_grad_() for x in inputs]
+    large = [(1e4 * x.detach()).requires_grad_() for x in inputs]
 
     for backend in ('reference', *backends):
-        out = call(backend, *huge)
+        out = call(backend, *large)
         assert out.isfinite().all(), backend
-        for gradient in torch.autograd.grad(out.sum(), huge):
+        for gradient in torch.autograd.grad(out.sum(), large):
             assert gradient.isfinite().all(), backend
 
 
 @pytest.mark.parametrize('op', ATTENTION)
 @given(data=st.data())
 @AT_RANDOM
-def test_logits_beyond_the_range_of_float16_are_finite(op, data):
-    call, inputs, backends, num_matched = data.draw(ATTENTION[op]())
-    factors = (1000 if i < num_matched else 1 for i in range(len(inputs)))
-    halves = [
+def test_logits_beyond_the_range_of_float16_are_attended(op, data):
+    call, inputs, backends, num_factors = data.draw(ATTENTION[op]())
+    factors = (1000 if i < num_factors else 1 for i in range(len(inputs)))
+    half_inputs = [
         (factor * x.detach()).half().requires_grad_()
         for factor, x in zip(factors, inputs, strict=True)
     ]
-    expected = call('reference', *(x.float() for x in halves))
+    expected = call('reference', *(x.float() for x in half_inputs))
 
     for backend in ('reference', *backends):
-        if backend == 'math':  # refuses float16
+        if backend == 'math' and op in MATH_OPS:  # its logits would be infinite
+            with pytest.raises(
+                ValueError, match="'math' needs q and bias of one dtype"
+            ):
+                call(backend, *half_inputs)
             continue
-        out = call(backend, *halves)
+        out = call(backend, *half_inputs)
         torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.02)
-        for gradient in torch.autograd.grad(out.float().sum(), halves):
+        for gradient in torch.autograd.grad(out.float().sum(), half_inputs):
             assert not gradient.isnan().any(), backend
 
 
 @given(data=st.data())
 @AT_RANDOM
-def test_merging_inverts_partitioning(data):
+def test_merging_undoes_partitioning(data):
     new = Maker(data.draw)
     grid, region = ((data.draw(few), data.draw(few)) for _ in range(2))
     size = tuple(n * length for n, length in zip(grid, region, strict=True))
-    heads = data.draw(few)
-    x = new(data.draw(few), *size, heads * data.draw(few))
+    x = new(data.draw(few), *size, data.draw(few))
 
     regions = partition_regions(x, grid)
-    by_head = partition_by_head(x, grid, heads)
 
     assert regions.shape[1:3] == (grid[0] * grid[1], region[0] * region[1])
     assert torch.equal(merge_regions(regions, grid, size), x)
-    assert torch.equal(merge_by_head(by_head, grid, size), x)

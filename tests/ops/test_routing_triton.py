@@ -1,4 +1,4 @@
-"""Triton kernels: run by the interpreter where there is no GPU, and compiled."""
+"""Kernels for GPUs: run by Triton's interpreter without one, and compiled."""
 
 import os
 import subprocess
@@ -7,18 +7,18 @@ import sys
 import pytest
 import torch
 
+from mmsparse.ops import bilevel_routing_attention
 from mmsparse.ops.routed import routed_attention
 
 pytest.importorskip('triton', minversion='3')  # has the interpreter
 
-SHAPES = {  # B, grid, region of queries, region of keys, D, C, K, heads
-    'one-token regions': (1, (2, 2), (1, 1), (1, 1), 6, 6, 3, 3),
-    'few query channels': (1, (1, 5), (2, 2), (2, 2), 4, 12, 4, 2),
-    'pooled keys': (2, (2, 2), (3, 3), (2, 2), 8, 8, 3, 2),
-    'several blocks': (1, (2, 2), (6, 11), (7, 10), 20, 20, 2, 1),
+CASES = {  # B, grid, region of queries, of keys, D, C, K, heads
+    'one-token-regions': (1, (2, 2), (1, 1), (1, 1), 6, 6, 3, 3),
+    'few-query-channels': (1, (1, 5), (2, 2), (2, 2), 4, 12, 4, 2),
+    'pooled-keys': (2, (2, 2), (3, 3), (2, 2), 8, 8, 3, 2),
+    'several-blocks': (1, (2, 2), (6, 11), (7, 10), 20, 20, 2, 1),
 }
-SMALL = (1, (1, 3), (1, 2), (1, 2), 4, 4, 1, 1)
-# Compiles the kernels for a GPU, which need not be present.
+# Compiles the kernels for a GPU without having one.
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -27,14 +27,14 @@ from mmsparse.ops import routing_triton as kernels
 
 sizes = dict(QUERIES=49, KEYS=49, ROUTES=4, HEADS=2, KEY_WIDTH=32, VALUE_WIDTH=32)
 sizes |= dict(BLOCK_Q=64, BLOCK_K=64, BLOCK_D=32, BLOCK_C=32, PRECISION='ieee')
-kinds = dict(scale='fp32', sums_ptr='*fp32', means_ptr='*fp32')
-kinds |= dict.fromkeys(('routes_ptr', 'readers_ptr', 'ends_ptr'), '*i64')
-kinds |= dict.fromkeys(sizes, 'constexpr')
+types = dict(scale='fp32', sums_ptr='*fp32', means_ptr='*fp32')
+types |= dict.fromkeys(('routes_ptr', 'readers_ptr', 'ends_ptr'), '*i64')
+types |= dict.fromkeys(sizes, 'constexpr')
 for dtype in ('fp32', 'bf16'):
     for name in ('_forward', '_backward_queries', '_backward_keys'):
         kernel = getattr(kernels, name)
-        types = {arg: kinds.get(arg, f'*{dtype}') for arg in kernel.arg_names}
-        source = ASTSource(kernel, types, sizes)
+        signature = {arg: types.get(arg, f'*{dtype}') for arg in kernel.arg_names}
+        source = ASTSource(kernel, signature, sizes)
         compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32))
         assert compiled.asm['cubin'], (name, dtype)
         print(name, dtype)
@@ -43,21 +43,19 @@ for dtype in ('fp32', 'bf16'):
 
 def random_inputs(B, grid, region, kv_region, D, C, K, heads, dtype=torch.float64):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-
-    def draw(region, channels):
-        size = (grid[0] * region[0], grid[1] * region[1])
-        options = dict(dtype=dtype, device=device, requires_grad=True)
-        return torch.randn(B, *size, channels, **options)
-
-    tensors = draw(region, D), draw(kv_region, D), draw(kv_region, C)
+    options = dict(dtype=dtype, device=device, requires_grad=True)
+    q, k, v = (
+        torch.randn(B, grid[0] * h, grid[1] * w, channels, **options)
+        for (h, w), channels in ((region, D), (kv_region, D), (kv_region, C))
+    )
     R = grid[0] * grid[1]
     routes = torch.rand(B, R, R, device=device).topk(K).indices
-    return *tensors, routes, grid, heads
+    return q, k, v, routes, grid, heads
 
 
-@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
-def test_equals_the_reference_in_value_and_gradient(shape):
-    inputs = random_inputs(*shape)
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+def test_equals_the_reference_in_value_and_gradient(case):
+    inputs = random_inputs(*case)
     expected = routed_attention(*inputs, 0.7, backend='reference')
     cotangent = torch.randn_like(expected)
 
@@ -70,18 +68,17 @@ def test_equals_the_reference_in_value_and_gradient(shape):
     )
 
 
-def test_regions_without_queries_have_zero_gradient():
-    q, k, v, routes, grid, heads = random_inputs(*SMALL)
+def test_regions_that_are_in_no_route_have_no_gradient():
+    q, k, v, routes, grid, heads = random_inputs(1, (3, 1), (1, 2), (1, 2), 4, 4, 1, 1)
     routes = torch.zeros_like(routes)
 
-    out = routed_attention(q, k, v, routes, grid, heads, backend='triton')
-    out.sum().backward()
+    routed_attention(q, k, v, routes, grid, heads, backend='triton').sum().backward()
 
-    assert v.grad[..., :2, :].ne(0).all()  # region 0
-    assert v.grad[..., 2:, :].eq(0).all() and k.grad[..., 2:, :].eq(0).all()
+    assert v.grad[0, 0].ne(0).all()
+    assert v.grad[0, 1:].eq(0).all() and k.grad[0, 1:].eq(0).all()
 
 
-def test_half_precision_is_close_to_float32():
+def test_half_precision_stays_near_single():
     *tensors, routes, grid, heads = random_inputs(
         1, (2, 2), (1, 5), (1, 5), 8, 8, 2, 2, torch.float32
     )
@@ -95,12 +92,12 @@ def test_half_precision_is_close_to_float32():
 
 
 def test_strides_do_not_matter():
-    *tensors, routes, grid, heads = random_inputs(*SMALL)
-    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    q, k, v, *others = random_inputs(1, (2, 2), (1, 3), (1, 3), 4, 4, 2, 1)
+    transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
 
     torch.testing.assert_close(
-        routed_attention(*strided, routes, grid, heads, backend='triton'),
-        routed_attention(*tensors, routes, grid, heads, backend='triton'),
+        routed_attention(*transposed, *others, backend='triton'),
+        routed_attention(q, k, v, *others, backend='triton'),
     )
 
 
@@ -120,10 +117,11 @@ def test_the_kernels_compile_for_a_gpu():
     assert len(done.stdout.splitlines()) == 6
 
 
-def test_a_cpu_raises(monkeypatch):
+def test_a_cpu_is_rejected(monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
     inputs = (
-        x.cpu() if isinstance(x, torch.Tensor) else x for x in random_inputs(*SMALL)
+        x.cpu() if isinstance(x, torch.Tensor) else x
+        for x in random_inputs(1, (3, 1), (1, 2), (1, 2), 4, 4, 1, 1)
     )
 
     with pytest.raises(
@@ -132,17 +130,30 @@ def test_a_cpu_raises(monkeypatch):
         routed_attention(*inputs, backend='triton')
 
 
-def test_a_missing_triton_raises(monkeypatch):
+def test_a_missing_triton_is_reported(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.delitem(sys.modules, 'mmsparse.ops.routing_triton', raising=False)
     monkeypatch.setitem(sys.modules, 'triton', None)
 
     with pytest.raises(ValueError, match="backend='triton' needs triton, which comes"):
-        routed_attention(*random_inputs(*SMALL), backend='triton')
+        routed_attention(
+            *random_inputs(1, (3, 1), (1, 2), (1, 2), 4, 4, 1, 1), backend='triton'
+        )
 
 
-def test_route_weights_raise():
-    inputs = random_inputs(*SMALL)
+def test_route_weights_are_rejected():
+    inputs = random_inputs(1, (3, 1), (1, 2), (1, 2), 4, 4, 1, 1)
 
-    with pytest.raises(ValueError, match="'triton' needs hard routing, without route"):
-        routed_attention(*inputs, None, torch.rand(1, 3, 1), 'triton')
+    with pytest.raises(ValueError, match="'triton' needs hard routing, without route_"):
+        routed_attention(*inputs, backend='triton', route_weights=torch.rand(1, 3, 1))
+
+
+def test_the_whole_op_equals_its_reference():
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    q, k, v = torch.randn(3, 1, 7, 5, 4, dtype=torch.float64, device=device)
+    arguments = (q, k, v, 2, 3, 3)
+
+    torch.testing.assert_close(
+        bilevel_routing_attention(*arguments, backend='triton'),
+        bilevel_routing_attention(*arguments, backend='reference'),
+    )

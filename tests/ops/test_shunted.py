@@ -29,15 +29,15 @@ def random_inputs(B, N, C, num_keys, heads, dtype=torch.float64):
     return tokens(N, C), keys, values, heads
 
 
-def loop_oracle(q, keys, values, num_heads, scale):
-    """Attention with one head and one query at a time."""
+def dense_oracle(q, keys, values, num_heads, scale):
+    """Attend one head, image and query at a time."""
     width = q.shape[-1] // num_heads
     heads_of_a_group = num_heads // len(keys)
     out = torch.zeros_like(q)
     for head in range(num_heads):
-        group, place = divmod(head, heads_of_a_group)
+        group, within = divmod(head, heads_of_a_group)
         own = slice(head * width, (head + 1) * width)
-        inside = slice(place * width, (place + 1) * width)
+        inside = slice(within * width, (within + 1) * width)
         for b in range(len(q)):
             for n in range(q.shape[1]):
                 logits = scale * (keys[group][b, :, inside] @ q[b, n, own])
@@ -47,9 +47,9 @@ def loop_oracle(q, keys, values, num_heads, scale):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_equals_attention_by_head_in_value_and_gradient(inputs, backend):
+def test_equals_attention_head_by_head_in_value_and_gradient(inputs, backend):
     q, keys, values, _ = inputs
-    expected = loop_oracle(*inputs, scale=0.7)
+    expected = dense_oracle(*inputs, scale=0.7)
     actual = shunted_attention(*inputs, scale=0.7, backend=backend)
     cotangent = torch.randn_like(expected)
 
@@ -61,7 +61,7 @@ def test_equals_attention_by_head_in_value_and_gradient(inputs, backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_gradients_equal_finite_differences(backend):
+def test_gradients_are_those_of_finite_differences(backend):
     q, keys, values, heads = random_inputs(1, 3, 4, (1, 2), 2)
 
     assert gradcheck(
@@ -73,7 +73,7 @@ def test_gradients_equal_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_logits_are_scaled_by_the_channels_of_a_head(backend):
+def test_dot_products_are_scaled_by_the_channels_of_a_head(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4)
 
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_logits_are_scaled_by_the_channels_of_a_head(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_heads_do_not_depend_on_the_keys_of_other_groups(backend):
+def test_keys_of_one_group_do_not_matter_to_the_heads_of_the_other(backend):
     q, keys, values, heads = random_inputs(2, 6, 8, (3, 5), 4)
     before = shunted_attention(q, keys, values, heads, backend=backend)
 
@@ -96,7 +96,7 @@ def test_heads_do_not_depend_on_the_keys_of_other_groups(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_bfloat16_is_close_to_float32(backend):
+def test_bfloat16_stays_near_float32(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4, torch.float32)
     exact = shunted_attention(q, keys, values, heads)
 
@@ -112,14 +112,14 @@ def test_bfloat16_is_close_to_float32(backend):
 
 
 @pytest.mark.parametrize('num_heads', [0, 1, 3, 16])
-def test_heads_that_do_not_fit_raise(num_heads):
+def test_heads_that_do_not_fit_are_rejected(num_heads):
     q, keys, values, _ = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match=rf'groups, 2, .* q, 8; got {num_heads}\.'):
         shunted_attention(q, keys, values, num_heads)
 
 
-def test_keys_without_values_raise():
+def test_keys_without_values_are_rejected():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match='got 2 and 1 entries'):
@@ -128,13 +128,13 @@ def test_keys_without_values_raise():
         shunted_attention(q, [], [], heads)
 
 
-def test_keys_with_other_channels_raise():
+def test_keys_of_other_channels_are_rejected():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match=r'have 4 channels, .* got \[4, 4, 4, 2\]'):
         shunted_attention(q, keys, [values[0], values[1][..., :2]], heads)
 
 
-def test_an_unknown_backend_raises():
+def test_an_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
         shunted_attention(*random_inputs(1, 2, 8, (1, 1), 2), backend='fast')

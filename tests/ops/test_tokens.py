@@ -22,7 +22,7 @@ def scores():
 
 @pytest.fixture
 def padding():
-    """Padding mask; the second image has 20 tokens."""
+    """The second image has 20 tokens, and the best scores in its padding."""
     padding = torch.zeros(2, 40, dtype=torch.bool)
     padding[1, 20:] = True
     return padding
@@ -46,21 +46,21 @@ def test_every_layer_keeps_the_best_tokens(scores):
     assert selection.eligible == selection.written == (None, None, None)
 
 
-def test_all_images_keep_as_many_tokens_as_the_largest_foreground(scores, padding):
+def test_the_largest_foreground_counts_for_all_images(scores, padding):
     selection = select(scores, padding)
 
     assert selection.kept == (21, 16, 4)
-    # The foreground of the second image has 11 tokens: no more rows are updated.
+    # Its foreground are 11 tokens: no more of the rows are written back.
     counts = [
         None if mask is None else mask.sum(1).tolist() for mask in selection.written
     ]
     assert counts == [[21, 11], [16, 11], None]
-    # It has 20 tokens: one of the 21 rows of the first layer is padding.
+    # Of its 20 tokens, 21 rows of the first layer are one too many.
     assert selection.eligible[0].sum(1).tolist() == [21, 20]
     assert selection.eligible[1:] == (None, None)
 
 
-def test_every_image_may_keep_a_share_of_its_own_tokens(scores, padding):
+def test_every_image_may_keep_separate_numbers(scores, padding):
     selection = select(scores, padding, per_image=True)
 
     assert selection.kept == (21, 16, 4)
@@ -70,7 +70,7 @@ def test_every_image_may_keep_a_share_of_its_own_tokens(scores, padding):
 
 @pytest.mark.parametrize('per_image', [False, True])
 @pytest.mark.parametrize('ratio', [0.3, 1.0])
-def test_padding_is_never_selected(scores, padding, ratio, per_image):
+def test_padding_never_counts(scores, padding, ratio, per_image):
     scores[padding] = 1e4
 
     selection = select(scores, padding, ratio, (1.0,), per_image=per_image)
@@ -97,16 +97,18 @@ def test_counts_are_rounded_down_in_float32(share):
 
 
 @pytest.mark.parametrize('per_image', [False, True])
-def test_a_layer_without_tokens_raises(per_image):
-    with pytest.raises(ValueError, match=r'keep_ratio=0.1 .* keep none of the \[5'):
+def test_a_layer_without_tokens_is_rejected(per_image):
+    with pytest.raises(ValueError, match=r'keep_ratio=0.1 .* none of the \[5\] tokens'):
         select(torch.zeros(1, 5), None, 0.1, (1.0, 0.5), per_image=per_image)
 
 
-def test_an_image_without_tokens_raises_if_per_image(scores, padding):
+def test_one_image_without_tokens_is_rejected_where_each_counts(scores, padding):
     padding[1, 2:] = True
 
     select(scores, padding)
-    with pytest.raises(ValueError, match=r'of the \[40, 2\] tokens in some'):
+    with pytest.raises(
+        ValueError, match=r'keep none of the \[40, 2\] tokens in some layer'
+    ):
         select(scores, padding, per_image=True)
 
 
@@ -121,7 +123,7 @@ def test_object_scores_are_products_with_the_best_class():
     )
 
 
-def test_tokens_are_gathered_and_scattered_by_sample():
+def test_tokens_are_gathered_and_scattered_by_image():
     x = torch.randn(3, 7, 2, dtype=torch.double, requires_grad=True)
     values = torch.randn(3, 4, 2, dtype=torch.double, requires_grad=True)
     rows = torch.stack([torch.randperm(7)[:4] for _ in range(3)])
@@ -143,8 +145,8 @@ def test_kept_tokens_are_marked_by_layer(scores, padding):
     kept = kept_by_layer(selection, 40)
 
     assert kept.sum(-1).tolist() == [[21, 16, 4], [11, 8, 2]]
-    for image, marks, valid in zip(scores, kept, (40, 20), strict=True):
-        order = image[:valid].argsort(descending=True)
+    for image_scores, marks, valid in zip(scores, kept, (40, 20), strict=True):
+        order = image_scores[:valid].argsort(descending=True)
         for layer in marks:
             count = int(layer.sum())
             assert layer[order[:count]].all()

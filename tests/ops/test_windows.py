@@ -28,18 +28,18 @@ def random_inputs(B, H, W, C, heads, window, shift, dtype=torch.float64):
 
 
 def dense_oracle(q, k, v, bias, window, shift):
-    """Full attention under a mask of other windows, and the bias of the same window."""
+    """Full attention under a mask of other windows."""
     B, H, W, C = q.shape
     heads = len(bias)
     rows, columns = (torch.arange(n) for n in (H, W))
-    # Rolled coordinates; tokens from the other end belong to another part.
+    # Rolled coordinates; tokens rolled around from the other end are another part.
     y, x = (rows - shift) % H, (columns - shift) % W
     part_y, part_x = (y >= H - shift).int(), (x >= W - shift).int()
     window_of = (y[:, None] // window * W + x // window).flatten()
     part_of = (2 * part_y[:, None] + part_x).flatten()
-    place = (y[:, None] % window * window + x % window).flatten()
+    inside = (y[:, None] % window * window + x % window).flatten()
 
-    logits = bias[:, place[:, None], place]
+    logits = bias[:, inside[:, None], inside]
     logits = logits - 100 * (part_of[:, None] != part_of)
     logits = logits.masked_fill(window_of[:, None] != window_of, -torch.inf)
     q, k, v = (t.reshape(B, H * W, heads, -1).transpose(1, 2) for t in (q, k, v))
@@ -63,13 +63,13 @@ def test_equals_masked_full_attention_in_value_and_gradient(case, backend):
 
 
 @pytest.mark.parametrize('shift', [0, 1])
-def test_gradients_equal_finite_differences(shift):
+def test_gradients_are_those_of_finite_differences(shift):
     tensors, window, _ = random_inputs(1, 2, 4, 2, 1, 2, shift)
 
     assert gradcheck(lambda *args: window_attention(*args, window, shift), tensors)
 
 
-def test_a_window_as_large_as_the_feature_map_equals_full_attention():
+def test_one_window_of_the_size_of_the_feature_map_equals_full_attention():
     (q, k, v, bias), window, _ = random_inputs(2, 3, 3, 8, 2, 3, 0)
     tokens = (
         x.reshape(2, 9, 2, 4).transpose(1, 2) for x in (q, k, v)
@@ -79,7 +79,7 @@ def test_a_window_as_large_as_the_feature_map_equals_full_attention():
     torch.testing.assert_close(window_attention(q, k, v, bias, window), full)
 
 
-def test_the_output_does_not_depend_on_other_windows():
+def test_tokens_of_other_windows_do_not_matter():
     (q, k, v, bias), window, _ = random_inputs(1, 4, 6, 4, 1, 2, 0)
     before = window_attention(q, k, v, bias, window)
     k, v = (x.detach().clone() for x in (k, v))
@@ -92,7 +92,7 @@ def test_the_output_does_not_depend_on_other_windows():
 
 
 @pytest.mark.parametrize('shift', [0, 2])
-def test_bfloat16_is_close_to_float32(shift):
+def test_bfloat16_stays_near_float32(shift):
     (q, k, v, bias), window, _ = random_inputs(2, 6, 9, 8, 2, 3, shift, torch.float32)
     exact = window_attention(q, k, v, bias, window, shift)
 
@@ -104,19 +104,19 @@ def test_bfloat16_is_close_to_float32(shift):
 
 
 @pytest.mark.parametrize('window', [1, 2, 3])
-def test_the_bias_of_a_pair_is_the_entry_for_query_minus_key(window):
+def test_the_bias_of_a_pair_is_the_entry_of_query_minus_key(window):
     span = 2 * window - 1
     table = torch.randn(span**2, 3)
 
     bias = window_bias(table, window)
 
-    places = list(itertools.product(range(window), repeat=2))
-    for (i, (yq, xq)), (j, (yk, xk)) in itertools.product(enumerate(places), repeat=2):
+    tokens = list(itertools.product(range(window), repeat=2))
+    for (i, (yq, xq)), (j, (yk, xk)) in itertools.product(enumerate(tokens), repeat=2):
         entry = (yq - yk + window - 1) * span + (xq - xk + window - 1)
         assert torch.equal(bias[:, i, j], table[entry])
 
 
-def test_a_feature_map_that_windows_do_not_divide_raises():
+def test_a_feature_map_that_windows_do_not_divide_is_rejected():
     tensors, _, _ = random_inputs(1, 5, 6, 4, 1, 2, 0)
 
     with pytest.raises(ValueError, match='window=2 must divide the feature map of 5x6'):
@@ -124,7 +124,7 @@ def test_a_feature_map_that_windows_do_not_divide_raises():
 
 
 @pytest.mark.parametrize('shift', [-1, 2])
-def test_a_shift_out_of_range_raises(shift):
+def test_a_shift_out_of_range_is_rejected(shift):
     tensors, window, _ = random_inputs(1, 4, 4, 4, 1, 2, 0)
 
     with pytest.raises(ValueError, match=f'from 0 to window - 1, 1 here; got {shift}'):
@@ -132,10 +132,8 @@ def test_a_shift_out_of_range_raises(shift):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_heads_that_do_not_divide_the_channels_raise(backend):
+def test_heads_that_do_not_divide_the_channels_are_rejected(backend):
     q, k, v = torch.rand(3, 1, 2, 2, 4)
 
-    with pytest.raises(
-        ValueError, match='num_heads must divide the channels, 4; got 3'
-    ):
+    with pytest.raises(ValueError, match='heads must divide the channels, 4; got 3'):
         window_attention(q, k, v, torch.zeros(3, 4, 4), window=2, backend=backend)

@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import read_config
+from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[2] / 'projects' / 'focus_deformable_detr' / 'configs'
 VARIANTS = ('', '-refine', '-refine-twostage')
@@ -22,19 +22,19 @@ SMALL = dict(
 )
 
 
-def build(variant, kind=None, **changes):
+def build(variant, detector_type=None, **changes):
     path = CONFIGS / f'focus-deformable-detr{variant}_r50_16xb2-50e_coco.py'
     cfg = read_config(str(path))
     cfg.merge_from_dict(dict(model={**SMALL, **changes}))
-    if kind is not None:
-        cfg.model.type = kind
+    if detector_type is not None:
+        cfg.model.type = detector_type
         cfg.model.bbox_head.type = 'DeformableDETRHead'
         for name in ('cascade', 'num_object_tokens', *changes):
             cfg.model.pop(name)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = MODELS.build(cfg.model)
-    torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
+    torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it uninitialized
     return detector
 
 
@@ -60,7 +60,7 @@ def test_every_parameter_gets_a_finite_gradient(variant, boxes):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_detects(variant):
+def test_predictions_are_finite(variant):
     detector = build(variant).eval()
 
     results = detector(**data(detector, False), mode='predict')
@@ -71,7 +71,7 @@ def test_detects(variant):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_all_tokens_without_object_attention_make_deformable_detr(variant):
+def test_all_tokens_without_object_attention_equal_deformable_detr(variant):
     everything = dict(
         keep_ratio=1.0,
         cascade=(1.0, 1.0),

@@ -29,7 +29,7 @@ def backbone():
 
 @pytest.fixture
 def official(backbone, tmp_path):
-    """A file as the official training saves it."""
+    """A file as the official code saves it."""
     family = FAMILIES['shunted']
     weights = {
         family.official_key(key, 'nano'): tensor
@@ -41,9 +41,7 @@ def official(backbone, tmp_path):
     return path
 
 
-def test_the_file_that_is_written_loads_into_the_model(
-    official, backbone, tmp_path, run_tool
-):
+def test_the_written_file_loads_into_the_model(official, backbone, tmp_path, run_tool):
     out = tmp_path / 'sub' / 'out.pth'
 
     done = run_tool('convert_checkpoint.py', official, out, cwd=tmp_path)
@@ -67,7 +65,7 @@ def test_the_file_that_is_written_loads_into_the_model(
     assert lines[2] == f'written: {out}'
 
 
-def test_safetensors_are_written_where_the_name_says_so(
+def test_the_suffix_safetensors_writes_such_a_file(
     official, backbone, tmp_path, run_tool
 ):
     out = tmp_path / 'out.safetensors'
@@ -77,7 +75,7 @@ def test_safetensors_are_written_where_the_name_says_so(
     assert set(load_file(out)) == {f'backbone.{key}' for key in backbone.state_dict()}
 
 
-def test_an_existing_file_is_overwritten_only_by_force(official, tmp_path, run_tool):
+def test_an_existing_file_is_overwritten_only_with_force(official, tmp_path, run_tool):
     out = tmp_path / 'out.pth'
     out.write_text('mine')
 
@@ -118,7 +116,7 @@ def another_model(path):
         ),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+def test_an_error_is_one_line_and_nothing_is_written(
     official, spoil, message, tmp_path, run_tool
 ):
     spoil(official)
@@ -134,7 +132,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_options_say_what_the_keys_do_not(official, tmp_path, run_tool):
+def test_options_replace_recognition(official, tmp_path, run_tool):
     done = run_tool(
         'convert_checkpoint.py',
         official,
@@ -147,7 +145,7 @@ def test_options_say_what_the_keys_do_not(official, tmp_path, run_tool):
     assert done.stderr.startswith(f'error: {official}: The keys are not those of dat')
 
 
-def test_help_says_what_the_command_does(tmp_path, run_tool):
+def test_help_mentions_safety(tmp_path, run_tool):
     done = run_tool('convert_checkpoint.py', '--help', cwd=tmp_path)
 
     assert 'none of its code is run' in ' '.join(done.stdout.split())

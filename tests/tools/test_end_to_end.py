@@ -1,4 +1,4 @@
-"""The commands on real files, two iterations each."""
+"""Train, evaluate and infer by the commands, two iterations each."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-SHORT = {  # settings that end a training after two iterations
+SHORT = {  # settings for two iterations
     'biformer/biformer-nano_1xb32-9e_digits': (
         'train_cfg.max_epochs=1',
         'train_dataloader.batch_size=4',
@@ -43,43 +43,51 @@ def options(name, *more):
 
 
 @pytest.fixture(scope='session', params=SHORT)
-def trained(request, small_digits, run_tool):
-    """A config after a training of two iterations: name, work directory, checkpoint."""
+def trained(request, small_digits):
+    """Train for two iterations; return the config, work directory and checkpoint."""
     name = request.param
     work_dir = small_digits / 'work_dirs' / Path(name).name
-    run_tool('train.py', CONFIGS / f'{name}.py', *options(name), cwd=small_digits)
-    checkpoint = Path((work_dir / 'last_checkpoint').read_text())
+    config = CONFIGS / f'{name}.py'
+    done = run_command('train.py', config, *options(name), cwd=small_digits)
+    checkpoint = Path(done.stdout.splitlines()[-1])
     return name, work_dir, small_digits / checkpoint
 
 
-def test_training_evaluates_and_saves_a_checkpoint(trained):
+def run_command(tool, *arguments, cwd, status=0):
+    """Run a command without ignoring warnings; there must be none."""
+    command = [sys.executable, ROOT / 'tools' / tool, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = (done.stdout + done.stderr).splitlines()
+    assert not [line for line in lines if 'Warning' in line or ' WARNING ' in line]
+    return done
+
+
+def test_training_evaluates_and_prints_its_last_checkpoint(trained):
     name, work_dir, checkpoint = trained
     (log,) = work_dir.glob('*/*.log')
 
     assert checkpoint.is_file()
+    assert (work_dir / 'last_checkpoint').read_text().endswith(checkpoint.name)
     assert METRICS[name].rpartition('/')[2] in log.read_text()
 
 
-def test_testing_writes_the_metric(trained, small_digits, run_tool):
+def test_testing_writes_the_metric(trained, small_digits):
     name, work_dir, checkpoint = trained
     out = work_dir / 'metrics.json'
-    run_tool(
-        'test.py',
-        CONFIGS / f'{name}.py',
-        checkpoint,
-        '--out',
-        out,
-        *options(name),
+    done = run_command(
+        *('test.py', CONFIGS / f'{name}.py', checkpoint, '--out', out, *options(name)),
         cwd=small_digits,
     )
 
+    assert done.stdout.splitlines()[-1] == str(out)
     assert 0 <= json.loads(out.read_text())[METRICS[name]] <= 100
 
 
-def test_testing_refuses_what_is_no_checkpoint(small_digits, tmp_path, run_tool):
+def test_testing_a_text_file_is_an_error(small_digits, tmp_path, run_tool):
     name = 'biformer/biformer-nano_1xb32-9e_digits'
     path = tmp_path / 'text.pth'
-    path.write_text('no checkpoint')
+    path.write_text('not a checkpoint')
 
     done = run_tool(
         *('test.py', CONFIGS / f'{name}.py', path, *options(name)),
@@ -93,7 +101,7 @@ def test_testing_refuses_what_is_no_checkpoint(small_digits, tmp_path, run_tool)
 
 
 @pytest.mark.slow
-def test_training_runs_no_code_of_its_start_and_names_bad_data(
+def test_training_runs_no_code_of_load_from_and_names_damaged_labels(
     small_digits, tmp_path, run_tool
 ):
     name = 'biformer/fpn_biformer-nano_1xb8-1600i_digits'
@@ -111,9 +119,9 @@ def test_training_runs_no_code_of_its_start_and_names_bad_data(
     done = run_tool(*command, cwd=tmp_path, check=False)
 
     assert done.returncode == 1
-    told = done.stderr.splitlines()[-1]
-    assert 'annotations/training/' in told
-    assert 'LoadAnnotations' in told
+    error = done.stderr.splitlines()[-1]
+    assert 'annotations/training/' in error
+    assert 'LoadAnnotations' in error
 
 
 class Code:
@@ -123,7 +131,7 @@ class Code:
         return os.mkdir, ('ran',)
 
 
-def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_tool):
+def test_training_resumes_from_the_last_checkpoint(trained, small_digits, run_tool):
     name, work_dir, checkpoint = trained
     further = ('train_cfg.max_iters=4' if 'fpn' in name else 'train_cfg.max_epochs=2',)
     before = torch.load(checkpoint, weights_only=False)
@@ -143,7 +151,7 @@ def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_to
     after = torch.load(small_digits / last, weights_only=False)
     assert before['meta']['iter'] == 2
     assert after['meta']['iter'] == 4
-    # The optimizer went on, and so did the history of the loss.
+    # The optimizer and the history of the loss are resumed too.
     steps = {int(state['step']) for state in after['optimizer']['state'].values()}
     assert steps == {4}
     history = after['message_hub']['log_scalars']['train/loss'].data[0]
@@ -153,24 +161,23 @@ def test_training_goes_on_from_the_last_checkpoint(trained, small_digits, run_to
     assert len(history) == 4
 
 
-def test_inference_draws_all_pictures_but_what_is_none(trained, small_digits, run_tool):
+def test_inference_draws_all_images_and_reports_a_text_file(trained, small_digits):
     name, work_dir, checkpoint = trained
-    pictures = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:2]
+    images = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:2]
     text = work_dir / 'text.jpg'
-    text.write_text('not a picture')
+    text.write_text('not an image')
     out = work_dir / 'drawn'
 
-    done = run_tool(
-        *('infer.py', pictures[0], text, pictures[1], CONFIGS / f'{name}.py'),
+    done = run_command(
+        *('infer.py', images[0], text, images[1], CONFIGS / f'{name}.py'),
         *(checkpoint, '--out', out),
         cwd=small_digits,
-        check=False,
+        status=1,
     )
 
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f'error: not a readable picture: {text}'
+    assert done.stderr.splitlines()[-1] == f'error: not a readable image: {text}'
     drawn = [Path(line) for line in done.stdout.splitlines()[-2:]]
-    assert [path.stem for path in drawn] == [path.stem for path in pictures]
+    assert [path.stem for path in drawn] == [path.stem for path in images]
     for path in drawn:
         assert out in path.parents
         assert min(Image.open(path).size) >= 128
@@ -200,13 +207,13 @@ def test_mim_trains_the_same_config(trained, small_digits):
         (['nothing.py'], 'error: config: no such file: nothing.py'),
         (
             [CONFIGS / 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'],
-            'error: train_dataloader: no data at data/digits/detection/; '
-            'make it with: python tools/prepare_digits.py',
+            'error: train_dataloader: no data at data/digits/detection/; put the data '
+            'there or change data_root; create it with: python tools/prepare_digits.py',
         ),
     ],
     ids=['no config', 'no data'],
 )
-def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
+def test_a_mistake_is_an_error_in_one_line(arguments, message, tmp_path, run_tool):
     done = run_tool('train.py', *arguments, cwd=tmp_path, check=False)
 
     assert done.returncode == 1
@@ -218,7 +225,7 @@ def test_a_mistake_is_told_in_one_line(arguments, message, tmp_path, run_tool):
     'command',
     ['train.py mine.py', 'test.py mine.py a.png', 'infer.py a.png mine.py a.png'],
 )
-def test_an_unknown_arch_is_told_with_the_known_ones(
+def test_an_unknown_arch_is_an_error_with_the_known_ones(
     command, small_digits, tmp_path, run_tool
 ):
     base = CONFIGS / 'biformer/biformer-nano_1xb32-9e_digits.py'
@@ -230,22 +237,19 @@ def test_an_unknown_arch_is_told_with_the_known_ones(
     done = run_tool(*command.split(), cwd=tmp_path, check=False)
 
     assert done.returncode == 1
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("error: config: BiFormer: arch must be one of ['base', 'na")
-    assert told.endswith("got 'huge'.")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: config: BiFormer: arch must be one of ['base', 'na")
+    assert error.endswith("got 'huge'.")
     assert 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('kind', ['picture', 'checkpoint'])
-def test_inference_names_the_missing_file(kind, tmp_path, run_tool):
+@pytest.mark.parametrize('missing', ['image', 'checkpoint'])
+def test_inference_names_the_missing_file(missing, tmp_path, run_tool):
     good = tmp_path / 'good.png'
     Image.new('RGB', (32, 32)).save(good)
-    files = ('no', good) if kind == 'picture' else (good, 'no')
-    picture, checkpoint = files
+    image, checkpoint = ('no', good) if missing == 'image' else (good, 'no')
 
-    done = run_tool(
-        'infer.py', picture, 'any.py', checkpoint, cwd=tmp_path, check=False
-    )
+    done = run_tool('infer.py', image, 'any.py', checkpoint, cwd=tmp_path, check=False)
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == 'error: no such file: no'

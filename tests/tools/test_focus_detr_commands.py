@@ -1,4 +1,4 @@
-"""Focus-DETR as users have it: commands, inferencers, and mim."""
+"""Focus-DETR through commands, inferencers and mim."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from mmdet.apis import DetInferencer
 from PIL import Image
 from torch import nn
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
 DIGITS = min(CONFIGS.glob('*_digits.py'), key=lambda path: len(path.name))
@@ -27,7 +27,7 @@ test_dataloader = dict(batch_size=3, num_workers=0, persistent_workers=False)
 
 @pytest.fixture(scope='module')
 def files(small_digits):
-    """A config with the recall of kept tokens, and a checkpoint of random weights."""
+    """A config with the recall of kept tokens, and a checkpoint with random weights."""
     folder = small_digits / 'focus'
     folder.mkdir()
     config, checkpoint = folder / 'focus.py', folder / 'focus.pth'
@@ -35,7 +35,7 @@ def files(small_digits):
     torch.manual_seed(0)
     detector = build_model(read_config(str(config)))
     detector.init_weights()
-    nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
+    nn.init.normal_(detector.level_embed)  # mmdet does not initialize it
     for head in detector.bbox_head.cls_branches:  # scores that differ
         nn.init.normal_(head.weight, std=0.3)
     torch.save(dict(state_dict=detector.state_dict(), meta={}), checkpoint)
@@ -43,12 +43,12 @@ def files(small_digits):
 
 
 @pytest.fixture(scope='module')
-def pictures(small_digits):
-    """Pictures of three shapes."""
-    drawn = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:5]
+def images(small_digits):
+    """Images of several shapes."""
+    scenes = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:5]
     shapes = [(128, 128), (200, 100), (128, 128), (64, 128), (300, 301)]
     found = []
-    for path, shape in zip(drawn, shapes, strict=True):
+    for path, shape in zip(scenes, shapes, strict=True):
         found.append(small_digits / 'focus' / path.name)
         Image.open(path).resize(shape).save(found[-1])
     return found
@@ -62,7 +62,7 @@ def tested(files, small_digits, run_tool):
     return json.loads(out.read_text())
 
 
-def test_testing_tells_ap_by_size_and_the_recall_of_kept_tokens(tested):
+def test_metrics_have_ap_by_size_and_the_recall_of_kept_tokens(tested):
     names = ('all_tokens', 'layer_1', 'layer_2')
     recalls = [tested[f'kept_token_recall/{name}'] for name in names]
 
@@ -71,7 +71,7 @@ def test_testing_tells_ap_by_size_and_the_recall_of_kept_tokens(tested):
 
 
 @pytest.mark.slow
-def test_mim_tests_to_the_last_digit_as_our_command_does(files, tested, small_digits):
+def test_mim_test_has_exactly_the_metrics_of_the_command(files, tested, small_digits):
     mim = Path(sys.executable).with_name('mim')
     config, checkpoint = files
     work_dir = small_digits / 'focus' / 'mim'
@@ -91,14 +91,14 @@ def test_mim_tests_to_the_last_digit_as_our_command_does(files, tested, small_di
     assert {name: of_mim[name] for name in tested} == tested
 
 
-def test_inference_draws_pictures_of_any_shape(files, pictures, small_digits, run_tool):
+def test_inference_draws_images_of_any_shape(files, images, small_digits, run_tool):
     config, checkpoint = files
-    arguments = [*pictures, config, checkpoint, '--score-thr', '0.01', '--out', 'drawn']
+    arguments = [*images, config, checkpoint, '--score-thr', '0.01', '--out', 'drawn']
 
     done = run_tool('infer.py', *arguments, cwd=small_digits)
 
-    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(pictures) :]]
-    for before, after in zip(pictures, drawn, strict=True):
+    drawn = [small_digits / line for line in done.stdout.splitlines()[-len(images) :]]
+    for before, after in zip(images, drawn, strict=True):
         assert Image.open(after).size == Image.open(before).size
 
 
@@ -108,8 +108,8 @@ def inferencer(files):
     return DetInferencer(str(config), weights=str(checkpoint), device='cpu')
 
 
-def detect(inferencer, pictures, **options):
-    names = [str(path) for path in pictures]
+def detect(inferencer, images, **options):
+    names = [str(path) for path in images]
     found = inferencer(names, no_save_vis=True, **options)['predictions']
     return [
         {name: torch.tensor(x[name]) for name in ('labels', 'scores', 'bboxes')}
@@ -118,13 +118,13 @@ def detect(inferencer, pictures, **options):
 
 
 @pytest.mark.parametrize('batch_size', [2, 5])
-def test_mmdets_inferencer_takes_pictures_of_many_shapes_at_once(
-    inferencer, pictures, batch_size
+def test_the_inferencer_of_mmdet_takes_batches_of_several_shapes(
+    inferencer, images, batch_size
 ):
-    found = detect(inferencer, pictures, batch_size=batch_size)
+    found = detect(inferencer, images, batch_size=batch_size)
 
-    for picture, detections in zip(pictures, found, strict=True):
-        ends = torch.tensor(Image.open(picture).size)
+    for image, detections in zip(images, found, strict=True):
+        ends = torch.tensor(Image.open(image).size)
         corners = detections['bboxes'].unflatten(-1, (2, 2))
         assert (corners >= 0).all()
         assert (corners <= ends).all()
@@ -133,7 +133,7 @@ def test_mmdets_inferencer_takes_pictures_of_many_shapes_at_once(
         assert len(detections['scores']) == inferencer.cfg.model.test_cfg.max_per_img
 
 
-def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
+def test_detections_do_not_depend_on_the_batch_size_with_one_shape(
     inferencer, small_digits
 ):
     same = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:4]
@@ -150,15 +150,20 @@ def test_pictures_of_one_shape_have_the_same_detections_at_any_batch_size(
                 )
 
 
-def test_a_detector_is_drawn_on_pictures_of_any_shape(
-    files, pictures, small_digits, run_tool
+def test_attention_is_drawn_on_images_of_any_shape(
+    files, images, small_digits, run_tool
 ):
-    done = run_tool(
-        'visualize.py', *files, *pictures, '--out', 'seen', cwd=small_digits
-    )
+    done = run_tool('visualize.py', *files, *images, '--out', 'vis', cwd=small_digits)
 
-    names = ('attention', 'keys', 'foreground', 'kept', 'sampling', 'field')
-    expected = [f'seen/{x.stem}_{name}.png' for x in pictures for name in names]
+    names = (
+        'attention',
+        'sampled_keys',
+        'foreground',
+        'kept_tokens',
+        'sampling_locations',
+        'receptive_field',
+    )
+    expected = [f'vis/{x.stem}_{name}.png' for x in images for name in names]
     assert done.stdout.splitlines()[-len(expected) :] == expected
     for path in expected:
         assert min(Image.open(small_digits / path).size) > 200
@@ -167,17 +172,17 @@ def test_a_detector_is_drawn_on_pictures_of_any_shape(
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ('picture', 'error: no such file: no.jpg'),
+        ('image', 'error: no such file: no.jpg'),
         ('checkpoint', 'error: no such file: no.pth'),
         ('config', 'error: config: no such file: no.py'),
     ],
 )
-def test_a_missing_file_is_told_before_anything_is_drawn(
-    change, message, files, pictures, tmp_path, run_tool
+def test_a_missing_file_is_an_error_before_anything_is_drawn(
+    change, message, files, images, tmp_path, run_tool
 ):
     config, checkpoint = files
-    given = dict(config=config, checkpoint=checkpoint, picture=pictures[0])
-    given[change] = dict(picture='no.jpg', checkpoint='no.pth', config='no.py')[change]
+    given = dict(config=config, checkpoint=checkpoint, image=images[0])
+    given[change] = dict(image='no.jpg', checkpoint='no.pth', config='no.py')[change]
 
     done = run_tool('visualize.py', *given.values(), cwd=tmp_path, check=False)
 

@@ -8,30 +8,16 @@ from pathlib import Path
 import publish_model
 import pytest
 import torch
+import yaml
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = 'shunted-nano_1xb32-14e_digits'
 CONFIG = ROOT / 'configs' / 'shunted_transformer' / f'{NAME}.py'
-METAFILE = """\
-Collections:
-  - Name: {name}
-
-# A remark.
-Models:
-  - Name: other
-    Weights: https://example.org/other.pth
-  - Name: {name}
-    Metadata:
-      Epochs: 14
-
-  # The last one.
-  - Name: another
-"""
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +42,7 @@ def checkpoint(model, tmp_path):
 
 @pytest.fixture
 def publish(checkpoint, tmp_path, monkeypatch, capsys):
-    """Run the command; return the file that it says it wrote."""
+    """Run the command; return the file it wrote and the entry it printed."""
 
     def publish(*arguments):
         command = [
@@ -68,13 +54,16 @@ def publish(checkpoint, tmp_path, monkeypatch, capsys):
         ]
         monkeypatch.setattr(sys, 'argv', list(map(str, command)))
         publish_model.main()
-        return Path(capsys.readouterr().out.splitlines()[0].split(': ')[1])
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert rest.pop(0) == 'Entry for a metafile:'
+        (entry,) = yaml.safe_load('\n'.join(rest))
+        return Path(first.split(': ')[1]), entry
 
     return publish
 
 
 def test_the_file_has_its_hash_in_its_name_and_loads_into_the_model(publish, model):
-    path = publish('--config', CONFIG)
+    path, _ = publish('--config', CONFIG)
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.name == f'{NAME}-{digest[:8]}.pth'
@@ -92,7 +81,7 @@ def test_equal_weights_have_one_name_and_nothing_is_overwritten(
     publish, tmp_path, suffix
 ):
     options = ('--config', CONFIG, '--name', 'mine', '--format', suffix)
-    path = publish(*options)
+    path, _ = publish(*options)
 
     with pytest.raises(SystemExit, match=rf'error: {path} exists'):
         publish(*options)
@@ -101,7 +90,7 @@ def test_equal_weights_have_one_name_and_nothing_is_overwritten(
 
 
 def test_a_backbone_starts_from_safetensors_in_half_precision(publish, model):
-    path = publish('--config', CONFIG, '--format', 'safetensors', '--half')
+    path, _ = publish('--config', CONFIG, '--format', 'safetensors', '--half')
     cfg = read_config(str(CONFIG))
     cfg.model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=str(path), prefix='backbone.'
@@ -117,99 +106,33 @@ def test_a_backbone_starts_from_safetensors_in_half_precision(publish, model):
         assert torch.allclose(fresh.backbone.state_dict()[key], tensor, atol=1e-3), key
 
 
-def test_the_metafile_gets_a_line_and_keeps_all_others(publish, tmp_path):
-    metafile = tmp_path / 'metafile.yml'
-    metafile.write_text(METAFILE.format(name=NAME))
-    options = ('--config', CONFIG, '--metafile', metafile, '--url')
-
-    path = publish(*options, 'https://example.org/digits/')
-
-    line = f'    Weights: https://example.org/digits/{path.name}\n'
-    before = METAFILE.format(name=NAME)
-    text = metafile.read_text()
-    assert text == before.replace('Epochs: 14\n', f'Epochs: 14\n{line}')
-    with pytest.raises(SystemExit, match='has Weights already, .*; remove the line'):
-        publish(*options, 'https://example.org')
-    assert metafile.read_text() == text
-
-
-@pytest.mark.parametrize(
-    ('collections', 'after'),
-    [
-        (1, ''),
-        (2, ''),
-        (0, ''),
-        (1, '\n# The end.\nImport:\n  - other.yml\n'),
-    ],
-    ids=['one collection', 'two collections', 'none', 'more below'],
-)
-def test_a_new_model_gets_an_entry(
-    publish, model, tmp_path, monkeypatch, collections, after
-):
+def test_the_entry_is_one_of_our_metafiles(publish, model, monkeypatch):
     monkeypatch.chdir(ROOT)
-    head = 'Collections:\n' * bool(collections) + '  - Name: ä\n' * collections
-    before = f'{head}\nModels:\n  - Name: other  # a remark\n\n  - Name: "b"\r\n'
-    metafile = tmp_path / 'metafile.yml'
-    metafile.write_bytes(f'{before}{after}'.encode())
 
-    path = publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
+    path, entry = publish('--config', CONFIG, '--url', 'https://example.org/digits/')
 
-    parameters = sum(x.numel() for x in model.parameters())
-    entry = (
-        f'  - Name: {NAME}\n'
-        + '    In Collection: ä\n' * (collections == 1)
-        + f'    Config: configs/shunted_transformer/{NAME}.py\n'
-        f'    Metadata:\n      Parameters: {parameters}\n'
-        f'    Weights: https://x.org/{path.name}\n'
+    assert entry == dict(
+        Name=NAME,
+        Config=f'configs/shunted_transformer/{NAME}.py',
+        Metadata=dict(Parameters=sum(x.numel() for x in model.parameters())),
+        Weights=f'https://example.org/digits/{path.name}',
     )
-    assert metafile.read_bytes().decode() == f'{before}{entry}{after}'
 
 
-def test_a_metafile_may_be_empty_but_for_its_title(publish, tmp_path):
-    metafile = tmp_path / 'metafile.yml'
-    metafile.write_text('Models:')
+def test_the_entry_without_a_config_has_the_name_of_the_file(publish):
+    path, entry = publish('--name', 'ä')
 
-    path = publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
-
-    assert metafile.read_text().startswith(f'Models:\n  - Name: {NAME}\n    Config: ')
-    assert metafile.read_text().endswith(f'\n    Weights: https://x.org/{path.name}\n')
+    assert entry == dict(Name='ä', Weights=path.name)
 
 
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('Models:\n- Name: other\n', 'is not indented as ours are; add by hand: .*Nam'),
-        ('Models: [{Name: other}]\n', 'is not indented as ours are'),
-        (f'Models:\n- Name: {NAME}\n', 'is not indented as ours are'),
-        ('Import:\n  - other.yml\n', "has no Models with Names: KeyError: 'Models'"),
-        ('Models: {', r'has no Models with Names: yaml\.'),
-        ('', 'has no Models with Names'),
-    ],
-)
-def test_a_metafile_of_another_kind_is_told_and_stays(publish, tmp_path, text, message):
-    metafile = tmp_path / 'metafile.yml'
-    metafile.write_text(text)
-
-    with pytest.raises(SystemExit, match=f'error: --metafile: {metafile} {message}'):
-        publish('--config', CONFIG, '--metafile', metafile, '--url', 'https://x.org')
-
-    assert metafile.read_text() == text
-    assert not (tmp_path / 'out').exists()
-
-
-def test_mistakes_are_told_and_nothing_is_written(publish, checkpoint, tmp_path):
-    metafile = tmp_path / 'metafile.yml'
-    metafile.write_text(METAFILE.format(name='x'))
+def test_mistakes_are_one_line_and_nothing_is_written(publish, checkpoint, tmp_path):
     other = CONFIG.with_name('fpn_shunted-nano_1xb8-1600i_digits.py')
     for options, message in (
-        (['--metafile', metafile], '--metafile needs --url'),
         (
             ['--config', other],
             r'does not fit --config; missing keys: .*unexpected keys',
         ),
         (['--ema'], 'has no averages'),
-        (['--metafile', metafile, '--url', 'u'], 'no model of the name epoch_14'),
-        (['--metafile', tmp_path / 'no.yml', '--url', 'u'], 'no such file: .*no.yml'),
         (['--name', '../b'], "--name must be a name without a folder; got '../b'"),
         (['--name', 'a/b'], "--name must be a name without a folder; got 'a/b'"),
         (['--config', 'none.py'], 'config: no such file: none.py'),

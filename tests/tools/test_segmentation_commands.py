@@ -1,8 +1,9 @@
-"""The commands on a segmentor for ADE20K, as one that authors released."""
+"""The commands on a released segmentor for ADE20K."""
 
 import argparse
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import convert_checkpoint
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.conversion.biformer import official_key
 from mmsparse.datasets.checks import build_dataset
+from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -31,7 +34,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 train_dataloader = val_dataloader
-# Two forms in place of twelve.
+# Two augmented images instead of twelve.
 tta_pipeline = {{{{_base_.aligned_flip_pipeline}}}}
 """
 PALETTE = [[i, 255 - i, 7] for i in range(150)]
@@ -39,7 +42,7 @@ PALETTE = [[i, 255 - i, 7] for i in range(150)]
 
 @pytest.fixture(scope='module')
 def segmentor(small_digits):
-    """Config and converted checkpoint of a small model with ADE20K's 150 classes."""
+    """Return config and converted checkpoint of a small model with 150 classes."""
     config = small_digits / 'ade20k.py'
     config.write_text(CONFIG.format(root=ROOT))
     torch.manual_seed(0)
@@ -51,13 +54,13 @@ def segmentor(small_digits):
     }
     meta = dict(CLASSES=[f'class {i}' for i in range(150)], PALETTE=PALETTE)
     torch.save({'meta': meta, 'state_dict': weights}, small_digits / 'released.pth')
-    files = dict(source=small_digits / 'released.pth', target=small_digits / 'ours.pth')
+    files = dict(source=small_digits / 'released.pth', target=small_digits / 'new.pth')
     options = dict(family=None, arch=None, backbone_only=False, force=False)
     convert_checkpoint.run(argparse.Namespace(**files, **options))
     return config, files['target']
 
 
-def test_mim_finds_the_same_to_the_last_digit(segmentor, small_digits, run_tool):
+def test_mim_computes_exactly_the_same_metrics(segmentor, small_digits, run_tool):
     config, checkpoint = segmentor
     mim = Path(sys.executable).with_name('mim')
     command = [mim, 'test', 'mmseg', config, '--checkpoint', checkpoint, '--gpus', '0']
@@ -74,11 +77,21 @@ def test_mim_finds_the_same_to_the_last_digit(segmentor, small_digits, run_tool)
     )
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    (found,) = (small_digits / 'mim').glob('*/*.json')
-    of_mim = json.loads(found.read_text())
+    (path,) = (small_digits / 'mim').glob('*/*.json')
+    of_mim = json.loads(path.read_text())
     assert json.loads((small_digits / 'a.json').read_text()) == {
         key: of_mim[key] for key in ('aAcc', 'mIoU', 'mAcc')
     }
+
+
+@pytest.mark.parametrize('missing', ['flips', 'tta_model'])
+def test_tta_without_its_settings_is_an_error(missing):
+    cfg = Config(dict(flips=[], tta_model={}))
+    cfg.pop(missing)
+    command = runpy.run_path(str(ROOT / 'tools/test.py'))
+
+    with pytest.raises(UsageError, match=f'--tta needs {missing} in the config'):
+        command['use_tta'](cfg, 'flips')
 
 
 def test_a_converted_segmentor_keeps_its_classes_and_colors(segmentor):
@@ -88,12 +101,12 @@ def test_a_converted_segmentor_keeps_its_classes_and_colors(segmentor):
     assert meta['dataset_meta']['palette'] == PALETTE
 
 
-def test_pictures_are_drawn_in_the_colors_of_the_data(
+def test_images_are_drawn_in_the_colors_of_the_dataset(
     segmentor, small_digits, run_tool
 ):
     config, checkpoint = segmentor
     weights = torch.load(checkpoint, weights_only=True)
-    weights['meta'] = {}  # mmsegmentation would take the colors of Cityscapes
+    weights['meta'] = {}  # mmseg would use the colors of Cityscapes
     torch.save(weights, small_digits / 'bare.pth')
     Image.new('RGB', (160, 96)).save(small_digits / 'black.png')
 
@@ -106,9 +119,9 @@ def test_pictures_are_drawn_in_the_colors_of_the_data(
     dataset = build_dataset(read_config(str(config)).test_dataloader.dataset)
     assert drawn.shape == (96, 160, 3)
     palette = np.asarray(dataset.metainfo['palette'])
-    expected = 0.8 * palette[labels]  # mmsegmentation's opacity
+    expected = 0.8 * palette[labels]  # opacity of mmseg
     close = np.abs(drawn - expected).max(-1) <= 1
-    assert close.mean() > 0.7  # the rest is names of classes
+    assert close.mean() > 0.7  # the rest are names of classes
 
 
 def test_the_config_of_the_guide_trains_on_its_data(small_digits, run_tool):
@@ -127,6 +140,10 @@ def test_the_config_of_the_guide_trains_on_its_data(small_digits, run_tool):
         'train_cfg.max_iters=2',
         'train_cfg.val_interval=2',
         'train_dataloader.batch_size=2',
+        'train_dataloader.dataset.pipeline.3.scale=(192,192)',
+        'train_dataloader.dataset.pipeline.4.crop_size=(128,128)',
+        'val_dataloader.dataset.pipeline.1.scale=(128,128)',
+        'model.data_preprocessor.size=(128,128)',
         *(
             f'{split}_dataloader.{setting}'
             for split in ('train', 'val')

@@ -1,5 +1,3 @@
-"""The tables of the models, and what keeps them from drifting."""
-
 import re
 import shutil
 import sys
@@ -13,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the command; without arguments it writes."""
+    """Run the command; without arguments it writes the tables."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['zoo_tables.py', *arguments])
@@ -25,7 +23,8 @@ def run(monkeypatch):
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of pages and metafiles for the command to work on."""
+    """A copy of the pages and metafiles that the command works on."""
+    shutil.copyfile(ROOT / 'README.md', tmp_path / 'README.md')
     for path in ROOT.glob('*/*/*'):
         if path.name in ('README.md', 'metafile.yml'):
             target = tmp_path / path.relative_to(ROOT)
@@ -37,7 +36,7 @@ def copy(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_pages_are_what_the_metafiles_say(run):
+def test_the_tables_are_up_to_date(run):
     run('--check')
 
 
@@ -47,14 +46,14 @@ def test_every_config_is_listed_once():
         path.relative_to(ROOT).as_posix()
         for pattern in ('configs/*/*.py', 'projects/*/configs/*.py')
         for path in ROOT.glob(pattern)
-        if path.parent.name != '_base_'
+        if '_base_' not in path.parts
     }
 
     assert len(listed) == len(configs)
     assert set(listed) == configs
 
 
-def test_a_changed_number_is_told_and_mended(copy, run, capsys):
+def test_an_outdated_table_is_reported_and_rewritten(copy, run, capsys):
     readme, page = copy / 'configs/dat/README.md', copy / 'docs/configs.md'
     before = readme.read_text()
     readme.write_text(before.replace('| 83.9 |', '| 84.9 |'))
@@ -72,26 +71,28 @@ def test_a_changed_number_is_told_and_mended(copy, run, capsys):
     run('--check')
 
 
-def test_what_is_written_by_hand_stays(copy, run):
+def test_text_around_a_table_is_kept(copy, run):
     readme = copy / 'configs/detr/README.md'
-    readme.write_text('Mine.\n' + readme.read_text().replace('42.70 M', ''))
+    readme.write_text('By hand.\n' + readme.read_text().replace('| 42.70 |', '| 1 |'))
 
     run()
 
     text = readme.read_text()
-    assert text.startswith('Mine.\n# DETR')
-    assert '42.70 M' in text
+    assert text.startswith('By hand.\n# DETR')
+    assert '| 42.70 |' in text
 
 
-def test_marks_that_fit_no_model_are_told(copy, run):
+def test_a_section_without_models_raises_an_error(copy, run):
     readme = copy / 'configs/detr/README.md'
     readme.write_text(readme.read_text().replace('models: COCO', 'models: Cityscapes'))
 
-    with pytest.raises(SystemExit, match='no model for the line <!-- models: Citysc'):
+    with pytest.raises(
+        SystemExit, match='no model matches the line <!-- models: Citysc'
+    ):
         run()
 
 
-def test_a_pattern_takes_names_or_all_others():
+def test_a_pattern_selects_names_or_all_others():
     folder = Path('configs/focus_detr')
     options = [m.name for m in zoo_tables.select(folder, 'COCO', '*_r50_[a-z]*')]
     others = [m.name for m in zoo_tables.select(folder, 'COCO', '!*_r50_[a-z]*')]
@@ -99,3 +100,18 @@ def test_a_pattern_takes_names_or_all_others():
     assert 'focus-detr_r50_keep-10_8xb2-12e_coco' in options
     assert 'focus-detr_r50_8xb2-12e_coco' in others
     assert not set(options) & set(others)
+
+
+def test_the_overview_has_published_results_of_all_tasks():
+    text = zoo_tables.overview(['biformer-small', 'focus-detr_r50'], Path('README.md'))
+
+    *_, biformer, focus = text.splitlines()
+    assert biformer == (
+        '| biformer-small | 25.54 | 4.49 | 83.8 | 47.8 | 49.8 '
+        '| [biformer](configs/biformer) |'
+    )
+    assert focus == (
+        '| focus-detr_r50 | 49.39 |  |  | 48.8 |  | [focus_detr](configs/focus_detr) |'
+    )
+    with pytest.raises(SystemExit, match="no model named 'swin-tiny'"):
+        zoo_tables.overview(['swin-tiny'], Path('README.md'))

@@ -1,4 +1,4 @@
-"""Chromium without a window, over its debugging pipe: the standard library will do."""
+"""Headless Chromium, controlled through its debugging pipe."""
 
 import base64
 import json
@@ -23,14 +23,14 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """A page in a browser; messages end with a zero byte, both ways."""
+    """A page in a browser; messages end with a zero byte in both directions."""
 
     def __init__(self, program: str, profile: str) -> None:
         its_input, self._output = os.pipe()
         self._input, its_output = os.pipe()
 
         def connect() -> None:
-            # Through numbers far away, lest one overwrite the other.
+            # Through high file descriptors, so that neither overwrites the other.
             source, target = os.dup2(its_input, 103), os.dup2(its_output, 104)
             os.dup2(source, 3)
             os.dup2(target, 4)
@@ -66,7 +66,7 @@ class Browser:
         while b'\0' not in self._received:
             read = os.read(self._input, 2**16)
             if not read:
-                raise RuntimeError('The browser has ended.')
+                raise RuntimeError('The browser has exited.')
             self._received += read
         line, _, self._received = self._received.partition(b'\0')
         return json.loads(line)

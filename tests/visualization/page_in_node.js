@@ -1,6 +1,6 @@
-// Runs the script of a page in Node, with as little of a browser as it needs.
+// Run the script of a page in Node with a minimal document.
 // node page_in_node.js PAGE; then one line of JSON an action on stdin:
-// {"click": [x, y], "panel": 0}, {"layer": 1} or {"view": 1}. Answers with one line each.
+// {"click": [x, y], "panel": 0}, {"layer": 1} or {"view": 1}. Prints one line each.
 'use strict';
 const fs = require('fs');
 const html = fs.readFileSync(process.argv[2], 'utf-8');
@@ -35,20 +35,20 @@ class Image extends Element {
 }
 new Function('document', 'Image', script)(document, Image);
 
-function tell() {
+function print() {
   const panels = named.panels.children.map(figure => ({
     caption: figure.children[0].textContent,
     width: figure.children[1].width,
     height: figure.children[1].height,
     calls: figure.children[1].calls,
   }));
-  const told = {title: named.title.textContent, status: named.status.textContent, panels};
-  told.views = named.view.children.map(option => option.textContent);
-  process.stdout.write(JSON.stringify(told) + '\n');
+  const shown = {title: named.title.textContent, status: named.status.textContent, panels};
+  shown.views = named.view.children.map(option => option.textContent);
+  process.stdout.write(JSON.stringify(shown) + '\n');
 }
 
 setImmediate(() => setImmediate(() => {
-  tell();
+  print();
   for (const line of fs.readFileSync(0, 'utf-8').split('\n').filter(Boolean)) {
     const action = JSON.parse(line);
     if ('click' in action) {
@@ -57,8 +57,8 @@ setImmediate(() => setImmediate(() => {
     } else {
       const name = 'layer' in action ? 'layer' : 'view';
       named[name].value = action[name];
-      named[name].fire(name === 'layer' ? 'input' : 'change', {});
+      named[name].fire('input', {});
     }
-    tell();
+    print();
   }
 }));

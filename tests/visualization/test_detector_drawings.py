@@ -1,91 +1,90 @@
-"""Drawings of a Focus-DETR of random weights, on a resized and mirrored picture."""
+"""Drawings of a Focus-DETR with random weights, on a resized and flipped image."""
 
 import numpy as np
 import pytest
 import torch
 
-from mmsparse.apis.model import load_model
+from mmsparse.apis import load_model
 from mmsparse.errors import UsageError
 from mmsparse.visualization import (
-    choose_point,
+    choose_query_point,
     draw_all,
-    draw_foreground,
+    draw_foreground_scores,
     draw_kept_tokens,
-    draw_sampling_points,
+    draw_sampling_locations,
 )
-from mmsparse.visualization.detections import detection_at
+from mmsparse.visualization.detection import detection_at
 
-SIZE = (60, 90)  # height and width of the picture; enlarged by 1.5
-
-
-def test_the_picture_is_enlarged_and_mirrored_for_the_model(detector_scene):
-    assert detector_scene.frame.picture == SIZE
-    assert detector_scene.frame.size == (90, 135)
-    assert detector_scene.frame.scale == (-1.5, 1.5)
+SIZE = (60, 90)  # height and width of the image; resized by 1.5
 
 
-def test_the_hosts_boxes_and_those_of_the_queries_agree(detector_scene):
-    scores, _, boxes = detector_scene.detections()
+def test_the_input_is_resized_and_flipped(detector_sample):
+    assert detector_sample.transform.image_size == SIZE
+    assert detector_sample.transform.input_size == (90, 135)
+    assert detector_sample.transform.scale == (-1.5, 1.5)
+
+
+def test_boxes_of_mmdet_equal_boxes_of_the_decoder_queries(detector_sample):
+    scores, _, boxes = detector_sample.query_detections()
     height, width = SIZE
     ends = boxes.new_tensor([width, height] * 2)
-    cut = boxes.clamp(min=torch.zeros(4), max=ends)
+    clipped = boxes.clamp(min=torch.zeros(4), max=ends)
 
     best = scores.argmax()
 
-    assert len(detector_scene.boxes) == 50
-    torch.testing.assert_close(detector_scene.boxes[0], cut[best], atol=1e-2, rtol=0)
+    assert len(detector_sample.boxes) == 50
+    torch.testing.assert_close(
+        detector_sample.boxes[0], clipped[best], atol=1e-2, rtol=0
+    )
 
 
-def test_points_lie_in_the_middle_of_the_box_they_are_sampled_for(
-    detector_scene, drawn
-):
-    _, _, boxes = detector_scene.detections()
-    query = detection_at(detector_scene)
+def test_zero_offsets_sample_at_the_center_of_the_box(detector_sample, read_panel):
+    _, _, boxes = detector_sample.query_detections()
+    query = detection_at(detector_sample)
     center = (boxes[query, :2] + boxes[query, 2:]) / 2
 
-    figure = draw_sampling_points(detector_scene)
+    figure = draw_sampling_locations(detector_sample)
 
     assert len(figure.axes) == 2  # layers
     for axis in figure.axes:
-        of = drawn(axis)
-        box = of.boxes[-1]
+        content = read_panel(axis)
+        box = content.boxes[-1]
         assert box == pytest.approx(boxes[query].tolist(), abs=1e-3)
-        assert len(of.dots) == 3  # levels
-        for dots in of.dots:
-            places = np.asarray(dots.get_offsets())
-            assert places == pytest.approx(
-                np.tile(center.numpy(), (len(places), 1)), abs=1e-2
-            )
+        assert len(content.dots) == 3  # levels
+        for dots in content.dots:
+            points = np.asarray(dots.get_offsets())
+            expected = np.tile(center.numpy(), (len(points), 1))
+            assert points == pytest.approx(expected, abs=1e-2)
 
 
-def test_the_detection_at_a_point_is_the_surest_that_holds_it(detector_scene):
-    scores, _, boxes = detector_scene.detections()
+def test_the_detection_at_a_point_is_the_best_that_contains_it(detector_sample):
+    scores, _, boxes = detector_sample.query_detections()
     last = scores.argmin()
     point = ((boxes[last, :2] + boxes[last, 2:]) / 2).tolist()
-    holding = [
+    containing = [
         i
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist())
         if x1 <= point[0] < x2 and y1 <= point[1] < y2
     ]
 
-    chosen = detection_at(detector_scene, tuple(point))
+    chosen = detection_at(detector_sample, tuple(point))
 
-    assert chosen in holding
-    assert scores[chosen] == max(scores[i] for i in holding)
-    assert detection_at(detector_scene, (-9.0, -9.0)) == detection_at(detector_scene)
+    assert chosen in containing
+    assert scores[chosen] == max(scores[i] for i in containing)
+    assert detection_at(detector_sample, (-9.0, -9.0)) == detection_at(detector_sample)
 
 
-def test_kept_cells_are_light_and_mirrored_with_the_picture(detector_scene):
-    tokens = detector_scene.seen.tokens
+def test_kept_cells_are_transparent_and_flipped_with_the_image(detector_sample):
+    tokens = detector_sample.recording.tokens
 
-    figure = draw_kept_tokens(detector_scene)
+    figure = draw_kept_tokens(detector_sample)
 
     assert len(figure.axes) == 3 * 2  # levels, layers
     first = tokens.kept.kept[0, 0]
     rows, columns = tokens.kept.level_sizes[0]
     shade = figure.axes[0].images[-1]
     assert (shade.get_array()[..., 3] == 0).sum() == first[: rows * columns].sum()
-    # Cells of 8 pixels of the input, from the right border of the picture.
+    # Cells of 8 pixels of the input, from the right border of the image.
     left, right, bottom, top = shade.get_extent()
     assert (left, top) == pytest.approx((90, 0))
     assert (right, bottom) == pytest.approx((0, 60), abs=1e-4)
@@ -95,23 +94,25 @@ def test_kept_cells_are_light_and_mirrored_with_the_picture(detector_scene):
 
 
 def test_object_tokens_are_among_the_kept_and_drawn_at_their_centers(
-    detector_scene, drawn
+    detector_sample, read_panel
 ):
-    tokens = detector_scene.seen.tokens
+    tokens = detector_sample.recording.tokens
     assert (tokens.objects.sum(-1) == 30).all()
     assert not (tokens.objects & ~tokens.kept.kept).any()
 
-    figure = draw_kept_tokens(detector_scene)
+    figure = draw_kept_tokens(detector_sample)
 
-    found = [np.asarray(drawn(axis).dots[0].get_offsets()) for axis in figure.axes[::2]]
-    expected = detector_scene.to_pixels(tokens.kept.centers[0][tokens.objects[0, 0]])
+    found = [
+        np.asarray(read_panel(axis).dots[0].get_offsets()) for axis in figure.axes[::2]
+    ]
+    expected = detector_sample.to_pixels(tokens.kept.centers[0][tokens.objects[0, 0]])
     assert np.concatenate(found) == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_foreground_is_drawn_as_probability(detector_scene):
-    scores = detector_scene.seen.tokens.scores[0].sigmoid()
+def test_foreground_is_drawn_as_probability(detector_sample):
+    scores = detector_sample.recording.tokens.scores[0].sigmoid()
 
-    figure = draw_foreground(detector_scene)
+    figure = draw_foreground_scores(detector_sample)
 
     for axis, part in zip(
         figure.axes, scores.split([12 * 17, 6 * 9, 3 * 5]), strict=True
@@ -122,18 +123,25 @@ def test_foreground_is_drawn_as_probability(detector_scene):
         assert image.get_clim() == (0, 1)
 
 
-def test_all_there_is_to_see_of_a_focus_detr_is_drawn(detector_scene, detector):
-    point = choose_point(detector_scene, detector.backbone)
+def test_a_focus_detr_has_a_figure_for_every_part(detector_sample, detector):
+    point = choose_query_point(detector_sample, detector.backbone)
 
-    names = [name for name, _ in draw_all(detector_scene, point, detector.backbone)]
+    names = [name for name, _ in draw_all(detector_sample, point, detector.backbone)]
 
-    x1, y1, x2, y2 = detector_scene.boxes[0].tolist()
+    x1, y1, x2, y2 = detector_sample.boxes[0].tolist()
     assert point == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2))
-    assert names == ['attention', 'regions', 'foreground', 'kept', 'sampling', 'field']
+    assert names == [
+        'attention',
+        'routed_regions',
+        'foreground',
+        'kept_tokens',
+        'sampling_locations',
+        'receptive_field',
+    ]
 
 
-def test_scores_are_those_that_selected_the_tokens(detector_scene):
-    tokens = detector_scene.seen.tokens
+def test_recorded_scores_selected_the_tokens(detector_sample):
+    tokens = detector_sample.recording.tokens
     best = tokens.scores[0].topk(int(tokens.kept.kept[0, 0].sum())).indices
 
     assert tokens.kept.kept[0, 0, best].all()
@@ -152,16 +160,16 @@ def test_scores_are_those_that_selected_the_tokens(detector_scene):
         ),
         (
             lambda state: state.update(level_embed=torch.zeros(4, 256)),
-            'size mismatch for level_embed',
+            'size mismatch: level_embed',
         ),
         (
-            lambda state: [state.pop(name) for name in list(state)[:9]],
-            'missing keys: .* and 3 more',
+            lambda state: [state.pop(name) for name in list(state)[:30]],
+            r'missing keys: .* and \d+ more',
         ),
     ],
     ids=['missing', 'unexpected', 'shape', 'many'],
 )
-def test_a_checkpoint_that_does_not_fit_is_told(
+def test_a_checkpoint_that_does_not_fit_raises(
     change, message, detector_cfg, detector, tmp_path
 ):
     state = dict(detector.state_dict())

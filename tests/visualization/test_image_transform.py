@@ -7,16 +7,16 @@ from PIL import Image
 from mmsparse.visualization import ImageTransform
 from mmsparse.visualization.image_transform import run_pipeline
 
-SPOT = (13, 37)  # x and y of the upper left corner of a white square
+CORNER = (13, 37)  # (x, y) of the top left corner of a white square
 SIDE = 8
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A dark picture of 60x80 with a white square."""
+def image(tmp_path):
+    """A dark image of 60x80 with a white square."""
     pixels = np.random.default_rng(0).integers(0, 40, (80, 60, 3), np.uint8)
-    pixels[SPOT[1] : SPOT[1] + SIDE, SPOT[0] : SPOT[0] + SIDE] = 255
-    path = tmp_path / 'spot.png'
+    pixels[CORNER[1] : CORNER[1] + SIDE, CORNER[0] : CORNER[0] + SIDE] = 255
+    path = tmp_path / 'square.png'
     Image.fromarray(pixels).save(path)
     return str(path)
 
@@ -26,15 +26,15 @@ def flip(direction):
 
 
 PIPELINES = {
-    'nothing': [],
+    'none': [],
     'resize': [Resize(scale=(120, 160))],
-    'unequal': [Resize(scale=(90, 200), keep_ratio=False)],
+    'stretch': [Resize(scale=(90, 200), keep_ratio=False)],
     'flip': [flip('horizontal')],
     'resize, flip': [Resize(scale=(120, 160)), flip('horizontal')],
-    'flip down, resize': [flip('vertical'), Resize(scale=(120, 160))],
-    'flip both, pad': [flip('diagonal'), Pad(size=(70, 96))],
-    'resize, cut': [Resize(scale=(120, 160)), CenterCrop(crop_size=(100, 130))],
-    'cut, flip, resize': [
+    'vertical flip, resize': [flip('vertical'), Resize(scale=(120, 160))],
+    'diagonal flip, pad': [flip('diagonal'), Pad(size=(70, 96))],
+    'resize, crop': [Resize(scale=(120, 160)), CenterCrop(crop_size=(100, 130))],
+    'crop, flip, resize': [
         CenterCrop(crop_size=(50, 60)),
         flip('horizontal'),
         Resize(scale=(100, 120)),
@@ -43,76 +43,75 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize('name', PIPELINES)
-def test_a_spot_is_followed_through_the_pipeline(name, picture):
-    results, _, frame = run_pipeline([LoadImageFromFile(), *PIPELINES[name]], picture)
+def test_pixels_are_tracked_through_the_pipeline(name, image):
+    results, _, transform = run_pipeline([LoadImageFromFile(), *PIPELINES[name]], image)
 
     rows, columns = np.nonzero(results['img'].min(-1) > 147)
     found = [columns.mean() + 0.5, rows.mean() + 0.5]
-    center = torch.tensor([SPOT[0] + SIDE / 2, SPOT[1] + SIDE / 2])
-    assert frame.to_input(center).tolist() == pytest.approx(found, abs=0.26)
-    torch.testing.assert_close(frame.to_picture(frame.to_input(center)), center)
-    assert frame.picture == (80, 60)
-    assert frame.size == results['img'].shape[:2]
+    center = torch.tensor([CORNER[0] + SIDE / 2, CORNER[1] + SIDE / 2])
+    assert transform.to_input(center).tolist() == pytest.approx(found, abs=0.26)
+    torch.testing.assert_close(transform.to_image(transform.to_input(center)), center)
+    assert transform.image_size == (80, 60)
+    assert transform.input_size == results['img'].shape[:2]
 
 
-def test_the_picture_is_as_the_file_has_it(picture):
-    _, pixels, _ = run_pipeline([LoadImageFromFile(), flip('horizontal')], picture)
+def test_the_original_image_is_returned(image):
+    _, pixels, _ = run_pipeline([LoadImageFromFile(), flip('horizontal')], image)
 
-    assert (pixels == np.asarray(Image.open(picture))).all()
+    assert (pixels == np.asarray(Image.open(image))).all()
 
 
-def test_ground_truth_is_not_loaded(picture):
+def test_annotations_are_not_loaded(image):
     class LoadAnnotations:
         def __call__(self, results):
-            raise AssertionError('there is none')
+            raise AssertionError('an image has no annotations')
 
-    run_pipeline([LoadImageFromFile(), LoadAnnotations()], picture)
-
-
-def test_a_mirrored_box_keeps_its_corners_in_order():
-    frame = ImageTransform((40, 60), (40, 60)).mirrored('horizontal')
-
-    box = frame.boxes_to_picture(torch.tensor([[10.0, 5, 20, 30]]))
-
-    assert box.tolist() == [[40, 5, 50, 30]]
+    run_pipeline([LoadImageFromFile(), LoadAnnotations()], image)
 
 
-def test_a_transform_that_cannot_be_followed_is_refused(picture):
+def test_corners_of_flipped_boxes_are_sorted():
+    transform = ImageTransform((40, 60), (40, 60)).flipped('horizontal')
+    boxes = torch.tensor([[10.0, 5, 20, 30]])
+
+    assert transform.boxes_to_image(boxes).tolist() == [[40, 5, 50, 30]]
+    assert transform.boxes_to_input(boxes).tolist() == [[40, 5, 50, 30]]
+
+
+def test_a_transform_that_cannot_be_tracked_raises(image):
     class Shear:
         def __call__(self, results):
             return results | dict(img=results['img'][:, ::2])
 
-    with pytest.raises(ValueError, match='must resize, flip, cut or pad.*got Shear'):
-        run_pipeline([LoadImageFromFile(), Shear()], picture)
+    with pytest.raises(ValueError, match='must resize, flip, crop or pad.*got Shear'):
+        run_pipeline([LoadImageFromFile(), Shear()], image)
 
 
-def test_a_cut_that_also_changes_pixels_is_refused(picture):
-    class ShiftingCrop:
+def test_a_crop_that_changes_pixel_values_raises(image):
+    class BrighteningCrop:
         def __call__(self, results):
             return results | dict(img=results['img'][:40] // 2 + 1)
 
-    with pytest.raises(ValueError, match='A cut must be a part'):
-        run_pipeline([LoadImageFromFile(), ShiftingCrop()], picture)
+    with pytest.raises(ValueError, match=r'not change pixel values; .* \(80, 60\)'):
+        run_pipeline([LoadImageFromFile(), BrighteningCrop()], image)
 
 
-def test_a_pipeline_without_a_picture_is_refused(picture):
-    with pytest.raises(ValueError, match='transforms must load a picture'):
-        run_pipeline([], picture)
+def test_a_pipeline_that_loads_no_image_raises(image):
+    with pytest.raises(ValueError, match='transforms must load the image'):
+        run_pipeline([], image)
 
 
 @pytest.mark.parametrize('point', [(60, 10), (-1, 10), (10, 80)], ids=str)
-def test_a_point_outside_is_refused_with_the_size(point):
-    frame = ImageTransform((80, 60), (80, 60))
+def test_a_point_outside_of_the_image_raises(point):
+    transform = ImageTransform((80, 60), (80, 60))
 
-    with pytest.raises(ValueError, match='which is 60 wide and 80 high; got x='):
-        frame.check_point(point)
+    with pytest.raises(ValueError, match='width 60 and height 80; got x='):
+        transform.check_point(point)
 
 
-def test_a_point_that_was_cut_off_is_refused_with_what_is_left():
-    frame = (
-        ImageTransform((80, 60), (80, 60)).resized((160, 120)).cut(20, 0, (100, 120))
-    )
-    frame.check_point((5, 10))
+def test_a_point_that_was_cropped_raises():
+    transform = ImageTransform((80, 60), (80, 60)).resized((160, 120))
+    transform = transform.cropped(20, 0, (100, 120))
+    transform.check_point((5, 10))
 
     with pytest.raises(ValueError, match='x from 0 to 60 and y from 10 to 60; got'):
-        frame.check_point((5, 9))
+        transform.check_point((5, 9))

@@ -23,8 +23,8 @@ from mmsparse.visualization.recorder import (
 
 NODE = shutil.which('node')
 BROWSER = find_browser()
-ZOOM = 420 / 128  # pixels of the screen to one of the picture
-PLAIN = ImageTransform((96, 128), (96, 128))
+ZOOM = 420 / 128  # screen pixels per pixel of the image
+IDENTITY = ImageTransform((96, 128), (96, 128))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def page(tmp_path):
 
 
 def act(page, *actions):
-    """What the page shows at first and after every action."""
+    """Return what the page shows at first and after every action."""
     done = subprocess.run(
         [NODE, Path(__file__).with_name('page_in_node.js'), page],
         input='\n'.join(map(json.dumps, actions)),
@@ -46,59 +46,61 @@ def act(page, *actions):
 
 
 def rectangles(panel, name='fillRect'):
-    """(x1, y1, x2, y2) in pixels of the picture, without the first, that darkens."""
+    """Return rectangles as (x1, y1, x2, y2) in pixels of the image."""
     found = [call['values'] for call in panel['calls'] if call['name'] == name]
     return [
         [x / ZOOM, y / ZOOM, (x + w) / ZOOM, (y + h) / ZOOM] for x, y, w, h in found
     ]
 
 
-def add_detector(scene):
-    """Tokens on two levels, and two detections of one decoder layer."""
+def add_detector(sample):
+    """Add tokens on two levels, and two detections of one decoder layer."""
     sizes = ((6, 8), (3, 4))
     centers = level_centers(sizes, torch.ones(1, 2, 2))
     kept = torch.zeros(1, 1, 60, dtype=torch.bool)
     kept[0, 0, [2 * 8 + 5, 48 + 4]] = True
     objects = torch.zeros_like(kept)
     objects[0, 0, 52] = True
-    scene.seen.tokens = TokensRecording(
+    sample.recording.tokens = TokensRecording(
         KeptTokens(centers, kept, sizes), torch.rand(1, 60), objects
     )
     boxes = torch.tensor([[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]]])
-    scene.seen.detections = DetectionsRecording(
+    sample.recording.detections = DetectionsRecording(
         torch.tensor([[0.9, 0.6]]), torch.tensor([[3, 7]]), boxes
     )
-    middles = (boxes[..., :2] + boxes[..., 2:]) / 2
-    points = middles[:, :, None, None, None].expand(1, 2, 2, 2, 1, 2)
-    scene.seen.sampling = [SamplingRecording(points, torch.full((1, 2, 2, 2, 1), 0.5))]
-    scene.boxes = boxes[0] * torch.tensor([128, 96, 128, 96])
-    return scene
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    points = centers[:, :, None, None, None].expand(1, 2, 2, 2, 1, 2)
+    sample.recording.sampling = [
+        SamplingRecording(points, torch.full((1, 2, 2, 2, 1), 0.5))
+    ]
+    sample.boxes = boxes[0] * torch.tensor([128, 96, 128, 96])
+    return sample
 
 
-def test_a_page_needs_nothing_but_itself(look, page):
-    _, scene = look('biformer', PLAIN)
+def test_a_page_is_self_contained(record_backbone, page):
+    _, sample = record_backbone('biformer', IDENTITY)
 
-    write_page(scene, (40, 40), page)
+    write_page(sample, (40, 40), page)
 
     text = page.read_text()
     assert not re.findall(r'https?:|<link|src="(?!data:)', text)
     assert page.stat().st_size < 2_000_000
 
 
-def test_a_text_cannot_end_the_data(look, page):
-    _, scene = look('biformer', PLAIN)
-    scene.caption = '</script>'
+def test_text_cannot_end_the_script(record_backbone, page):
+    _, sample = record_backbone('biformer', IDENTITY)
+    sample.caption = '</script>'
 
-    write_page(scene, (40, 40), page)
+    write_page(sample, (40, 40), page)
 
     assert page.read_text().count('</script>') == 2
 
 
-def test_a_point_outside_is_refused(look, page):
-    _, scene = look('biformer', PLAIN)
+def test_a_point_outside_of_the_image_raises(record_backbone, page):
+    _, sample = record_backbone('biformer', IDENTITY)
 
-    with pytest.raises(ValueError, match='128 wide and 96 high; got x=1 and y=96'):
-        write_page(scene, (1, 96), page)
+    with pytest.raises(ValueError, match='width 128 and height 96; got x=1, y=96'):
+        write_page(sample, (1, 96), page)
 
 
 needs_node = pytest.mark.skipif(NODE is None, reason='needs Node.js')
@@ -106,15 +108,15 @@ needs_node = pytest.mark.skipif(NODE is None, reason='needs Node.js')
 
 @needs_node
 @pytest.mark.parametrize('name', ['biformer', 'shunted', 'dat'])
-def test_the_slider_shows_every_layer(name, look, page):
-    _, scene = look(name, PLAIN)
-    write_page(scene, (40, 40), page)
-    count = len(scene.seen.layers)
+def test_the_slider_shows_every_layer(name, record_backbone, page):
+    _, sample = record_backbone(name, IDENTITY)
+    write_page(sample, (40, 40), page)
+    count = len(sample.recording.layers)
 
     shown = act(page, *({'layer': i} for i in range(count)))
 
     assert shown[0]['views'] == ['attention of a query']
-    assert [x['title'] for x in shown[1:]] == [x.title for x in scene.seen.layers]
+    assert [x['title'] for x in shown[1:]] == [x.title for x in sample.recording.layers]
     assert (shown[0]['panels'][0]['width'], shown[0]['panels'][0]['height']) == (
         420,
         315,
@@ -122,87 +124,87 @@ def test_the_slider_shows_every_layer(name, look, page):
 
 
 @needs_node
-def test_a_click_shows_where_the_cell_below_looks(look, page, mirrored_frame):
-    _, scene = look('shunted', mirrored_frame, canvas=(96, 128))
-    write_page(scene, (1, 1), page)
-    seen, zoom = scene.seen.layers[-1], 420 / 60
-    point = torch.tensor([22.3, 11.8])  # of the picture
-    query = seen.query_at(mirrored_frame.to_input(point))
+def test_a_click_shows_the_attention_map_of_its_query(record_backbone, page, flipped):
+    _, sample = record_backbone('shunted', flipped, padded_size=(96, 128))
+    write_page(sample, (1, 1), page)
+    layer, zoom = sample.recording.layers[-1], 420 / 60
+    point = torch.tensor([22.3, 11.8])  # of the image
+    query = layer.query_at(flipped.to_input(point))
     assert query == 2 * 16 + 9
     with torch.no_grad():
-        looks = seen.layer.attention_maps(seen.x, torch.tensor([query]))
+        groups = layer.layer.attention_maps(layer.x, torch.tensor([query]))
 
     *_, shown = act(page, {'layer': 2}, {'click': [22.3 * zoom, 11.8 * zoom]})
 
-    assert 'x 22, y 11: cell in row 3 of 12, column 10 of 16' in shown['status']
+    assert 'x 22, y 11; query in row 3 of 12, column 10 of 16' in shown['status']
     assert [x['caption'] for x in shown['panels']] == ['coarse', 'fine']
-    for panel, look_of_query in zip(shown['panels'], looks, strict=True):
-        heated = [x['values'] for x in panel['calls'] if x['name'] == 'fillRect'][1:]
-        x, y, width, height = heated[-1]  # the heaviest is drawn last
-        weights = look_of_query.weights[0].mean(0)[0]
-        assert len(heated) == len(weights)
-        place = look_of_query.locations()[0, 0, weights.argmax()].flip(-1) * 8
-        expected = mirrored_frame.to_picture(place)
+    for panel, group in zip(shown['panels'], groups, strict=True):
+        filled = [x['values'] for x in panel['calls'] if x['name'] == 'fillRect'][1:]
+        x, y, width, height = filled[-1]  # the largest weight is drawn last
+        weights = group.weights[0].mean(0)[0]
+        assert len(filled) == len(weights)
+        key = group.locations()[0, 0, weights.argmax()].flip(-1) * 8
+        expected = flipped.to_image(key)
         center = [(x + width / 2) / zoom, (y + height / 2) / zoom]
         assert center == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 @needs_node
-def test_routed_regions_are_framed(look, page):
-    _, scene = look('biformer', PLAIN)
-    write_page(scene, (1, 1), page)
-    seen = scene.seen.layers[-1]  # 12x16 cells of 8 pixels, 4x4 regions
+def test_routed_regions_are_outlined(record_backbone, page):
+    _, sample = record_backbone('biformer', IDENTITY)
+    write_page(sample, (1, 1), page)
+    layer = sample.recording.layers[-1]  # 12x16 cells of 8 pixels, 4x4 regions
     with torch.no_grad():
-        routes = seen.layer.regions(seen.x).routes[0, 2 * 4 + 3].tolist()
+        routes = layer.layer.regions(layer.x).routes[0, 2 * 4 + 3].tolist()
 
     *_, shown = act(page, {'layer': 3}, {'click': [100 * ZOOM, 60 * ZOOM]})
 
-    framed = rectangles(shown['panels'][0], 'strokeRect')
+    outlined = rectangles(shown['panels'][0], 'strokeRect')
     corners = [[32 * j, 24 * i, 32 * j + 32, 24 * i + 24] for i, j in np.ndindex(4, 4)]
-    assert len(framed) == 16 + 4 + 1
-    assert np.array(framed) == pytest.approx(
+    assert len(outlined) == 16 + 4 + 1
+    assert np.array(outlined) == pytest.approx(
         np.array(corners)[[*range(16), *routes, 11]]
     )
 
 
 @needs_node
-def test_tokens_and_detections_are_views_of_their_own(look, page):
-    _, scene = look('biformer', PLAIN)
-    write_page(add_detector(scene), (1, 1), page)
+def test_tokens_and_detections_are_separate_views(record_backbone, page):
+    _, sample = record_backbone('biformer', IDENTITY)
+    write_page(add_detector(sample), (1, 1), page)
 
     _, tokens, first, second = act(
         page, {'view': 1}, {'view': 2}, {'click': [90 * ZOOM, 70 * ZOOM]}
     )
 
-    assert tokens['views'][1:] == ['kept tokens', 'points of a detection']
+    assert tokens['views'][1:] == ['kept tokens', 'sampling locations of a detection']
     assert tokens['title'] == 'encoder layer 1: 3% kept'
     dark = rectangles(tokens['panels'][0])[1:]
     assert len(dark) == 47
     assert [80, 32, 96, 48] not in [[round(x) for x in box] for box in dark]
     (dot,) = [x for x in tokens['panels'][1]['calls'] if x['name'] == 'arc']
     assert np.array(dot['values'][:2]) / ZOOM == pytest.approx([16, 48])
-    for shown, label, middle in (
-        (first, 'class 3, 0.90', (32, 24)),
-        (second, 'class 7, 0.60', (0.7 * 128, 0.7 * 96)),
+    for shown, label, center in (
+        (first, 'class 3 (0.90)', (32, 24)),
+        (second, 'class 7 (0.60)', (0.7 * 128, 0.7 * 96)),
     ):
-        assert f'detection of {label}' in shown['status']
+        assert f'detection: {label}' in shown['status']
         dots = [x for x in shown['panels'][0]['calls'] if x['name'] == 'arc']
         assert len(dots) == 4
         for dot in dots:
-            assert np.array(dot['values'][:2]) / ZOOM == pytest.approx(middle, abs=1e-3)
+            assert np.array(dot['values'][:2]) / ZOOM == pytest.approx(center, abs=1e-3)
 
 
 @pytest.mark.skipif(BROWSER is None, reason='needs a Chromium')
-def test_a_browser_opens_the_page_from_the_file_system(look, page, tmp_path):
-    _, scene = look('biformer', PLAIN)
-    write_page(scene, (1, 1), page)
+def test_a_browser_opens_the_page_from_the_file_system(record_backbone, page, tmp_path):
+    _, sample = record_backbone('biformer', IDENTITY)
+    write_page(sample, (1, 1), page)
     browser = Browser(BROWSER, str(tmp_path / 'profile'))
     try:
         browser.open(page.as_uri())
         status = "document.getElementById('status').textContent"
         end = time.monotonic() + 30
-        while 'x 1, y 1' not in (browser.evaluate(status) or ''):
-            assert time.monotonic() < end, 'the page shows nothing'
+        while 'x 1, y 1;' not in (browser.evaluate(status) or ''):
+            assert time.monotonic() < end, 'the page is empty'
             time.sleep(0.1)
         before = browser.screenshot()
         corner = browser.evaluate(
@@ -210,13 +212,13 @@ def test_a_browser_opens_the_page_from_the_file_system(look, page, tmp_path):
             '.getBoundingClientRect())'
         )
         browser.click(corner[0] + 100 * ZOOM, corner[1] + 60 * ZOOM)
-        told = browser.evaluate(status)
+        shown = browser.evaluate(status)
         after = browser.screenshot()
     finally:
         browser.close()
 
-    assert re.match(r'x (99|100), y (59|60): cell in row 1[56] of 24', told)
-    pictures = [
+    assert re.match(r'x (99|100), y (59|60); query in row 1[56] of 24', shown)
+    images = [
         np.asarray(Image.open(io.BytesIO(x))).astype(int) for x in (before, after)
     ]
-    assert np.abs(pictures[0] - pictures[1]).max() > 50
+    assert np.abs(images[0] - images[1]).max() > 50

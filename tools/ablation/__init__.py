@@ -1,1 +1,1 @@
-"""Helpers of tools/ablation.py."""
+"""Studies of model variants: tools/ablate.py."""

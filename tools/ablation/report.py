@@ -1,4 +1,4 @@
-"""The variants of a study as a table and as a plot of metric over cost."""
+"""Draw the variants of a study as a table and as a plot of metric over cost."""
 
 from pathlib import Path
 from typing import Any
@@ -10,46 +10,37 @@ MARKERS = 'osD^vP*X'
 
 
 def table(rows: list[Row]) -> str:
-    """Write variants as a table in Markdown.
-
-    Args:
-        rows: The variants, the first being what the others are compared with.
-
-    Returns:
-        The table.
-    """
-    first = _mean(rows[0])
-    lines = [
-        f'| variant | | {rows[0]["metric"]} | difference | multiply-adds | iteration '
-        '| parameters |',
-        '|---|---|---|---|---|---|---|',
-    ]
+    """Return a Markdown table of variants, the first of which is the reference."""
+    titles = ['variant', '', *figures(rows[0]), 'difference']
+    lines = [titles, ['---'] * len(titles)]
     for row in rows:
-        cells = (
-            row['name'],
-            row['about'],
-            _values(row),
-            f'{_mean(row) - first:+.1f}' if row is not rows[0] else '',
-            f'{row["macs"] / 1e6:.1f} M',
-            f'{1000 * row["iteration_seconds"]:.0f} ms',
-            f'{row["parameters"] / 1e6:.2f} M',
-        )
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        change = '' if row is rows[0] else f'{_mean(row) - _mean(rows[0]):+.1f}'
+        lines.append([row['name'], row['about'], *figures(row).values(), change])
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def figures(row: Row) -> dict[str, str]:
+    """Return the figures of a variant by their titles."""
+    return {
+        row['metric']: _values(row),
+        'MACs (M)': f'{row["macs"] / 1e6:.1f}',
+        'iteration (ms)': f'{1000 * row["iteration_seconds"]:.0f}',
+        'params (M)': f'{row["parameters"] / 1e6:.2f}',
+    }
 
 
 def plot(rows: list[Row], path: Path, title: str) -> None:
-    """Draw the metric over multiply-adds and over the time of an iteration.
+    """Draw the metric over MACs and over the time of an iteration.
 
     Args:
         rows: The variants.
         path: PNG file to write.
-        title: Of the picture.
+        title: Title of the figure.
     """
     figure = Figure((10, 4.4), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
     for axis, key, scale, label in (
-        (axes[0], 'macs', 1e-6, 'multiply-adds of a picture, in millions'),
+        (axes[0], 'macs', 1e-6, 'MACs of an image, in millions'),
         (axes[1], 'iteration_seconds', 1e3, 'training iteration, in ms'),
     ):
         for i, row in enumerate(rows):
@@ -70,7 +61,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
         axis.locator_params(axis='x', nbins=6)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
-    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits')
+    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits, in %')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         [handle[0] for handle in handles],

@@ -1,4 +1,4 @@
-"""Time and memory of models and operators, compared in one run."""
+"""Measure and compare time and memory of models and ops in one process."""
 
 from benchmark.memory import peak_bytes
 from benchmark.timing import (

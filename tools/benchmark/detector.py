@@ -1,12 +1,11 @@
-"""Focus-DETR beside the DINO of the same parts."""
+"""Detectors: Focus-DETR, and mmdet's DINO with the same modules."""
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from math import ceil
-from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -15,21 +14,10 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from benchmark.timing import Candidate, Stopwatch
-from mmsparse.apis.model import UsageError, build_model
+from mmsparse.apis import build_model
+from mmsparse.errors import UsageError
 
 ENCODER, WHOLE = 'encoder', 'whole model'
-# Arguments that mmdet's DINO does not have.
-FOCUS_OPTIONS = (
-    'keep_ratio',
-    'cascade',
-    'num_object_tokens',
-    'value_source',
-    'object_score',
-    'per_image',
-    'global_pool',
-    'score_border',
-)
-GROUPS = 32  # of the neck's normalization
 STRIDES = (8, 16, 32, 64)
 
 
@@ -40,48 +28,48 @@ def detector_candidates(
     batch_size: int,
     device: torch.device,
 ) -> list[Candidate]:
-    """Prepare DINO and Focus-DETR, with random weights, for pictures of noise.
+    """Prepare DINO and Focus-DETR, with random weights and images of noise.
 
-    The part called encoder is all from the flattened maps to the memory; of Focus-DETR
-    that is the selection of tokens, too.
+    The part called encoder starts at the flattened feature maps and ends at the memory;
+    in Focus-DETR it includes token selection.
 
     Args:
         cfg: Config of a Focus-DETR.
-        keep_ratios: Mean parts of the tokens that the encoder's layers keep, as the
-            paper counts them, in (0, mean of the cascade]; one Focus-DETR for each.
-        size: Height and width of the pictures.
-        batch_size: Number of pictures.
-        device: Where to compute.
+        keep_ratios: Keep ratios as in the paper: mean fractions of the tokens that the
+            encoder layers keep, in (0, mean of the cascade]; one Focus-DETR for each.
+        size: Height and width of the images.
+        batch_size: Number of images.
+        device: Device of the runs.
 
     Returns:
         DINO, then the others.
 
     Raises:
-        ValueError: A ratio is out of range, or pictures have fewer tokens than DINO
-            has queries.
+        ValueError: A ratio is out of range, or images have fewer tokens than DINO has
+            queries.
         UsageError: The config is not of a Focus-DETR.
     """
     _check_size(cfg, size)
-    pictures = torch.randn(
+    images = torch.randn(
         batch_size, 3, *size, generator=torch.Generator().manual_seed(0)
     ).to(device)
-    configs = {'DINO': dino_twin(cfg)}
+    configs = {'DINO': to_dino(cfg)}
     for ratio in keep_ratios:
-        configs[f'Focus-DETR {ratio:g}'] = keeping(cfg, ratio)
+        configs[f'Focus-DETR {ratio:g}'] = with_keep_ratio(cfg, ratio)
     return [
-        Candidate(name, partial(_predict, _build(settings).to(device), pictures))
+        Candidate(name, partial(_predict, _build(settings).to(device), images))
         for name, settings in configs.items()
     ]
 
 
-def dino_twin(cfg: Config) -> Config:
-    """Take from a Focus-DETR what mmdet's DINO does not have.
+def to_dino(cfg: Config) -> Config:
+    """Return the config of a DINO that differs from a Focus-DETR in the encoder only.
 
     Args:
-        cfg: Its config, which stays as it is.
+        cfg: Config of the Focus-DETR.
 
     Returns:
-        That of the DINO.
+        A new config.
 
     Raises:
         UsageError: The config is not of a Focus-DETR.
@@ -89,89 +77,70 @@ def dino_twin(cfg: Config) -> Config:
     found = cfg.get('model', {}).get('type')
     if found != 'mmsparse.FocusDETR':
         raise UsageError(f'model.type must be mmsparse.FocusDETR; got {found}.')
+    # Imported late: the other benchmarks do not need mmdet.
+    from mmsparse.models.detectors import FocusedTransformer
+
     cfg = copy.deepcopy(cfg)
-    for name in FOCUS_OPTIONS:
+    for name in inspect.signature(FocusedTransformer).parameters:
         cfg.model.pop(name, None)
     cfg.model.type, cfg.model.bbox_head.type = 'DINO', 'DINOHead'
     cfg.model.bbox_head.pop('loss_foreground', None)
     return cfg
 
 
-def keeping(cfg: Config, ratio: float) -> Config:
-    """Set the mean part of the tokens that the layers of the encoder keep.
+def with_keep_ratio(cfg: Config, ratio: float) -> Config:
+    """Set the mean fraction of the tokens that the encoder layers keep.
 
     Args:
-        cfg: Config of a Focus-DETR, which stays as it is.
-        ratio: The part, in (0, mean of the cascade].
+        cfg: Config of a Focus-DETR.
+        ratio: In (0, mean of the cascade].
 
     Returns:
-        Another config.
+        A new config.
 
     Raises:
         ValueError: The ratio is out of range.
     """
     cascade = cfg.model.get('cascade', (1.0, 0.8, 0.6, 0.6, 0.4, 0.2))
-    most = sum(cascade) / len(cascade)
-    if not 0 < ratio <= most:
+    largest = sum(cascade) / len(cascade)
+    if not 0 < ratio <= largest:
         raise ValueError(
-            f'A keep ratio must be in (0, {most:g}], the mean of cascade='
+            f'A keep ratio must be in (0, {largest:g}], the mean of cascade='
             f'{tuple(cascade)}; got {ratio}.'
         )
     cfg = copy.deepcopy(cfg)
-    cfg.model.keep_ratio = ratio / most
+    cfg.model.keep_ratio = ratio / largest
     return cfg
 
 
-def set_width(cfg: Config, width: int) -> None:
-    """Give the transformer of a DINO or Focus-DETR another width.
-
-    Args:
-        cfg: Its config, which is changed.
-        width: Number of channels, a multiple of 32.
-
-    Raises:
-        ValueError: The width is not such a number.
-    """
-    if width < 1 or width % GROUPS:
-        raise ValueError(f'width must be a multiple of {GROUPS}; got {width}.')
-    model = cfg.model
-    layers = (model.encoder.layer_cfg, model.decoder.layer_cfg)
-    for part in (part for layer in layers for part in layer.values()):
-        part.embed_dims = width
-    model.neck.out_channels = model.bbox_head.embed_dims = width
-    model.positional_encoding.num_feats = width // 2
-
-
 def _check_size(cfg: Config, size: tuple[int, int]) -> None:
-    """Mmdet's DINO fails without a word on pictures that are too small."""
+    """Raise ValueError for images that are too small for mmdet's DINO."""
     head = cfg.model.get('bbox_head', {})
     strides = head.get('loss_foreground', {}).get('strides', STRIDES)
     tokens = sum(ceil(size[0] / x) * ceil(size[1] / x) for x in strides)
     queries = cfg.model.get('num_queries', 0)
     if tokens < queries:
         raise ValueError(
-            f'Pictures of {size[0]}x{size[1]} have {tokens} tokens, fewer than '
+            f'Images of {size[0]}x{size[1]} have {tokens} tokens, fewer than '
             f'num_queries={queries}; enlarge them or lower model.num_queries.'
         )
 
 
 def _build(cfg: Config) -> BaseModel:
     detector = build_model(cfg)
-    nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
-    detector.eval()
-    return detector
+    nn.init.normal_(detector.level_embed)  # mmdet leaves it uninitialized
+    return detector.eval()
 
 
 @torch.no_grad()
-def _predict(detector: BaseModel, pictures: Tensor, watch: Stopwatch) -> None:
-    size = tuple(pictures.shape[-2:])
+def _predict(detector: BaseModel, images: Tensor, watch: Stopwatch) -> None:
+    size = tuple(images.shape[-2:])
     sizes = dict(
         img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)
     )
-    samples = [BaseDataElement(metainfo=sizes) for _ in pictures]
-    encoding = _encoding_at_width(detector.embed_dims)
-    with encoding, _timed_encoder(detector, watch), watch.time(WHOLE):
-        detector(pictures, samples, mode='predict')
+    samples = [BaseDataElement(metainfo=sizes) for _ in images]
+    with _timed_encoder(detector, watch), watch.time(WHOLE):
+        detector(images, samples, mode='predict')
 
 
 @contextmanager
@@ -182,12 +151,8 @@ def _timed_encoder(detector: BaseModel, watch: Stopwatch) -> Iterator[None]:
         with watch.time(ENCODER):
             return encode(**inputs)
 
-    with mock.patch.object(detector, 'forward_encoder', timed):
+    detector.forward_encoder = timed  # hides the method of the class
+    try:
         yield
-
-
-def _encoding_at_width(width: int) -> mock._patch:
-    """Let mmdet 3.3's DINO have other widths than 256, which it encodes boxes for."""
-    layers = import_module('mmdet.models.layers.transformer.dino_layers')
-    encode = partial(layers.coordinate_to_encoding, num_feats=width // 2)
-    return mock.patch.object(layers, 'coordinate_to_encoding', encode)
+    finally:
+        del detector.forward_encoder

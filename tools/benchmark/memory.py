@@ -11,14 +11,14 @@ ALLOCATION = '[memory]'
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """Tell how much memory a run has in use at most.
+    """Measure the peak memory of a run.
 
-    Counted is what torch allocates within the run for tensors and scratch space; what
-    was there before, as weights and inputs, is not, on a GPU as on a CPU.
+    Only what torch allocates within the run counts, for tensors and workspace. Weights
+    and inputs from before the run do not, on a GPU as on a CPU.
 
     Args:
-        run: What to run, once.
-        device: Where it computes.
+        run: Called once.
+        device: Device of the run.
 
     Returns:
         Bytes.
@@ -34,7 +34,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def _peak_on_cpu(run: Callable[[], Any]) -> int:
-    """Follow the allocations; the memory of the process would hold old ones, too."""
+    """Add up the allocations; process memory would include earlier ones."""
     with profile(profile_memory=True) as profiler:
         run()
     events = profiler.kineto_results.events()
@@ -48,5 +48,5 @@ def _peak_on_cpu(run: Callable[[], Any]) -> int:
 
 
 def _start(event: Any) -> float:
-    # Torch before 2.4 tells microseconds alone; events of one keep their order.
+    # Torch before 2.4 has microseconds only; events of one keep their order.
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()

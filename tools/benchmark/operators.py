@@ -1,6 +1,7 @@
-"""The attention patterns alone, over sizes of pictures, beside dense attention.
+"""Ops: every attention pattern and dense attention, over image sizes.
 
-All have the map of a second stage, an eighth of the picture, 128 channels and 4 heads.
+All run on the feature map of a second stage: an eighth of the image, 128 channels and
+4 heads.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,49 +20,49 @@ from mmsparse.ops.routed import routed_attention
 
 REFERENCE, FAST = 'reference', 'fast'
 STRIDE, CHANNELS, HEADS = 8, 128, 4
-REGION = 4  # tokens down and across, as BiFormer has at 224
+REGION = 4  # side of a region in cells, as in BiFormer at 224x224
 LINES = {REFERENCE: ':', FAST: '-'}
-COPIES = 4  # of its largest tensor that a definition holds at a time, about
+COPIES = 4  # of its largest tensor that a reference holds at a time, roughly
 
 Attend = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One attention pattern on one map.
+    """An attention pattern on one feature map.
 
     Args:
-        attend: Computes it by a backend.
-        inputs: What it is differentiated by.
-        numbers: In the largest tensor of the definition, as its logits.
-        for_gpus: Backends that are tried on a GPU, too.
+        attend: Computes it with a backend.
+        inputs: Tensors that get a gradient.
+        numel: Elements of the largest tensor of the reference, for example its logits.
+        gpu_backends: Backends that are also compared on a GPU.
     """
 
     attend: Attend
     inputs: tuple[Tensor, ...]
-    numbers: int
-    for_gpus: tuple[str, ...] = ()
+    numel: int
+    gpu_backends: tuple[str, ...] = ()
 
     def backends(self, device: torch.device) -> dict[str, str]:
-        """What is compared on a device, by name."""
-        more = self.for_gpus if device.type == 'cuda' else ()
+        """Return the backends to compare on a device, by name."""
+        more = self.gpu_backends if device.type == 'cuda' else ()
         return {REFERENCE: 'reference', FAST: 'auto'} | {name: name for name in more}
 
 
 def operator_candidates(
     pixels: int, device: torch.device, limit: float, training: bool = True
 ) -> list[Candidate]:
-    """Prepare every pattern, by its definition and by its fast path.
+    """Prepare the reference and the fast path of every pattern.
 
     Args:
-        pixels: Side of the square picture, a multiple of 32.
-        device: Where to compute.
-        limit: Bytes that a definition may need for its largest tensor and its copies;
-            what needs more is left out.
-        training: Whether to go backward, too.
+        pixels: Side of the square image, a multiple of 32.
+        device: Device of the runs.
+        limit: Bytes that a reference may need for copies of its largest tensor;
+            references that need more are skipped.
+        training: Whether to run a backward pass, too.
 
     Returns:
-        Those that can be compared, dense attention first.
+        The candidates, dense attention first.
 
     Raises:
         ValueError: ``pixels`` is not such a multiple.
@@ -73,7 +74,7 @@ def operator_candidates(
     candidates = []
     for name, pattern in _patterns(pixels // STRIDE, device):
         for kind, backend in pattern.backends(device).items():
-            if kind == REFERENCE and 4 * COPIES * pattern.numbers > limit:
+            if kind == REFERENCE and 4 * COPIES * pattern.numel > limit:
                 continue
             run = partial(_run, pattern, backend, training)
             candidates.append(Candidate(f'{name}, {kind}', run))
@@ -102,22 +103,22 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
     def routed(backend: str) -> Tensor:
         return routed_attention(*inputs, routes, grid, HEADS, backend=backend)
 
-    # Its gather passes back a gradient for every pair of regions.
-    numbers = routes.shape[1] * tokens * CHANNELS
-    yield 'routed', Pattern(routed, inputs, numbers, for_gpus=('triton',))
+    # The backward pass of its gather has a gradient for every pair of regions.
+    numel = routes.shape[1] * tokens * CHANNELS
+    yield 'routed', Pattern(routed, inputs, numel, gpu_backends=('triton',))
 
     few_k, few_v = (draw(1, side // 4, side // 4, CHANNELS) for _ in range(2))
-    positions = 2 * torch.rand(1, 2, *few_k.shape[1:3], 2, device=device) - 1
-    positions.requires_grad_()
+    locations = 2 * torch.rand(1, 2, *few_k.shape[1:3], 2, device=device) - 1
+    locations.requires_grad_()
     table = draw(HEADS, 55, 55)
     axis = torch.linspace(-1, 1, side, device=device)
     yield (
         'deformable',
         Pattern(
             lambda backend: ops.deformable_attention(
-                q, few_k, few_v, positions, table, (axis, axis), backend
+                q, few_k, few_v, locations, table, (axis, axis), backend
             ),
-            (q, few_k, few_v, positions, table),
+            (q, few_k, few_v, locations, table),
             HEADS * tokens * few_k.shape[1] ** 2,
         ),
     )
@@ -128,7 +129,7 @@ def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
         Pattern(
             lambda backend: ops.neighborhood_attention(q, k, v, near, backend),
             (*inputs, near),
-            tokens * 49 * CHANNELS,  # copies of the keys outweigh the logits
+            tokens * 49 * CHANNELS,  # copies of the keys, larger than the logits
         ),
     )
 
@@ -159,17 +160,20 @@ def _run(pattern: Pattern, backend: str, training: bool, watch: Stopwatch) -> No
 def plot_scaling(
     results: Mapping[int, Sequence[Measurement]], path: str | Path, title: str
 ) -> None:
-    """Draw time and memory over the size of the picture, both axes logarithmic.
+    """Plot time and memory over the image size, both axes logarithmic.
 
     Args:
-        results: Side of the picture to its measurements.
-        path: Where to write the picture.
-        title: Of the whole.
+        results: Side of the image to its measurements.
+        path: File to write.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure  # slow to import
 
     parts = list(next(iter(results.values()))[0].seconds)
-    columns = {f'{part}, seconds': partial(_seconds, part) for part in parts}
+    columns: dict[str, Callable[[Measurement], float]] = {
+        f'{part}, seconds': partial(Measurement.median_seconds, part=part)
+        for part in parts
+    }
     columns['peak memory, MiB'] = lambda row: row.peak_bytes / 2**20
     names = list(dict.fromkeys(row.name for rows in results.values() for row in rows))
     patterns = list(dict.fromkeys(name.partition(',')[0] for name in names))
@@ -194,7 +198,7 @@ def plot_scaling(
                 label=name,
             )
         axis.set_title(label, fontsize=10)
-        axis.set_xlabel('side of the picture, pixels')
+        axis.set_xlabel('side of the image, pixels')
         axis.set_xticks(list(results), [str(pixels) for pixels in results])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -202,7 +206,3 @@ def plot_scaling(
     figure.legend(*lines, loc='outside right center', fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
-
-
-def _seconds(part: str, row: Measurement) -> float:
-    return row.median_seconds(part)

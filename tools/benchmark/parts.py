@@ -1,8 +1,7 @@
-"""Time of the parts of a model, measured while it runs."""
+"""Time the parts of a model while it runs."""
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from statistics import median
 from typing import Any
 
@@ -10,23 +9,28 @@ import torch
 from torch import nn
 
 from benchmark.timing import Stopwatch
-from mmsparse.analysis.flops import named_parts
+from mmsparse.analysis.flops import inside_parts, named_parts
 
 
 def time_parts(
-    model: nn.Module, run: Callable[[], Any], repeats: int, device: torch.device
+    model: nn.Module,
+    run: Callable[[], Any],
+    repeats: int,
+    device: torch.device,
+    blocks: bool = False,
 ) -> dict[str, float]:
-    """Time every part of a model, down to the blocks of its stages.
+    """Time every part of a model.
 
     Args:
-        model: A backbone, or a host's model.
+        model: A backbone, or a model of mmdet, mmseg or mmpretrain.
         run: Runs it once.
-        repeats: Number of runs that are timed, at least 1, after one that is not.
-        device: Where it computes.
+        repeats: Number of timed runs, after one that is not timed.
+        device: Device of the model.
+        blocks: Whether to time the blocks of every stage of the backbone.
 
     Returns:
-        Name of a part to the median of its seconds; parts that are not called have
-        none. The last is the ``total``.
+        Name of a part to the median of its seconds, without parts that do not run;
+        and the ``total``.
 
     Raises:
         ValueError: ``repeats`` is less than 1.
@@ -34,34 +38,12 @@ def time_parts(
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1; got {repeats}.')
     run()
+    parts = dict(named_parts(model, blocks))
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         watch = Stopwatch(device)
-        handles = [
-            handle
-            for name, modules in named_parts(model, blocks=True)
-            for module in modules
-            for handle in _time(module, name, watch)
-        ]
-        try:
-            with watch.time('total'):
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with inside_parts(parts, watch.time), watch.time('total'):
+            run()
         for name, seconds in watch.seconds.items():
             times[name].append(seconds)
     return {name: median(seconds) for name, seconds in times.items()}
-
-
-def _time(module: nn.Module, name: str, watch: Stopwatch) -> list[Any]:
-    running: list[AbstractContextManager] = []
-
-    def start(*call: Any) -> None:
-        running.append(watch.time(name))
-        running[-1].__enter__()
-
-    def stop(*call: Any) -> None:
-        running.pop().__exit__(None, None, None)
-
-    return [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]

@@ -1,7 +1,12 @@
-"""Measurements as a table, as JSON and as a picture."""
+"""Measurements as a table, as a record for docs/measurements and as a plot."""
 
+import datetime
 import os
 import platform
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,36 +21,35 @@ PLOT_FORMATS = ('.png', '.svg', '.pdf')
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Write measurements as a table for the screen.
+    """Format measurements as a table for the screen.
 
     Args:
-        measurements: Of the same parts; the first is what others are compared with.
+        measurements: Of the same parts; the first is the baseline of the ratios.
 
     Returns:
-        A line for the titles and one for each measurement: median times, peak memory
-        and the quotients with the first.
+        A header and one line per measurement: median times, peak memory and ratios.
     """
-    first = measurements[0]
-    rows = [['', *(cell for part in (*first.seconds, MEMORY) for cell in (part, ''))]]
-    for measured in measurements:
-        cells = [measured.name]
-        for part in first.seconds:
-            cells.append(_seconds(measured.median_seconds(part)))
-            cells.append(f'{measured.ratio(part, first):.2f}')
-        cells.append(_memory(measured.peak_bytes))
-        cells.append(f'{_memory_ratio(measured, first):.2f}')
-        rows.append(cells)
-    return align(rows)
+    columns = {name: _columns(x) for name, x in _rows(measurements).items()}
+    header = [cell for part in next(iter(columns.values())) for cell in (part, '')]
+    return align(
+        [
+            ['', *header],
+            *(
+                [name, *(cell for pair in cells.values() for cell in pair)]
+                for name, cells in columns.items()
+            ),
+        ]
+    )
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Set cells below each other, those of the first column to the left.
+    """Align the cells of rows in columns, the first to the left, the others right.
 
     Args:
-        rows: As many cells in each.
+        rows: The same number of cells in each.
 
     Returns:
-        A line for each.
+        A line for each row.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
@@ -56,40 +60,80 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Write measurements as plain data.
+def figures(results: Mapping[Any, Sequence[Measurement]]) -> dict[str, dict[str, str]]:
+    """Format the results of a command as the figures of a record.
 
     Args:
-        measurements: As for :func:`table`.
+        results: Title of a table to its measurements.
 
     Returns:
-        One entry a measurement.
+        Row to column to text; the ratio of a column has its name with ``-ratio``.
     """
+    found = {}
+    for title, measurements in results.items():
+        for name, row in _rows(measurements).items():
+            key = name if len(results) == 1 else f'{title}: {name}'
+            found[key] = {
+                f'{column}{suffix}': cell
+                for column, cells in _columns(row).items()
+                for suffix, cell in zip(('', '-ratio'), cells, strict=True)
+            }
+    return found
+
+
+def as_json(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Convert measurements to plain data, with the seconds of all rounds.
+
+    Args:
+        measurements: Of the same parts; the first is the baseline of the ratios.
+
+    Returns:
+        One entry per measurement.
+    """
+    return list(_rows(measurements).values())
+
+
+def _rows(measurements: Sequence[Measurement]) -> dict[str, dict[str, Any]]:
     first = measurements[0]
-    return [
-        dict(
-            name=measured.name,
-            seconds=measured.seconds,
-            median_seconds={
-                part: measured.median_seconds(part) for part in first.seconds
-            },
-            ratio={part: measured.ratio(part, first) for part in first.seconds},
-            peak_bytes=measured.peak_bytes,
-            peak_ratio=_memory_ratio(measured, first),
+    parts = first.seconds
+    return {
+        x.name: dict(
+            name=x.name,
+            seconds=x.seconds,
+            median_seconds={part: x.median_seconds(part) for part in parts},
+            ratio={part: x.ratio(part, first) for part in parts},
+            peak_bytes=x.peak_bytes,
+            peak_ratio=x.peak_bytes / first.peak_bytes if first.peak_bytes else None,
+            macs=x.macs,
         )
-        for measured in measurements
-    ]
+        for x in measurements
+    }
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Text of all medians and their ratios, by column."""
+    ratio = row['peak_ratio']
+    return {
+        **{
+            part: (_seconds(seconds), f'{row["ratio"][part]:.2f}')
+            for part, seconds in row['median_seconds'].items()
+        },
+        MEMORY: (
+            _memory(row['peak_bytes']),
+            'nan' if ratio is None else f'{ratio:.2f}',
+        ),
+    }
 
 
 def plot(
     results: Mapping[str, Sequence[Measurement]], path: str | Path, title: str
 ) -> None:
-    """Draw measurements as bars, and write the picture.
+    """Plot measurements as bars.
 
     Args:
-        results: Title of a row of the picture to its measurements.
-        path: Where to write it.
-        title: Of the whole.
+        results: Title of a row of the figure to its measurements.
+        path: File to write.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure  # slow to import
 
@@ -119,13 +163,13 @@ def plot(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Describe where measurements are made.
+    """Return machine, load, threads and versions.
 
     Args:
-        device: Where models compute.
+        device: Device of the runs.
 
     Returns:
-        Machine, load, threads and versions.
+        The environment as plain data.
     """
     on_gpu = device.type == 'cuda'
     return dict(
@@ -138,15 +182,43 @@ def environment(device: torch.device) -> dict[str, Any]:
     )
 
 
+def record(device: torch.device) -> dict[str, str]:
+    """Return machine, versions, command, commit and date of a record.
+
+    Args:
+        device: Device of the runs.
+
+    Returns:
+        The fields as text.
+    """
+    where = environment(device)
+    threads = f'{where["threads"]} thread{"s" if where["threads"] > 1 else ""}'
+    on_cpu = f', {threads}' if device.type == 'cpu' else ''
+    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    return dict(
+        machine=where['device'] + on_cpu,
+        versions=f'Python {where["python"]}, torch {where["versions"]["torch"]}',
+        command=shlex.join(['python', *command]),
+        commit=_commit(),
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _commit() -> str:
+    """Return the commit of the clone, with a plus if files differ; or 'unknown'."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return 'unknown'
+    command = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
+
+
 def _cpu() -> str:
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2] for line in lines if line.startswith('model name')]
     return names[0].strip() if names else platform.processor() or platform.machine()
-
-
-def _memory_ratio(measured: Measurement, first: Measurement) -> float:
-    return measured.peak_bytes / first.peak_bytes if first.peak_bytes else float('nan')
 
 
 def _seconds(value: float) -> str:

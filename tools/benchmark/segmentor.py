@@ -1,4 +1,4 @@
-"""Segmentors: training on a crop, with and without recomputation, and prediction."""
+"""Segmentors: training with and without checkpointing, and prediction."""
 
 import copy
 from functools import partial
@@ -10,7 +10,8 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor
 
 from benchmark.timing import Candidate, Stopwatch
-from mmsparse.apis.model import UsageError, build_model
+from mmsparse.apis import build_model
+from mmsparse.errors import UsageError
 
 TIME = 'time'
 
@@ -18,20 +19,20 @@ TIME = 'time'
 def training_candidates(
     cfg: Config, size: tuple[int, int], batch_size: int, device: torch.device
 ) -> list[Candidate]:
-    """Prepare training steps of one segmentor on noise, without the optimizer.
+    """Prepare training steps of a segmentor on crops of noise, without the optimizer.
 
     Args:
-        cfg: Config of a segmentor with a backbone of ours; its weights are drawn.
+        cfg: Config of a segmentor with a backbone of mmsparse; weights are random.
         size: Height and width of the crops.
         batch_size: Number of crops.
-        device: Where to compute.
+        device: Device of the runs.
 
     Returns:
-        The step as it is, then with the blocks of the backbone recomputed in the
-        backward pass (``with_cp``).
+        The plain step, and the step with checkpointed blocks of the backbone
+        (``with_cp``).
 
     Raises:
-        UsageError: The backbone cannot recompute its blocks.
+        UsageError: The backbone has no ``with_cp``.
     """
     model = _build(cfg, device).train()
     if not hasattr(model.backbone, 'with_cp'):
@@ -55,12 +56,12 @@ def training_candidates(
 def prediction_candidate(
     cfg: Config, size: tuple[int, int], device: torch.device
 ) -> Candidate:
-    """Prepare the prediction of one whole picture of noise.
+    """Prepare the prediction of one whole image of noise.
 
     Args:
-        cfg: Config of a segmentor; its weights are drawn.
-        size: Height and width of the picture.
-        device: Where to compute.
+        cfg: Config of a segmentor; weights are random.
+        size: Height and width of the image.
+        device: Device of the runs.
 
     Returns:
         The prediction.
@@ -68,8 +69,8 @@ def prediction_candidate(
     cfg = copy.deepcopy(cfg)
     cfg.model.test_cfg = dict(mode='whole')
     model = _build(cfg, device).eval()
-    picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    return Candidate('predict', partial(_predict, model, picture.to(device)))
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    return Candidate('predict', partial(_predict, model, image.to(device)))
 
 
 def _build(cfg: Config, device: torch.device) -> BaseModel:
@@ -93,6 +94,6 @@ def _train(
 
 
 @torch.no_grad()
-def _predict(model: BaseModel, picture: Tensor, watch: Stopwatch) -> None:
+def _predict(model: BaseModel, image: Tensor, watch: Stopwatch) -> None:
     with watch.time(TIME):
-        model(picture, mode='predict')
+        model(image, mode='predict')

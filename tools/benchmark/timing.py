@@ -1,4 +1,4 @@
-"""Measuring alternatives in turns, so that a drifting machine does not decide."""
+"""Measure candidates in turns, so that a drifting machine does not favor one."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ import torch
 
 from benchmark.memory import peak_bytes
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Stopwatch:
-    """Times the parts of one run; on a GPU it waits for what was started there.
+    """Time the parts of one run, on a GPU with synchronization.
 
     Args:
-        device: Where the run computes.
+        device: Device of the run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Add the time of what runs within to a part; parts may lie in each other.
+        """Add the time of the context to a part; parts may be nested.
 
         Args:
             part: Name of the part.
@@ -49,52 +49,48 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the alternatives.
+    """One of the alternatives that are compared.
 
     Args:
         name: Its name in the table.
-        run: What is measured; it has the stopwatch time the parts to be compared,
-            which are the same for all candidates.
+        run: Runs it and times its parts, the same for all candidates.
+        macs: MACs of a forward pass, if they are known.
     """
 
     name: str
     run: Callable[[Stopwatch], Any]
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a candidate took.
+    """Time and memory of a candidate.
 
     Args:
-        name: That of the candidate.
-        seconds: Times of every part, one a round.
-        peak_bytes: Memory at most in use by what a run allocates.
+        name: Name of the candidate.
+        seconds: Seconds of every part, one per round.
+        peak_bytes: Peak memory of a run.
+        macs: MACs of a forward pass, if they are known.
     """
 
     name: str
     seconds: dict[str, list[float]]
     peak_bytes: int
+    macs: int | None = None
 
     def median_seconds(self, part: str) -> float:
-        """Take the median of the rounds.
-
-        Args:
-            part: Name of the part.
-
-        Returns:
-            Seconds.
-        """
+        """Return the median over the rounds."""
         return median(self.seconds[part])
 
     def ratio(self, part: str, baseline: 'Measurement') -> float:
-        """Compare with another candidate, round by round.
+        """Return the median ratio to a baseline over the rounds; 0.5 is half the time.
 
         Args:
             part: Name of the part.
             baseline: Measured in the same rounds.
 
         Returns:
-            Median of the quotients of the rounds, 0.5 for twice as fast.
+            The ratio.
         """
         rounds = zip(self.seconds[part], baseline.seconds[part], strict=True)
         return median(own / other for own, other in rounds)
@@ -104,21 +100,21 @@ def measure(
     candidates: Sequence[Candidate],
     repeats: int,
     device: torch.device,
-    report: Report = lambda line: None,
+    log: Log = lambda line: None,
 ) -> list[Measurement]:
     """Run candidates in turns.
 
-    The first run of each warms up and tells its memory. Every other round goes through
-    the candidates backwards, so that none always follows the same.
+    The first run of each is a warm-up that measures memory. Every second round has the
+    reverse order, so that no candidate always follows the same one.
 
     Args:
-        candidates: What to compare; with different names.
-        repeats: Number of rounds that are timed, at least 1.
-        device: Where they compute.
-        report: Told before every run what is about to be run.
+        candidates: Alternatives with different names.
+        repeats: Number of timed rounds, at least 1.
+        device: Device of the runs.
+        log: Called before every run with a description of it.
 
     Returns:
-        One measurement a candidate, in their order.
+        One measurement per candidate, in their order.
 
     Raises:
         ValueError: ``repeats`` is less than 1.
@@ -127,7 +123,7 @@ def measure(
         raise ValueError(f'repeats must be at least 1; got {repeats}.')
     peaks: dict[str, int] = {}
     for candidate in candidates:
-        report(f'warm-up and memory: {candidate.name}')
+        log(f'warm-up and memory: {candidate.name}')
         run = partial(candidate.run, Stopwatch(device))
         peaks[candidate.name] = peak_bytes(run, device)
     times: dict[str, dict[str, list[float]]] = {
@@ -135,9 +131,11 @@ def measure(
     }
     for i in range(repeats):
         for candidate in candidates[:: -1 if i % 2 else 1]:
-            report(f'round {i + 1} of {repeats}: {candidate.name}')
+            log(f'round {i + 1} of {repeats}: {candidate.name}')
             watch = Stopwatch(device)
             candidate.run(watch)
             for part, seconds in watch.seconds.items():
                 times[candidate.name][part].append(seconds)
-    return [Measurement(x.name, times[x.name], peaks[x.name]) for x in candidates]
+    return [
+        Measurement(x.name, times[x.name], peaks[x.name], x.macs) for x in candidates
+    ]

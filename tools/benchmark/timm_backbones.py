@@ -1,4 +1,4 @@
-"""Backbones of timm that ours are compared with, if it is installed."""
+"""Backbones of timm to compare with, if timm is installed."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ SIZES = ('tiny', 'small', 'base')
 
 
 def timm_backbones(parameters: int, size: tuple[int, int]) -> dict[str, nn.Module]:
-    """Build the Swin Transformer and the ConvNeXt nearest to a number of parameters.
+    """Build the Swin and the ConvNeXt of timm with the nearest number of parameters.
 
     Args:
-        parameters: Of the backbone to compare with.
-        size: Height and width of the pictures.
+        parameters: Number of parameters of the backbone to compare with.
+        size: Height and width of the images.
 
     Returns:
-        The backbones by name, with random weights; none where timm is not installed.
+        The backbones by name, with random weights; empty if timm is not installed.
     """
     try:
         import timm
@@ -40,19 +40,12 @@ def timm_backbones(parameters: int, size: tuple[int, int]) -> dict[str, nn.Modul
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers that a model learns.
-
-    Args:
-        model: Any.
-
-    Returns:
-        Their number.
-    """
+    """Return the number of parameters of a model."""
     return sum(x.numel() for x in model.parameters())
 
 
 class _Features(nn.Module):
-    """A model of timm without its head, called as a backbone of ours is."""
+    """A model of timm without its head, with the interface of mmsparse's backbones."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -60,5 +53,5 @@ class _Features(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        """(B, 3, H, W) to the last map alone, as a classifier wants it."""
+        """(B, 3, H, W) to the last feature map, for a classifier."""
         return (self.model.forward_features(x),)

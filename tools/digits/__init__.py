@@ -1,1 +1,1 @@
-"""Scenes of handwritten digits."""
+"""The digits data set: tools/prepare_digits.py."""

@@ -1,8 +1,8 @@
-"""Draws scenes of handwritten digits on procedural backgrounds.
+"""Draw scenes of handwritten digits on procedural backgrounds.
 
-Pictures are float RGB in [0, 1], (H, W, 3), until they are finished; alphas and scalar
-fields are floats in [0, 1], (H, W). Whatever is random comes from the generator that is
-handed in, so a picture depends on its seed alone.
+Images are float RGB in [0, 1], (H, W, 3), until `finish`; alpha masks and scalar
+fields are floats in [0, 1], (H, W). All randomness comes from the generator argument,
+so that an image depends on its seed alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 SIZE_RANGE = (16, 64)  # longer side of a digit's tight box
-MAX_HIDDEN = 0.1  # share of a digit that later ones may cover
-MAX_BOX_OVERLAP = 0.2  # shared part of two boxes, of the smaller one
-MIN_LIGHTNESS_STEP = 22  # between a digit and what is around it, of 100 (CIELAB)
-MIN_COLOR_STEP = 50  # the same for the whole color
+MAX_HIDDEN = 0.1  # fraction of a digit that later ones may cover
+MAX_BOX_OVERLAP = 0.2  # intersection of two boxes, relative to the smaller one
+MIN_LIGHTNESS_STEP = 22  # between a digit and its surroundings, of 100 (CIELAB)
+MIN_COLOR_STEP = 50  # the same for the color
 MIN_DIGIT_STEP = 30  # between the colors of two digits
 
 
@@ -31,9 +31,9 @@ class Digit:
 
     Args:
         scan: Index among scikit-learn's scans.
-        label: What it says, 0 to 9.
-        mask: The pixels where it is seen, (H, W).
-        area: How many pixels it would have with nothing above it.
+        label: 0 to 9.
+        mask: Its visible pixels, (H, W).
+        area: Number of pixels without occlusion.
     """
 
     scan: int
@@ -49,45 +49,45 @@ def draw_scene(
     size: int,
     rng: Generator,
 ) -> tuple[NDArray[np.uint8], list[Digit]]:
-    """Put two to six of the chosen scans on a background.
+    """Paste two to six of the chosen scans on a background.
 
     Args:
         scans: All scans, 0 (paper) to 16 (ink), (S, 8, 8).
-        labels: What they say, (S,).
-        choice: Indices of the scans to pick from.
+        labels: 0 to 9, (S,).
+        choice: Indices of the scans to choose from.
         size: Height and width of the scene.
-        rng: Where the randomness comes from.
+        rng: Random generator.
 
     Returns:
-        The picture, (H, W, 3), and its digits, the lowest first.
+        The image, (H, W, 3), and its digits from bottom to top.
     """
     picked = rng.choice(choice, rng.integers(2, 7), replace=False)
-    picture = draw_background(size, rng)
+    image = draw_background(size, rng)
     digits: list[Digit] = []
     for scan, side in zip(picked, _draw_sides(len(picked), rng), strict=True):
-        alpha = _find_place(scans[scan], side, size, digits, rng)
-        picture = paint(picture, alpha, digits, rng)
+        alpha = _place(scans[scan], side, size, digits, rng)
+        image = paint(image, alpha, digits, rng)
         cover = alpha > 0.5
         digits = [replace(digit, mask=digit.mask & ~cover) for digit in digits]
         digits.append(Digit(int(scan), int(labels[scan]), cover, int(cover.sum())))
-    return finish(picture, rng), digits
+    return finish(image, rng), digits
 
 
 def draw_single(
     scan: Array, size: int, sides: tuple[int, int], rng: Generator
 ) -> NDArray[np.uint8]:
-    """Put one scan of (8, 8), `sides` pixels long, anywhere on a background."""
+    """Paste one scan, (8, 8), at a random size within `sides`, on a background."""
     side = int(rng.integers(sides[0], sides[1] + 1))
-    alpha = _find_place(scan, side, size, [], rng)
+    alpha = _place(scan, side, size, [], rng)
     return finish(paint(draw_background(size, rng), alpha, [], rng), rng)
 
 
-def finish(picture: Array, rng: Generator) -> NDArray[np.uint8]:
-    """Light the picture from one side, add the noise of a camera and quantize."""
-    size = len(picture)
+def finish(image: Array, rng: Generator) -> NDArray[np.uint8]:
+    """Light the image from one side, add camera noise and quantize."""
+    size = len(image)
     light = 1 + 0.16 * (_ramp(size, rng) - 0.5)
-    grain = rng.normal(0, rng.uniform(0.002, 0.01), picture.shape)
-    return np.rint(255 * np.clip(picture * light[..., None] + grain, 0, 1)).astype(
+    grain = rng.normal(0, rng.uniform(0.002, 0.01), image.shape)
+    return np.rint(255 * np.clip(image * light[..., None] + grain, 0, 1)).astype(
         np.uint8
     )
 
@@ -96,19 +96,19 @@ def finish(picture: Array, rng: Generator) -> NDArray[np.uint8]:
 
 
 def _draw_sides(count: int, rng: Generator) -> list[int]:
-    """Draw how long the digits are, longest first: it is the hardest to place."""
-    # One pixel inside the range, because rendering may round the other way.
+    """Draw the digits' sizes, largest first: it is the hardest to place."""
+    # One pixel inside the range, because rendering may round outward.
     sides = rng.integers(SIZE_RANGE[0] + 1, SIZE_RANGE[1], count)
     return sorted(sides.tolist(), reverse=True)
 
 
-def _find_place(
+def _place(
     scan: Array, side: int, size: int, below: list[Digit], rng: Generator
 ) -> Array:
-    """Render a scan at a place where it hides little; shrink it if there is none.
+    """Render a scan at a location where it hides little; shrink it if none is found.
 
     Returns:
-        Alpha over the whole scene, (size, size).
+        Alpha mask of the scene, (size, size).
     """
     while True:
         glyph = render_glyph(scan, side, rng)
@@ -145,25 +145,25 @@ def tight_box(mask: Mask) -> NDArray[np.integer]:
 
 
 def render_glyph(scan: Array, side: int, rng: Generator) -> Array:
-    """Draw a scan large, slightly turned and sheared, and reduce it to its size.
+    """Draw a scan large, rotate and shear it slightly, and resize it.
 
     Args:
         scan: One scan, 0 to 16, (8, 8).
         side: Longer side of the tight box around alpha > 0.5.
-        rng: Draws how it is turned and sheared.
+        rng: Draws rotation and shear.
 
     Returns:
-        Alpha with a rim of soft pixels, (h, w).
+        Alpha mask with antialiased border, (h, w).
     """
     large = _warp(_upscale(scan), rng)
     left, top, right, bottom = tight_box(large > 0.5)
     zoom = side / max(right - left, bottom - top)
-    # Center the tight box on a pixel grid of the final size that is one pixel wider.
+    # Center the tight box on a grid of the final size plus a margin of one pixel.
     width, height = (int(np.ceil(zoom * n)) + 2 for n in (right - left, bottom - top))
     shift_x = width / 2 - zoom * (left + right) / 2
     shift_y = height / 2 - zoom * (top + bottom) / 2
     blurred = cv2.GaussianBlur(large, (0, 0), 0.4 / zoom)  # antialiasing
-    # Pixel centers lie at half-integers.
+    # Pixel centers are at half-integers.
     offset = 0.5 * zoom - 0.5
     matrix = np.array([[zoom, 0, shift_x + offset], [0, zoom, shift_y + offset]])
     small = cv2.warpAffine(blurred, matrix, (width, height), flags=cv2.INTER_LINEAR)
@@ -174,7 +174,7 @@ def render_glyph(scan: Array, side: int, rng: Generator) -> Array:
 def _upscale(scan: Array, factor: int = 20) -> Array:
     """Turn a scan into a smooth shape, (12 * factor, 12 * factor).
 
-    The loops of many a 6, 8 or 9 are closed but for a dip in the ink, which a plain
+    The loops of many digits 6, 8 and 9 are only dips in the ink, which a plain
     threshold would fill: dips are deepened first, down to light gray.
     """
     ink = np.pad(scan, 2).astype(np.float32)
@@ -185,7 +185,7 @@ def _upscale(scan: Array, factor: int = 20) -> Array:
 
 
 def _fill_dips(ink: Array) -> Array:
-    """Raise every pixel to the lowest ink that encloses it, as water would stand."""
+    """Raise every pixel to the lowest ink that encloses it (flood filling)."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     level = np.pad(np.full_like(ink[1:-1, 1:-1], ink.max()), 1)
     while True:
@@ -196,7 +196,7 @@ def _fill_dips(ink: Array) -> Array:
 
 
 def _warp(alpha: Array, rng: Generator) -> Array:
-    """Turn by up to 12 degrees, shear, and change the aspect ratio a little."""
+    """Rotate by up to 12 degrees, shear, and change the aspect ratio a little."""
     angle = np.deg2rad(rng.uniform(-12, 12))
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
@@ -207,35 +207,33 @@ def _warp(alpha: Array, rng: Generator) -> Array:
     return cv2.warpAffine(alpha, matrix, alpha.shape[::-1], flags=cv2.INTER_LINEAR)
 
 
-def paint(
-    picture: Array, alpha: Array, digits: Sequence[Digit], rng: Generator
-) -> Array:
-    """Lay a digit over a picture in a color that stands out, often with a shadow."""
+def paint(image: Array, alpha: Array, digits: Sequence[Digit], rng: Generator) -> Array:
+    """Paint a digit onto an image in a contrasting color, often with a shadow."""
     around = cv2.dilate(alpha, np.ones((7, 7), np.uint8)) > 0.5
-    others = [picture[digit.mask].mean(0) for digit in digits]
-    color = _contrasting_color(picture[around][::4], others, rng)
+    others = [image[digit.mask].mean(0) for digit in digits]
+    color = _contrasting_color(image[around][::4], others, rng)
     if rng.random() < 0.5:
         drop = np.float32([[1, 0, rng.uniform(-2, 2)], [0, 1, rng.uniform(0.5, 2.5)]])
         shadow = cv2.warpAffine(alpha, drop, alpha.shape[::-1])
         shadow = cv2.GaussianBlur(shadow, (0, 0), 1.2)
-        picture = picture * (1 - rng.uniform(0.2, 0.5) * shadow[..., None])
+        image = image * (1 - rng.uniform(0.2, 0.5) * shadow[..., None])
     shade = 1 + rng.uniform(0, 0.3) * (_ramp(len(alpha), rng) - 0.5)
     fill = np.clip(color * shade[..., None], 0, 1)
-    return picture + alpha[..., None] * (fill - picture)
+    return image + alpha[..., None] * (fill - image)
 
 
 def _contrasting_color(below: Array, others: list[Array], rng: Generator) -> Array:
-    """Draw a color that a person tells from those around it.
+    """Draw a color that is easy to distinguish from those around it.
 
     Args:
-        below: Colors below the digit and close to it, (P, 3).
-        others: Colors of the digits so far, each (3,).
+        below: Colors below the digit and near it, (P, 3).
+        others: Colors of the other digits, each (3,).
         rng: Draws the color.
     """
     hsv = rng.uniform((0, 0.3, 0.25), (360, 1, 1), (24, 3)).astype(np.float32)
     candidates = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
     steps = _to_lab(candidates)[:, None] - _to_lab(below)  # (24, P, 3)
-    # The least different tenth counts: textures have several colors.
+    # The 10th percentile: textures have several colors.
     contrast = np.minimum(
         np.percentile(abs(steps[..., 0]), 10, axis=1) / MIN_LIGHTNESS_STEP,
         np.percentile(np.linalg.norm(steps, axis=-1), 10, axis=1) / MIN_COLOR_STEP,
@@ -256,7 +254,7 @@ def _to_lab(colors: Array) -> Array:
 
 
 def draw_background(size: int, rng: Generator) -> Array:
-    """Draw one surface, or two that meet at a wavy border, as ground and sky do."""
+    """Draw one surface, or two that meet at a wavy border like ground and sky."""
     materials = rng.choice(len(MATERIALS), 2, replace=False)
     far, near = (_draw_surface(MATERIALS[index], size, rng) for index in materials)
     if rng.random() < 0.4:
@@ -287,11 +285,11 @@ def _gradient(size: int, rng: Generator) -> Array:
     return 0.7 * _ramp(size, rng) + 0.3 * _noise(size, 32, rng)
 
 
-def _fibres(size: int, rng: Generator) -> Array:
+def _fibers(size: int, rng: Generator) -> Array:
     """Noise that is much longer than wide."""
     noise = _noise(size, rng.uniform(10, 24), rng)
-    fibres = cv2.resize(noise, (8 * size, size))[:, :size]
-    return fibres if rng.random() < 0.5 else fibres.T
+    fibers = cv2.resize(noise, (8 * size, size))[:, :size]
+    return fibers if rng.random() < 0.5 else fibers.T
 
 
 def _stripes(size: int, rng: Generator) -> Array:
@@ -312,7 +310,7 @@ def _checks(size: int, rng: Generator) -> Array:
 
 
 def _bricks(size: int, rng: Generator) -> Array:
-    """Tiles, or bricks in bond, with dark joints."""
+    """Tiles or staggered bricks with dark joints."""
     height = rng.integers(10, 25)
     width = height * rng.integers(1, 3)
     rows, columns = np.indices((size, size)) + rng.integers(64)
@@ -340,7 +338,7 @@ def _speckle(size: int, rng: Generator) -> Array:
 
 
 def _ramp(size: int, rng: Generator) -> Array:
-    """Rise from 0 to 1 across the picture in a random direction."""
+    """Rise from 0 to 1 across the image in a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.indices((size, size)) / (size - 1) - 0.5
     slope = np.cos(angle) * columns + np.sin(angle) * rows
@@ -360,9 +358,9 @@ def _noise(size: int, cell: float, rng: Generator) -> Array:
 
 Material = tuple[tuple[str, ...], tuple[Callable[[int, Generator], Array], ...]]
 
-# Colors from the darkest to the lightest, and what the material may look like.
+# Colors from dark to light, and possible patterns, of each material.
 MATERIALS: tuple[Material, ...] = (
-    (('#3f6b2a', '#5f8f3a', '#86ad55'), (_clouds, _fibres, _stripes)),  # grass
+    (('#3f6b2a', '#5f8f3a', '#86ad55'), (_clouds, _fibers, _stripes)),  # grass
     (('#39492c', '#4d6038', '#6a7b4a'), (_clouds, _pebbles, _checks)),  # moss
     (('#1f4a34', '#2e6546', '#4b8560'), (_waves, _speckle, _clouds)),  # leaves
     (('#c2a26b', '#d6bb86', '#e8d5a8'), (_waves, _speckle, _gradient)),  # sand
@@ -372,9 +370,9 @@ MATERIALS: tuple[Material, ...] = (
     (('#141c33', '#222c4c', '#37446b'), (_speckle, _gradient)),  # night
     (('#4b535b', '#646d76', '#828b93'), (_pebbles, _bricks, _checks)),  # slate
     (('#c9d6e2', '#dfe8ef', '#f6f9fb'), (_clouds, _waves, _gradient)),  # snow
-    (('#7d3a2b', '#98503c', '#b06a52'), (_bricks, _pebbles, _fibres)),  # brick
-    (('#7a4f2b', '#9a6a3d', '#b98a58'), (_fibres, _waves, _bricks)),  # wood
-    (('#cdb48c', '#dcc7a3', '#ead9bd'), (_fibres, _stripes, _checks)),  # birch
+    (('#7d3a2b', '#98503c', '#b06a52'), (_bricks, _pebbles, _fibers)),  # brick
+    (('#7a4f2b', '#9a6a3d', '#b98a58'), (_fibers, _waves, _bricks)),  # wood
+    (('#cdb48c', '#dcc7a3', '#ead9bd'), (_fibers, _stripes, _checks)),  # birch
     (('#b9ab97', '#cdc1ae', '#e0d7c8'), (_checks, _pebbles, _stripes)),  # linen
     (('#6d6391', '#8a80ad', '#aba3c8'), (_stripes, _checks, _clouds)),  # lavender
     (('#a8596a', '#cf8276', '#eab28e'), (_gradient, _clouds, _waves)),  # dusk

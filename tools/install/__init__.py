@@ -1,1 +1,1 @@
-"""Helpers of tools/install.py."""
+"""Steps of tools/install.py."""

@@ -1,6 +1,4 @@
-"""One step of an installation: its commands, their progress, log and errors."""
-
-# Old Pythons must be able to read this file; see install.py.
+"""A step of an installation: its commands, their progress, log and errors."""
 
 import os
 import re
@@ -11,49 +9,38 @@ import time
 from collections import deque
 from pathlib import Path
 
-REASONS = (
-    (r'No space left on device|Disk quota exceeded', 'the disk is full'),
-    (
-        r'Killed signal',
-        'the compiler was killed, most likely for lack of memory: '
-        'MAX_JOBS=1 make install needs less',
-    ),
-    (
-        r'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError'
-        r'|SSLError|Connection (?:refused|reset)|Network is unreachable',
-        'the package index cannot be reached: check the network and pip config list',
-    ),
-    (
-        r'incomplete-download',  # So pip says of a full disk, too.
-        'a download broke off: check the network and the free disk space',
-    ),
-    (
-        r'No matching distribution found for (\S+)',
-        'the package index has no {} for this Python and machine',
-    ),
-    (
-        r'ensurepip is not',
-        'this Python cannot make environments: install the package python3-venv',
-    ),
-    (
-        r'CUDA version \(([\d.]+)\) mismatches',
-        'nvcc {} does not fit this torch: install the CUDA toolkit that the log names, '
-        'or run CUDA_VISIBLE_DEVICES= make install for CPU operators',
-    ),
-    (r'(?:[Ee]rror|ERROR): (.+)', '{}'),
-)
+# Patterns in the output of a failed command, and the reason to report.
+REASONS = {
+    r'No space left on device|Disk quota exceeded': 'the disk is full',
+    r'Killed signal': 'the compiler was killed, most likely for lack of memory: '
+    'MAX_JOBS=1 make install needs less',
+    r'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError'
+    r'|SSLError|Connection (?:refused|reset)|Network is unreachable': 'the package '
+    'index cannot be reached: check the network and pip config list',
+    # pip prints this for a full disk, too.
+    r'incomplete-download': 'a download was cut short: check the network and the free '
+    'disk space',
+    r'No matching distribution found for (\S+)': 'the package index has no {} for this '
+    'Python and machine',
+    r'ensurepip is not': 'this Python cannot create environments: install the package '
+    'python3-venv',
+    r'CUDA version \(([\d.]+)\) mismatches': 'nvcc {} does not fit this torch: install '
+    'the CUDA toolkit that the log names, or run CUDA_VISIBLE_DEVICES= make install '
+    'for CPU operators',
+    r'(?:[Ee]rror|ERROR): (.+)': '{}',
+}
 
 
 class InstallError(Exception):
-    """What stops the installation, as one line for the user."""
+    """Reason for which an installation stops, in one line."""
 
 
 class Step:
-    """A step of the installation, timed while it is entered.
+    """A step of the installation, timed from enter to exit.
 
     Args:
-        name: What the user sees, and reads in errors.
-        venv: The environment to work on, a folder in the project.
+        name: Name in the output and in errors.
+        venv: The environment, a folder in the project.
     """
 
     def __init__(self, name: str, venv: Path) -> None:
@@ -89,16 +76,17 @@ class Step:
         Raises:
             InstallError: It failed; the message has the likely reason.
         """
-        environment = {
-            'PATH': f'{self.venv}/bin:{os.environ["PATH"]}',
-            'TMPDIR': f'{self.venv}/tmp',  # As /tmp is often too small for torch.
-        }
         words = [str(word) for word in command]
         process = subprocess.Popen(
             words,
-            cwd=str(self.venv.parent),
-            env={**os.environ, **environment, **variables},
-            close_fds=False,  # They hold the lock of install.py's wait_for_others().
+            cwd=self.venv.parent,
+            env={
+                **os.environ,
+                'PATH': f'{self.venv}/bin:{os.environ["PATH"]}',
+                'TMPDIR': f'{self.venv}/tmp',  # /tmp is often too small for torch
+                **variables,
+            },
+            close_fds=False,  # keeps main.lock() until the process ends
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -107,7 +95,7 @@ class Step:
         )
         tail = deque(maxlen=1000)
         with process, self.log.open('a') as log:
-            log.write('$ {}\n'.format(' '.join(words)))
+            log.write(f'$ {" ".join(words)}\n')
             for line in process.stdout:
                 self.show(progress_of(line))
                 if not line.startswith('Progress '):
@@ -120,40 +108,35 @@ class Step:
         return output
 
     def show(self, progress: str) -> None:
-        """Show progress in place, or every half minute where there is no terminal."""
-        if not progress:
-            return
-        if sys.stdout.isatty():
+        """Print progress in place, or every 30 seconds without a terminal."""
+        if progress and sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
             text = f'{self.name}: {progress}'[:width]
             print(f'{clear_line()}{text}', end='', flush=True)
-        elif time.monotonic() - self.shown > 30:
+        elif progress and time.monotonic() - self.shown > 30:
             self.shown = time.monotonic()
             print(f'  {progress}', flush=True)
 
 
 def clear_line() -> str:
-    """The characters that make a terminal wipe the line that shows progress."""
+    """Return the characters that erase a terminal's current line."""
     return '\r\033[K' if sys.stdout.isatty() else ''
 
 
 def progress_of(line: str) -> str:
-    """What a line of pip's or ninja's output says about progress; mostly nothing."""
-    compiled = re.match(r'\s*\[(\d+)/(\d+)\]', line)
-    if compiled:
+    """Return the progress in a line of pip's or ninja's output; empty if none."""
+    if compiled := re.match(r'\s*\[(\d+)/(\d+)\]', line):
         return 'compiled {} of {} files'.format(*compiled.groups())
-    downloaded = re.match(r'Progress (\d+) of (\d+)', line)
-    if downloaded:
+    if downloaded := re.match(r'Progress (\d+) of (\d+)', line):
         done, size = map(int, downloaded.groups())
         return f'downloaded {done / 1e6:.0f} of {size / 1e6:.0f} MB'
     return 'installing' if line.startswith('Installing collected') else ''
 
 
 def reason_of(output: str, status: int) -> str:
-    """The likely reason for which a command failed."""
-    for pattern, reason in REASONS:
-        found = re.search(pattern, output)
-        if found:
+    """Return the likely reason for which a command failed."""
+    for pattern, reason in REASONS.items():
+        if found := re.search(pattern, output):
             return reason.format(*found.groups())
     if status == -9:
         return 'it was killed, most likely for lack of memory'

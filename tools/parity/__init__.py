@@ -1,8 +1,8 @@
-"""Comparison of our models with stored outputs of the official ones.
+"""Compare models of mmsparse with stored outputs of the official implementations.
 
-A case is a pair NAME.json and NAME.safetensors: an official class, its arguments,
-weights, an input, and what the official code made of it. Each family has a module here
-that builds our counterpart and lists what to compare.
+A golden case is a pair NAME.json and NAME.safetensors: an official class with its
+arguments, weights, an input, and the outputs of the official code. Each family has a
+module here that builds the model of mmsparse and lists the tensors to compare.
 """
 
 from parity.cases import Case, Comparison, UnsupportedCaseError, find_cases

@@ -1,38 +1,23 @@
-"""Checking one case."""
+"""Check one golden case."""
 
 from dataclasses import dataclass
 from importlib import import_module
 
 import torch
 
-from parity import biformer, dat, deformable_detr, shunted
 from parity.cases import Case, Comparison, UnsupportedCaseError
 
-
-def _compare_focus_detr(case: Case) -> list[Comparison]:
-    if case.name.startswith('msda_'):  # the operator that both have
-        return deformable_detr.compare(case)
-    # Here, not above: detectors need mmdet, which need not be installed.
-    return import_module('parity.focus_detr').compare(case)
-
-
-FAMILIES = {
-    'biformer': biformer.compare,
-    'dat': dat.compare,
-    'deformable_detr': deformable_detr.compare,
-    'focus_detr': _compare_focus_detr,
-    'shunted': shunted.compare,
-}
+FAMILIES = ('biformer', 'dat', 'deformable_detr', 'focus_detr', 'shunted')
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case.
+    """The result of a case.
 
     Args:
         status: ``passed``, ``failed`` or ``unsupported``.
         error: The largest difference over its tolerance, if anything was compared.
-        detail: The tensor with that difference, or why nothing was compared.
+        detail: Name of the tensor with that difference, or why nothing was compared.
     """
 
     status: str
@@ -41,24 +26,24 @@ class Verdict:
 
 
 def check_case(case: Case) -> Verdict:
-    """Run our counterpart of a case and compare all that the case stores.
-
-    Args:
-        case: The case.
-
-    Returns:
-        The verdict; an exception in our own code is a failure.
-    """
+    """Compare everything that a case stores; an exception in mmsparse is a failure."""
     if case.family not in FAMILIES:
         return Verdict('unsupported', None, f'no counterpart of family {case.family}')
     try:
         with torch.random.fork_rng():
-            comparisons = FAMILIES[case.family](case)
+            comparisons = _compare(case)
     except UnsupportedCaseError as why:
         return Verdict('unsupported', None, str(why))
-    except Exception as error:  # noqa: BLE001 - the report goes on with the next case
+    except Exception as error:  # noqa: BLE001 - the other cases are still checked
         return Verdict('failed', None, f'{type(error).__name__}: {error}')
     error, name = max(
         (comparison.error(), comparison.name) for comparison in comparisons
     )
     return Verdict('passed' if error <= 1 else 'failed', error, name)
+
+
+def _compare(case: Case) -> list[Comparison]:
+    # Cases of the operator are stored with both detectors. Focus-DETR needs mmdet,
+    # which need not be installed, so modules are imported when they are needed.
+    family = 'deformable_detr' if case.name.startswith('msda_') else case.family
+    return import_module(f'parity.{family}').compare(case)

@@ -1,7 +1,6 @@
-"""Cases of the DAT family."""
+"""Golden cases of DAT."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,156 +15,74 @@ from mmsparse.models.layers import (
     WindowAttention2d,
 )
 from parity.cases import Case, Comparison, UnsupportedCaseError
-from parity.models import recorded_outputs
-
-Arguments = Mapping[str, Any]
+from parity.models import Arguments, Call, State, choose, compare_model, in_classifier
 
 
 def compare(case: Case) -> list[Comparison]:
-    """Run our counterpart of a case and pair every tensor with the official one.
-
-    Args:
-        case: The case.
-
-    Returns:
-        One comparison for each stored output, gradient and resized table.
-
-    Raises:
-        UnsupportedCaseError: We have no counterpart for the class or its arguments.
-    """
+    """Compare the outputs, gradients and resized tables of a case."""
     kind = case.info['kind']
     if kind not in BUILDERS:
         raise UnsupportedCaseError(f'no counterpart of kind {kind}')
-    model = BUILDERS[kind](case.info['constructor'], case.info['formula']).eval()
-    model.load_state_dict(_convert(case.state, model))
+    model = BUILDERS[kind](case.info['constructor'], case.info['formula'])
+    convert = _convert
+    if isinstance(model, Classifier):
+        convert = in_classifier(_convert, head='cls_head')
 
-    x = case.tensors['input'].clone().requires_grad_()
-    with recorded_outputs(model) as outputs, recorded_inputs(model) as inputs:
-        y = model(x)
-    with torch.no_grad():
-        seen = {**_levels(outputs), **_sampling(model, inputs, outputs)}
-    seen.update(y=y, logits=y)
-    comparisons = [
-        _output_comparison(case, name, seen[name]) for name in case.info['outputs']
-    ]
-    for key, table in _convert(case.with_prefix('loaded.'), model).items():
-        ours = model.state_dict()[key]
-        comparisons.append(_output_comparison(case, f'loaded.{key}', ours, table))
-    if 'grad_y' in case.tensors:
-        (y * case.tensors['grad_y']).sum().backward()
-        comparisons += _gradient_comparisons(case, x, model)
+    def name_outputs(y: Any, calls: dict[str, Call]) -> dict[str, Tensor]:
+        sampling = _sampling(model, calls)
+        return {**_stages(calls), **sampling, 'y': y, 'logits': y, 'output': y}
+
+    comparisons = compare_model(case, model, case.state, convert, name_outputs)
+    for key, table in convert(case.with_prefix('loaded.')).items():
+        resized = model.state_dict()[key]
+        comparisons.append(case.compare(f'loaded.{key}', resized, table))
     return comparisons
 
 
-@contextmanager
-def recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Note the maps that the deformable layers are given.
-
-    Args:
-        model: The model, run inside the context.
-
-    Yields:
-        The last input of every deformable layer, by its name without ``backbone.``.
-    """
-    inputs: dict[str, Tensor] = {}
-
-    def note(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            inputs[name] = args[0]
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(note(name))
-        for name, layer in _deformable_layers(model)
-    ]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def _convert(state: State) -> State:
+    converted = {
+        rename_key(key): convert_tensor(key, tensor) for key, tensor in state.items()
+    }
+    converted.pop(None, None)
+    return converted
 
 
-def _deformable_layers(model: nn.Module) -> list[tuple[str, DeformableAttention2d]]:
-    return [
-        (name.removeprefix('backbone.'), layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, DeformableAttention2d)
-    ]
-
-
-def _levels(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name what the stages and the layers between them returned as the cases do."""
+def _stages(calls: dict[str, Call]) -> dict[str, Tensor]:
+    """Name the outputs of the stages and of the layers between them."""
     named = {}
-    for name, output in outputs.items():
+    for name, call in calls.items():
         part, _, rest = name.partition('.')
         stage, _, rest = rest.partition('.')
         if part == 'stages' and rest.isdigit():
-            named[f'stage{int(stage) + 1}'] = output  # the last block's stays
+            named[f'stage{int(stage) + 1}'] = call.output  # of the last block
         elif part == 'downsamples' and stage == '0' and rest.isdigit():
-            named['stem'] = output  # without the projection behind it
+            named['stem'] = call.output  # without the projection after it
         elif part == 'downsamples' and not rest:
-            named[f'down{stage}'] = output
+            named[f'down{stage}'] = call.output
         elif part == 'out_norms' and stage.startswith('layer'):
-            named[f'out{int(stage[-1]) + 1}'] = output
+            named[f'out{int(stage[-1]) + 1}'] = call.output
     return named
 
 
-def _sampling(
-    model: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Name where and what the deformable layers sampled as the cases do."""
+@torch.no_grad()
+def _sampling(model: nn.Module, calls: dict[str, Call]) -> dict[str, Tensor]:
+    """Name sampling locations and sampled features of the deformable layers."""
     named = {}
-    for name, layer in _deformable_layers(model):
-        x, prefix = inputs[name], f'{name}.' if name else ''
+    for name, layer in model.named_modules():
+        name = name.removeprefix('backbone.')
+        if not isinstance(layer, DeformableAttention2d):
+            continue
+        (x,), prefix = calls[name].args, f'{name}.' if name else ''
         positions = layer.sampling_locations(x)
         sampling = dict(
             pos=positions,
             ref=layer.add_offsets(torch.zeros_like(positions), 0),
-            offset_raw=outputs[f'{prefix}conv_offset'],
+            offset_raw=calls[f'{prefix}conv_offset'].output,
             x_sampled=layer.sample(x, positions).flatten(2).unsqueeze(2),
         )
-        for what, tensor in sampling.items():
-            named[official_key(prefix) + what] = tensor
+        for key, tensor in sampling.items():
+            named[official_key(prefix) + key] = tensor
     return named
-
-
-def _output_comparison(
-    case: Case, name: str, actual: Tensor, expected: Tensor | None = None
-) -> Comparison:
-    limits = case.info['tolerance']['atol'], case.info['tolerance']['rtol']
-    expected = case.tensors[name] if expected is None else expected
-    return Comparison(name, actual, expected, *limits)
-
-
-def _gradient_comparisons(case: Case, x: Tensor, model: nn.Module) -> list[Comparison]:
-    expected = case.with_prefix('grad.')
-    pairs = [('input', x, expected.pop('input'))]
-    parameters = dict(model.named_parameters())
-    for key, gradient in _convert(expected, model).items():
-        pairs.append((key, parameters[key], gradient))
-    return [
-        Comparison(
-            f'grad.{key}',
-            ours.grad if ours.grad is not None else torch.zeros_like(ours),
-            gradient,
-            atol=1e-4 * gradient.abs().max().item() + 1e-5,
-        )
-        for key, ours, gradient in pairs
-    ]
-
-
-def _convert(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    renamed = {
-        rename_key(key): convert_tensor(key, tensor) for key, tensor in state.items()
-    }
-    renamed.pop(None, None)
-    if not isinstance(model, Classifier):
-        return renamed
-    return {
-        key if key.startswith('head.') else f'backbone.{key}': tensor
-        for key, tensor in renamed.items()
-    }
 
 
 def _build_window_attention(arguments: Arguments, formulation: str) -> nn.Module:
@@ -183,8 +100,7 @@ def _build_window_attention(arguments: Arguments, formulation: str) -> nn.Module
 
 
 def _build_neighborhood_attention(arguments: Arguments, formulation: str) -> nn.Module:
-    if arguments.get('dilation') not in (None, 1):
-        raise UnsupportedCaseError(f'dilation={arguments["dilation"]}')
+    choose('dilation', arguments.get('dilation'), {None: 1, 1: 1})
     return NeighborhoodAttention2d(
         arguments['dim'], arguments['num_heads'], arguments['kernel_size']
     )
@@ -215,7 +131,7 @@ def _build_deformable_attention(arguments: Arguments, formulation: str) -> nn.Mo
 
 
 def _bias(use_pe: bool, dwc_pe: bool, fixed_pe: bool, log_cpb: bool) -> str:
-    """The kind of bias that the official flags choose."""
+    """The position bias that the official flags choose."""
     if not use_pe:
         return 'none'
     if dwc_pe:
@@ -226,11 +142,15 @@ def _bias(use_pe: bool, dwc_pe: bool, fixed_pe: bool, log_cpb: bool) -> str:
 
 
 def _build_backbone(arguments: Arguments, formulation: str, **settings: Any) -> DAT:
-    kinds = tuple(''.join(kinds) for kinds in arguments['stage_spec'])
-    _refuse(arguments, kinds)
+    block_types = tuple(''.join(types) for types in arguments['stage_spec'])
+    if set(''.join(block_types)) - set('LSND'):
+        raise UnsupportedCaseError(f'stage_spec={arguments["stage_spec"]}')
+    choose('patch_size', arguments.get('patch_size', 4), {4: 4})
+    if any(arguments.get('use_cmt_mlps', ())):
+        raise UnsupportedCaseError('use_cmt_mlps')
 
     def per_stage(name: str, default: Any) -> tuple:
-        return tuple(arguments.get(name, [default] * len(kinds)))
+        return tuple(arguments.get(name, [default] * len(block_types)))
 
     flags = (
         per_stage(name, False)
@@ -241,34 +161,28 @@ def _build_backbone(arguments: Arguments, formulation: str, **settings: Any) -> 
         embed_dims=arguments['dims'],
         depths=arguments['depths'],
         num_heads=arguments['heads'],
-        kinds=kinds,
-        groups=per_stage('groups', -1),
-        strides=per_stage('strides', -1),
-        offset_kernel=tuple(arguments.get('ksizes', OFFSET_KERNELS)),
-        offset_range=per_stage('offset_range_factor', -1),
-        bias=tuple(_bias(*stage) for stage in zip(*flags, strict=True)),
+        block_types=block_types,
+        num_groups=tuple(max(x, 1) for x in per_stage('groups', 1)),
+        strides=tuple(max(x, 1) for x in per_stage('strides', 1)),
+        offset_kernels=tuple(arguments.get('ksizes', OFFSET_KERNELS)),
+        offset_ranges=per_stage('offset_range_factor', -1),
+        position_biases=tuple(_bias(*stage) for stage in zip(*flags, strict=True)),
         use_offsets=tuple(not off for off in per_stage('no_offs', False)),
-        window_size=per_stage('window_sizes', 7),
-        neighborhood=per_stage('nat_ksizes', 3),
-        mlp_ratio=arguments.get('expansion', 4),
-        conv_mlp=per_stage('use_dwc_mlps', False),
-        local_perception=per_stage('use_lpus', False),
-        layer_scale=per_stage('layer_scale_values', -1),
+        window_sizes=per_stage('window_sizes', 7),
+        neighborhood_sizes=per_stage('nat_ksizes', 3),
+        mlp_ratios=arguments.get('expansion', 4),
+        mlp_kernels=tuple(3 * x for x in per_stage('use_dwc_mlps', False)),
+        pos_kernels=tuple(3 * x for x in per_stage('use_lpus', False)),
+        layer_scales=tuple(
+            x if x > 0 else None for x in per_stage('layer_scale_values', -1)
+        ),
         img_size=arguments['img_size'],
-        conv_stem=arguments.get('use_conv_patches', False),
-        stem_dims=arguments['dim_stem'],
+        downsampling='overlapping'
+        if arguments.get('use_conv_patches', False)
+        else 'patches',
+        stem_channels=arguments['dim_stem'],
     )
     return DAT(arch, **settings)
-
-
-def _refuse(arguments: Arguments, kinds: tuple[str, ...]) -> None:
-    """Refuse what our backbone does not have."""
-    if set(''.join(kinds)) - set('LSND'):
-        raise UnsupportedCaseError(f'stage_spec={arguments["stage_spec"]}')
-    if arguments.get('patch_size', 4) != 4:
-        raise UnsupportedCaseError(f'patch_size={arguments["patch_size"]}')
-    if any(arguments.get('use_cmt_mlps', ())):
-        raise UnsupportedCaseError('use_cmt_mlps')
 
 
 def _build_classifier(arguments: Arguments, formulation: str) -> Classifier:
@@ -277,7 +191,7 @@ def _build_classifier(arguments: Arguments, formulation: str) -> Classifier:
 
 
 def _build_dense(arguments: Arguments, formulation: str) -> DAT:
-    """A backbone with the official one's outputs: all levels, some without norm."""
+    """A backbone that returns all stages, as the official one, some without norm."""
     levels = tuple(range(len(arguments['dims'])))
     backbone = _build_backbone(
         arguments, formulation, out_indices=levels, out_norm='layer'
@@ -287,7 +201,7 @@ def _build_dense(arguments: Arguments, formulation: str) -> DAT:
     return backbone
 
 
-OFFSET_KERNELS = (9, 7, 5, 3)  # by stage; written into the code of 2022
+OFFSET_KERNELS = (9, 7, 5, 3)  # by stage; fixed in the code of 2022
 BUILDERS: dict[str, Callable[[Arguments, str], nn.Module]] = {
     'local': _build_window_attention,
     'shift': _build_window_attention,

@@ -1,4 +1,4 @@
-"""Weights of the cases that store the rule that makes them instead of the weights."""
+"""Weights of cases that store the rule for their weights instead of the weights."""
 
 import math
 import zlib
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def generate_state(shapes: Mapping[str, torch.Size], salt: str) -> dict[str, Tensor]:
-    """Make weights from the names of their keys.
+    """Draw weights, each seeded by its official key.
 
     Args:
         shapes: Shape of every entry of the official state dict, by its official key.
-        salt: What sets the weights of one case apart from those of another.
+        salt: Part of all seeds; differs between cases.
 
     Returns:
         The official state dict.

@@ -1,1 +1,1 @@
-"""Helpers of tools/quickstart.py."""
+"""Three training runs on the digits: tools/quickstart.py."""

@@ -1,4 +1,4 @@
-"""The picture of the quickstart: input, ground truth and prediction of each task."""
+"""Draw input, ground truth and prediction of each task into one figure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image, ImageDraw, ImageFont
 
-SCORE_THRESHOLD = 0.4  # boxes below it are not drawn
+SCORE_THRESHOLD = 0.4  # boxes with lower scores are not drawn
 COLUMNS = ('input', 'ground truth', 'prediction')
 
 
 @dataclass(frozen=True)
 class Row:
-    """The pictures of one task.
+    """A row of the figure: input, ground truth and prediction of a task.
 
     Args:
         task: Name of the task.
-        panels: One (H, W, 3) array for each of ``COLUMNS``, 0 to 255.
+        panels: Images, each (H, W, 3), 0 to 255.
     """
 
     task: str
@@ -29,18 +29,18 @@ class Row:
 
 
 def predict(runner: Runner, task: str) -> Row:
-    """Run the trained model on a few validation pictures and draw the results.
+    """Run a trained model on a few validation images and draw the results.
 
     Args:
-        runner: MMEngine's runner after training.
-        task: ``classification``, ``detection`` or ``segmentation``.
+        runner: Runner after training.
+        task: A key of ``DRAW``.
 
     Returns:
-        The row of the report.
+        The row of the figure.
     """
     draw, per_side, zoom = DRAW[task]
     dataset = runner.test_dataloader.dataset
-    step = max(len(dataset) // per_side**2, 1)  # from all classes
+    step = max(len(dataset) // per_side**2, 1)  # so that all classes appear
     runner.model.eval()
     triples = []
     for index in range(step // 2, len(dataset), step)[: per_side**2]:
@@ -48,22 +48,17 @@ def predict(runner: Runner, task: str) -> Row:
         batch = {key: [value] for key, value in item.items()}
         with torch.no_grad():
             sample = runner.model.test_step(batch)[0]
-        picture = Image.open(sample.img_path).convert('RGB')
-        size = (picture.width * zoom, picture.height * zoom)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        triples.append((picture, *draw(picture, sample, dataset.metainfo, zoom)))
+        image = Image.open(sample.img_path).convert('RGB')
+        size = (image.width * zoom, image.height * zoom)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        triples.append((image, *draw(image, sample, dataset.metainfo, zoom)))
     return Row(
         task, tuple(_mosaic(column, per_side) for column in zip(*triples, strict=True))
     )
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Put the rows of all tasks on one page.
-
-    Args:
-        path: PNG file to write.
-        rows: One a task.
-    """
+    """Write the figure as a PNG file, with one row per task."""
     mpl.use('Agg')
     from matplotlib import pyplot as plt
 
@@ -82,25 +77,25 @@ def write(path: Path, rows: list[Row]) -> None:
 Pair = tuple[Image.Image, Image.Image]
 
 
-def _draw_classes(
-    picture: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
+def _draw_class(
+    image: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
 ) -> Pair:
     truth, guess = int(sample.gt_label), int(sample.pred_label)
     score = float(sample.pred_score.max())
     right = 'white' if guess == truth else 'orange'
     return (
-        _with_text(picture, meta['classes'][truth], 'white'),
-        _with_text(picture, f'{meta["classes"][guess]} ({score:.0%})', right),
+        _with_text(image, meta['classes'][truth], 'white'),
+        _with_text(image, f'{meta["classes"][guess]} ({score:.0%})', right),
     )
 
 
 def _draw_boxes(
-    picture: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
+    image: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
 ) -> Pair:
     kept = sample.pred_instances[sample.pred_instances.scores > SCORE_THRESHOLD]
     pair = []
     for instances in (sample.gt_instances, kept):
-        drawn = picture.copy()
+        drawn = image.copy()
         pen = ImageDraw.Draw(drawn)
         font = ImageFont.load_default(size=13)
         for box, label in zip(instances.bboxes, instances.labels, strict=True):
@@ -115,28 +110,28 @@ def _draw_boxes(
     return tuple(pair)
 
 
-def _draw_maps(
-    picture: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
+def _draw_label_maps(
+    image: Image.Image, sample: BaseDataElement, meta: dict, zoom: int
 ) -> Pair:
     palette = np.array(meta['palette'], dtype=np.uint8)
     pair = []
     for labels in (sample.gt_sem_seg, sample.pred_sem_seg):
         colors = palette[labels.data[0].cpu().numpy()]
-        drawn = Image.fromarray(colors).resize(picture.size, Image.Resampling.NEAREST)
+        drawn = Image.fromarray(colors).resize(image.size, Image.Resampling.NEAREST)
         pair.append(drawn)
     return tuple(pair)
 
 
 DRAW: dict[str, tuple[Callable[..., Pair], int, int]] = {
-    # How to draw, pictures a side, magnification.
-    'classification': (_draw_classes, 5, 2),
+    # Function, images per side of the panel, magnification.
+    'classification': (_draw_class, 5, 2),
     'detection': (_draw_boxes, 2, 3),
-    'segmentation': (_draw_maps, 2, 3),
+    'segmentation': (_draw_label_maps, 2, 3),
 }
 
 
-def _with_text(picture: Image.Image, text: str, color: str) -> Image.Image:
-    drawn = picture.copy()
+def _with_text(image: Image.Image, text: str, color: str) -> Image.Image:
+    drawn = image.copy()
     ImageDraw.Draw(drawn).text(
         (4, 2),
         text,
@@ -148,10 +143,10 @@ def _with_text(picture: Image.Image, text: str, color: str) -> Image.Image:
     return drawn
 
 
-def _mosaic(pictures: tuple[Image.Image, ...], per_side: int) -> np.ndarray:
+def _mosaic(images: tuple[Image.Image, ...], per_side: int) -> np.ndarray:
     margin = 4
-    width, height = (length + margin for length in pictures[0].size)
+    width, height = (length + margin for length in images[0].size)
     page = Image.new('RGB', (per_side * width, per_side * height), 'white')
-    for i, picture in enumerate(pictures):
-        page.paste(picture, (i % per_side * width, i // per_side * height))
+    for i, image in enumerate(images):
+        page.paste(image, (i % per_side * width, i // per_side * height))
     return np.asarray(page)

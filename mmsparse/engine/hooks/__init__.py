@@ -1,7 +1,15 @@
-"""Hooks of MMEngine's runner."""
+"""Hooks of mmengine's runner."""
 
-from mmsparse.engine.checkpoints import RepeatableRandomness
 from mmsparse.engine.hooks.attention_vis import AttentionVisHook
+from mmsparse.engine.hooks.name_sample_files import NameSampleFiles
+from mmsparse.engine.hooks.repeatable_randomness import RepeatableRandomness
+from mmsparse.engine.hooks.safe_checkpoints import SafeCheckpoints
 from mmsparse.engine.hooks.stop_at_nan import StopAtNaN
 
-__all__ = ['AttentionVisHook', 'RepeatableRandomness', 'StopAtNaN']
+__all__ = [
+    'AttentionVisHook',
+    'NameSampleFiles',
+    'RepeatableRandomness',
+    'SafeCheckpoints',
+    'StopAtNaN',
+]

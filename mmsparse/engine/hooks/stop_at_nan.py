@@ -1,12 +1,13 @@
-"""A training that ends where its loss is no number, and says why."""
+"""Stop training when a loss is NaN or infinite, and write a report."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -15,21 +16,37 @@ from mmsparse.errors import UsageError
 from mmsparse.registry import HOOKS
 
 REPORT = 'nan_report.json'
+MATCHER_ERROR = 'invalid numeric entries'  # of scipy, for costs that are NaN
 
 
 class NotFiniteError(RuntimeError):
-    """A loss is infinite or no number."""
+    """A loss or prediction is NaN or infinite."""
 
 
 @HOOKS.register_module()
 class StopAtNaN(Hook):
-    """End a training whose loss is infinite or no number, before it is saved.
+    """Stop training when a loss is NaN or infinite, before the weights are saved.
 
-    Into the work directory goes ``nan_report.json``: the iteration, the losses, the
-    files of the batch and the last whole checkpoint.
+    ``nan_report.json`` in the work directory has the iteration, the losses, the files
+    of the batch and the last undamaged checkpoint. Detectors that match predictions
+    with boxes, as DETR does, stop at NaN predictions, without losses in the report.
     """
 
     priority = 'HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Also report NaN predictions, at which a matcher fails before any loss."""
+        train_step = runner.model.train_step
+
+        def checked(data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+            try:
+                return train_step(data, optim_wrapper)
+            except ValueError as error:
+                if MATCHER_ERROR not in str(error):
+                    raise
+                raise _report(runner, data, {}) from error
+
+        runner.model.train_step = checked
 
     def after_train_iter(
         self,
@@ -38,49 +55,41 @@ class StopAtNaN(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Look at the losses.
-
-        Args:
-            runner: Knows iteration and work directory.
-            batch_idx: Not used.
-            data_batch: Its data samples know their files.
-            outputs: The losses by name.
-
-        Raises:
-            NotFiniteError: One of them is infinite or no number.
-        """
+        """Raise NotFiniteError if a loss is NaN or infinite."""
         losses = {
-            name: float(value)
+            name: value.item() if isinstance(value, Tensor) else value
             for name, value in (outputs or {}).items()
             if isinstance(value, (Tensor, float)) and 'loss' in name
         }
-        if all(map(math.isfinite, losses.values())):
-            return
-        try:
-            good = last_whole_checkpoint(runner.work_dir)
-        except UsageError:
-            good = None
-        report = dict(
-            iteration=runner.iter + 1,
-            losses={name: str(value) for name, value in losses.items()},
-            files=list(_files(data_batch)),
-            last_checkpoint=good and str(good),
-        )
-        path = Path(runner.work_dir, REPORT)
-        path.write_text(json.dumps(report, indent=1) + '\n')
-        bad = {name: x for name, x in losses.items() if not math.isfinite(x)}
-        raise NotFiniteError(
-            f'In iteration {report["iteration"]} the losses were {bad}. The files of '
-            f'the batch stand in {path}; the last whole checkpoint is '
-            f'{good or "none yet"}. Look at these files, lower the learning rate, clip '
-            f'gradients (optim_wrapper.clip_grad) or train without mixed precision.'
-        )
+        if not all(map(math.isfinite, losses.values())):
+            raise _report(runner, data_batch, losses)
 
 
-def _files(batch: Any) -> Iterable[str]:
-    """The files of pictures that the samples of a host's batch name."""
-    samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
-    for sample in samples:
-        path = getattr(sample, 'img_path', None)
-        if path is not None:
-            yield str(path)
+def _report(runner: Runner, batch: Any, losses: dict[str, float]) -> NotFiniteError:
+    """Write the report and return the error."""
+    try:
+        checkpoint = last_whole_checkpoint(runner.work_dir)
+    except UsageError:
+        checkpoint = None
+    report = dict(
+        iteration=runner.iter + 1,
+        losses={name: str(value) for name, value in losses.items()},
+        files=list(_files(batch)),
+        last_checkpoint=checkpoint and str(checkpoint),
+    )
+    path = Path(runner.work_dir, REPORT)
+    path.write_text(json.dumps(report, indent=1) + '\n')
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    return NotFiniteError(
+        f'NaN or infinite {f"losses {bad}" if bad else "predictions"} in iteration '
+        f'{report["iteration"]}. The files of the batch are in {path}; last undamaged '
+        f'checkpoint: {checkpoint or "none"}. Inspect these files, lower the learning '
+        f'rate, clip gradients (optim_wrapper.clip_grad) or train in single precision.'
+    )
+
+
+def _files(batch: Any) -> Iterator[str]:
+    """Yield the image files of a batch of mmdet, mmseg or mmpretrain."""
+    for sample in batch.get('data_samples', ()) if isinstance(batch, dict) else ():
+        if hasattr(sample, 'img_path'):
+            yield str(sample.img_path)

@@ -1,160 +1,234 @@
-"""What an architecture, given by name or as a dict, may say."""
+"""Settings of an architecture: dataclasses that are checked from their annotations."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
 from numbers import Real
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+T = TypeVar('T')
+PerStage = T | Sequence[T]  # one value for all stages, or one for each
 
 
-class Kind(NamedTuple):
-    """A kind of values.
+class Requirement(NamedTuple):
+    """Requirement on a value; in ``Annotated[type, ...]`` in addition to its type.
 
     Args:
-        text: What they are, for people.
-        accepts: Says whether a value is one.
+        text: What the value must be, for error messages.
+        accepts: Returns whether a value meets the requirement.
     """
 
     text: str
     accepts: Callable[[Any], bool]
 
 
-class Setting(NamedTuple):
-    """A setting of an architecture.
+def at_least(minimum: int) -> Requirement:
+    """Return the requirement that an integer is at least ``minimum``."""
+    return Requirement(f'an integer of at least {minimum}', lambda x: x >= minimum)
+
+
+Count = Annotated[int, at_least(1)]
+OddSize = Annotated[
+    int, Requirement('an odd integer of at least 1', lambda x: x > 0 and x % 2)
+]
+KernelSize = Annotated[
+    int, Requirement('0 or an odd integer', lambda x: x == 0 or x > 0 and x % 2)
+]
+Positive = Annotated[float, Requirement('a positive number', lambda x: x > 0)]
+DropRate = Annotated[float, Requirement('a number in [0, 1)', lambda x: 0 <= x < 1)]
+Norm = Literal['batch', 'layer']
+Downsampling = Literal['overlapping', 'patches']
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch:
+    """Settings that every architecture has; a family adds its own.
+
+    ``PerStage`` settings are one value for all stages or a list of one value per stage.
+    They are checked on construction, from their annotations.
 
     Args:
-        kind: What its value may be, or that of each stage.
-        default: Its value if an architecture does not say. Without one, an architecture
-            must say it, by one value a stage.
-        by_stage: Whether there may be one value a stage.
+        embed_dims: Channels of every stage; its length is the number of stages.
+        depths: Number of blocks.
+        num_heads: Number of attention heads; divides ``embed_dims``.
+        mlp_ratios: Hidden channels of the MLP over ``embed_dims``.
+
+    Raises:
+        ValueError: A setting has another type or is out of range, or the lengths of two
+            lists differ.
     """
 
-    kind: Kind
-    default: Any = ...
-    by_stage: bool = False
+    embed_dims: tuple[Annotated[int, at_least(2)], ...]
+    depths: PerStage[Count]
+    num_heads: PerStage[Count]
+    mlp_ratios: PerStage[Positive] = 4
+
+    def __post_init__(self) -> None:
+        for name, hint in _annotations(type(self)).items():
+            value = check_setting(name, getattr(self, name), hint)
+            object.__setattr__(self, name, value)
+        lengths = {name: len(x) for name, x in vars(self).items() if type(x) is tuple}
+        if len(set(lengths.values())) > 1 or not self.embed_dims:
+            raise ValueError(
+                'All per-stage settings of arch need the same number of stages; got '
+                f'{lengths}.'
+            )
 
     @property
-    def required(self) -> bool:
-        """Whether an architecture must say it."""
-        return self.default is ...
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self.embed_dims)
+
+    @classmethod
+    def resolve(
+        cls, arch: 'str | Mapping[str, Any] | Arch', known: Mapping[str, 'Arch']
+    ) -> 'Arch':
+        """Return the settings of an architecture.
+
+        Args:
+            arch: A name in ``known``, or the settings as an instance or a dict: all of
+                them, or such a name under ``base`` and those that differ.
+            known: The published architectures by name.
+
+        Returns:
+            The settings, the per-stage ones as tuples of one value per stage.
+
+        Raises:
+            ValueError: The name is unknown, or a setting is missing, unknown, of
+                another type or out of range.
+        """
+        if isinstance(arch, Mapping):
+            settings = cls(**_merged(cls, arch, known))
+        else:
+            settings = arch if isinstance(arch, cls) else _named(arch, known, 'arch')
+        return replace(
+            settings,
+            **{
+                name: expand(getattr(settings, name), settings.num_stages)
+                for name, hint in _annotations(cls).items()
+                if _of_one_stage(hint)
+            },
+        )
 
 
-def integer(least: int) -> Kind:
-    """Integers from ``least`` on."""
-    return Kind(
-        f'an integer of at least {least}', lambda x: _is_integer(x) and x >= least
-    )
-
-
-def one_of(choices: Collection[Any]) -> Kind:
-    """Any of ``choices``."""
-    return Kind(
-        f'one of {sorted(choices)}', lambda x: isinstance(x, str) and x in choices
-    )
-
-
-def optional(kind: Kind) -> Kind:
-    """``None``, or a value of a kind."""
-    return Kind(f'None or {kind.text}', lambda x: x is None or kind.accepts(x))
-
-
-def _is_integer(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
-
-
-INTEGER = Kind('an integer', _is_integer)
-FLAG = Kind('True or False', lambda x: isinstance(x, bool))
-NUMBER = Kind('a finite number', _is_number)
-POSITIVE = Kind('a positive number', lambda x: _is_number(x) and x > 0)
-RATE = Kind('a number in [0, 1)', lambda x: _is_number(x) and 0 <= x < 1)
-ODD = Kind('an odd integer from 1 on', lambda x: _is_integer(x) and x > 0 and x % 2)
-KERNEL = Kind(
-    '0 or an odd integer', lambda x: x == 0 and _is_integer(x) or ODD.accepts(x)
-)
-MAPPING = Kind('a dict', lambda x: isinstance(x, Mapping))
-
-
-def check_kind(name: str, value: Any, kind: Kind) -> None:
-    """Raise ValueError unless a value is of a kind.
+def check_setting(name: str, value: Any, hint: Any) -> Any:
+    """Check a value against an annotation.
 
     Args:
-        name: What the user calls it.
-        value: The value given.
-        kind: What it may be.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not kind.accepts(value):
-        raise ValueError(f'{name} must be {kind.text}; got {value!r}.')
-
-
-def resolve_arch(
-    arch: str | Mapping[str, Any],
-    known: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Setting],
-) -> dict[str, Any]:
-    """Look an architecture up, or check one that is given as a dict.
-
-    Args:
-        arch: A name in ``known``, or the architecture itself: all of its settings, or
-            such a name under ``base`` and those that differ.
-        known: The published architectures by name.
-        settings: What it may say.
+        name: Name of the setting, for error messages.
+        value: Value given.
+        hint: Annotation: a type, ``Annotated``, ``Literal``, a union or ``PerStage``.
 
     Returns:
-        Every setting, those that are given by stage as tuples of equal length.
+        The value, lists of one value per stage as tuples.
 
     Raises:
-        ValueError: The name is unknown, a setting is missing, unknown or of another
-            kind, or the numbers of stages differ.
+        ValueError: The value does not fit the annotation.
     """
-    by_name = not isinstance(arch, Mapping)
-    given = dict(base=arch) if by_name else dict(arch)
-    if 'base' in given:
-        base = given.pop('base')
-        if not isinstance(base, str) or base not in known:
-            name = 'arch' if by_name else "arch['base']"
-            raise ValueError(f'{name} must be one of {sorted(known)}; got {base!r}.')
-        given = {**known[base], **given}
-    missing = [name for name, x in settings.items() if x.required and name not in given]
-    unknown = [name for name in given if name not in settings]
-    if missing or unknown:
-        needed = [name for name, x in settings.items() if x.required]
-        raise ValueError(
-            f'An arch dict needs the settings {sorted(needed)}, or the name of an arch '
-            f'that has them as its base, and may have '
-            f'{sorted(set(settings) - set(needed))}; missing: {sorted(missing)}, '
-            f'unknown: {sorted(map(str, unknown))}.'
+    of_one_stage = _of_one_stage(hint)
+    if of_one_stage and isinstance(value, (list, tuple)):
+        return tuple(
+            check_setting(f'{name}[{i}]', x, of_one_stage) for i, x in enumerate(value)
         )
-    resolved = {
-        name: _check(name, given.get(name, x.default), x)
-        for name, x in settings.items()
-    }
-    lengths = {name: len(x) for name, x in resolved.items() if isinstance(x, tuple)}
-    if len(set(lengths.values())) != 1 or not all(lengths.values()):
+    if get_origin(hint) is tuple:
+        text = _requirement(of_one_stage).text
         raise ValueError(
-            f'All per-stage settings of arch need the same number of stages; got '
-            f'{lengths}.'
+            f'{name} must be a list of one value per stage, each {text}; got {value!r}.'
         )
-    return resolved
-
-
-def _check(name: str, value: Any, setting: Setting) -> Any:
-    """The value, one value a stage as a tuple."""
-    by_stage = setting.required or setting.by_stage
-    if by_stage and isinstance(value, (tuple, list)):
-        for i, own in enumerate(value):
-            check_kind(f'{name}[{i}]', own, setting.kind)
-        return tuple(value)
-    if setting.required:
-        raise ValueError(
-            f'{name} must be a list of one value a stage, each {setting.kind.text}; '
-            f'got {value!r}.'
-        )
-    if value is not setting.default:
-        check_kind(name, value, setting.kind)
+    requirement = _requirement(hint)
+    if not requirement.accepts(value):
+        raise ValueError(f'{name} must be {requirement.text}; got {value!r}.')
     return value
+
+
+def expand(value: Any, num_stages: int) -> tuple:
+    """Return a ``PerStage`` value as a tuple of one value per stage."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * num_stages
+
+
+@cache
+def _annotations(arch_type: type[Arch]) -> dict[str, Any]:
+    hints = get_type_hints(arch_type, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(arch_type)}
+
+
+def _merged(
+    arch_type: type[Arch], arch: Mapping[str, Any], known: Mapping[str, Arch]
+) -> dict[str, Any]:
+    """Return the settings of a dict and of its base; none is missing or unknown."""
+    given = dict(arch)
+    if 'base' in given:
+        base = _named(given.pop('base'), known, "arch['base']")
+        given = {**vars(base), **given}
+    settings = fields(arch_type)
+    needed = sorted(x.name for x in settings if x.default is MISSING)
+    optional = sorted(x.name for x in settings if x.default is not MISSING)
+    missing = [name for name in needed if name not in given]
+    unknown = [str(name) for name in given if name not in (*needed, *optional)]
+    if missing or unknown:
+        raise ValueError(
+            f'An arch dict needs the settings {needed}, or the name of an arch under '
+            f"'base', and may have {optional}; missing: {missing}, unknown: "
+            f'{sorted(unknown)}.'
+        )
+    return given
+
+
+def _named(name: Any, known: Mapping[str, Arch], argument: str) -> Arch:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f'{argument} must be one of {sorted(known)}; got {name!r}.')
+    return known[name]
+
+
+def _of_one_stage(hint: Any) -> Any:
+    """Return what a per-stage annotation allows for one stage, None for others."""
+    for x in (hint, *get_args(hint)):
+        if get_origin(x) in (Sequence, tuple):
+            return get_args(x)[0]
+    return None
+
+
+def _requirement(hint: Any) -> Requirement:
+    """Return what an annotation requires of a value that is no list."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        base, extra = _requirement(args[0]), args[1]
+        return Requirement(extra.text, lambda x: base.accepts(x) and extra.accepts(x))
+    if origin is Literal:
+        return Requirement(
+            f'one of {list(args)}',
+            lambda x: any(type(x) is type(choice) and x == choice for choice in args),
+        )
+    if origin in (Union, UnionType):
+        options = [_requirement(x) for x in args if get_origin(x) is not Sequence]
+        return Requirement(
+            ' or '.join(option.text for option in options),
+            lambda x: any(option.accepts(x) for option in options),
+        )
+    return _TYPES[origin or hint]
+
+
+def _is_number(x: Any, number_type: type = Real) -> bool:
+    return isinstance(x, number_type) and not isinstance(x, bool) and math.isfinite(x)
+
+
+_TYPES = {
+    int: Requirement('an integer', lambda x: _is_number(x, int)),
+    float: Requirement('a finite number', _is_number),
+    bool: Requirement('True or False', lambda x: isinstance(x, bool)),
+    str: Requirement('a string', lambda x: isinstance(x, str)),
+    NoneType: Requirement('None', lambda x: x is None),
+    Mapping: Requirement('a dict', lambda x: isinstance(x, Mapping)),
+}

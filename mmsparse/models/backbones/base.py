@@ -1,8 +1,10 @@
-"""What every backbone of ours shares: stages, outputs, freezing, checkpointing."""
+"""Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
@@ -10,68 +12,85 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.models.backbones.arch import RATE, check_kind
+from mmsparse.models.backbones.arch import Arch, DropRate, check_setting
+
+BACKBONES: dict[str, type['StagedBackbone']] = {}
+NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """The maps that a backbone returns; its methods are those of timm's FeatureInfo.
+    """Feature maps that a backbone returns; the methods are those of timm.
 
     Args:
-        widths: C of every map.
-        strides: Pixels from one cell to the next, of every map.
+        widths: C of every feature map.
+        strides: Stride of every feature map, in pixels.
     """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
 
     def channels(self) -> list[int]:
-        """Tell C of every map."""
+        """Return C of every feature map."""
         return list(self.widths)
 
     def reduction(self) -> list[int]:
-        """Tell the stride of every map."""
+        """Return the stride of every feature map."""
         return list(self.strides)
 
 
 class StagedBackbone(BaseModule):
     """A sequence of stages, each a downsampling followed by blocks.
 
-    A child builds ``self.downsamples`` and ``self.stages``, lists of equal length up to
-    the last stage that is returned, and ``self.out_norms``, the norms of the outputs by
-    kind and stage (``layer0``, ``batch3``: kinds differ in name, so that weights of one
-    never load into another); then it calls :meth:`freeze`. Only outputs pass through
-    ``out_norms``; the next stage goes on from the plain map. Where the official model
-    goes on from the normed map, the norm is the last module of its stage, and there are
-    no ``out_norms``. Maps are (B, C, H, W) in channels-last storage throughout.
+    A subclass with a ``family`` is in ``BACKBONES`` under that name, and thus in
+    :func:`mmsparse.create_backbone` and in the contract test. Its constructor fills
+    ``self.downsamples`` and ``self.stages`` with ``self.num_stages`` modules each,
+    within :func:`stage_errors`, and ``self.out_norms``, the norms of the outputs by
+    type and stage (``layer0``, ``batch3``: names differ, so that weights of one type
+    never load into another); then it calls :meth:`freeze`.
+
+    Only outputs pass through ``out_norms``; the next stage takes the feature map before
+    the norm. Where the official model continues from the normalized feature map, the
+    norm is the last module of its stage, and there are no ``out_norms``. Feature maps
+    are (B, C, H, W) in channels-last memory format throughout.
 
     Args:
-        embed_dims: C of the map of every stage of the architecture.
+        arch: Name of an entry of ``arch_settings``, or the settings as an instance of
+            ``arch_type`` or a dict.
         out_indices: Stages to return, ascending, counted from 0.
-        out_norm: Kind of the norms of the outputs; None where stages end with theirs.
-        frozen_stages: Stages without training, from the first on; 0 for the stem alone
-            and -1 for none.
-        norm_eval: Keep BatchNorm layers in eval mode while training.
-        with_cp: Recompute blocks in the backward pass to save memory.
+        out_norm: Type of the norms of the outputs; None where stages end with theirs.
+        frozen_stages: Number of stages to freeze; 0 freezes the stem alone, -1 nothing.
+        norm_eval: Keep BatchNorm layers in eval mode during training.
+        with_cp: Use activation checkpointing in the blocks to save memory.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` is out of range.
+        ValueError: ``arch``, ``out_indices`` or ``frozen_stages`` is unknown or out of
+            range.
     """
 
-    downsamples: nn.ModuleList
-    stages: nn.ModuleList
-    out_norms: nn.ModuleDict
-
-    default_init_cfg = (
+    family: ClassVar[str]
+    arch_type: ClassVar[type[Arch]]
+    arch_settings: ClassVar[Mapping[str, Arch]]
+    default_init_cfg: ClassVar[tuple[dict, ...]] = (
         dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
         dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
     )
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        family = cls.__dict__.get('family')  # not that of a parent
+        if family in BACKBONES:
+            raise ValueError(
+                f'family must be a new name; {family!r} is {BACKBONES[family]}.'
+            )
+        if family is not None:
+            BACKBONES[family] = cls
+
     def __init__(
         self,
-        embed_dims: Sequence[int],
+        arch: str | Mapping[str, Any] | Arch,
         out_indices: Sequence[int],
         out_norm: str | None,
         frozen_stages: int,
@@ -81,33 +100,54 @@ class StagedBackbone(BaseModule):
     ) -> None:
         default = [dict(cfg) for cfg in self.default_init_cfg]
         super().__init__(default if init_cfg is None else init_cfg)
-        num_stages = len(embed_dims)
-        _check_out_indices(out_indices, num_stages)
-        if frozen_stages not in range(-1, num_stages + 1):
+        self.arch = self.resolve_arch(arch)
+        total = self.arch.num_stages
+        _check_out_indices(out_indices, total)
+        if frozen_stages not in range(-1, total + 1):
             raise ValueError(
-                f'frozen_stages must be an integer from -1 to {num_stages}; got '
+                f'frozen_stages must be an integer from -1 to {total}; got '
                 f'{frozen_stages!r}.'
             )
-        self.embed_dims = tuple(embed_dims)
         self.out_indices = tuple(out_indices)
+        self.num_stages = max(out_indices) + 1  # later ones would have no output
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.downsamples = nn.ModuleList()
+        self.stages = nn.ModuleList()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of the stages in ``out_indices``.
+    @classmethod
+    def resolve_arch(cls, arch: str | Mapping[str, Any] | Arch) -> Any:
+        """Return the settings of an architecture.
 
         Args:
-            x: Pictures, (B, 3, H, W), H and W at least ``min_side``.
+            arch: A name in ``arch_settings``, or the settings as an instance of
+                ``arch_type`` or a dict: all of them, or such a name under ``base`` and
+                those that differ.
+
+        Returns:
+            An instance of ``arch_type`` with one value per stage in per-stage settings.
+
+        Raises:
+            ValueError: The name is unknown, or a setting is missing, unknown, of
+                another type or out of range.
+        """
+        return cls.arch_type.resolve(arch, cls.arch_settings)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of the stages in ``out_indices``.
+
+        Args:
+            x: Images, (B, 3, H, W), H and W at least ``min_side``.
 
         Returns:
             One (B, C, H', W') for each of ``out_indices``.
 
         Raises:
-            ValueError: ``x`` is no such batch, or smaller.
+            ValueError: ``x`` has another shape, or is smaller.
         """
-        _check_pictures(x, self.min_side)
+        _check_images(x, self.min_side)
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -122,14 +162,14 @@ class StagedBackbone(BaseModule):
 
     @property
     def min_side(self) -> int:
-        """Shortest side of a picture: the stride of the last stage, in pixels."""
+        """Minimum side of an image in pixels: the stride of the last stage."""
         return 4 * 2 ** (len(self.stages) - 1)
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """What the returned maps are, as timm's backbones tell it."""
+        """Channels and strides of the outputs, as in timm."""
         return FeatureInfo(
-            widths=tuple(self.embed_dims[i] for i in self.out_indices),
+            widths=tuple(self.arch.embed_dims[i] for i in self.out_indices),
             strides=tuple(4 * 2**i for i in self.out_indices),
         )
 
@@ -143,20 +183,26 @@ class StagedBackbone(BaseModule):
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay: those of norms.
+
+        The name and the return type are timm's. Optimizers treat biases by shape or
+        name, so they are not listed.
+        """
+        return {
+            f'{module_name}.{name}'
+            for module_name, module in self.named_modules()
+            if isinstance(module, NORM_LAYERS)
+            for name, _ in module.named_parameters()
+        }
+
     def freeze(self) -> None:
-        """Take the parameters of the frozen stages out of training."""
+        """Disable the gradients of the frozen stages."""
         for module in self._frozen_modules():
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'StagedBackbone':
-        """Switch modes; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval.
-
-        Args:
-            mode: True for training, False for evaluation.
-
-        Returns:
-            The backbone itself.
-        """
+        """Set the mode; frozen stages, and with norm_eval BatchNorm, stay in eval."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -174,11 +220,20 @@ class StagedBackbone(BaseModule):
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
 
 
+@contextmanager
+def stage_errors(stage: int) -> Iterator[None]:
+    """Add the stage to the ValueError of a layer, ``stages[2]: ...``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'stages[{stage}]: {error}') from error
+
+
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Spread stochastic depth over the blocks, growing linearly from 0.
+    """Compute the drop path rates of all blocks, growing linearly from 0.
 
     Args:
-        last: Rate of the last block, at least 0 and less than 1.
+        last: Rate of the last block, in [0, 1).
         depths: Number of blocks of every stage.
 
     Returns:
@@ -187,7 +242,7 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     Raises:
         ValueError: ``last`` is out of range.
     """
-    check_kind('drop_path_rate', last, RATE)
+    check_setting('drop_path_rate', last, DropRate)
     step = last / max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
     return [[step * i for i in range(*stage)] for stage in pairwise(ends)]
@@ -199,15 +254,15 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
     known = [i for i in range(num_stages) if i in out_indices]
     if not known or known != list(out_indices):
         raise ValueError(
-            f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}; '
-            f'got {out_indices!r}.'
+            f'out_indices must be ascending stages from 0 to {num_stages - 1}; got '
+            f'{out_indices!r}.'
         )
 
 
-def _check_pictures(x: Tensor, min_side: int) -> None:
+def _check_images(x: Tensor, min_side: int) -> None:
     if x.ndim != 4 or x.shape[1] != 3 or not x.shape[0] or min(x.shape[2:]) < min_side:
         raise ValueError(
-            f'x must be pictures of shape (B, 3, H, W) with B at least 1 and H and W '
-            f'at least {min_side}, for the last stage; got {tuple(x.shape)}. Enlarge '
-            f'or pad them.'
+            f'x must be images of shape (B, 3, H, W) with B at least 1 and H and W at '
+            f'least {min_side}, for the last stage; got {tuple(x.shape)}. Resize or '
+            'pad them.'
         )

@@ -1,19 +1,21 @@
-"""Detectors; the only part that needs mmdet.
+"""Detectors, each written as its difference to a detector of mmdet.
 
-They are differences to mmdet's: a class here overrides steps of one there.
+The only modules of mmsparse that need mmdet.
 """
 
-from mmsparse.models.detectors.focus_detr import FocusDETR
-from mmsparse.models.detectors.focus_detr_head import (
+from mmsparse.models.detectors.focus_detr import (
+    FocusDETR,
     FocusDETRHead,
-    ForegroundSupervision,
+    FocusedTransformer,
 )
 from mmsparse.models.detectors.focus_encoder import (
     FocusEncoder,
     FocusEncoderLayer,
 )
-from mmsparse.models.detectors.focused_transformer import FocusedTransformer
-from mmsparse.models.detectors.foreground_loss import ForegroundLoss
+from mmsparse.models.detectors.foreground_loss import (
+    ForegroundLoss,
+    ForegroundSupervision,
+)
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
 
 __all__ = [

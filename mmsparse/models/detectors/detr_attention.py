@@ -1,4 +1,4 @@
-"""mmcv's attention modules, their weights as they are, without waits and waste."""
+"""mmcv's attention modules, same weights, with fused kernels and no GPU sync."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,37 +12,26 @@ from mmsparse.ops.pyramid import sampling_points
 
 
 class SelfAttention(MultiheadAttention):
-    """mmcv's attention of tokens to each other, by the fused kernels.
+    """mmcv's multi-head self-attention, computed by torch's fused kernels.
 
-    mmcv asks torch for the mean weights, which forbids them.
+    mmcv requests the mean attention weights, which rules these kernels out.
     """
 
     def forward(
         self,
-        query: Tensor,
-        query_pos: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
+        query: Tensor,  # (B, N, C)
+        query_pos: Tensor | None = None,  # (B, N, C)
+        attn_mask: Tensor | None = None,  # True where tokens must not attend, (N, N)
+        key_padding_mask: Tensor | None = None,  # True for padding, (B, N)
         **unused: Any,
     ) -> Tensor:
-        """Let tokens attend to each other.
-
-        Args:
-            query: Tokens, (B, N, C).
-            query_pos: Their positions, (B, N, C).
-            attn_mask: True where a token does not see another, (N, N).
-            key_padding_mask: True for tokens that none sees, (B, N).
-            **unused: What mmdet's layers pass to all of their parts.
-
-        Returns:
-            The sum with the tokens, (B, N, C).
-        """
-        placed = query if query_pos is None else query + query_pos
-        placed, tokens = placed.transpose(0, 1), query.transpose(0, 1)
+        """Attend among tokens; return the residual sum, (B, N, C)."""
+        q = query if query_pos is None else query + query_pos
+        q, v = q.transpose(0, 1), query.transpose(0, 1)  # (N, B, C)
         out, _ = self.attn(
-            placed,
-            placed,
-            tokens,
+            q,
+            q,
+            v,
             attn_mask=attn_mask,
             key_padding_mask=key_padding_mask,
             need_weights=False,
@@ -51,9 +40,9 @@ class SelfAttention(MultiheadAttention):
 
 
 class DeformableAttention(MultiScaleDeformableAttention):
-    """mmcv's multi-scale deformable attention, with the sizes of the maps as numbers.
+    """mmcv's multi-scale deformable attention, with level sizes as Python integers.
 
-    mmcv compares sizes on the GPU, and so waits for it.
+    mmcv compares the sizes on the GPU and has to wait for the result.
     """
 
     def forward(
@@ -67,32 +56,32 @@ class DeformableAttention(MultiScaleDeformableAttention):
         key_padding_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Let tokens read the maps at points around their references.
+        """Sample the feature maps around the reference points of every token.
 
         Args:
             query: Tokens, (B, K, C).
-            value: The tokens of all maps, (B, N, C).
-            reference_points: (x, y), or boxes (cx, cy, w, h), from 0 to 1 over every
-                level with its padding, (B, K, levels, 2 or 4).
+            value: The tokens of all levels, (B, N, C).
+            reference_points: (x, y) or boxes (cx, cy, w, h), from 0 to 1 over every
+                level including its padding, (B, K, levels, 2 or 4).
             spatial_shapes: Height and width of every level, (levels, 2).
-            level_sizes: The same as numbers.
-            query_pos: Positions of the tokens, (B, K, C).
-            key_padding_mask: True for padding in the maps, (B, N).
-            **unused: What mmdet's layers pass to all of their parts.
+            level_sizes: ``spatial_shapes`` as integers.
+            query_pos: Position embedding of the tokens, (B, K, C).
+            key_padding_mask: True for padding, (B, N).
+            **unused: Other arguments of mmdet's layers.
 
         Returns:
-            The sum with the tokens, (B, K, C).
+            The residual sum, (B, K, C).
         """
         value = self.value_proj(value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0)
-        value = value.unflatten(-1, (self.num_heads, -1))
-        placed = query if query_pos is None else query + query_pos
+        value = value.unflatten(-1, (self.num_heads, -1))  # (B, N, heads, D)
+        q = query if query_pos is None else query + query_pos
         grid = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(placed).unflatten(-1, (*grid, 2))
-        weights = self.attention_weights(placed).unflatten(-1, (self.num_heads, -1))
+        offsets = self.sampling_offsets(q).unflatten(-1, (*grid, 2))
+        weights = self.attention_weights(q).unflatten(-1, (self.num_heads, -1))
         weights = weights.float().softmax(-1).unflatten(-1, grid[1:])
-        # Positions need float32; the operator wants one type for all.
+        # Sampling locations need float32, and the operator wants one dtype for all.
         out = sample_and_sum(
             value.float(),
             sampling_points(reference_points, offsets.float(), spatial_shapes),

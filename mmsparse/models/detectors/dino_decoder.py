@@ -1,4 +1,4 @@
-"""DINO's decoder at any width, without waiting for the GPU."""
+"""DINO's decoder for any width, without GPU synchronization."""
 
 from typing import Any
 
@@ -18,15 +18,14 @@ from mmsparse.models.detectors.detr_attention import (
     SelfAttention,
 )
 
-BOX_EPS = 1e-3  # of detrex, where logits of boxes are taken
+BOX_EPS = 1e-3  # detrex's eps for the logits of boxes
 
 
 class DinoDecoder(DinoTransformerDecoder):
-    """DINO's decoder, whose positional encoding is of the width of the model.
+    """DINO's decoder with C / 2 features per encoded box coordinate, as released.
 
-    mmdet 3.3 has 128 features a coordinate whatever the width; onedl-mmdetection has
-    C, which official weights do not fit. They have C / 2, and so have we on either.
-    Arguments are those of mmdet's decoder.
+    mmdet 3.3 has 128 features whatever the width C; onedl-mmdetection has C, which the
+    official weights do not fit. Arguments are those of mmdet's decoder.
     """
 
     def _init_layers(self) -> None:
@@ -46,34 +45,35 @@ class DinoDecoder(DinoTransformerDecoder):
         reference_points: Tensor,
         valid_ratios: Tensor,
         reg_branches: nn.ModuleList,
-        **maps: Any,
+        **levels: Any,
     ) -> tuple[Tensor, Tensor]:
         """Refine queries and their boxes, layer by layer.
 
         Args:
             query: (B, Q, C).
-            value: The tokens of all maps, (B, N, C).
-            key_padding_mask: True for padding in the maps, (B, N).
-            self_attn_mask: True where a query does not see another, (Q, Q).
+            value: The tokens of all levels, (B, N, C).
+            key_padding_mask: True for padding, (B, N).
+            self_attn_mask: True where a query must not attend to another, (Q, Q).
             reference_points: Boxes (cx, cy, w, h) from 0 to 1, (B, Q, 4).
-            valid_ratios: Part of the width and of the height of every level that is
-                not padding, (B, levels, 2).
-            reg_branches: Heads that refine the boxes, one a layer.
-            **maps: What :class:`DeformableAttention` needs to know of the levels.
+            valid_ratios: Fraction of the width and height of every level that is not
+                padding, (B, levels, 2).
+            reg_branches: Heads that refine the boxes, one per layer.
+            **levels: ``spatial_shapes`` and ``level_sizes`` for
+                :class:`DeformableAttention`.
 
         Returns:
-            The normed queries of all layers, (layers, B, Q, C), and the boxes before
-            the first and after every layer, (layers + 1, B, Q, 4).
+            The normalized queries of all layers, (layers, B, Q, C), and the boxes
+            before the first and after every layer, (layers + 1, B, Q, 4).
 
-        Source: DINO, arXiv 2203.03605, section 3.5: the boxes that are returned keep
-        the gradient of one layer more than those that the next layer starts from.
+        Source: DINO, arXiv 2203.03605, section 3.5: the returned boxes keep the
+        gradient of one layer more than those that the next layer starts from.
         """
         states, boxes = [], [reference_points]
         ratios = valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, levels, 4)
         for layer, refine in zip(self.layers, reg_branches, strict=False):
-            places = reference_points[:, :, None] * ratios
+            scaled = reference_points[:, :, None] * ratios
             encoding = coordinate_to_encoding(
-                places[:, :, 0], num_feats=self.embed_dims // 2
+                scaled[:, :, 0], num_feats=self.embed_dims // 2
             )
             query = layer(
                 query,
@@ -81,18 +81,18 @@ class DinoDecoder(DinoTransformerDecoder):
                 value=value,
                 key_padding_mask=key_padding_mask,
                 self_attn_mask=self_attn_mask,
-                reference_points=places,
-                **maps,
+                reference_points=scaled,
+                **levels,
             )
-            start = inverse_sigmoid(reference_points, eps=BOX_EPS)
-            boxes.append((refine(query) + start).sigmoid())
+            logits = inverse_sigmoid(reference_points, eps=BOX_EPS)
+            boxes.append((logits + refine(query)).sigmoid())
             reference_points = boxes[-1].detach()
             states.append(self.norm(query))
         return torch.stack(states), torch.stack(boxes)
 
 
 class DinoDecoderLayer(DeformableDetrTransformerDecoderLayer):
-    """mmdet's layer with our attention modules; arguments are those of mmdet's."""
+    """mmdet's decoder layer with the attention modules of mmsparse; same arguments."""
 
     def _init_layers(self) -> None:
         super()._init_layers()

@@ -1,41 +1,256 @@
-"""Focus-DETR: DINO with an encoder that works on foreground tokens."""
+"""Focus-DETR: DINO whose encoder updates only foreground tokens.
 
+The steps of mmdet's detection transformers, in the order in which they run, and what
+Focus-DETR changes in each:
+
+1. ``extract_feat``: backbone and neck; checks that their channels agree.
+2. ``pre_transformer``: flattens the feature maps and counts valid tokens.
+3. ``forward_encoder``: scores all tokens (:class:`ForegroundTokenSelector`), selects
+   the foreground (:func:`~mmsparse.ops.tokens.select_tokens`) and refines it
+   (:class:`FocusEncoder`).
+4. ``pre_decoder``: starts the queries from the best tokens, adds DINO's noised boxes.
+5. ``forward_decoder``: refines queries and boxes (:class:`DinoDecoder`).
+6. Head: DINO's, and the foreground loss (:class:`FocusDETRHead`).
+
+Steps 1 to 3 are those of :class:`FocusedTransformer`, which any DETR of mmdet can use;
+steps 4 to 6 belong to DINO.
+"""
+
+import copy
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from mmdet.models.dense_heads import DINOHead
 from mmdet.models.detectors import DINO
+from mmdet.models.layers import inverse_sigmoid
 from mmdet.structures import OptSampleList
+from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmsparse.models.detectors.dino_decoder import DinoDecoder
-from mmsparse.models.detectors.focused_transformer import FocusedTransformer
-from mmsparse.ops.tokens import gather_tokens
+from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
+from mmsparse.models.detectors.focus_encoder import FocusEncoder
+from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
+from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
+from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
+from mmsparse.ops.tokens import gather_tokens, select_tokens
 from mmsparse.registry import MODELS
+
+LevelSizes = tuple[tuple[int, int], ...]  # height and width of every level
+
+
+class FocusedTransformer:
+    """Mixin that adds token selection and :class:`FocusEncoder` to a DETR of mmdet.
+
+    Use it as ``class MyDETR(FocusedTransformer, DeformableDETR)``. The DETR must have
+    ``memory_trans_fc`` and ``memory_trans_norm``, as two-stage detectors do, and a head
+    with :class:`ForegroundSupervision`. Its ``pre_decoder`` also gets ``proposals``,
+    ``foreground_logits`` and ``level_sizes``; in training it passes the last two to the
+    head.
+
+    Args:
+        keep_ratio: Fraction of an image's tokens that is foreground, in (0, 1].
+        cascade: Fraction of the foreground that each encoder layer keeps, in (0, 1].
+            The mean of ``keep_ratio`` times these is the keep ratio of the paper.
+        num_object_tokens: Number of tokens per layer that attend to each other; 0
+            disables this attention.
+        value_source: Values of the deformable attention: the ``input`` of the encoder
+            in all layers, as released, or the ``current`` tokens, as in the paper.
+        object_score: How foreground and class scores are combined: product of their
+            ``logit``, as released, or of their ``prob``, as in the paper.
+        per_image: Keep a fraction of the tokens of each image. Otherwise the image with
+            the most tokens decides for the batch, as released, and the detections of an
+            image depend on the rest of its batch.
+        global_pool: Cells that the token selector averages over: ``all``, as released,
+            or only the ``valid`` ones, without padding.
+        score_border: Score tokens at the image border by their features. As released,
+            they all have the same score.
+        **arguments: Those of the DETR; they are not modified.
+
+    Raises:
+        ValueError: An argument is out of range or inconsistent with another.
+    """
+
+    def __init__(
+        self,
+        keep_ratio: float = 0.5,
+        cascade: Sequence[float] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2),
+        num_object_tokens: int = 300,
+        value_source: str = 'input',
+        object_score: str = 'logit',
+        per_image: bool = False,
+        global_pool: str = 'all',
+        score_border: bool = False,
+        **arguments: Any,
+    ) -> None:
+        for name, ratios in (('keep_ratio', (keep_ratio,)), ('cascade', cascade)):
+            if not all(0 < ratio <= 1 for ratio in ratios):
+                raise ValueError(f'{name} must be in (0, 1]; got {ratios}.')
+        self.keep_ratio = keep_ratio
+        self.cascade = tuple(cascade)
+        self.per_image = per_image
+        self.global_pool = global_pool
+        self.score_border = score_border
+        self._encoder_options = dict(
+            num_object_tokens=num_object_tokens,
+            value_source=value_source,
+            object_score=object_score,
+        )
+        # mmdet's constructors modify the dicts that they are given.
+        super().__init__(**copy.deepcopy(arguments))
+
+    def _init_layers(self) -> None:
+        encoder = self.encoder
+        super()._init_layers()
+        self.encoder = FocusEncoder(**encoder, **self._encoder_options)
+        self.token_selector = ForegroundTokenSelector(
+            self.embed_dims, self.num_feature_levels, self.global_pool
+        )
+        self._check()
+
+    def _check(self) -> None:
+        layers = self.encoder.num_layers
+        if len(self.cascade) != layers:
+            raise ValueError(
+                'cascade must have one number for each encoder layer, '
+                f'encoder.num_layers={layers}; got {self.cascade}.'
+            )
+        if not isinstance(self.bbox_head, ForegroundSupervision):
+            raise ValueError(
+                'bbox_head must be a head with ForegroundSupervision, for example of '
+                f'type mmsparse.FocusDETRHead; got {type(self.bbox_head).__name__}.'
+            )
+        strides = self.bbox_head.loss_foreground.strides
+        if len(strides) != self.num_feature_levels:
+            raise ValueError(
+                'bbox_head.loss_foreground.strides must have one number for each of '
+                f'the num_feature_levels={self.num_feature_levels}; got {strides}.'
+            )
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of all levels, fine to coarse, each (B, C, H, W)."""
+        features = self.backbone(batch_inputs)
+        if not self.with_neck:
+            return features
+        expected = [conv.conv.in_channels for conv in getattr(self.neck, 'convs', ())]
+        returned = [x.shape[1] for x in features]
+        if expected and expected != returned:
+            raise ValueError(
+                'neck.in_channels must be the channels of the feature maps that the '
+                f'backbone returns: {type(self.backbone).__name__} with out_indices='
+                f'{getattr(self.backbone, "out_indices", None)} returns {returned}; '
+                f'got in_channels={expected}.'
+            )
+        return self.neck(features)
+
+    def pre_transformer(
+        self,
+        mlvl_feats: tuple[Tensor, ...],
+        batch_data_samples: OptSampleList = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Flatten the feature maps and count the valid tokens of every image."""
+        encoder_inputs, decoder_inputs = super().pre_transformer(
+            mlvl_feats, batch_data_samples
+        )
+        level_sizes = tuple(tuple(x.shape[-2:]) for x in mlvl_feats)
+        images = [sample.img_shape[:2] for sample in batch_data_samples]
+        canvas = batch_data_samples[0].batch_input_shape
+        sizes = valid_sizes(level_sizes, canvas, images)  # (B, levels, 2)
+        encoder_inputs.update(level_sizes=level_sizes, num_valid=sizes.prod(-1).sum(-1))
+        return encoder_inputs, decoder_inputs
+
+    def forward_encoder(
+        self,
+        feat: Tensor,  # (B, N, C)
+        feat_mask: Tensor | None,  # True for padding, (B, N)
+        feat_pos: Tensor,  # (B, N, C)
+        spatial_shapes: Tensor,  # (levels, 2)
+        level_start_index: Tensor,
+        valid_ratios: Tensor,  # (B, levels, 2)
+        level_sizes: LevelSizes,  # spatial_shapes as integers
+        num_valid: Tensor,  # tokens that are not padding, (B,), on the CPU
+    ) -> dict[str, Any]:
+        """Score all tokens, select the foreground and refine it by the encoder."""
+        # 1. Score: a foreground logit for every token.
+        centers = level_centers(level_sizes, valid_ratios)  # (B, N, 2)
+        proposals = level_proposals(centers, level_sizes, feat_mask)  # (B, N, 4)
+        ignored = feat_mask if self.score_border else proposals[..., 0].isinf()
+        scored = self.project_tokens(feat + feat_pos, ignored)
+        logits = self.token_selector(scored, level_sizes, ignored)  # (B, N)
+        # 2. Select: the tokens that each encoder layer updates.
+        selection = select_tokens(
+            logits.detach(),
+            feat_mask,
+            num_valid,
+            self.keep_ratio,
+            self.cascade,
+            self.per_image,
+        )
+        # 3. Refine: the other tokens keep their values.
+        memory = self.encoder(
+            query=feat,
+            query_pos=feat_pos,
+            key_padding_mask=feat_mask,
+            centers=centers,
+            valid_ratios=valid_ratios,
+            selection=selection,
+            class_head=self.class_head,
+            spatial_shapes=spatial_shapes,
+            level_sizes=level_sizes,
+        )
+        return dict(
+            memory=memory,
+            memory_mask=feat_mask,
+            spatial_shapes=spatial_shapes,
+            proposals=proposals,
+            foreground_logits=logits,
+            level_sizes=level_sizes,
+        )
+
+    @property
+    def class_head(self) -> Callable[[Tensor], Tensor]:
+        """Maps tokens, (B, K, C), to the class logits that rank object tokens."""
+        return self.bbox_head.cls_branches[-1]
+
+    def project_tokens(self, tokens: Tensor, ignored: Tensor | None) -> Tensor:
+        """Project and normalize tokens, (B, N, C), before they are ranked.
+
+        Args:
+            tokens: (B, N, C).
+            ignored: True for tokens that are replaced by zeros first, (B, N).
+
+        Returns:
+            (B, N, C).
+        """
+        if ignored is not None:
+            tokens = tokens.masked_fill(ignored[..., None], 0)
+        return self.memory_trans_norm(self.memory_trans_fc(tokens))
 
 
 @MODELS.register_module()
 class FocusDETR(FocusedTransformer, DINO):
-    """Focus-DETR, as a difference to mmdet's DINO.
+    """Focus-DETR, written as its difference to mmdet's DINO.
 
     Paper: `Less is More: Focus Attention for Efficient DETR
-    <https://arxiv.org/abs/2307.12612>`_. A scorer that is supervised by the boxes ranks
-    the tokens of all levels; the encoder updates the best of them, fewer in each layer,
-    and lets those most like objects attend to each other. With the defaults weights of
-    the release in detrex give its outputs.
+    <https://arxiv.org/abs/2307.12612>`_. A scorer supervised by the boxes ranks the
+    tokens of all levels. The encoder updates the best of them, fewer in each layer, and
+    lets the most object-like ones attend to each other. With default arguments it
+    reproduces the outputs of the weights released for detrex.
 
-    Neck, denoising, decoder and losses are DINO's, at any width, number of levels and
-    depth. The head is of type ``mmsparse.FocusDETRHead``.
+    Neck, denoising, decoder and losses are DINO's, for any width, number of levels and
+    depth. The head must be of type ``mmsparse.FocusDETRHead``.
 
     Args:
         **arguments: Those of :class:`FocusedTransformer` and of mmdet's DINO.
 
     Raises:
-        ValueError: An argument is out of range or does not fit another.
+        ValueError: An argument is out of range or inconsistent with another.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        self._told_few_tokens = False
+        self._warned = False
         super().__init__(**arguments)
 
     def _init_layers(self) -> None:
@@ -45,34 +260,21 @@ class FocusDETR(FocusedTransformer, DINO):
 
     def pre_decoder(
         self,
-        memory: Tensor,
+        memory: Tensor,  # (B, N, C)
         memory_mask: Tensor | None,
         spatial_shapes: Tensor,
-        proposals: Tensor,
-        foreground_logits: Tensor,
-        level_sizes: tuple[tuple[int, int], ...],
+        proposals: Tensor,  # box logits, infinite where there is no proposal, (B, N, 4)
+        foreground_logits: Tensor,  # (B, N)
+        level_sizes: LevelSizes,
         batch_data_samples: OptSampleList = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Choose the tokens where the decoder's queries start, and add noised boxes.
+        """Start the queries from the best tokens; in training add DINO's noised boxes.
 
-        What DINO's own step does, but the head for boxes runs on the chosen tokens
-        alone, and fewer tokens than queries are no error.
-
-        Args:
-            memory: What the encoder returned, (B, N, C).
-            memory_mask: True for padding, (B, N); not used, since ``proposals`` tell.
-            spatial_shapes: Height and width of every level, (levels, 2); not used.
-            proposals: Logits of a box at every token, (B, N, 4), infinite where there
-                is none.
-            foreground_logits: What the token selector returned, (B, N).
-            level_sizes: ``spatial_shapes`` as numbers.
-            batch_data_samples: Pictures with their boxes, while training.
-
-        Returns:
-            What the decoder and what the head need.
+        Unlike DINO, run the box head on the selected tokens only, and accept images
+        with fewer tokens than queries.
         """
         tokens = self.project_tokens(memory, proposals[..., 0].isinf())
-        class_logits = self.bbox_head.cls_branches[-1](tokens)
+        class_logits = self.bbox_head.cls_branches[-1](tokens)  # (B, N, classes)
         num_queries = self._num_queries(memory.shape[1])
         rows = class_logits.amax(-1).topk(num_queries).indices
         boxes = self.bbox_head.reg_branches[-1](gather_tokens(tokens, rows))
@@ -107,17 +309,7 @@ class FocusDETR(FocusedTransformer, DINO):
         dn_mask: Tensor | None,
         **inputs: Any,
     ) -> dict[str, Any]:
-        """Run the decoder.
-
-        Args:
-            memory: What the encoder returned, (B, N, C).
-            memory_mask: True for padding, (B, N); None for no padding.
-            dn_mask: True where a query does not see another, (Q, Q); None for nowhere.
-            **inputs: The others of :meth:`DinoDecoder.forward`.
-
-        Returns:
-            Hidden states and references of all layers.
-        """
+        """Run the decoder; return the hidden states and boxes of all layers."""
         states, references = self.decoder(
             value=memory,
             key_padding_mask=memory_mask,
@@ -126,18 +318,55 @@ class FocusDETR(FocusedTransformer, DINO):
             **inputs,
         )
         if self.training:
-            # Without a box in the batch this table would have no gradient, and
+            # Without a box in the batch this embedding would get no gradient, and
             # distributed training would wait for one.
             unused = 0 * self.dn_query_generator.label_embedding.weight[0, 0]
             states = states + unused
         return dict(hidden_states=states, references=list(references))
 
     def _num_queries(self, num_tokens: int) -> int:
-        if num_tokens < self.num_queries and not self._told_few_tokens:
-            self._told_few_tokens = True
+        if num_tokens < self.num_queries and not self._warned:
+            self._warned = True
             warnings.warn(
-                f'Pictures of {num_tokens} tokens are too small for num_queries='
+                f'Images of {num_tokens} tokens are too small for num_queries='
                 f'{self.num_queries}; the decoder starts from all their tokens.',
                 stacklevel=2,
             )
         return min(self.num_queries, num_tokens)
+
+
+@MODELS.register_module()
+class FocusDETRHead(ForegroundSupervision, DINOHead):
+    """DINO's head with a foreground loss.
+
+    Arguments are those of :class:`ForegroundSupervision` and of mmdet's DINOHead.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # (layers, B, Q, C)
+        references: list[Tensor],  # boxes before every layer, each (B, Q, 4)
+    ) -> tuple[Tensor, Tensor]:
+        """Compute class logits and boxes (cx, cy, w, h) of all layers."""
+        # mmdet's head takes logits of boxes with eps=1e-5, detrex with BOX_EPS.
+        references = [inverse_sigmoid(x, eps=BOX_EPS).sigmoid() for x in references]
+        return super().forward(hidden_states, references)
+
+    def _predict_by_feat_single(
+        self,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        img_meta: dict,
+        rescale: bool = True,
+    ) -> InstanceData:
+        """Allow small images to have fewer detections than ``max_per_img``."""
+        queries, classes = cls_score.shape
+        wanted = self.test_cfg.get('max_per_img', queries)
+        missing = max(-(-wanted // classes) - queries, 0)
+        results = super()._predict_by_feat_single(
+            F.pad(cls_score, (0, 0, 0, missing), value=float('-inf')),
+            F.pad(bbox_pred, (0, 0, 0, missing)),
+            img_meta,
+            rescale,
+        )
+        return results[: queries * classes]

@@ -1,4 +1,4 @@
-"""The encoder of Focus-DETR: deformable attention of the tokens that are kept."""
+"""Encoder of Focus-DETR: deformable attention for the selected tokens only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,14 +33,15 @@ OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
 
 
 class FocusEncoder(DeformableDetrTransformerEncoder):
-    """Layers that work on fewer and fewer of the tokens; the others stay as they are.
+    """Layers that update fewer and fewer tokens; the others keep their values.
 
     Args:
-        num_object_tokens: Tokens of each layer that attend to each other; 0 leaves this
-            attention out.
-        value_source: What deformable attention reads: the ``input`` in all layers, or
-            the ``current`` tokens.
-        object_score: Product of ``logit`` or of ``prob``.
+        num_object_tokens: Number of tokens per layer that attend to each other; 0
+            disables this attention.
+        value_source: Values of the deformable attention: the ``input`` in all layers,
+            or the ``current`` tokens.
+        object_score: Product of the ``logit`` or of the ``prob`` of foreground and
+            class.
         **arguments: Those of mmdet's encoder.
 
     Raises:
@@ -81,34 +82,38 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         valid_ratios: Tensor,
         selection: TokenSelection,
         class_head: Callable[[Tensor], Tensor],
-        **maps: Any,
+        **levels: Any,
     ) -> Tensor:
-        """Update the tokens of a selection.
+        """Update the selected tokens.
 
         Args:
             query: Tokens, (B, N, C).
-            query_pos: Their positions, (B, N, C).
+            query_pos: Position embedding of the tokens, (B, N, C).
             key_padding_mask: True for padding, (B, N); None for no padding.
-            centers: (x, y) of all tokens within their pictures, (B, N, 2).
-            valid_ratios: Part of the width and of the height of every level that is
-                not padding, (B, levels, 2).
+            centers: Cell centers (x, y) of all tokens within their images, (B, N, 2).
+            valid_ratios: Fraction of the width and height of every level that is not
+                padding, (B, levels, 2).
             selection: The tokens that each layer keeps.
-            class_head: (B, K, C) to class logits, which rank object tokens. It gets no
-                gradient from here.
-            **maps: What :class:`DeformableAttention` needs to know of the levels.
+            class_head: Maps (B, K, C) to class logits, which rank object tokens. It
+                gets no gradient from here.
+            **levels: ``spatial_shapes`` and ``level_sizes`` for
+                :class:`DeformableAttention`.
 
         Returns:
             All tokens, (B, N, C).
         """
+        # 1. Gather the tokens that any layer keeps, best first: (B, K, ...).
         rows = selection.rows
-        kept, positions, places = (
+        kept, positions, points = (
             gather_tokens(x, rows) for x in (query, query_pos, centers)
         )
-        reference_points = places[:, :, None] * valid_ratios[:, None]
+        reference_points = points[:, :, None] * valid_ratios[:, None]
         memory = query
         for i, layer in enumerate(self.layers):
+            # 2. Layer i works on the first of them: (B, K_i, ...).
             count, written = selection.kept[i], selection.written[i]
             inputs = kept[:, :count]
+            # 3. Rank them as objects, without gradient, and update them.
             outputs = self._wrapped(i, layer)(
                 inputs,
                 positions[:, :count],
@@ -117,13 +122,16 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
                 value=memory,
                 key_padding_mask=key_padding_mask,
                 reference_points=reference_points[:, :count],
-                **maps,
+                **levels,
             )
+            # 4. Discard updates beyond the tokens that this image keeps.
             if written is not None:
                 outputs = torch.where(written[..., None], outputs, inputs)
             kept = torch.cat([outputs, kept[:, count:]], dim=1)
+            # 5. The next layer samples the updated tokens, if values are current.
             if self.value_source == 'current':
                 memory = scatter_tokens(memory, rows, kept)
+        # 6. Scatter the kept tokens back among the others.
         return (
             memory
             if self.value_source == 'current'
@@ -131,7 +139,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         )
 
     def _wrapped(self, i: int, layer: nn.Module) -> Any:
-        """The first ``num_cp`` layers are computed again in the backward pass."""
+        """Checkpoint the activations of the first ``num_cp`` layers in training."""
         if self.training and i < self.num_cp:
             return partial(checkpoint, layer, use_reentrant=False)
         return layer
@@ -148,7 +156,7 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
     """Attention among object tokens, then mmdet's layer on the kept tokens.
 
     Args:
-        num_object_tokens: Number of object tokens, 0 for no attention among them.
+        num_object_tokens: Number of object tokens; 0 disables their attention.
         **arguments: Those of mmdet's layer.
     """
 
@@ -173,12 +181,12 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
         eligible: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """Update tokens.
+        """Update the kept tokens.
 
         Args:
             query: Tokens, (B, K, C).
-            query_pos: Their positions, (B, K, C).
-            object_scores: What ranks them as objects, (B, K).
+            query_pos: Position embedding of the tokens, (B, K, C).
+            object_scores: Scores that rank them as objects, (B, K).
             eligible: True for tokens that may be objects, (B, K); None for all.
             **attention: The other arguments of :class:`DeformableAttention`.
 
@@ -194,15 +202,15 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
     def choose_objects(
         self, object_scores: Tensor, eligible: Tensor | None = None
     ) -> Tensor:
-        """Choose the object tokens among the kept ones.
+        """Choose the object tokens among the kept tokens.
 
         Args:
             object_scores: (B, K).
             eligible: True for tokens that may be objects, (B, K); None for all.
 
         Returns:
-            Their places among the kept tokens, best first, (B, n); tokens that may not
-            be objects come last.
+            Their indices among the kept tokens, best first, (B, n). Ineligible tokens
+            come last.
         """
         if eligible is not None:
             object_scores = object_scores.masked_fill(~eligible, float('-inf'))

@@ -1,9 +1,14 @@
-"""Supervision of the token selector by the boxes of the pictures."""
+"""Foreground loss, which supervises the token selector by the boxes.
 
-from collections.abc import Sequence
+:class:`ForegroundSupervision` adds it to a head of mmdet.
+"""
+
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
+from mmdet.structures import SampleList
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -12,8 +17,7 @@ from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_
 
 ASSIGNMENTS = {'reach': cells_by_reach, 'size': cells_by_size}
 NORMS = ('image', 'batch')
-# A level is for boxes up to so many of its strides.
-CELLS_OF_A_LEVEL = 8
+CELLS_PER_LEVEL = 8  # the largest reach of a box on a level, in strides
 
 
 class ForegroundLoss(nn.Module):
@@ -22,22 +26,22 @@ class ForegroundLoss(nn.Module):
     Paper: `Focus-DETR <https://arxiv.org/abs/2307.12612>`_, section 3.
 
     Args:
-        strides: Pixels from one cell to the next, of every level.
-        size_ranges: The least and the greatest box of every level, in pixels, measured
-            as ``assign`` says. None takes ranges that end at eight strides for
-            ``reach``, and such that overlap by half for ``size``.
-        assign: What makes a token inside a box foreground: its ``reach``, the distance
-            from the token to the farthest side, as in the release, or half the ``size``
-            of the box, as in the paper.
-        norm: Divide by the number of foreground tokens of each ``image`` and take the
-            mean, as in the release, or by that of the ``batch``.
-        alpha: Weight of foreground; background has the rest to 1.
-        gamma: Exponent that takes weight from what is told rightly.
-        loss_weight: Factor on the loss.
+        strides: Stride of every level, in pixels.
+        size_ranges: Smallest and largest box size of every level, in pixels, measured
+            according to ``assign``. By default the ranges of ``reach`` end at eight
+            strides, and those of ``size`` overlap by half.
+        assign: Box size that decides whether a token inside a box is foreground:
+            ``reach``, the distance from the token to the farthest side, as released, or
+            ``size``, half the longer side of the box, as in the paper.
+        norm: Normalize by the number of foreground tokens of each ``image`` and average
+            over images, as released, or by that of the whole ``batch``.
+        alpha: Weight of the foreground; the background has 1 - alpha.
+        gamma: Focusing exponent; down-weights well-classified tokens.
+        loss_weight: Weight of the loss.
 
     Raises:
-        ValueError: ``assign`` or ``norm`` is unknown, or there are not as many
-            ``size_ranges`` as ``strides``.
+        ValueError: ``assign`` or ``norm`` is unknown, or the numbers of ``size_ranges``
+            and ``strides`` differ.
     """
 
     def __init__(
@@ -74,15 +78,15 @@ class ForegroundLoss(nn.Module):
         boxes: Sequence[Tensor],
         level_sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Compute the loss.
+        """Compute the loss of a batch.
 
         Args:
             logits: Foreground logits, padding included, (B, N).
-            boxes: (x1, y1, x2, y2) in pixels, one (M, 4) a picture.
+            boxes: (x1, y1, x2, y2) in pixels, one (M, 4) per image.
             level_sizes: Height and width of every level.
 
         Returns:
-            A number.
+            A scalar.
         """
         targets = self.targets(boxes, level_sizes)
         sums = binary_focal_loss(logits, targets, self.alpha, self.gamma).sum(1)
@@ -97,13 +101,13 @@ class ForegroundLoss(nn.Module):
         """Mark the foreground tokens.
 
         Args:
-            boxes: (x1, y1, x2, y2) in pixels, one (M, 4) a picture.
+            boxes: (x1, y1, x2, y2) in pixels, one (M, 4) per image.
             level_sizes: Height and width of every level.
 
         Returns:
             True for foreground, (B, N).
         """
-        # The filling holds no cell.
+        # Boxes added by padding contain no cell.
         padded = pad_sequence(list(boxes), batch_first=True, padding_value=-1.0)
         levels = zip(level_sizes, self.strides, self.size_ranges, strict=True)
         return torch.cat([self.mark(padded, *x[:2], *x[2]) for x in levels], dim=1)
@@ -112,12 +116,43 @@ class ForegroundLoss(nn.Module):
 def _default_ranges(
     strides: Sequence[int], overlapping: bool
 ) -> list[tuple[float, float]]:
-    ends = [CELLS_OF_A_LEVEL * stride for stride in strides[:-1]]
+    ends = [CELLS_PER_LEVEL * stride for stride in strides[:-1]]
     if not overlapping:
         return list(pairwise((-1, *ends, float('inf'))))
-    # The middle of every range is where the next begins.
+    # Every range begins at the middle of the previous one.
     starts = (0, *ends)
     return [
         *((start, 2 * middle - start) for start, middle in pairwise(starts)),
         (starts[-1], float('inf')),
     ]
+
+
+class ForegroundSupervision:
+    """Mixin that adds :class:`ForegroundLoss` to a head of mmdet's DETRs.
+
+    Args:
+        loss_foreground: Arguments of :class:`ForegroundLoss`.
+        **arguments: Those of the head.
+    """
+
+    def __init__(
+        self, loss_foreground: Mapping[str, Any] | None = None, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        options = {} if loss_foreground is None else loss_foreground
+        self.loss_foreground = ForegroundLoss(**options)
+
+    def loss(
+        self,
+        foreground_logits: Tensor,  # (B, N)
+        level_sizes: tuple[tuple[int, int], ...],
+        batch_data_samples: SampleList,
+        **outputs: Any,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the head and ``loss_foreground``."""
+        losses = super().loss(batch_data_samples=batch_data_samples, **outputs)
+        boxes = [sample.gt_instances.bboxes for sample in batch_data_samples]
+        losses['loss_foreground'] = self.loss_foreground(
+            foreground_logits, boxes, level_sizes
+        )
+        return losses

@@ -1,4 +1,4 @@
-"""The scorer that tells foreground tokens from background."""
+"""Token selector: predicts a foreground logit for every token of the pyramid."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,21 @@ from mmsparse.models.layers.common import check_choice
 from mmsparse.ops._precision import no_autocast
 
 GLOBAL_POOLS = ('all', 'valid')
-LARGEST_ALPHA = 0.3  # at the start
+LARGEST_ALPHA = 0.3  # at initialization
 
 
 class ForegroundTokenSelector(nn.Module):
-    """Foreground logits of all tokens, coarse levels guiding finer ones.
+    """Foreground logits of all tokens, where coarse levels guide finer ones.
 
-    Paper: `Focus-DETR <https://arxiv.org/abs/2307.12612>`_, section 3. One scorer for
-    all levels; half of its channels are averaged over the level. The logits of a level,
-    resized and multiplied by a learned number, scale the tokens of the next finer one.
+    Paper: `Focus-DETR <https://arxiv.org/abs/2307.12612>`_, section 3. All levels share
+    one scorer, half of whose channels are averaged over the level. The logits of a
+    level, resized and multiplied by a learned alpha, scale the tokens of the next finer
+    level.
 
     Args:
         embed_dims: C of the tokens, a multiple of 4.
         num_levels: Number of levels.
-        global_pool: Cells to average over: ``all``, or the ``valid`` ones.
+        global_pool: Cells to average over: ``all``, or only the ``valid`` ones.
 
     Raises:
         ValueError: ``global_pool`` is unknown.
@@ -50,7 +51,7 @@ class ForegroundTokenSelector(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as the release does."""
+        """Initialize as the released code does."""
         nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -62,12 +63,12 @@ class ForegroundTokenSelector(nn.Module):
         level_sizes: Sequence[tuple[int, int]],
         ignored: Tensor | None = None,
     ) -> Tensor:
-        """Score the tokens of all levels, in float32.
+        """Score the tokens of all levels in float32.
 
         Args:
             tokens: (B, N, C).
             level_sizes: Height and width of every level.
-            ignored: True for tokens that are not valid, (B, N).
+            ignored: True for invalid tokens, (B, N).
 
         Returns:
             Logits, (B, N).
@@ -98,7 +99,7 @@ class ForegroundTokenSelector(nn.Module):
         return torch.cat(logits[::-1], dim=1)
 
     def _score(self, tokens: Tensor, ignored: Tensor | None) -> Tensor:
-        """(B, n, C) to logits of (B, n)."""
+        """Score the tokens of one level, (B, n, C), as logits of (B, n)."""
         local, pooled = self.layer1(tokens).chunk(2, dim=-1)
         mean = _mean(pooled, ignored).expand_as(pooled)
         return self.layer2(torch.cat([local, mean], dim=-1)).squeeze(-1)

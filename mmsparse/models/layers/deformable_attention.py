@@ -14,13 +14,13 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    LayerNorm2d,
     Linear,
     channels_first,
     channels_last,
     check_choice,
     check_heads,
 )
+from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import deformable_attention
 from mmsparse.ops.attention import full_attention
 from mmsparse.ops.deformable import (
@@ -224,7 +224,8 @@ class DeformableAttention2d(nn.Module):
         size = x.shape[-2:]
         if not self.use_offsets:
             cell = tuple(min(self.stride, length) for length in size)
-            centers = key_centers(locations.shape[2:4], x, cell)
+            counts = tuple(n // step for n, step in zip(size, cell, strict=True))
+            centers = key_centers(counts, x, cell)
             return centers.expand(*locations.shape[:2], -1, -1), cell
         last = locations.new_tensor(size) - 1
         return (locations.flatten(2, 3) + 1) / 2 * last + 0.5, POINT
@@ -281,6 +282,11 @@ class DeformableAttention2d(nn.Module):
             shape = (2 * height - 1, 2 * width - 1)
             self.relative_position_bias_table = _table(self.num_heads, *shape)
         elif self.bias == 'fixed':
+            if self.stride > min(height, width):
+                raise ValueError(
+                    f"stride must be at most map_size={map_size} with bias='fixed'; "
+                    f'got {self.stride}.'
+                )
             num_keys = (height // self.stride) * (width // self.stride)
             shape = (height * width, num_keys)
             self.relative_position_bias_table = _table(self.num_heads, *shape)

@@ -10,14 +10,13 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    LayerNorm2d,
     Linear,
     channels_first,
     channels_last,
     check_heads,
 )
+from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import shunted_attention
-from mmsparse.ops._chunking import checkpointed, chunked
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
@@ -152,35 +151,6 @@ class ReducedKeyValue(nn.Module):
         k, v = self.kv(x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
         v = channels_last(self.lepe(channels_first(v)))
         return k.flatten(1, 2), v.flatten(1, 2)
-
-
-class DetailMlp2d(nn.Module):
-    """An MLP whose hidden map gets a depthwise convolution of itself added.
-
-    The detail-specific feed-forward layer of the Shunted Transformer.
-
-    Args:
-        channels: C of the map.
-        hidden_channels: Width of the hidden map.
-    """
-
-    def __init__(self, channels: int, hidden_channels: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(channels, hidden_channels)
-        self.dwconv = DepthwiseConv2d(hidden_channels, kernel_size=3, residual=True)
-        self.fc2 = Linear(hidden_channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
-        # The hidden map is the largest of a block: little of it is there at a time.
-        numbers = x.shape[-2:].numel() * self.fc1.out_features
-        return channels_first(chunked(self._run, channels_last(x), numbers))
-
-    def _run(self, x: Tensor) -> Tensor:
-        return checkpointed(self._project, self.fc1(x))
-
-    def _project(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(channels_last(self.dwconv(channels_first(x)))))
 
 
 def check_sr_ratio(sr_ratio: int, num_heads: int, name: str = 'sr_ratio') -> None:

@@ -1,28 +1,16 @@
 _base_ = [
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
     '../../../configs/_base_/mmsparse.py',
-    '../../../configs/_base_/slow_backbone.py',
+    '../../../configs/_base_/backbones/dat-pp-tiny.py',
 ]
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmsparse.DAT',
-        arch='pp-tiny',
-        out_indices=(1, 2, 3),
-        out_norm='layer',
-        drop_path_rate=0.1,
-        with_cp=True,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='checkpoints/dat-pp-tiny_in1k.pth',
-            prefix='backbone.',
-        ),
+        _base_.dat_pp_tiny, _delete_=True, out_indices=(1, 2, 3), drop_path_rate=0.1
     ),
     neck=dict(in_channels=[128, 256, 512]),
 )
 optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={{_base_.no_decay_in_slow_backbone}}, norm_decay_mult=0.0
-    ),
+    constructor='mmsparse.BackboneOptimWrapperConstructor',
+    paramwise_cfg=dict(norm_decay_mult=0.0),
 )

@@ -1,4 +1,4 @@
-"""Random architectures build and train, or are refused by name.
+"""Random architectures build and train, or raise an error that names the setting.
 
 MMSPARSE_FUZZ=1000 tries as many of each.
 """
@@ -6,10 +6,13 @@ MMSPARSE_FUZZ=1000 tries as many of each.
 import os
 import random
 import warnings
+from dataclasses import fields
 
 import pytest
 import torch
-from random_archs import draw, spoil
+from random_archs import BAD, draw, spoil
+
+from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 COUNT = int(os.environ.get('MMSPARSE_FUZZ', 40))
 
@@ -43,7 +46,7 @@ def test_a_random_architecture_computes_and_learns(seed):
 
 
 @pytest.mark.parametrize('seed', range(COUNT))
-def test_a_spoilt_architecture_is_refused_by_name(seed):
+def test_an_invalid_setting_is_refused_by_name(seed):
     rng = random.Random(seed)
     drawn = draw(rng)
     arguments, name = spoil(rng, drawn)
@@ -53,3 +56,8 @@ def test_a_spoilt_architecture_is_refused_by_name(seed):
         drawn.backbone(**arguments)
 
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize('backbone', [BiFormer, DAT, ShuntedTransformer])
+def test_every_setting_has_invalid_values_to_try(backbone):
+    assert {field.name for field in fields(backbone.arch_type)} <= set(BAD)

@@ -1,5 +1,5 @@
 import pytest
-from tiny_detectors import build_detector, detector_config, make_pictures
+from tiny_detectors import build_detector, detector_config, make_images
 
 
 @pytest.fixture
@@ -13,5 +13,5 @@ def build():
 
 
 @pytest.fixture
-def pictures():
-    return make_pictures
+def images():
+    return make_images

@@ -13,9 +13,9 @@ SIZES = ((5, 7), (3, 4))
 TOKENS = 5 * 7 + 3 * 4
 
 
-def pair(ours, theirs, **arguments):
-    """Our module and mmcv's with equal weights, all random."""
-    modules = ours(**arguments), theirs(**arguments)
+def pair(module, reference, **arguments):
+    """Build a module of mmsparse and mmcv's with equal random weights."""
+    modules = module(**arguments), reference(**arguments)
     for parameter in modules[0].parameters():
         nn.init.normal_(parameter, std=0.4)
     modules[1].load_state_dict(modules[0].state_dict())
@@ -23,16 +23,16 @@ def pair(ours, theirs, **arguments):
 
 
 def assert_equal(modules, given, **more):
-    """Values, and gradients of all inputs and weights."""
+    """Compare values, and gradients of all inputs and weights."""
     leaves = {name: x for name, x in given.items() if x.is_floating_point()}
     for x in leaves.values():
         x.requires_grad_()
-    ours, theirs = modules[0](**given, **more), modules[1](**given)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    cotangent = torch.randn_like(ours)
+    actual, expected = modules[0](**given, **more), modules[1](**given)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    cotangent = torch.randn_like(actual)
     gradients = (
         torch.autograd.grad(out, [*leaves.values(), *module.parameters()], cotangent)
-        for out, module in zip((ours, theirs), modules, strict=True)
+        for out, module in zip((actual, expected), modules, strict=True)
     )
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
@@ -51,7 +51,7 @@ def test_self_attention_equals_mmcvs(masks):
     assert_equal(modules, given)
 
 
-def test_self_attention_works_without_positions():
+def test_self_attention_works_without_position_embedding():
     modules = pair(
         SelfAttention, MultiheadAttention, embed_dims=8, num_heads=2, batch_first=True
     )

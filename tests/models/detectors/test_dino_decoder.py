@@ -46,27 +46,27 @@ def inputs(width):
 
 with_mmdet = pytest.mark.skipif(
     DinoTransformerDecoder(**arguments(32)).ref_point_head.layers[0].in_features != 64,
-    reason='onedl-mmdetection encodes boxes by twice as many features as mmdet',
+    reason='onedl-mmdetection encodes boxes with twice as many features as mmdet',
 )
 
 
 @with_mmdet
-def test_equals_mmdets_at_the_width_that_it_has():
-    ours, theirs = (
+def test_the_decoder_equals_mmdets_at_width_256():
+    decoder, reference = (
         DinoDecoder(**arguments(256)),
         DinoTransformerDecoder(**arguments(256)),
     )
-    theirs.load_state_dict(random_weights(ours).state_dict())
+    reference.load_state_dict(random_weights(decoder).state_dict())
     given = inputs(256)
 
-    actual = ours(**given, level_sizes=SIZES)
+    actual = decoder(**given, level_sizes=SIZES)
 
-    for mine, expected in zip(actual, theirs.eval()(**given), strict=True):
-        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-4)
+    for value, expected in zip(actual, reference.eval()(**given), strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('width', [16, 48])
-def test_other_widths_have_half_of_it_for_every_coordinate(width):
+def test_a_coordinate_has_half_as_many_features_as_the_width(width):
     decoder = random_weights(DinoDecoder(**arguments(width)))
 
     states, boxes = decoder(**inputs(width), level_sizes=SIZES)
@@ -77,8 +77,10 @@ def test_other_widths_have_half_of_it_for_every_coordinate(width):
 
 
 @with_mmdet
-def test_is_the_same_where_dino_encodes_coordinates_otherwise(monkeypatch):
-    """As onedl-mmdetection does: C features a coordinate, and an MLP of 4 C inputs."""
+def test_the_decoder_is_the_same_where_dino_encodes_coordinates_differently(
+    monkeypatch,
+):
+    """Imitate onedl-mmdetection: C features per coordinate, an MLP of 4 C inputs."""
     width = 32
     expected = random_weights(DinoDecoder(**arguments(width)))
     original = DinoTransformerDecoder._init_layers
@@ -92,19 +94,19 @@ def test_is_the_same_where_dino_encodes_coordinates_otherwise(monkeypatch):
     monkeypatch.setattr(
         dino_layers, 'coordinate_to_encoding', lambda x: encode(x, num_feats=width)
     )
-    theirs = DinoTransformerDecoder(**arguments(width))
-    ours = random_weights(DinoDecoder(**arguments(width)))
+    imitation = DinoTransformerDecoder(**arguments(width))
+    decoder = random_weights(DinoDecoder(**arguments(width)))
 
-    assert theirs.ref_point_head.layers[0].in_features == 4 * width
-    theirs(**inputs(width))  # the fake is one that works
-    ours.load_state_dict(expected.state_dict())
+    assert imitation.ref_point_head.layers[0].in_features == 4 * width
+    imitation(**inputs(width))  # the imitation runs
+    decoder.load_state_dict(expected.state_dict())
     given = inputs(width)
     torch.testing.assert_close(
-        ours(**given, level_sizes=SIZES), expected(**given, level_sizes=SIZES)
+        decoder(**given, level_sizes=SIZES), expected(**given, level_sizes=SIZES)
     )
 
 
-def test_boxes_of_the_head_start_from_logits_with_the_eps_of_detrex():
+def test_the_head_takes_logits_of_boxes_with_the_eps_of_detrex():
     with DefaultScope.overwrite_default_scope('mmdet'):
         head = FocusDETRHead(
             num_classes=3,

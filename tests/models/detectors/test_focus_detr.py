@@ -9,7 +9,7 @@ from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
-from mmsparse.apis.model import build_model, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.models import FocusDETR
 from mmsparse.ops.pyramid import valid_sizes
 from mmsparse.ops.tokens import kept_by_layer
@@ -46,14 +46,14 @@ def total(losses):
     return sum(value.sum() for value in values)
 
 
-def has_finite_gradients(detector):
+def assert_finite_gradients(detector):
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 
 
 def encoded(detector, inputs, samples):
-    """What goes into the encoder, its selection, and what comes out."""
+    """Return inputs, selection and outputs of the encoder."""
     seen = {}
 
     def note(module, args, kwargs):
@@ -68,30 +68,30 @@ def encoded(detector, inputs, samples):
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize('boxes', [[0, 0], [1, 1], [0, 4]], ids=str)
-def test_every_parameter_gets_a_finite_gradient(build, pictures, options, boxes):
+def test_every_parameter_gets_a_finite_gradient(build, images, options, boxes):
     detector = build(**options).train()
 
-    losses = detector.loss(*pictures(SIZES, boxes))
+    losses = detector.loss(*images(SIZES, boxes))
     total(losses).backward()
 
     assert losses['loss_foreground'] > 0
-    has_finite_gradients(detector)
+    assert_finite_gradients(detector)
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
-def test_shapes_are_free(build, pictures, shape):
+def test_any_number_of_levels_layers_channels_and_classes_works(build, images, shape):
     detector = build(**shape).train()
 
-    total(detector.loss(*pictures(SIZES, classes=1))).backward()
-    results = detector.eval().predict(*pictures(SIZES))
+    total(detector.loss(*images(SIZES, classes=1))).backward()
+    results = detector.eval().predict(*images(SIZES))
 
-    has_finite_gradients(detector)
+    assert_finite_gradients(detector)
     for sample in results:
         assert sample.pred_instances.bboxes.shape[1] == 4
         assert sample.pred_instances.scores.isfinite().all()
 
 
-def test_losses_and_gradients_are_finite_on_200_random_batches(build, pictures):
+def test_losses_and_gradients_are_finite_on_200_random_batches(build, images):
     detector = build(encoder=1, decoder=1).train()
     generator = torch.Generator().manual_seed(7)
 
@@ -101,17 +101,17 @@ def test_losses_and_gradients_are_finite_on_200_random_batches(build, pictures):
     for _ in range(200):
         sizes = [(draw(24, 160), draw(24, 160)) for _ in range(draw(1, 3))]
         boxes = [draw(0, 20) for _ in sizes]
-        losses = detector.loss(*pictures(sizes, boxes, generator=generator))
+        losses = detector.loss(*images(sizes, boxes, generator=generator))
         loss = total(losses)
         detector.zero_grad()
         loss.backward()
         assert loss.isfinite()
-        has_finite_gradients(detector)
+        assert_finite_gradients(detector)
 
 
 @pytest.mark.parametrize('sizes', [[(96, 128)] * 2, SIZES], ids=['full', 'padded'])
-def test_all_tokens_without_object_attention_make_the_encoder_of_dino(
-    build, pictures, sizes
+def test_all_tokens_without_object_attention_equal_the_encoder_of_dino(
+    build, images, sizes
 ):
     detector = build(
         keep_ratio=1.0,
@@ -123,7 +123,7 @@ def test_all_tokens_without_object_attention_make_the_encoder_of_dino(
     dino = DeformableDetrTransformerEncoder(num_layers=2, layer_cfg=cfg).eval()
     dino.load_state_dict(detector.encoder.state_dict())
 
-    seen = encoded(detector, *pictures(sizes))
+    seen = encoded(detector, *images(sizes))
     expected = dino(
         query=seen['feat'],
         query_pos=seen['feat_pos'],
@@ -134,19 +134,17 @@ def test_all_tokens_without_object_attention_make_the_encoder_of_dino(
     )
 
     memory = seen['memory']
-    if seen['feat_mask'] is not None:  # DINO's works on the padding, too
+    if seen['feat_mask'] is not None:  # DINO's updates the padding, too
         memory, expected = memory[~seen['feat_mask']], expected[~seen['feat_mask']]
     torch.testing.assert_close(memory, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
-def test_tokens_that_are_not_kept_and_padding_stay_as_they_are(
-    build, pictures, options
-):
+def test_padding_and_tokens_that_are_not_kept_do_not_change(build, images, options):
     detector = build(**options).eval()
     detector.token_selector.layer2[4].bias.data.fill_(-5.0)  # padding would win
 
-    seen = encoded(detector, *pictures([(96, 128), (40, 56)]))
+    seen = encoded(detector, *images([(96, 128), (40, 56)]))
 
     changed = (seen['memory'] != seen['feat']).any(-1)
     kept = kept_by_layer(seen['selection'], changed.shape[1]).any(1)
@@ -154,19 +152,19 @@ def test_tokens_that_are_not_kept_and_padding_stay_as_they_are(
     assert not changed[seen['feat_mask']].any()
 
 
-def test_numbers_of_tokens_agree_with_the_mask(build, pictures):
+def test_the_number_of_valid_tokens_agrees_with_the_mask(build, images):
     detector = build().eval()
 
-    seen = encoded(detector, *pictures([(97, 131), (50, 131), (97, 9)]))
+    seen = encoded(detector, *images([(97, 131), (50, 131), (97, 9)]))
 
     assert torch.equal(seen['num_valid'], (~seen['feat_mask']).sum(1))
 
 
 @pytest.mark.parametrize('padding', [(0, 0), (16, 40)], ids=['fitting', 'padded'])
-def test_per_image_detections_do_not_change_with_the_batch(build, pictures, padding):
+def test_per_image_detections_do_not_change_with_the_batch(build, images, padding):
     detector = build(per_image=True).eval()
     canvas = tuple(x + more for x, more in zip((96, 128), padding, strict=True))
-    inputs, samples = pictures([(96, 128), (48, 64), (80, 40)], canvas=canvas)
+    inputs, samples = images([(96, 128), (48, 64), (80, 40)], canvas=canvas)
 
     together = detector.predict(inputs, copy.deepcopy(samples))
 
@@ -178,11 +176,11 @@ def test_per_image_detections_do_not_change_with_the_batch(build, pictures, padd
         torch.testing.assert_close(actual.bboxes, expected.bboxes, atol=1e-3, rtol=0)
 
 
-def test_by_default_the_largest_picture_tells_the_number_for_the_others(
-    build, pictures
+def test_by_default_the_largest_image_decides_how_many_tokens_the_others_keep(
+    build, images
 ):
     detector = build().eval()
-    inputs, samples = pictures([(96, 128), (48, 64)])
+    inputs, samples = images([(96, 128), (48, 64)])
 
     together = encoded(detector, inputs, samples)
     alone = [encoded(detector, inputs[i : i + 1], samples[i : i + 1]) for i in (0, 1)]
@@ -195,72 +193,74 @@ def test_by_default_the_largest_picture_tells_the_number_for_the_others(
 
 @pytest.mark.parametrize('boxes', [[3, 1], [0, 0]], ids=str)
 @pytest.mark.parametrize('training', [False, True])
-def test_queries_are_those_of_mmdets_dino(build, pictures, training, boxes):
+def test_queries_equal_those_of_mmdets_dino(build, images, training, boxes):
     detector = build().train(training)
-    inputs, samples = pictures(SIZES, boxes)
+    inputs, samples = images(SIZES, boxes)
     seen = encoded(detector, inputs, samples)
     names = ('memory', 'memory_mask', 'spatial_shapes')
     memory = {name: seen[name] for name in names}
-    further = ('proposals', 'foreground_logits', 'level_sizes')
+    focused = ('proposals', 'foreground_logits', 'level_sizes')
 
     torch.manual_seed(1)
     expected = DINO.pre_decoder(detector, **memory, batch_data_samples=samples)
     torch.manual_seed(1)
     actual = detector.pre_decoder(
-        **memory, **{name: seen[name] for name in further}, batch_data_samples=samples
+        **memory, **{name: seen[name] for name in focused}, batch_data_samples=samples
     )
 
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert ours.keys() >= theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value)
+    for own, dino in zip(actual, expected, strict=True):
+        assert own.keys() >= dino.keys()
+        for name, value in dino.items():
+            torch.testing.assert_close(own[name], value)
     assert set(actual[1]) - set(expected[1]) == (
         {'foreground_logits', 'level_sizes'} if training else set()
     )
 
 
-def test_the_scores_of_tokens_get_their_gradient_from_their_own_loss(build, pictures):
+def test_the_token_selector_gets_gradients_from_the_foreground_loss_alone(
+    build, images
+):
     detector = build().train()
-    losses = detector.loss(*pictures(SIZES))
+    losses = detector.loss(*images(SIZES))
     own = losses.pop('loss_foreground')
     selector = list(detector.token_selector.parameters())
 
-    of_others = torch.autograd.grad(
+    from_others = torch.autograd.grad(
         total(losses), selector, allow_unused=True, retain_graph=True
     )
-    of_its_own = torch.autograd.grad(own, selector)
+    from_its_own = torch.autograd.grad(own, selector)
 
-    assert all(gradient is None for gradient in of_others)
-    assert all(gradient.any() for gradient in of_its_own)
+    assert all(gradient is None for gradient in from_others)
+    assert all(gradient.any() for gradient in from_its_own)
 
 
 @pytest.mark.parametrize('side', [32, 8])
-def test_fewer_tokens_than_queries_work_with_one_warning(build, pictures, side):
+def test_fewer_tokens_than_queries_work_with_one_warning(build, images, side):
     detector = build(num_queries=50, cascade=(1.0, 0.5)).train()
-    inputs, samples = pictures([(side, side)], boxes=3)
+    inputs, samples = images([(side, side)], boxes=3)
 
-    with pytest.warns(UserWarning, match='too small for num_queries=50') as told:
+    with pytest.warns(UserWarning, match='too small for num_queries=50') as caught:
         total(detector.loss(inputs, samples)).backward()
         (result,) = detector.eval().predict(inputs, samples)
 
-    assert len(told) == 1
-    has_finite_gradients(detector)
+    assert len(caught) == 1
+    assert_finite_gradients(detector)
     tokens = {32: 16 + 4 + 1 + 1, 8: 4}[side]
     assert len(result.pred_instances) == min(20, 3 * tokens)
     assert (result.pred_instances.scores > 0).all()
 
 
-def test_enough_tokens_give_no_warning(build, pictures):
+def test_enough_tokens_give_no_warning(build, images):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        build().eval().predict(*pictures(SIZES))
+        build().eval().predict(*images(SIZES))
 
 
-def test_pictures_that_leave_no_token_are_refused(build, pictures):
+def test_images_too_small_to_keep_a_token_raise_an_error(build, images):
     detector = build(encoder=6).eval()
 
-    with pytest.raises(ValueError, match=r'leave no token of \[4\] to some layer'):
-        detector.predict(*pictures([(8, 8)]))
+    with pytest.raises(ValueError, match='keep_ratio=0.5 and cascade='):
+        detector.predict(*images([(8, 8)]))
 
 
 @pytest.mark.parametrize(
@@ -279,12 +279,12 @@ def test_pictures_that_leave_no_token_are_refused(build, pictures):
     ],
     ids=lambda value: '-'.join(value) if isinstance(value, dict) else '',
 )
-def test_arguments_out_of_range_are_refused(build, changes, message):
+def test_arguments_out_of_range_raise_an_error(build, changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
 
 
-def test_a_head_without_foreground_loss_is_refused(build, config):
+def test_a_head_without_foreground_loss_raises_an_error(build, config):
     head = dict(config()['bbox_head'], type='DINOHead')
     del head['loss_foreground']
 
@@ -293,19 +293,19 @@ def test_a_head_without_foreground_loss_is_refused(build, config):
 
 
 @pytest.mark.parametrize('channels', [[8, 16, 32], [4, 4]], ids=str)
-def test_a_neck_for_other_maps_is_told_with_those_of_the_backbone(
-    build, config, pictures, channels
+def test_a_neck_that_does_not_fit_the_backbone_raises_an_error_with_both_channels(
+    build, config, images, channels
 ):
     detector = build(neck=dict(config()['neck'], in_channels=channels))
 
-    with pytest.raises(ValueError, match='neck.in_channels must be') as told:
-        detector.predict(*pictures(SIZES))
+    with pytest.raises(ValueError, match='neck.in_channels must be') as caught:
+        detector.predict(*images(SIZES))
 
-    assert 'Pyramid with out_indices=(1, 2, 3) returns [4, 4, 4]' in str(told.value)
-    assert f'got in_channels={channels}' in str(told.value)
+    assert 'Pyramid with out_indices=(1, 2, 3) returns [4, 4, 4]' in str(caught.value)
+    assert f'got in_channels={channels}' in str(caught.value)
 
 
-def test_building_leaves_the_config_as_it_was_so_that_it_builds_again(config):
+def test_building_does_not_modify_the_config(config):
     given = config()
     before = copy.deepcopy(given)
 
@@ -316,7 +316,7 @@ def test_building_leaves_the_config_as_it_was_so_that_it_builds_again(config):
     assert all(type(detector) is FocusDETR for detector in detectors)
 
 
-def test_weights_start_as_the_release_has_them(build, config):
+def test_weights_are_initialized_as_released(build, config):
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = MODELS.build(config(width=64))
     detector.init_weights()
@@ -333,9 +333,9 @@ def test_weights_start_as_the_release_has_them(build, config):
     torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.01))
 
 
-def test_runs_under_autocast_with_scores_in_float32(build, pictures):
+def test_autocast_leaves_foreground_scores_in_float32(build, images):
     detector = build().train()
-    inputs, samples = pictures(SIZES)
+    inputs, samples = images(SIZES)
     exact = encoded(detector, inputs, samples)['foreground_logits']
 
     with torch.autocast('cpu', torch.bfloat16):
@@ -344,12 +344,12 @@ def test_runs_under_autocast_with_scores_in_float32(build, pictures):
 
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, atol=0.1, rtol=0.1)
-    has_finite_gradients(detector)
+    assert_finite_gradients(detector)
 
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
-def test_the_encoder_needs_no_number_from_the_device(build, options):
-    """Tensors without values: reading one would raise, as waiting for a GPU costs."""
+def test_the_encoder_never_synchronizes_with_the_device(build, options):
+    """Meta tensors raise where a value is read, which on a GPU would wait for it."""
     detector = build(**options).to('meta').eval()
     level_sizes = ((12, 16), (6, 8), (3, 4), (2, 2))
     sizes = valid_sizes(level_sizes, (96, 128), SIZES)
@@ -372,13 +372,13 @@ def test_the_encoder_needs_no_number_from_the_device(build, options):
     assert out['memory'].shape == (2, tokens, 16)
 
 
-def test_the_nano_config_takes_a_training_step(pictures):
+def test_the_nano_config_takes_a_training_step(images):
     name = 'focus-detr_biformer-nano_1xb4-4e_digits.py'
     detector = build_model(read_config(str(CONFIGS / name)))
-    torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it as memory was
+    torch.nn.init.normal_(detector.level_embed)  # mmdet leaves it uninitialized
 
-    total(detector.train().loss(*pictures([(128, 128)] * 2, classes=10))).backward()
+    total(detector.train().loss(*images([(128, 128)] * 2, classes=10))).backward()
 
-    has_finite_gradients(detector)
-    seen = encoded(detector, *pictures([(128, 128)]))
+    assert_finite_gradients(detector)
+    seen = encoded(detector, *images([(128, 128)]))
     assert seen['selection'].kept == (135, 67)

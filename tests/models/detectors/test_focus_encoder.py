@@ -19,7 +19,7 @@ LAYER = dict(
     ffn_cfg=dict(embed_dims=8, feedforward_channels=12, ffn_drop=0.0),
 )
 CASCADE = (1.0, 0.8, 0.4)
-# Of the release, at 800x1333: mean keep ratio, foreground part, 1e9 multiply-adds.
+# Published at 800x1333: mean keep ratio, keep_ratio, GMACs.
 PUBLISHED = [
     (0.1, 1 / 6, 30.0),
     (0.2, 1 / 3, 46.7),
@@ -42,7 +42,7 @@ def encoder(**options):
 
 @pytest.fixture
 def given():
-    """Inputs of an encoder; the second picture has no second half."""
+    """Inputs of an encoder; the right half of the second image is padding."""
     ratios = torch.ones(2, 2, 2)
     ratios[1, :, 0] = 0.5
     padding = torch.zeros(2, TOKENS, dtype=torch.bool)
@@ -68,8 +68,8 @@ def selection(given, per_image=False):
     return select_tokens(scores, padding, counts, 0.6, CASCADE, per_image)
 
 
-def by_the_book(encoder, given, chosen, value_source):
-    """Gather, update and write back in every layer, picture by picture."""
+def naive_encoder(encoder, given, chosen, value_source):
+    """Gather, update and scatter in every layer, image by image."""
     tokens = given['query']
     for i, layer in enumerate(encoder.layers):
         rows = chosen.rows[:, : chosen.kept[i]]
@@ -104,7 +104,7 @@ def test_one_gather_and_one_scatter_equal_those_of_every_layer(
     chosen = selection(given, per_image)
 
     actual = module(**given, selection=chosen)
-    expected = by_the_book(module, given, chosen, value_source)
+    expected = naive_encoder(module, given, chosen, value_source)
 
     torch.testing.assert_close(actual, expected)
     leaves = [given['query'], given['query_pos'], *module.parameters()]
@@ -115,7 +115,7 @@ def test_one_gather_and_one_scatter_equal_those_of_every_layer(
     )
 
 
-def test_sources_of_values_differ(given):
+def test_input_and_current_values_differ(given):
     chosen = selection(given)
     sources = [encoder(value_source=x).eval() for x in ('input', 'current')]
     sources[1].load_state_dict(sources[0].state_dict())
@@ -142,7 +142,7 @@ def test_the_class_head_gets_no_gradient(given):
     assert all(x.grad is None for x in given['class_head'].parameters())
 
 
-def test_object_tokens_alone_attend_to_each_other():
+def test_only_object_tokens_attend_to_each_other():
     layer = random_weights(FocusEncoderLayer(3, **LAYER)).eval()
     given = dict(
         query_pos=torch.randn(1, 7, 8),
@@ -156,7 +156,7 @@ def test_object_tokens_alone_attend_to_each_other():
 
     seen = torch.autograd.functional.jacobian(lambda x: layer(x, **given)[0], query)
 
-    sees = seen.abs().amax((1, 2, 4)) > 0  # (7, 7): who depends on whom
+    sees = seen.abs().amax((1, 2, 4)) > 0  # (7, 7): output depends on input
     expected = torch.eye(7, dtype=torch.bool)
     objects = torch.tensor([1, 3, 5])
     expected[objects[:, None], objects] = True
@@ -164,7 +164,7 @@ def test_object_tokens_alone_attend_to_each_other():
 
 
 def test_ineligible_tokens_change_no_object_token(given):
-    """Two eligible tokens, five wanted: the other three fill up, and none sees them."""
+    """Of five object tokens two are eligible; the other three are masked."""
     layer = random_weights(FocusEncoderLayer(5, **LAYER)).eval()
     query, scores = torch.randn(1, 9, 8), torch.rand(1, 9)
     eligible = torch.zeros(1, 9, dtype=torch.bool)
@@ -185,13 +185,13 @@ def test_ineligible_tokens_change_no_object_token(given):
     torch.testing.assert_close(outs[0][:, :2], outs[1][:, :2])
 
 
-def test_layers_that_are_computed_again_give_the_same(given):
+def test_checkpointed_layers_have_the_same_gradients(given):
     chosen = selection(given)
-    plain, again = encoder(), encoder(num_cp=2)
-    again.load_state_dict(plain.state_dict())
+    plain, checkpointed = encoder(), encoder(num_cp=2)
+    checkpointed.load_state_dict(plain.state_dict())
 
     grads = []
-    for module in (plain, again):
+    for module in (plain, checkpointed):
         out = module.train()(**given, selection=chosen)
         grads.append(torch.autograd.grad(out.square().sum(), [*module.parameters()]))
 
@@ -210,8 +210,8 @@ def test_the_encoder_compiles_into_one_graph(given):
 
 
 @pytest.mark.parametrize(('keep', 'ratio', 'published'), PUBLISHED)
-def test_multiply_adds_are_the_published_ones(keep, ratio, published):
-    """Of the encoder and all that chooses its tokens, on a picture of 800x1333."""
+def test_macs_equal_the_published_ones(keep, ratio, published):
+    """Count the encoder and the token selection on an image of 800x1333."""
     sizes = ((100, 167), (50, 84), (25, 42), (13, 21))
     tokens = sum(height * width for height, width in sizes)
     cfg = dict(

@@ -18,11 +18,11 @@ BOXES = [torch.tensor([[3.0, 3.0, 60.0, 40.0], [0.0, 0.0, 70.0, 64.0]])]
         ('size', ((0, 128), (64, 192), (128, 384), (256, math.inf))),
     ],
 )
-def test_ranges_of_the_levels_follow_from_the_strides(assign, expected):
+def test_default_size_ranges_follow_from_the_strides(assign, expected):
     assert ForegroundLoss(assign=assign).size_ranges == expected
 
 
-def test_a_box_of_the_paper_is_foreground_on_two_levels():
+def test_a_box_assigned_by_size_is_foreground_on_two_levels():
     boxes = [torch.tensor([[0.0, 0.0, 160.0, 64.0]])]  # half its side is 80
 
     targets = ForegroundLoss(assign='size').targets(boxes, SIZES)
@@ -32,7 +32,7 @@ def test_a_box_of_the_paper_is_foreground_on_two_levels():
 
 
 @pytest.mark.parametrize('norm', ['image', 'batch'])
-def test_the_sum_of_all_tokens_is_divided_by_the_foreground(norm):
+def test_the_loss_is_normalized_by_the_number_of_foreground_tokens(norm):
     loss = ForegroundLoss(norm=norm)
     logits = torch.randn(3, TOKENS)
     boxes = [*BOXES, torch.zeros(0, 4), BOXES[0][:1]]
@@ -68,6 +68,6 @@ def test_a_batch_without_boxes_has_a_finite_loss(norm):
         (dict(size_ranges=[(0, 64)]), r'for each of the strides \(8, 16, 32, 64\)'),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_invalid_arguments_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         ForegroundLoss(**arguments)

@@ -8,22 +8,22 @@ TOKENS = 48 + 12 + 4
 
 
 def score(selector, x):
-    """The scorer on one level, (B, n, C)."""
+    """Score one level, (B, n, C)."""
     x = selector.layer1(x)
     half = x.shape[-1] // 2
     mean = x[..., half:].mean(1, keepdim=True).expand(-1, x.shape[1], -1)
     return selector.layer2(torch.cat([x[..., :half], mean], -1))[..., 0]
 
 
-def randomised(**options):
+def random_selector(**options):
     selector = ForegroundTokenSelector(8, 3, **options)
     for parameter in selector.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return selector
 
 
-def test_coarse_levels_scale_finer_ones_from_the_top():
-    selector, x = randomised(), torch.randn(2, TOKENS, 8)
+def test_coarse_levels_scale_the_tokens_of_finer_ones():
+    selector, x = random_selector(), torch.randn(2, TOKENS, 8)
     fine, middle, coarse = x.split([48, 12, 4], dim=1)
 
     top = score(selector, coarse)
@@ -39,8 +39,8 @@ def test_coarse_levels_scale_finer_ones_from_the_top():
     torch.testing.assert_close(selector(x, SIZES), torch.cat([third, second, top], 1))
 
 
-def test_pooling_of_valid_cells_does_not_see_the_others():
-    selector, x = randomised(global_pool='valid'), torch.randn(2, TOKENS, 8)
+def test_valid_pooling_ignores_invalid_cells():
+    selector, x = random_selector(global_pool='valid'), torch.randn(2, TOKENS, 8)
     selector.alpha.data.zero_()
     ignored = torch.rand(2, TOKENS) < 0.4
     others = torch.where(ignored[..., None], torch.randn(2, TOKENS, 8), x)
@@ -50,8 +50,8 @@ def test_pooling_of_valid_cells_does_not_see_the_others():
     torch.testing.assert_close(logits[0][~ignored], logits[1][~ignored])
 
 
-def test_pooling_of_all_cells_sees_them():
-    selector, x = randomised(), torch.randn(2, TOKENS, 8)
+def test_pooling_of_all_cells_includes_invalid_ones():
+    selector, x = random_selector(), torch.randn(2, TOKENS, 8)
     ignored = torch.rand(2, TOKENS) < 0.4
     others = torch.where(ignored[..., None], torch.randn(2, TOKENS, 8), x)
 
@@ -60,14 +60,14 @@ def test_pooling_of_all_cells_sees_them():
     assert (logits[0] - logits[1])[~ignored].abs().max() > 1e-3
 
 
-def test_a_level_without_valid_cells_gives_numbers():
-    selector = randomised(global_pool='valid')
+def test_a_level_without_valid_cells_has_finite_logits():
+    selector = random_selector(global_pool='valid')
     ignored = torch.ones(1, TOKENS, dtype=torch.bool)
 
     assert selector(torch.randn(1, TOKENS, 8), SIZES, ignored).isfinite().all()
 
 
-def test_one_level_needs_no_guide():
+def test_a_single_level_needs_no_guide():
     selector = ForegroundTokenSelector(8, 1)
 
     assert selector.alpha.shape == (0,)

@@ -1,4 +1,4 @@
-"""Attention maps of the layers, compared with the output of the layers."""
+"""Attention maps of the layers, against what the layers compute."""
 
 import pytest
 import torch
@@ -18,24 +18,24 @@ from mmsparse.models.layers.common import channels_first, channels_last
 from mmsparse.ops.regions import pad_to_multiple, partition_regions
 from mmsparse.ops.routing import pool_keys
 
-WIDTH = 8
+CHANNELS = 8
 
 
 def routed(**options):
     return BiLevelRoutingAttention(
-        WIDTH, 2, topk=3, regions_per_side=3, lepe_kernel=0, **options
+        CHANNELS, 2, topk=3, regions_per_side=3, lepe_kernel=0, **options
     )
 
 
 def routed_values(layer, x):
-    routing = layer.regions(x)
-    v = pad_to_multiple(layer.project(x)[2], routing.region)
-    v = pool_keys(v, routing.grid, layer.kv_pool)
+    """Padded and pooled values, region by region."""
+    routing, v = layer.regions(x), layer.project(x)[2]
+    v = pool_keys(pad_to_multiple(v, routing.region), routing.grid, layer.kv_pool)
     return partition_regions(v, routing.grid).flatten(1, 2)
 
 
 def deformable(**options):
-    return DeformableAttention2d(WIDTH, 4, 2, map_size=6, **options)
+    return DeformableAttention2d(CHANNELS, 4, 2, map_size=6, **options)
 
 
 def deformable_values(layer, x):
@@ -58,7 +58,7 @@ def projected_values(layer, x):
 
 
 def without_lepe(layer):
-    """Set the local enhancement, which is added after attention, to zero."""
+    """Add nothing to the attention."""
     nn.init.zeros_(layer.lepe.weight)
     nn.init.zeros_(layer.lepe.bias)
     return layer
@@ -67,8 +67,8 @@ def without_lepe(layer):
 LAYERS = {
     'routed': (lambda: routed(), routed_values, 'proj'),
     'routed, tokens': (lambda: routed(padding='tokens'), routed_values, 'proj'),
-    'routed, mean': (lambda: routed(kv_pool=('avg', 2)), routed_values, 'proj'),
-    'routed, maxima': (
+    'routed, avg': (lambda: routed(kv_pool=('avg', 2)), routed_values, 'proj'),
+    'routed, adaptive max': (
         lambda: routed(kv_pool=('adaptive_max', 2)),
         routed_values,
         'proj',
@@ -84,67 +84,66 @@ LAYERS = {
         deformable_values,
         'proj',
     ),
-    'deformable, network': (
+    'deformable, log_cpb': (
         lambda: deformable(bias='log_cpb'),
         deformable_values,
         'proj',
     ),
-    'deformable, means': (
+    'deformable, no offsets': (
         lambda: deformable(use_offsets=False, formulation='v2022'),
         deformable_values,
         'proj',
     ),
-    'full': (lambda: FullAttention2d(WIDTH, 2, lepe_kernel=0), full_values, 'proj'),
-    'shunted': (lambda: ShuntedSelfAttention(WIDTH, 4, 4), shunted_values, 'proj'),
+    'full': (lambda: FullAttention2d(CHANNELS, 2, lepe_kernel=0), full_values, 'proj'),
+    'shunted': (lambda: ShuntedSelfAttention(CHANNELS, 4, 4), shunted_values, 'proj'),
     'shunted, full': (
-        lambda: without_lepe(ShuntedSelfAttention(WIDTH, 4, 1)),
+        lambda: without_lepe(ShuntedSelfAttention(CHANNELS, 4, 1)),
         shunted_values,
         'proj',
     ),
-    'neighbors': (
-        lambda: NeighborhoodAttention2d(WIDTH, 2, 5),
+    'neighborhood': (
+        lambda: NeighborhoodAttention2d(CHANNELS, 2, 5),
         projected_values,
         'proj',
     ),
-    'windows': (lambda: WindowAttention2d(WIDTH, 2, 4), projected_values, 'proj'),
-    'shifted': (
-        lambda: WindowAttention2d(WIDTH, 2, 4, shift=2),
+    'windows': (lambda: WindowAttention2d(CHANNELS, 2, 4), projected_values, 'proj'),
+    'shifted windows': (
+        lambda: WindowAttention2d(CHANNELS, 2, 4, shift=2),
         projected_values,
         'proj',
     ),
 }
 
 
-def attended(maps, values):
-    """Weight values by attention maps, and concatenate the heads, (B, n, C)."""
+def attend(attention_maps, values):
+    """Sum the values of the attention maps by their weights, to (B, n, C)."""
     if not isinstance(values, list):
-        heads = [attention.weights.shape[1] for attention in maps]
-        width = values.shape[-1] // sum(heads)
-        values = values.split([width * count for count in heads], dim=-1)
+        heads = [x.weights.shape[1] for x in attention_maps]
+        channels = values.shape[-1] // sum(heads)
+        values = values.split([channels * count for count in heads], dim=-1)
     outs = []
-    for attention, tokens in zip(maps, values, strict=True):
-        assert attention.index.max() < attention.keys.shape[1]
-        own = torch.stack([v[i] for v, i in zip(tokens, attention.index, strict=True)])
-        own = own.unflatten(-1, (attention.weights.shape[1], -1))  # (B, n, M, heads, D)
-        out = torch.einsum('bhnm,bnmhd->bnhd', attention.weights, own)
-        outs.append(out.flatten(2))
+    for attention, v in zip(attention_maps, values, strict=True):
+        assert attention.index.max() < attention.keys.shape[1] == v.shape[1]
+        own = torch.stack([x[i] for x, i in zip(v, attention.index, strict=True)])
+        own = own.unflatten(-1, (attention.weights.shape[1], -1))  # by head
+        outs.append(torch.einsum('bhnm,bnmhd->bnhd', attention.weights, own).flatten(2))
     return torch.cat(outs, dim=-1)
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
 @pytest.mark.parametrize('name', LAYERS)
-def test_attention_maps_give_the_output_of_the_layer(name, size):
+def test_attention_maps_are_what_the_layer_computes(name, size):
     build, values_of, proj = LAYERS[name]
     layer = build().double().eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     if name == 'shunted, full':
         without_lepe(layer)
-    x = torch.randn(2, WIDTH, *size, dtype=torch.double)
+    x = torch.randn(2, CHANNELS, *size, dtype=torch.double)
     queries = torch.arange(size[0] * size[1])[1::3]
 
     with torch.no_grad():
-        out = attended(layer.attention_maps(x, queries), values_of(layer, x))
+        out = attend(layer.attention_maps(x, queries), values_of(layer, x))
         expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
         actual = getattr(layer, proj)(out)
 
@@ -154,52 +153,54 @@ def test_attention_maps_give_the_output_of_the_layer(name, size):
 @pytest.mark.parametrize('name', LAYERS)
 def test_weights_of_a_query_sum_to_one(name):
     layer = LAYERS[name][0]().eval()
-    x = torch.randn(1, WIDTH, 8, 12)
+    x = torch.randn(1, CHANNELS, 8, 12)
 
     for attention in layer.attention_maps(x, torch.tensor([0, 17, 95])):
         total = attention.weights.sum(-1)
         torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_key_centers_are_the_means_of_the_coordinates_of_their_tokens():
-    """A feature map of coordinates, averaged by a layer whose values are its input."""
+def test_keys_are_at_the_centers_of_their_values():
+    """A layer whose values are its input averages a feature map of coordinates."""
     layer = routed(kv_pool=('avg', 2))
+    layer.split = (CHANNELS, CHANNELS, CHANNELS)
     rows, columns = torch.meshgrid(
         torch.arange(12) + 0.5, torch.arange(18) + 0.5, indexing='ij'
     )
-    x = torch.stack([rows, columns, *[rows * 0] * (WIDTH - 2)])[None]
+    x = torch.stack([rows, columns, *[rows * 0] * (CHANNELS - 2)])[None]
     nn.init.zeros_(layer.qkv.weight)
     nn.init.zeros_(layer.qkv.bias)
     with torch.no_grad():
-        layer.qkv.weight[2 * WIDTH :].copy_(torch.eye(WIDTH))
+        layer.qkv.weight[2 * CHANNELS :].copy_(torch.eye(CHANNELS))
 
     (attention,) = layer.attention_maps(x, torch.tensor([0]))
 
-    torch.testing.assert_close(attention.keys, routed_values(layer, x)[..., :2])
+    centers = routed_values(layer, x)[..., :2]
+    torch.testing.assert_close(attention.keys, centers)
     assert attention.extent == (2, 2)
 
 
-def test_centers_of_sampled_keys_are_their_sampling_locations():
+def test_sampled_keys_are_at_their_sampling_locations():
     layer = deformable(offset_range=-1)
     size = (9, 13)
     rows, columns = torch.meshgrid(
         torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing='ij'
     )
     nn.init.normal_(layer.conv_offset[-1].weight, std=0.2)
-    x = torch.randn(1, WIDTH, *size)
+    x = torch.randn(1, CHANNELS, *size)
 
-    maps = layer.attention_maps(x, torch.tensor([0]))
+    attention_maps = layer.attention_maps(x, torch.tensor([0]))
 
     coordinates = torch.stack([rows, columns] * 4)[None]  # every group has both
     sampled = layer.sample(coordinates, layer.sampling_locations(x))
-    for i, attention in enumerate(maps):
+    for i, attention in enumerate(attention_maps):
         expected = sampled[0, 4 * i : 4 * i + 2].flatten(1).T
         torch.testing.assert_close(attention.keys[0], expected)
 
 
-def test_regions_are_those_of_the_attention_map():
+def test_regions_are_those_that_attention_runs_in():
     layer = routed(padding='tokens')
-    x = torch.randn(2, WIDTH, 10, 7)
+    x = torch.randn(2, CHANNELS, 10, 7)
 
     routing = layer.regions(x)
 
@@ -207,15 +208,17 @@ def test_regions_are_those_of_the_attention_map():
     assert routing.grid == (4, 4)
     assert routing.routes.shape == routing.scores.shape == (2, 16, 3)
     assert (routing.scores.diff(dim=-1) <= 0).all()
-    query = torch.tensor([7 * 3 + 2])  # row 3, column 2: region 5
-    (attention,) = layer.attention_maps(x, query)
-    regions = attention.index[:, 0].view(2, 3, 6) // 6
-    assert (regions == routing.routes[:, 5, :, None]).all()
+    (attention,) = layer.attention_maps(
+        x, torch.tensor([7 * 3 + 2])
+    )  # row 3, column 2: region 5
+    assert (
+        attention.index[:, 0].view(2, 3, 6) // 6 == routing.routes[:, 5, :, None]
+    ).all()
 
 
 def test_coarse_and_fine_keys_tile_the_feature_map():
-    coarse, fine = ShuntedSelfAttention(WIDTH, 4, 4).attention_maps(
-        torch.randn(1, WIDTH, 8, 9), torch.tensor([0])
+    coarse, fine = ShuntedSelfAttention(CHANNELS, 4, 4).attention_maps(
+        torch.randn(1, CHANNELS, 8, 9), torch.tensor([0])
     )
 
     assert (coarse.name, coarse.extent) == ('coarse', (4, 4))
@@ -225,24 +228,28 @@ def test_coarse_and_fine_keys_tile_the_feature_map():
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
-def test_sampling_locations_of_queries_give_the_output_of_the_layer(size):
-    layer = MultiScaleDeformableAttention2d(WIDTH, 2, num_points=3).eval()
+def test_sampling_locations_of_every_query_are_those_of_the_layer(size):
+    layer = MultiScaleDeformableAttention2d(CHANNELS, 2, num_points=3).eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, WIDTH, *size)
+    x = torch.randn(2, CHANNELS, *size)
     queries = torch.arange(size[0] * size[1])[1::3]
     values = layer.value_proj(channels_last(x))
 
     heads = []
-    maps = layer.attention_maps(x, queries)
-    for attention, value in zip(maps, values.chunk(2, -1), strict=True):
-        points = 2 * attention.locations() / torch.tensor(size) - 1  # (B, n, points, 2)
+    for attention, value in zip(
+        layer.attention_maps(x, queries), values.chunk(2, -1), strict=True
+    ):
+        locations = (
+            2 * attention.locations() / torch.tensor(size) - 1
+        )  # (B, n, points, 2)
         sampled = grid_sample(
-            channels_first(value), points.flip(-1), align_corners=False
+            channels_first(value), locations.flip(-1), align_corners=False
         )
         heads.append((attention.weights * sampled).sum(-1).mT)
-        total = attention.weights.sum(-1)
-        torch.testing.assert_close(total, torch.ones(2, 1, len(queries)))
+        torch.testing.assert_close(
+            attention.weights.sum(-1), torch.ones(2, 1, len(queries))
+        )
 
     actual = layer.output_proj(torch.cat(heads, dim=-1))
     expected = channels_last(layer(x)).flatten(1, 2)[:, queries]

@@ -7,7 +7,7 @@ from mmdet.models import ResNet
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
-from mmsparse.models.layers import DetailMlp2d
+from mmsparse.models.layers.mlp import Mlp2d
 from mmsparse.ops import _chunking, reference_only
 
 LAYERS = {
@@ -16,7 +16,7 @@ LAYERS = {
     'sr 2': lambda: ShuntedSelfAttention(8, num_heads=8, sr_ratio=2),
     'sr 1': lambda: ShuntedSelfAttention(8, num_heads=1, sr_ratio=1),
     'sr 2, no bias': lambda: ShuntedSelfAttention(8, 2, sr_ratio=2, qkv_bias=False),
-    'MLP': lambda: DetailMlp2d(8, 12),
+    'MLP': lambda: Mlp2d(8, 12, kernel_size=3, residual=True),
 }
 
 
@@ -48,7 +48,7 @@ def value_and_gradients(run, layer, x):
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('size', [(8, 8), (33, 35)], ids=str)
 def test_fast_backends_equal_the_reference(layer, size, batch, monkeypatch):
-    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 12 * 33 * 35)  # an image a chunk
+    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 12 * 33 * 35)  # one image
     x = torch.rand(batch, 8, *size)
 
     fast = value_and_gradients(layer, layer, x)
@@ -69,7 +69,7 @@ def test_composes_with_activation_checkpointing(layer):
     )
 
 
-def test_compiles_without_graph_breaks(layer):
+def test_compiles_into_one_graph(layer):
     torch._dynamo.reset()
     x = torch.rand(2, 8, 33, 35)
 
@@ -91,7 +91,7 @@ def test_runs_under_autocast_with_gradients(layer):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_the_output_does_not_depend_on_the_other_images_of_the_batch(layer):
+def test_other_images_of_the_batch_do_not_matter(layer):
     x = torch.rand(3, 8, 8, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -105,7 +105,7 @@ def test_memory_format_does_not_matter(layer):
     )
 
 
-def test_bfloat16_is_close_to_float32(layer):
+def test_bfloat16_stays_near_float32(layer):
     x = torch.rand(2, 8, 9, 15)
     exact = layer(x)
 
@@ -114,8 +114,8 @@ def test_bfloat16_is_close_to_float32(layer):
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-def loop_oracle(layer, x):
-    """The equations of the paper in the released weights' layout, for one image."""
+def oracle(layer, x):
+    """The equations of the paper, for one image."""
     C, H, W = x.shape
     width, heads = C // layer.num_heads, layer.num_heads // 2
     q = torch.einsum('oc,chw->ohw', layer.q.weight, x) + layer.q.bias[:, None, None]
@@ -138,7 +138,7 @@ def loop_oracle(layer, x):
         v = v + F.conv2d(v[None], kernel, group.lepe.bias, padding=1, groups=C // 2)[0]
         half = q.chunk(2)[g]
         logits = torch.einsum(
-            'hdxy,hdij->hxyij', *(m.unflatten(0, (heads, width)) for m in (half, k))
+            'hdxy,hdij->hxyij', *(x.unflatten(0, (heads, width)) for x in (half, k))
         )
         weights = (logits / math.sqrt(width)).flatten(3).softmax(-1)
         values = v.unflatten(0, (heads, width)).flatten(2)
@@ -158,11 +158,11 @@ def test_equals_the_equations_of_the_paper(name, size):
 
     out = layer(x)
 
-    expected = torch.stack([loop_oracle(layer, one) for one in x])
+    expected = torch.stack([oracle(layer, one) for one in x])
     torch.testing.assert_close(out, expected)
 
 
-def test_without_reduction_lepe_is_added_to_full_attention():
+def test_without_reduction_it_is_full_attention_plus_lepe():
     layer, x = LAYERS['sr 1'](), torch.rand(2, 8, 5, 7)
     q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
     k, v = layer.kv(x.permute(0, 2, 3, 1)).chunk(2, -1)
@@ -173,7 +173,7 @@ def test_without_reduction_lepe_is_added_to_full_attention():
 
 
 @pytest.mark.parametrize('name', ['sr 8', 'sr 4'])
-def test_rows_and_columns_beyond_whole_patches_are_left_out(name):
+def test_rows_and_columns_that_fill_no_patch_are_no_keys(name):
     layer, x = LAYERS[name](), torch.rand(1, 8, 17, 17)
     other = x.clone()
     other[..., 16] = 9.0
@@ -181,16 +181,18 @@ def test_rows_and_columns_beyond_whole_patches_are_left_out(name):
     torch.testing.assert_close(layer(other)[..., :16], layer(x)[..., :16])
 
 
-def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
-    layer, x = DetailMlp2d(8, 12), torch.rand(2, 8, 5, 7)
+def test_the_mlp_activates_the_sum_of_hidden_features_and_their_convolution():
+    layer, x = Mlp2d(8, 12, kernel_size=3, residual=True), torch.rand(2, 8, 5, 7)
     hidden = F.conv2d(x, layer.fc1.weight[..., None, None], layer.fc1.bias)
-    detail = F.conv2d(hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12)
-    out = F.conv2d(F.gelu(hidden + detail), layer.fc2.weight[..., None, None])
+    convolved = F.conv2d(
+        hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12
+    )
+    out = F.conv2d(F.gelu(hidden + convolved), layer.fc2.weight[..., None, None])
 
     torch.testing.assert_close(layer(x), out + layer.fc2.bias[:, None, None])
 
 
-def test_works_as_a_plugin_of_mmdets_resnet():
+def test_is_a_plugin_of_mmdets_resnet():
     plugin = dict(
         cfg=dict(type='mmsparse.ShuntedSelfAttention'),
         stages=(False, False, True, True),
@@ -214,11 +216,13 @@ def test_works_as_a_plugin_of_mmdets_resnet():
         (dict(sr_ratio=0), r'sr_ratio must be one of \(1, 2, 4, 8\); got 0'),
     ],
 )
-def test_arguments_that_do_not_fit_raise(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ShuntedSelfAttention(8, **arguments)
 
 
-def test_a_feature_map_smaller_than_the_reduction_raises():
-    with pytest.raises(ValueError, match='at least sr_ratio=4; got 9x3'):
+def test_a_feature_map_smaller_than_the_reduction_is_rejected():
+    with pytest.raises(
+        ValueError, match='height and width of at least sr_ratio=4; got 9x3'
+    ):
         LAYERS['sr 4']()(torch.rand(1, 8, 9, 3))

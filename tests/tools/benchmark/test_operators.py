@@ -7,7 +7,7 @@ from benchmark.operators import Pattern
     ('device', 'expected'),
     [('cpu', ['reference', 'auto']), ('cuda', ['reference', 'auto', 'triton'])],
 )
-def test_kernels_for_gpus_are_compared_there_alone(device, expected):
-    pattern = Pattern(lambda backend: None, (), 1, for_gpus=('triton',))
+def test_gpu_backends_are_compared_on_gpus_only(device, expected):
+    pattern = Pattern(lambda backend: None, (), 1, gpu_backends=('triton',))
 
     assert list(pattern.backends(torch.device(device)).values()) == expected

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from benchmark import Measurement
-from benchmark.report import as_json, environment, plot, table
+from benchmark.report import as_json, environment, figures, plot, record, table
 from PIL import Image
 
 MEASURED = [
@@ -12,7 +12,7 @@ MEASURED = [
 ]
 
 
-def test_the_table_has_medians_and_quotients_with_the_first():
+def test_the_table_has_medians_and_ratios_to_the_first_row():
     header, *rows = table(MEASURED).splitlines()
 
     assert header.split() == ['encoder', 'whole', 'peak', 'memory']
@@ -43,7 +43,7 @@ def test_the_table_has_medians_and_quotients_with_the_first():
     assert len({len(line) for line in rows}) == 1
 
 
-def test_the_data_have_all_rounds():
+def test_json_has_all_rounds():
     first, second = json.loads(json.dumps(as_json(MEASURED)))
 
     assert first['ratio'] == {'encoder': 1, 'whole': 1}
@@ -54,17 +54,18 @@ def test_the_data_have_all_rounds():
         ratio={'encoder': 0.25, 'whole': 0.5},
         peak_bytes=2**29,
         peak_ratio=0.5,
+        macs=None,
     )
 
 
-def test_a_first_that_allocates_nothing_gives_no_quotient_of_memory():
+def test_a_baseline_without_allocations_has_no_memory_ratio():
     nothing = Measurement('none', {'whole': [1.0]}, 0)
 
     assert table([nothing]).splitlines()[1].split()[-1] == 'nan'
 
 
 @pytest.mark.parametrize('rows', [1, 2])
-def test_the_plot_is_a_picture_with_a_row_for_each_result(rows, tmp_path):
+def test_the_plot_has_a_row_for_each_result(rows, tmp_path):
     path = tmp_path / 'plot.png'
 
     plot({f'size {i}': MEASURED for i in range(rows)}, path, 'machine')
@@ -75,9 +76,29 @@ def test_the_plot_is_a_picture_with_a_row_for_each_result(rows, tmp_path):
     assert len(Image.open(path).convert('RGB').getcolors(2**24)) > 2
 
 
-def test_the_environment_tells_machine_and_versions():
+def test_the_environment_has_machine_and_versions():
     found = environment(torch.device('cpu'))
 
     assert found['device']
     assert found['threads'] == torch.get_num_threads()
     assert found['versions']['torch'] == torch.__version__.partition('+')[0]
+
+
+def test_a_record_has_the_fields_of_docs_measurements():
+    fields = record(torch.device('cpu'))
+
+    assert list(fields) == ['machine', 'versions', 'command', 'commit', 'date']
+    assert all(isinstance(value, str) and value for value in fields.values())
+
+
+def test_figures_are_text_with_ratios_to_the_first_row():
+    assert figures({'64x64': MEASURED})['Focus'] == {
+        'encoder': '900 ms',
+        'encoder-ratio': '0.25',
+        'whole': '3.30 s',
+        'whole-ratio': '0.50',
+        'peak memory': '512 MiB',
+        'peak memory-ratio': '0.50',
+    }
+    two = figures({'64x64': MEASURED, '32x32': MEASURED})
+    assert [*two][::3] == ['64x64: DINO', '32x32: Focus']

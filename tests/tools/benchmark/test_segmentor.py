@@ -10,7 +10,8 @@ from benchmark.segmentor import (
     training_candidates,
 )
 
-from mmsparse.apis.model import UsageError, read_config
+from mmsparse.apis import read_config
+from mmsparse.errors import UsageError
 
 CONFIG = (
     Path(__file__).parents[3]
@@ -24,7 +25,7 @@ def cfg():
     return read_config(str(CONFIG))
 
 
-def test_recomputing_blocks_takes_less_memory(cfg):
+def test_checkpointing_takes_less_memory(cfg):
     before = copy.deepcopy(cfg._cfg_dict)
 
     plain, with_cp = measure(training_candidates(cfg, (64, 96), 2, CPU), 1, CPU)
@@ -35,7 +36,7 @@ def test_recomputing_blocks_takes_less_memory(cfg):
     assert plain.median_seconds(TIME) > 0
 
 
-def test_a_whole_picture_is_predicted_whatever_the_config_does(cfg):
+def test_the_whole_image_is_predicted_whatever_the_config_says(cfg):
     cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(1, 1))
 
     (predicted,) = measure([prediction_candidate(cfg, (64, 96), CPU)], 1, CPU)
@@ -44,7 +45,7 @@ def test_a_whole_picture_is_predicted_whatever_the_config_does(cfg):
     assert predicted.peak_bytes > 64 * 96 * 4
 
 
-def test_a_backbone_that_cannot_recompute_is_told(cfg):
+def test_a_backbone_without_with_cp_raises_an_error(cfg):
     cfg.model.backbone = dict(type='FastSCNN')
 
     with pytest.raises(UsageError, match='one that has with_cp; got FastSCNN'):

@@ -10,7 +10,7 @@ MIB = 2**20
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that advances when it is told."""
+    """A clock that tests advance."""
 
     class Clock:
         now = 0.0
@@ -21,7 +21,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def test_parts_of_a_run_may_lie_in_each_other_and_come_again(clock):
+def test_parts_of_a_run_may_be_nested_and_repeated(clock):
     watch = Stopwatch(CPU)
 
     with watch.time('whole'):
@@ -34,7 +34,7 @@ def test_parts_of_a_run_may_lie_in_each_other_and_come_again(clock):
 
 
 def taking(name, clock, seconds, calls):
-    """A candidate whose runs take given seconds, the first of them to warm up."""
+    """A candidate whose runs take given seconds; the first is the warm-up."""
     remaining = iter(seconds)
 
     def run(watch):
@@ -45,25 +45,25 @@ def taking(name, clock, seconds, calls):
     return Candidate(name, run)
 
 
-def test_candidates_run_in_turns_after_a_warm_up_that_is_not_timed(clock):
-    calls, told = [], []
+def test_candidates_run_in_turns_after_an_untimed_warm_up(clock):
+    calls, lines = [], []
     candidates = [
         taking('a', clock, [99, 2, 4, 6], calls),
         taking('b', clock, [99, 1, 1, 3], calls),
     ]
 
-    first, second = measure(candidates, 3, CPU, told.append)
+    first, second = measure(candidates, 3, CPU, lines.append)
 
     assert calls == ['a', 'b', 'a', 'b', 'b', 'a', 'a', 'b']
     assert first.seconds == {'whole': [2, 4, 6]}
     assert second.seconds == {'whole': [1, 1, 3]}
     assert first.median_seconds('whole') == 4
-    assert told[:3] == [
+    assert lines[:3] == [
         'warm-up and memory: a',
         'warm-up and memory: b',
         'round 1 of 3: a',
     ]
-    assert len(told) == len(calls)
+    assert len(lines) == len(calls)
 
 
 def test_candidates_are_compared_within_their_rounds():
@@ -75,7 +75,7 @@ def test_candidates_are_compared_within_their_rounds():
     assert one.ratio('whole', one) == 1
 
 
-def test_no_repeats_are_refused():
+def test_no_repeats_raise_an_error():
     with pytest.raises(ValueError, match='repeats must be at least 1; got 0'):
         measure([], 0, CPU)
 
@@ -89,7 +89,7 @@ def allocate():
     return third
 
 
-def test_peak_memory_is_what_is_in_use_at_once():
+def test_peak_memory_is_the_most_in_use_at_once():
     assert peak_bytes(allocate, CPU) == 7 * MIB
 
 

@@ -15,7 +15,7 @@ ROUTED_KEYS = LOCAL_KEYS + (
 FULL_KEYS = 'attn.qkv.weight attn.proj.weight attn.proj.bias '
 FC2 = 'mlp.3.weight mlp.3.bias '
 
-# Official class, arguments and, by specs of its code, the keys of its weights.
+# Official class, arguments and, from its specification, the keys of its weights.
 BLOCKS = {
     'all options': (
         'models.biformer.Block',
@@ -101,7 +101,7 @@ def test_blocks_have_the_weights_of_the_official_ones(official_class, arguments,
     assert block(torch.rand(1, 16, 6, 8)).shape == (1, 16, 6, 8)
 
 
-def test_models_pass_every_option_on_to_their_blocks():
+def test_models_pass_every_option_to_their_blocks():
     model = build(
         'models.biformer.BiFormer',
         dict(
@@ -126,7 +126,7 @@ def test_models_pass_every_option_on_to_their_blocks():
     assert first.attn.lepe.kernel_size == (3, 3)
     assert first.attn.num_heads == 1
     assert (last.attn.num_heads, last.attn.lepe) == (8, None)
-    assert first.mlp.local is not None
+    assert first.mlp.dwconv is not None
     assert first.post_norm
     assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
@@ -136,7 +136,7 @@ def test_models_pass_every_option_on_to_their_blocks():
     [({}, 'layer3'), ({'norm_layer': 'nn.BatchNorm2d'}, 'batch3')],
     ids=['default', 'batch'],
 )
-def test_stl_has_the_norm_that_its_arguments_say(norm_layer, expected):
+def test_norm_layer_chooses_the_norms_of_stl(norm_layer, expected):
     model = build(
         'models.biformer_stl.BiFormerSTL',
         dict(MODEL, n_wins=[4, 2, 2, 1], **norm_layer),
@@ -172,6 +172,8 @@ def test_stl_has_the_norm_that_its_arguments_say(norm_layer, expected):
         ),
     ],
 )
-def test_what_has_no_counterpart_is_told(official_class, arguments, message):
+def test_arguments_without_a_counterpart_raise_an_error(
+    official_class, arguments, message
+):
     with pytest.raises(UnsupportedCaseError, match=message):
         build(official_class, arguments)

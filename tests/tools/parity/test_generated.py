@@ -17,7 +17,7 @@ DRAWN = [  # key, shape, and its first value from the first draw of the key's ge
 
 
 @pytest.mark.parametrize(('key', 'shape', 'first'), DRAWN, ids=lambda part: str(part))
-def test_weights_are_drawn_by_their_key(key, shape, first):
+def test_weights_are_seeded_by_their_key(key, shape, first):
     (weight,) = generate_state({key: torch.Size(shape)}, salt='sh0').values()
 
     assert weight.shape == shape
@@ -43,7 +43,7 @@ def test_the_salt_changes_every_weight():
     assert not any(torch.equal(one[key], other[key]) for key in shapes)
 
 
-def test_batchnorm_has_seen_no_batch():
+def test_batchnorm_counts_no_batch():
     state = generate_state({'bn.num_batches_tracked': torch.Size([])}, salt='sh0')
 
     assert state['bn.num_batches_tracked'].item() == 0

@@ -12,7 +12,7 @@ FOLDERS = [folder for folder in (SHIPPED, ALL) if folder.is_dir()]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The files were made with one; the official code itself moves with more."""
+    """Use one thread, as for the files; with more even the official code differs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def case():
 
 
 @pytest.mark.parametrize('path', find_cases(FOLDERS), ids=lambda path: path.stem)
-def test_equals_the_official_code(path):
+def test_outputs_equal_those_of_the_official_code(path):
     case = Case.read(path)
 
     verdict = check_case(case)
@@ -48,7 +48,7 @@ def test_a_wrong_gradient_fails(case):
     assert (verdict.status, verdict.detail) == ('failed', 'grad.proj.bias')
 
 
-def test_a_left_over_weight_fails(case):
+def test_an_unexpected_weight_fails(case):
     case.tensors['state.extra.weight'] = torch.zeros(1)
 
     verdict = check_case(case)
@@ -76,7 +76,7 @@ def test_arguments_without_a_counterpart_are_unsupported(case):
     ],
     ids=lambda arguments: '-'.join(arguments),
 )
-def test_arguments_of_another_function_fail(case, arguments):
+def test_other_arguments_give_other_outputs(case, arguments):
     case.info['constructor'].update(arguments)
 
     verdict = check_case(case)
@@ -100,11 +100,15 @@ def test_unknown_arguments_are_unsupported(case):
         ([1.0, 2.0], [1.0, 2.0], 0.0),
         ([1.0, 2.2], [1.0, 2.0], 0.5),
         ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
+        ([float('inf'), 2.0], [float('inf'), 2.0], 0.0),
+        ([float('inf'), 2.0], [1.0, 2.0], float('inf')),
         ([1.0], [1.0, 2.0], float('inf')),
         ([], [], 0.0),
     ],
 )
-def test_error_is_the_largest_difference_over_its_tolerance(actual, expected, error):
+def test_the_error_is_the_largest_difference_relative_to_its_tolerance(
+    actual, expected, error
+):
     comparison = Comparison(
         'x', torch.tensor(actual), torch.tensor(expected), atol=0.2, rtol=0.1
     )
@@ -112,13 +116,13 @@ def test_error_is_the_largest_difference_over_its_tolerance(actual, expected, er
     assert comparison.error() == pytest.approx(error)
 
 
-def test_indices_may_come_in_any_order():
+def test_sets_of_indices_may_have_any_order():
     a, b = torch.tensor([[3, 1, 2]]), torch.tensor([[1, 2, 3]])
 
     assert Comparison('routes', a, b, as_sets=True).error() == 0
     assert Comparison('routes', a, b + 1, as_sets=True).error() == float('inf')
 
 
-def test_a_folder_without_cases_is_told(tmp_path):
+def test_a_folder_without_cases_raises_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match='no case'):
         find_cases([tmp_path])

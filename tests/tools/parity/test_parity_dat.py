@@ -1,4 +1,4 @@
-"""Arguments of the official classes for which no case is stored."""
+"""Arguments of the official classes without a stored case."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ MODELS = {
         use_conv_patches=True, use_dwc_mlps=[True] * 4, use_lpus=[True, False] * 2
     ),
     'layer scale': dict(layer_scale_values=[-1, 0.1, -1, 0.1]),
-    'all kinds of bias': dict(
+    'all position biases': dict(
         use_pes=[True] * 4,
         dwc_pes=[False, True, False, False],
         fixed_pes=[False, False, True, False],
@@ -66,8 +66,8 @@ MODELS = {
 }
 
 
-def our_own(kind, formulation, arguments, x):
-    """A case that stores our own weights and results, by their official names."""
+def own_case(kind, formulation, arguments, x):
+    """Return a case that stores weights and outputs of mmsparse by official names."""
     model = BUILDERS[kind](arguments, formulation).eval()
     with torch.no_grad():
         y = model(x)
@@ -81,17 +81,17 @@ def our_own(kind, formulation, arguments, x):
         kind=kind,
         formula=formulation,
         constructor=arguments,
-        outputs=outputs,
+        outputs=dict.fromkeys(outputs, {}),
         tolerance=dict(atol=1e-5, rtol=1e-5),
     )
-    return Case('our own', 'dat', info, {'input': x, **outputs, **state})
+    return Case('own', 'dat', info, {'input': x, **outputs, **state})
 
 
 @pytest.mark.parametrize('formulation', ['v2022', 'v2023'])
 @pytest.mark.parametrize('changes', ATTENTIONS.values(), ids=ATTENTIONS)
 def test_every_argument_of_the_attention_has_a_counterpart(changes, formulation):
     arguments = {**ATTENTION, 'stage_idx': 3, **changes}
-    case = our_own('dattn', formulation, arguments, torch.rand(2, 16, 8, 6))
+    case = own_case('dattn', formulation, arguments, torch.rand(2, 16, 8, 6))
 
     assert check_case(case).status == 'passed', check_case(case)
 
@@ -100,7 +100,7 @@ def test_every_argument_of_the_attention_has_a_counterpart(changes, formulation)
 @pytest.mark.parametrize('formulation', ['v2022', 'v2023'])
 @pytest.mark.parametrize('changes', MODELS.values(), ids=MODELS)
 def test_every_argument_of_the_models_has_a_counterpart(changes, formulation, kind):
-    case = our_own(kind, formulation, {**MODEL, **changes}, torch.rand(2, 3, 64, 64))
+    case = own_case(kind, formulation, {**MODEL, **changes}, torch.rand(2, 3, 64, 64))
 
     assert check_case(case).status == 'passed', check_case(case)
 

@@ -18,12 +18,12 @@ def module():
 
 
 def sampled(value, sizes, locations, weights):
-    """The operator as the paper's sum, corner by corner."""
+    """Naive operator: the sum of the paper, corner by corner."""
     batch, queries, heads, _, points, _ = locations.shape
     out = value.new_zeros(batch, queries, heads, value.shape[-1])
     start = 0
     for level, (height, width) in enumerate(sizes):
-        maps = value[:, start : start + height * width]
+        cells = value[:, start : start + height * width]
         start += height * width
         for b, q, h, k in torch.cartesian_prod(
             *map(torch.arange, (batch, queries, heads, points))
@@ -33,16 +33,16 @@ def sampled(value, sizes, locations, weights):
                 for row in (y.floor(), y.floor() + 1):
                     if 0 <= row < height and 0 <= column < width:
                         share = (1 - (x - column).abs()) * (1 - (y - row).abs())
-                        place = int(row) * width + int(column)
+                        cell = int(row) * width + int(column)
                         share = share * weights[b, q, h, level, k]
-                        out[b, q, h] += share * maps[b, place, h]
+                        out[b, q, h] += share * cells[b, cell, h]
     return out.flatten(2)
 
 
-def test_another_size_of_the_operator_equals_the_sum_of_the_paper():
+def test_other_sizes_of_the_operator_equal_the_naive_sum():
     sizes, heads, queries, points = ((3, 5), (1, 4), (2, 1), (1, 1), (4, 2)), 2, 4, 3
-    cells = sum(h * w for h, w in sizes)
-    value = torch.randn(3, cells, heads, 6, dtype=torch.double)
+    num_cells = sum(h * w for h, w in sizes)
+    value = torch.randn(3, num_cells, heads, 6, dtype=torch.double)
     shape = (3, queries, heads, len(sizes), points)
     locations = torch.rand(*shape, 2).double() * 1.4 - 0.2
     weights = torch.rand(shape).double()
@@ -87,13 +87,13 @@ def test_a_wrong_gradient_of_the_operator_fails(core, leaf):
     assert (verdict.status, verdict.detail) == ('failed', f'case1.grad.{leaf}_fp64')
 
 
-def test_locations_on_borders_of_cells_have_no_gradient_to_compare(core):
+def test_gradients_of_locations_on_cell_borders_are_not_compared(core):
     core.tensors['case0.grad.locations_fp64'][:, :2] += 1
 
     assert check_case(core).status == 'passed'
 
 
-def test_another_kind_or_argument_is_unsupported(core, module):
+def test_an_unknown_kind_or_argument_is_unsupported(core, module):
     module.info['args']['cases'][0]['value_proj_ratio'] = 0.5
     other = Case('msda_decoder', core.family, core.info, core.tensors)
 
@@ -103,7 +103,7 @@ def test_another_kind_or_argument_is_unsupported(core, module):
     assert "unknown arguments ['value_proj_ratio']" in verdict.detail
 
 
-def test_batch_may_stand_second_in_the_module(module):
+def test_the_module_may_have_the_batch_second(module):
     for i, arguments in enumerate(module.info['args']['cases']):
         arguments['batch_first'] = False
         for name in ('in.query', 'in.query_pos', 'in.value', 'out.output_fp64'):

@@ -1,7 +1,7 @@
-"""Cases with other arguments than the stored ones, their outputs our own.
+"""Cases with other arguments than the stored ones and outputs of mmsparse itself.
 
-They cannot tell whether these are right. They tell that a case of any arguments runs,
-that all it stores is compared, and that what differs is found.
+They show that cases with any arguments run, that everything stored is compared, and
+that differences are found.
 """
 
 from dataclasses import replace
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detrex import detrex_name
+from detrex import detrex_key
 from parity import Case, check_case
-from parity.focus_detr import RUNNERS
-from parity.focus_detr_build import build_detector
+from parity.focus_detr import CASE_TYPES
+from parity.focus_detr_models import build_detector
 
 MODEL = dict(
     embed_dim=16,
@@ -36,12 +36,12 @@ MODEL = dict(
         num_pos_feats=8, temperature=10000, normalize=True, offset=-0.5
     ),
 )
-FIVE_MAPS = dict(MODEL['neck'], in_channels=[4, 4, 6, 8])
+FOUR_STAGES = dict(MODEL['neck'], in_channels=[4, 4, 6, 8])
 SHAPES = {
     'as stored': {},
     '3 levels': dict(num_feature_levels=3),
     '5 levels': dict(num_feature_levels=5),
-    '5 levels, 4 maps': dict(num_feature_levels=5, neck=FIVE_MAPS),
+    '5 levels, 4 stages': dict(num_feature_levels=5, neck=FOUR_STAGES),
     'batch 3': dict(image_sizes=[[72, 104], [48, 64], [17, 90]]),
     'batch 1': dict(image_sizes=[[72, 104]]),
     '6 layers': dict(enc_layers=6, dec_layers=6, num_layers=6),
@@ -51,15 +51,15 @@ SHAPES = {
     ),
     'ratio 0.3': dict(focus_rho=0.3),
 }
-KINDS = ('loss_class', 'loss_bbox', 'loss_giou')
+LOSSES = ('loss_class', 'loss_bbox', 'loss_giou')
 TOLERANCE = dict(fp32_atol=1e-4, fp32_rtol=1e-4, grad_fp32_atol=1e-4)
-SEEN_IN_MODEL = (
+MODEL_OUTPUTS = (
     *('masked_logit', 'focus_token_nums', 'memory', 'twostage_inds', 'twostage_class'),
     *('twostage_boxes', 'init_reference', 'hidden_states', 'inter_references'),
     *('all_logits', 'all_boxes', 'pred_logits', 'pred_boxes', 'det_scores'),
     *('det_labels', 'det_boxes', 'foreground_logit', 'inds0', 'inds1', 'neck2', 'pos0'),
 )
-SEEN_IN_SELECTOR = (
+SELECTOR_OUTPUTS = (
     *('enc_memory', 'proposals', 'valid_token_nums', 'focus_token_nums', 'k_per_layer'),
     *('level_logit2', 'foreground_logit', 'masked_logit', 'inds5', 'spatial_shapes'),
     *('level_start_index', 'valid_ratios', 'reference_points'),
@@ -67,14 +67,14 @@ SEEN_IN_SELECTOR = (
 
 
 def official_state(module):
-    """Random weights under the names of detrex."""
+    """Return random weights under the names of detrex."""
     return {
-        f'state.{detrex_name(name)}': 0.3 * torch.randn_like(x) + ('norm' in name)
+        f'state.{detrex_key(name)}': 0.3 * torch.randn_like(x) + ('norm' in name)
         for name, x in module.state_dict().items()
     }
 
 
-def level_maps(arguments, channels, finest):
+def feature_maps(arguments, channels, finest):
     height, width = arguments['padded_image']
     strides = [finest * 2**i for i in range(len(channels))]
     return [
@@ -83,8 +83,8 @@ def level_maps(arguments, channels, finest):
     ]
 
 
-def with_own_outputs(name, arguments, tensors, outputs):
-    """A case whose outputs are what ours are."""
+def with_outputs(name, arguments, tensors, outputs):
+    """Return a case that stores the outputs of mmsparse."""
     empty = {f'out.{output}': torch.zeros(0) for output in outputs}
     case = Case(
         name,
@@ -92,41 +92,45 @@ def with_own_outputs(name, arguments, tensors, outputs):
         dict(args=arguments, tolerance=TOLERANCE),
         {**tensors, **empty},
     )
-    ours = next(run for kind, run in RUNNERS.items() if name.startswith(kind))(case)
+    actual = next(run for kind, run in CASE_TYPES.items() if name.startswith(kind))(
+        case
+    )
     return Case(
         name,
         case.family,
         case.info,
-        {**tensors, **{f'out.{x}': ours[f'out.{x}'].detach() for x in outputs}},
+        {**tensors, **{f'out.{x}': actual[f'out.{x}'].detach() for x in outputs}},
     )
 
 
 def model_case(arguments):
     channels = arguments['neck']['in_channels']
-    maps = level_maps(arguments, channels, finest=4 if len(channels) == 4 else 8)
-    maps = {f'in.backbone.res{6 - len(maps) + i}': x for i, x in enumerate(maps)}
+    features = feature_maps(arguments, channels, finest=4 if len(channels) == 4 else 8)
+    features = {
+        f'in.backbone.res{6 - len(features) + i}': x for i, x in enumerate(features)
+    }
     state = official_state(build_detector(arguments))
-    return with_own_outputs(
-        'model_micro_x', arguments, {**maps, **state}, SEEN_IN_MODEL
+    return with_outputs(
+        'model_micro_x', arguments, {**features, **state}, MODEL_OUTPUTS
     )
 
 
 def selector_case(arguments):
     levels = arguments['num_feature_levels']
-    maps = level_maps(arguments, [arguments['embed_dim']] * levels, finest=8)
+    features = feature_maps(arguments, [arguments['embed_dim']] * levels, finest=8)
     detector = build_detector(arguments)
     state = {
         name: x
         for name, x in official_state(detector).items()
         if 'transformer.enc_' in name or name.endswith(('alpha', 'level_embeds'))
     }
-    told = ('embed_dim', 'num_feature_levels', 'focus_rho', 'cascade_set')
-    told += ('padded_image', 'image_sizes', 'position_embedding')
-    return with_own_outputs(
+    names = ('embed_dim', 'num_feature_levels', 'focus_rho', 'cascade_set')
+    names += ('padded_image', 'image_sizes', 'position_embedding')
+    return with_outputs(
         'score_path_x',
-        {name: arguments[name] for name in told},
-        {**{f'in.feat{i}': x for i, x in enumerate(maps)}, **state},
-        SEEN_IN_SELECTOR,
+        {name: arguments[name] for name in names},
+        {**{f'in.feat{i}': x for i, x in enumerate(features)}, **state},
+        SELECTOR_OUTPUTS,
     )
 
 
@@ -143,7 +147,7 @@ def one_thread():
 
 @pytest.mark.parametrize('make', CASES.values(), ids=CASES)
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
-def test_cases_of_other_arguments_are_compared(make, shape):
+def test_cases_with_other_arguments_are_compared(make, shape):
     case = make({**MODEL, **shape})
 
     verdict = check_case(case)
@@ -166,7 +170,7 @@ def test_every_output_is_compared(make):
 
 
 @pytest.mark.parametrize('make', CASES.values(), ids=CASES)
-def test_a_left_over_weight_fails(make):
+def test_an_unexpected_weight_fails(make):
     case = make(MODEL)
     case.tensors['state.transformer.beta'] = torch.zeros(3)
 
@@ -176,14 +180,14 @@ def test_a_left_over_weight_fails(make):
     assert 'transformer.beta' in verdict.detail
 
 
-def test_other_values_fail():
+def test_other_weights_fail():
     case = model_case(MODEL)
     case.tensors['state.transformer.enc_mask_predictor.layer2.0.bias'] += 0.5
 
     assert check_case(case).status == 'failed'
 
 
-def test_a_loss_without_boxes_in_a_picture_is_compared():
+def test_a_foreground_loss_with_images_without_boxes_is_compared():
     sizes = torch.tensor([[9, 13], [5, 7], [3, 4]])
     arguments = dict(
         strides=[8, 16, 32],
@@ -201,18 +205,18 @@ def test_a_loss_without_boxes_in_a_picture_is_compared():
     }
     outputs = ('targets', 'num_pos', 'num_pos_per_level', 'loss_per_image', 'loss')
 
-    case = with_own_outputs('foreground_loss_x', arguments, tensors, outputs)
+    case = with_outputs('foreground_loss_x', arguments, tensors, outputs)
 
     assert case.tensors['out.num_pos'][0] > 0
     assert case.tensors['out.num_pos'].tolist()[1:] == [0, 0]
     assert check_case(case).status == 'passed'
 
 
-def test_a_criterion_of_many_layers_and_an_empty_picture_is_compared():
+def test_losses_of_many_layers_and_an_image_without_boxes_are_compared():
     layers, sizes = 6, [[72, 104], [48, 64], [17, 90]]
     weights = dict(loss_class=1.0, loss_bbox=4.0, loss_giou=3.0)
     for call in ('enc', *range(layers - 1)):
-        weights |= {f'{kind}_{call}': weights[kind] for kind in KINDS}
+        weights |= {f'{loss}_{call}': weights[loss] for loss in LOSSES}
     arguments = dict(
         num_classes=3,
         strides=[8, 16],
@@ -238,14 +242,14 @@ def test_a_criterion_of_many_layers_and_an_empty_picture_is_compared():
     outputs = [f'weighted.{name}' for name in arguments['weights']]
     outputs += [f'match{call}.{i}' for call in range(layers + 1) for i in range(3)]
 
-    case = with_own_outputs('criterion_no_dn_x', arguments, tensors, outputs)
+    case = with_outputs('criterion_no_dn_x', arguments, tensors, outputs)
 
     shapes = [tuple(case.tensors[f'out.match0.{i}'].shape) for i in range(3)]
     assert shapes == [(2, 4), (2, 0), (2, 1)]
     assert check_case(case).status == 'passed'
 
 
-def test_a_case_of_the_operator_may_stand_among_those_of_the_family():
+def test_cases_of_the_operator_may_be_stored_with_the_family():
     folder = Path(__file__).parents[2] / 'data' / 'parity' / 'deformable_detr'
     case = Case.read(folder / 'msda_core_two_of_odd_sizes.json')
 
@@ -254,14 +258,14 @@ def test_a_case_of_the_operator_may_stand_among_those_of_the_family():
     assert verdict.status == 'passed', verdict
 
 
-def test_another_kind_of_case_is_unsupported():
+def test_an_unknown_kind_is_unsupported():
     verdict = check_case(Case('something', 'focus_detr', dict(args={}), {}))
 
     assert verdict.status == 'unsupported'
     assert "'score_path_'" in verdict.detail
 
 
-def test_depths_that_share_another_head_are_unsupported():
+def test_different_depths_of_encoder_and_decoder_are_unsupported():
     case = model_case(MODEL)
     case.info['args']['dec_layers'] = 3
 

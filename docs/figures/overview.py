@@ -1,0 +1,43 @@
+"""Compose the README's figure from the gallery's images.
+
+Run it from anywhere, after the images of the gallery were redrawn.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from PIL import Image
+
+IMAGES = Path(__file__).resolve().parents[1] / 'images'
+HEIGHT = 2.4  # inches, of a panel
+# Title, image of the gallery, and the panel in it: left, upper, right, lower pixels.
+PANELS = (
+    ('BiFormer: routed regions', 'coffee.jpg', (339, 27, 662, 243)),
+    ('DAT: sampled keys', 'astronaut.jpg', (3, 521, 223, 741)),
+    ('Shunted Transformer: fine heads', 'cat.jpg', (254, 215, 497, 377)),
+    ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 30, 346, 348)),
+)
+
+
+def main() -> None:
+    panels = [Image.open(IMAGES / name).crop(box) for _, name, box in PANELS]
+    widths = [panel.width / panel.height for panel in panels]
+    plt.rcParams.update({'font.family': 'DejaVu Sans', 'font.size': 10})
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(HEIGHT * sum(widths), HEIGHT),
+        width_ratios=widths,
+        layout='constrained',
+    )
+    for ax, panel, (title, *_) in zip(axes, panels, PANELS, strict=True):
+        ax.imshow(panel, interpolation='lanczos')
+        ax.set_title(title)
+        ax.set_axis_off()
+    path = IMAGES / 'overview.jpg'
+    figure.savefig(path, dpi=130, facecolor='white', pil_kwargs={'quality': 88})
+    print(path)
+
+
+if __name__ == '__main__':
+    main()

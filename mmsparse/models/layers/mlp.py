@@ -1,0 +1,58 @@
+"""MLP with an optional depthwise convolution."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsparse.models.layers.common import (
+    DepthwiseConv2d,
+    Linear,
+    channels_first,
+    channels_last,
+)
+from mmsparse.ops._chunking import checkpointed, chunked
+
+
+class Mlp2d(nn.Module):
+    """Linear layer, optional depthwise convolution, GELU, linear layer.
+
+    The hidden features are the largest tensor of a block. On a CPU they are computed a
+    few images at a time, and all that follows the first linear layer is checkpointed.
+
+    Args:
+        channels: C of the feature map.
+        hidden_channels: Channels between the linear layers.
+        kernel_size: Odd kernel size of the convolution, 0 for none.
+        residual: Whether the hidden features are added to their convolution.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        kernel_size: int = 0,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fc1 = Linear(channels, hidden_channels)
+        self.dwconv = (
+            DepthwiseConv2d(hidden_channels, kernel_size, residual)
+            if kernel_size
+            else None
+        )
+        self.fc2 = Linear(hidden_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        hidden_numel = x.shape[-2:].numel() * self.fc1.out_features  # of one image
+        return channels_first(chunked(self._run, channels_last(x), hidden_numel))
+
+    def _run(self, x: Tensor) -> Tensor:
+        return checkpointed(self._finish, self.fc1(x))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self._convolve(x)))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.dwconv is None:
+            return x
+        return channels_last(self.dwconv(channels_first(x)))

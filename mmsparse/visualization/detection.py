@@ -1,0 +1,119 @@
+"""Draw foreground scores, kept tokens and sampling locations of detectors."""
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mmsparse.visualization import panels
+from mmsparse.visualization.image_transform import Point
+from mmsparse.visualization.sample import Sample
+
+LARGEST_DOT = 60  # pt^2
+
+
+def draw_foreground_scores(sample: Sample) -> Figure:
+    """Draw the foreground probability of the tokens of a Focus-DETR, by level."""
+    levels = split_levels(sample, sample.recording.tokens.scores[0].sigmoid())
+    figure, axes = panels.make_panels(sample, 1, len(levels))
+    for axis, (values, corners) in zip(axes[0], levels, strict=True):
+        panels.overlay_cells(axis, sample, values, corners, panels.HEAT, vmax=1)
+        rows, columns = values.shape
+        panels.set_title(axis, f'{rows}x{columns} cells, up to {values.max():.2f}')
+    return figure
+
+
+def draw_kept_tokens(sample: Sample) -> Figure:
+    """Draw which tokens the encoder layers of a Focus-DETR keep.
+
+    A row per level, a column per layer. Tokens that are not kept are dark; object
+    tokens have a dot.
+    """
+    tokens = sample.recording.tokens
+    kept, objects = tokens.kept.kept[0], tokens.objects[0].cpu()
+    sizes = tokens.kept.level_sizes
+    lengths = [rows * columns for rows, columns in sizes]
+    centers = sample.to_pixels(tokens.kept.centers[0].cpu())
+    figure, axes = panels.make_panels(sample, len(sizes), len(kept))
+    for i, (mask, marks, *column) in enumerate(zip(kept, objects, *axes, strict=True)):
+        panels.set_title(column[0], f'layer {i + 1}: {mask.float().mean():.0%} kept')
+        for axis, (values, corners), points, chosen in zip(
+            column,
+            split_levels(sample, mask),
+            centers.split(lengths),
+            marks.split(lengths),
+            strict=True,
+        ):
+            panels.overlay_cells(axis, sample, values, corners)
+            points = points[chosen].T.numpy()
+            axis.scatter(*points, s=3, c=panels.QUERY_COLOR, zorder=3)
+    for (axis, *_), (rows, columns) in zip(axes, sizes, strict=True):
+        axis.set_ylabel(f'{rows}x{columns} cells', fontsize=9)
+    return figure
+
+
+def split_levels(sample: Sample, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Split one value per token, (N,), into feature levels, (rows, columns) each.
+
+    The second entry per level has the outer corners (x, y) of its first and last cell
+    in pixels of the image, (2, 2).
+    """
+    kept = sample.recording.tokens.kept
+    lengths = [rows * columns for rows, columns in kept.level_sizes]
+    levels = []
+    for size, centers, of_level in zip(
+        kept.level_sizes,
+        kept.centers[0].cpu().split(lengths),
+        values.cpu().split(lengths),
+        strict=True,
+    ):
+        # The first center is half a cell from the border.
+        end = 2 * centers[0] * torch.tensor(size[::-1])
+        corners = sample.to_pixels(torch.stack([torch.zeros(2), end]))
+        levels.append((of_level.view(size), corners))
+    return levels
+
+
+def draw_sampling_locations(sample: Sample, point: Point | None = None) -> Figure:
+    """Draw the sampling locations of one detection, a panel per decoder layer.
+
+    All heads are drawn. Colors are feature levels; the area of a dot is proportional to
+    its attention weight. ``point`` selects the detection, see :func:`detection_at`; one
+    outside of the image raises ValueError.
+    """
+    if point is not None:
+        sample.transform.check_point(point)
+    query = detection_at(sample, point)
+    scores, labels, boxes = sample.query_detections()
+    layers = sample.recording.sampling
+    figure, axes = panels.make_panels(sample, 1, len(layers))
+    largest = max(float(layer.weights[0, query].max()) for layer in layers)
+    for i, (axis, layer) in enumerate(zip(axes[0], layers, strict=True)):
+        panels.draw_boxes(axis, boxes[query][None], panels.QUERY_COLOR, width=1.6)
+        points = sample.to_pixels(layer.points[0, query].cpu())  # (heads, levels, P, 2)
+        for level, of_level in enumerate(points.unbind(1)):
+            weights = layer.weights[0, query, :, level].flatten().cpu()
+            style = dict(color=colormaps['tab10'](level), label=f'level {level + 1}')
+            areas = 1 + LARGEST_DOT * weights / largest
+            panels.draw_dots(axis, of_level.flatten(0, 1), areas, alpha=0.8, **style)
+        panels.set_title(axis, f'decoder layer {i + 1}')
+    caption = sample.describe(int(labels[query]), float(scores[query]))
+    figure.suptitle(caption, fontsize=10)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc='outside lower center', ncol=len(names))
+    for handle in legend.legend_handles:
+        handle.set_sizes([20])
+    return figure
+
+
+def detection_at(sample: Sample, point: Point | None = None) -> int:
+    """Return the index of the decoder query with the best score.
+
+    If boxes contain ``point``, (x, y) in pixels of the image, the best of these.
+    """
+    scores, _, boxes = sample.query_detections()
+    if point is not None:
+        corner = boxes.new_tensor(point)
+        around = ((boxes[:, :2] <= corner) & (corner < boxes[:, 2:])).all(-1)
+        scores = scores.masked_fill(~around & around.any(), -1)
+    return int(scores.argmax())

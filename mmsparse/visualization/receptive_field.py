@@ -1,0 +1,59 @@
+"""Compute and draw the effective receptive field of a backbone."""
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from mmsparse.visualization import panels
+from mmsparse.visualization.image_transform import Point
+from mmsparse.visualization.sample import Sample
+
+SHARE = 0.5  # of the gradient, reported in the titles
+
+
+def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> Figure:
+    """Draw the effective receptive field at a point, a panel per feature map.
+
+    Colors show the square root of the gradient. The title says which part of the pixels
+    has half of the gradient. ``point`` (x, y) is in pixels of the image; one outside of
+    it raises ValueError.
+    """
+    sample.transform.check_point(point)
+    inputs = sample.recording.inputs
+    x, y = sample.transform.to_input(torch.tensor(point)).tolist()
+    with torch.no_grad():
+        sizes = [tuple(feature.shape[-2:]) for feature in backbone(inputs)]
+    figure, axes = panels.make_panels(sample, 1, len(sizes), dimmed=True)
+    corners = torch.tensor([[0.0, 0.0], list(inputs.shape[:-3:-1])])
+    corners = sample.transform.to_image(corners)
+    for i, (axis, (rows, columns)) in enumerate(zip(axes[0], sizes, strict=True)):
+        field = receptive_field(backbone, inputs, (x, y), output=i)
+        panels.overlay_cells(axis, sample, field.sqrt(), corners, panels.HEAT)
+        ranked = field.flatten().sort(descending=True).values.cumsum(0)
+        part = (int((ranked < SHARE * ranked[-1]).sum()) + 1) / field.numel()
+        panels.set_title(axis, f'{rows}x{columns} cells: half in {part:.1%}')
+        panels.mark_query(axis, point)
+    return figure
+
+
+def receptive_field(
+    backbone: nn.Module, inputs: Tensor, point: Point, output: int = -1
+) -> Tensor:
+    """Compute the gradient of one cell of a feature map by the input pixels.
+
+    ``inputs`` are images, (B, 3, H, W). ``point`` (x, y), in their pixels, selects the
+    cell of feature map number ``output``. The result, (H, W), is the absolute gradient
+    of the sum of the cell's channels, summed over batch and colors, divided by its
+    maximum.
+
+    Source: Understanding the Effective Receptive Field, arXiv 1701.04128, section 3.
+    """
+    inputs = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        features = backbone(inputs)[output]
+        (rows, columns), (height, width) = features.shape[-2:], inputs.shape[-2:]
+        row = min(int(point[1] * rows / height), rows - 1)
+        column = min(int(point[0] * columns / width), columns - 1)
+        (gradient,) = torch.autograd.grad(features[..., row, column].sum(), inputs)
+    strength = gradient.abs().sum((0, 1))
+    return strength / strength.max().clamp(min=torch.finfo(strength.dtype).tiny)

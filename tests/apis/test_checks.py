@@ -1,0 +1,121 @@
+"""Checks of a config before anything is built."""
+
+import pytest
+from mmengine.config import Config
+
+from mmsparse.apis import check_channels, check_data, check_pretrained, read_config
+from mmsparse.errors import MissingFileError, UsageError
+
+
+def detector(in_channels, **settings):
+    backbone = dict(type='mmsparse.DAT', arch='pp-small', **settings)
+    neck = dict(type='FPN', in_channels=in_channels)
+    return Config(dict(model=dict(backbone=backbone, neck=neck)))
+
+
+def test_a_neck_with_other_channels_is_an_error_with_both_settings(tmp_path):
+    cfg = detector([128, 256, 512], out_indices=(1, 2, 3))
+
+    with pytest.raises(
+        ValueError,
+        match=r'model\.neck\.in_channels=\[128, 256, 512\].*mmsparse\.DAT.*pp-small.*'
+        r'out_indices=\(1, 2, 3\) returns \[192, 384, 768\]',
+    ):
+        check_channels(cfg)
+
+    path = tmp_path / 'mine.py'
+    path.write_text(cfg.pretty_text)
+    with pytest.raises(UsageError, match='change in_channels or out_indices'):
+        read_config(str(path))
+    read_config(str(path), {'model.neck.in_channels': [192, 384, 768]})
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(out_indices=(0, 1, 2, 3)),
+        dict(out_indices=(2, 3)),
+        dict(),
+        dict(out_indices=(1, 2, 3), arch='pp-base'),
+        dict(out_indices=(1, 2, 3), arch=dict(base='pp-base', mlp_ratios=2.0)),
+        dict(
+            out_indices=(1, 2, 3),
+            arch=dict(base='pp-small', embed_dims=(8, 16, 32, 64)),
+        ),
+    ],
+    ids=['one more', 'one less', 'default', 'other arch', 'changed arch', 'own arch'],
+)
+def test_any_other_feature_maps_are_an_error(settings):
+    cfg = detector([192, 384, 768])
+    cfg.model.backbone.update(settings)
+
+    with pytest.raises(UsageError, match=r'in_channels=\[192, 384, 768\]'):
+        check_channels(cfg)
+
+
+@pytest.mark.parametrize(
+    ('part', 'fitting', 'wrong'),
+    [
+        ('neck', [dict(in_channels=[32, 64, 128, 256])], [dict(in_channels=[32])]),
+        ('panoptic_head', dict(in_channels=[32, 64, 128, 256]), dict(in_channels=[9])),
+        (
+            'decode_head',
+            dict(in_channels=[64, 256], in_index=[1, 3]),
+            dict(in_channels=[64, 256], in_index=[0, 3]),
+        ),
+        ('decode_head', dict(in_channels=128, in_index=2), dict(in_channels=128)),
+        ('head', dict(in_channels=256), dict(in_channels=512)),
+    ],
+    ids=['list', 'panoptic', 'some maps', 'one map', 'classifier'],
+)
+def test_heads_and_lists_of_necks_are_checked(part, fitting, wrong):
+    backbone = dict(type='mmsparse.BiFormer', arch='nano', out_indices=(0, 1, 2, 3))
+    cfg = Config(dict(model=dict(backbone=backbone, neck=dict(type='Pooling'))))
+
+    check_channels(cfg.merge_from_dict({f'model.{part}': fitting}) or cfg)
+    cfg.model[part] = wrong
+    with pytest.raises(UsageError, match=rf'model\.{part}\.in_channels'):
+        check_channels(cfg)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(backbone=dict(type='ResNet', depth=50), neck=dict(in_channels=[3])),
+        dict(backbone=dict(type='mmsparse.Unknown'), neck=dict(in_channels=[3])),
+        dict(
+            backbone=dict(type='mmsparse.DAT', arch='huge'), neck=dict(in_channels=[3])
+        ),
+        dict(head=dict(in_channels=3)),
+    ],
+    ids=['another library', 'unknown', 'unknown arch', 'none'],
+)
+def test_other_backbones_are_not_checked(model):
+    check_channels(Config(dict(model=model)))
+
+
+def test_a_missing_file_of_pretrained_weights_is_named(tmp_path):
+    path = tmp_path / 'small_in1k.pth'
+    start = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=[start]))))
+
+    with pytest.raises(MissingFileError, match=f'no such file: {path}') as info:
+        check_pretrained(cfg)
+    assert info.value.path == str(path)
+
+    path.touch()
+    check_pretrained(cfg)
+    cfg.model.backbone.init_cfg[0].checkpoint = 'torchvision://resnet50'
+    check_pretrained(cfg)
+
+
+def test_missing_data_in_a_wrapper_are_named():
+    inner = dict(type='Any', data_root='data/nowhere')
+    wrapper = dict(type='RepeatDataset', dataset=inner)
+    cfg = Config(dict(val_dataloader=dict(dataset=wrapper)))
+
+    with pytest.raises(
+        MissingFileError, match='val_dataloader: no data at data/nowhere'
+    ) as info:
+        check_data(cfg)
+    assert info.value.path == 'data/nowhere'

@@ -1,0 +1,98 @@
+"""Train the variants of a study, and write the results."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark.report import environment, record
+
+from ablation import report
+from ablation.costs import Cost
+from ablation.study import Study, variant_config
+from ablation.training import Trained, in_new_process, train
+from mmsparse.errors import UsageError
+
+
+def train_variants(
+    study: Study,
+    costs: list[Cost],
+    *,
+    epochs: int,
+    seeds: list[int],
+    pretrained: str | None,
+    out: Path,
+) -> Iterator[report.Row]:
+    """Train every variant with every seed; yield the results of one after the other."""
+    for i, (variant, cost) in enumerate(zip(study.variants, costs, strict=True)):
+        label = f'{i + 1}/{len(costs)} {variant.name}'
+        trained = [
+            in_new_process(
+                train_variant,
+                (study, variant, epochs, seed, pretrained),
+                out / variant.name / f'seed-{seed}',
+                f'{label:24}',
+            )
+            for seed in seeds
+        ]
+        yield dict(
+            name=variant.name,
+            about=variant.about,
+            changes=variant.changes,
+            **asdict(cost),
+            metric=trained[0].metric,
+            values=[result.value for result in trained],
+            train_seconds=[result.train_seconds for result in trained],
+        )
+
+
+def train_variant(arguments: tuple, work_dir: Path, label: str) -> Trained:
+    """Train a variant, or read its results if it is finished.
+
+    Args:
+        arguments: Those of `variant_config`.
+        work_dir: Folder for log, checkpoints and results.
+        label: Text before the progress bar.
+
+    Returns:
+        The result.
+    """
+    cfg = variant_config(*arguments)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    settings, result = work_dir / 'config.py', work_dir / 'result.json'
+    if settings.is_file() and settings.read_text() != cfg.pretty_text:
+        raise UsageError(
+            f'{work_dir} has a training with other settings; remove it, or choose '
+            'another --out'
+        )
+    if result.is_file():
+        print(f'{label} finished: {result}', flush=True)
+        return Trained(**json.loads(result.read_text()))
+    settings.write_text(cfg.pretty_text)
+    _, trained = train(cfg, work_dir, label, resume=True)
+    result.write_text(json.dumps(asdict(trained), indent=2) + '\n')
+    return trained
+
+
+def write(
+    out: Path, study: Study, settings: dict[str, Any], rows: list[report.Row]
+) -> list[Path]:
+    """Write finished variants as a table, a record of measurements and a plot."""
+    table, results, plot = (out / x for x in ('table.md', 'results.json', 'plot.png'))
+    table.write_text(report.table(rows))
+    content = dict(
+        title=study.title,
+        what=f'{study.config}, {settings["epochs"]} epochs, seeds {settings["seeds"]}',
+        **record(torch.device('cpu')),
+        figures={row['name']: report.figures(row) for row in rows},
+        study=study.name,
+        config=study.config,
+        **settings,
+        environment=environment(torch.device('cpu')),
+        variants=rows,
+    )
+    results.write_text(json.dumps(content, indent=2) + '\n')
+    report.plot(rows, plot, study.title)
+    return [table, results, plot]

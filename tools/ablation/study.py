@@ -1,0 +1,110 @@
+"""A study: a config and the variants of it to compare."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from mmengine.config import Config
+
+from ablation.training import start_from
+from mmsparse.apis import check_data, check_pretrained, read_config
+from mmsparse.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ROOT / 'configs' / 'ablations'
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a study.
+
+    Args:
+        name: Name in reports, and of its folder.
+        about: Description in one line.
+        changes: Settings that differ from the study's config, by dotted key. A dict
+            replaces the previous value.
+    """
+
+    name: str
+    about: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants to compare.
+
+    Args:
+        name: Name of its file.
+        title: Title of the plot.
+        config: Config of all variants: a path from the working directory or from the
+            repository.
+        epochs: Epochs of each training.
+        variants: The first is the reference.
+    """
+
+    name: str
+    title: str
+    config: str
+    epochs: int
+    variants: tuple[Variant, ...]
+
+
+def read_study(name: str) -> Study:
+    """Read a study by name or file; raise UsageError if it is missing or invalid."""
+    path = STUDIES / f'{name}.yml'
+    path = path if path.is_file() else Path(name)
+    if not path.is_file():
+        raise UsageError(f'STUDY: no such file: {name}, and none in {STUDIES}')
+    try:
+        content = yaml.safe_load(path.read_text())
+        variants = content.pop('variants').items()
+        study = Study(
+            name=path.stem,
+            variants=tuple(Variant(name, **settings) for name, settings in variants),
+            **content,
+        )
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f'{path} must have title, config, epochs and variants, and each variant '
+            f'about and changes: {error!r}'
+        ) from error
+    if not study.variants:
+        raise UsageError(f'{path} has no variants')
+    for part in (study, *study.variants):
+        check_types(path, part)
+    return study
+
+
+def check_types(path: Path, part: Study | Variant) -> None:
+    """Raise UsageError unless all settings of a study have the annotated types."""
+    for setting in fields(part):
+        expected = get_origin(setting.type) or setting.type
+        value = getattr(part, setting.name)
+        if type(value) is not expected:
+            raise UsageError(
+                f'{path}: {setting.name} must be of type {expected.__name__}; '
+                f'got {value!r}'
+            )
+
+
+def variant_config(
+    study: Study, variant: Variant, epochs: int, seed: int, pretrained: str | None
+) -> Config:
+    """Return the config of a variant; raise UsageError if it cannot be trained."""
+    changes = {
+        key: dict(value, _delete_=True) if isinstance(value, dict) else value
+        for key, value in variant.changes.items()
+    }
+    path = Path(study.config)
+    cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
+    if 'max_epochs' not in (cfg.get('train_cfg') or {}):
+        raise UsageError(f'{study.config} trains by iterations; a study needs epochs')
+    cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
+    cfg.randomness = dict(seed=seed)
+    if pretrained:
+        start_from(cfg, pretrained)
+    check_pretrained(cfg)
+    check_data(cfg)
+    return cfg

@@ -1,0 +1,185 @@
+"""Command-line options of the benchmark."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mmsparse.apis import add_cfg_options
+
+ROOT = Path(__file__).parents[2]
+FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'
+SIZES = ((800, 1333), (640, 640))
+
+
+def parse_args(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog='The candidates of a table run in turns, so that a drifting machine '
+        'does not favor one. Still, stop other work on the machine.',
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    common = common_arguments()
+    add_operators(commands, common)
+    models = model_arguments(common)
+    add_backbone(commands, models)
+    add_detector(commands, models)
+    add_segmentor(commands, models)
+    return parser.parse_args()
+
+
+def common_arguments() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        '--repeats', type=int, default=5, help='number of timed rounds (%(default)s)'
+    )
+    common.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu, cuda:0, ... (a GPU if there is one)',
+    )
+    common.add_argument('--threads', type=int, help='CPU threads of torch')
+    common.add_argument('--json', metavar='FILE', help='write all figures as JSON')
+    common.add_argument(
+        '--plot', metavar='FILE', help='plot the medians; .png, .svg or .pdf'
+    )
+    return common
+
+
+def model_arguments(common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    models = argparse.ArgumentParser(add_help=False, parents=[common])
+    models.add_argument(
+        '--batch-size', type=int, default=1, help='number of images (%(default)s)'
+    )
+    add_cfg_options(models, 'model.backbone.depth=101')
+    return models
+
+
+def add_operators(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'ops',
+        parents=[common],
+        help='attention patterns over image sizes',
+        description='Compare reference and fast path of every attention pattern, and '
+        'dense attention, on the feature map of a second stage (an eighth of the '
+        'image, 128 channels, 4 heads), over image sizes.',
+    )
+    parser.add_argument(
+        '--pixels',
+        nargs='+',
+        type=int,
+        default=[224, 448, 800, 1344, 2048],
+        metavar='SIDE',
+        help='sides of images, multiples of 32 (224 448 800 1344 2048)',
+    )
+    parser.add_argument(
+        '--limit',
+        type=float,
+        default=4.0,
+        metavar='GIB',
+        help='skip references that need more memory, by estimate (%(default)s)',
+    )
+    parser.add_argument('--no-training', action='store_true', help='forward pass only')
+
+
+def add_backbone(
+    commands: argparse._SubParsersAction, models: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'backbone',
+        parents=[models],
+        help='reference and fast paths of a backbone',
+        description='Compare the fast paths of backbones with the reference, and with '
+        'the Swin Transformer and the ConvNeXt of timm of about the same size, if timm '
+        'is installed. Weights are random and images are noise. Measured are the time '
+        'of a forward pass without gradients and of a training pass, forward and '
+        'backward, and the peak memory of both.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs with mmsparse backbones')
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(224, 224),
+        metavar='HxW',
+        help='height and width of the images (224x224)',
+    )
+    parser.add_argument(
+        '--no-reference',
+        action='store_true',
+        help='skip the reference, which may not fit into memory',
+    )
+    parser.add_argument('--no-training', action='store_true', help='forward pass only')
+    parser.add_argument(
+        '--no-timm', action='store_true', help="skip timm's Swin and ConvNeXt"
+    )
+
+
+def add_detector(
+    commands: argparse._SubParsersAction, models: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'detector',
+        parents=[models],
+        help="Focus-DETR and mmdet's DINO",
+        description="Compare Focus-DETR with mmdet's DINO of the same backbone, neck "
+        'and depth. Weights are random and images are noise. Measured are the time of '
+        'the encoder, with token selection, and of the whole model, and peak memory.',
+    )
+    parser.add_argument(
+        'config', nargs='?', default=FOCUS_DETR, help='config of a Focus-DETR (R50)'
+    )
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=parse_size,
+        default=SIZES,
+        metavar='HxW',
+        help='heights and widths of images (800x1333 640x640)',
+    )
+    parser.add_argument(
+        '--keep',
+        nargs='+',
+        type=float,
+        default=[0.3],
+        metavar='RATIO',
+        help="keep ratios, one Focus-DETR for each (0.3, the paper's)",
+    )
+
+
+def add_segmentor(
+    commands: argparse._SubParsersAction, models: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'segmentor',
+        parents=[models],
+        help='training with and without checkpointing, and prediction',
+        description='Measure time and peak memory of segmentors with random weights '
+        'and images of noise: training on crops, plain and with checkpointed blocks '
+        'of the backbone (with_cp), and the prediction of a whole image.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs of segmentors')
+    parser.add_argument(
+        '--crop',
+        type=parse_size,
+        default=(512, 512),
+        metavar='HxW',
+        help='height and width of the crops (512x512)',
+    )
+    parser.add_argument(
+        '--image',
+        type=parse_size,
+        default=(512, 2048),
+        metavar='HxW',
+        help='height and width of the image (512x2048)',
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(
+            f'a size must be HEIGHTxWIDTH, for example 800x1333; got {text}'
+        )
+    return int(height), int(width)

@@ -1,0 +1,136 @@
+"""The command `make install`: skip, wait or install, and report errors in one line."""
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from install.mmcv import mmcv_wheel
+from install.preflight import check_machine
+from install.stack import STACKS, Stack
+from install.step import InstallError, Step, clear_line
+
+SHOW = '--progress-bar=raw'  # lines that Step parses; new in pip 24.1
+MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
+
+
+def main(description: str = '') -> int:
+    """Install what is missing; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--stack',
+        choices=sorted(STACKS),
+        default='openmmlab',
+        help='newest or oldest supported OpenMMLab packages, or the newest OneDL forks',
+    )
+    stack = STACKS[parser.parse_args().stack]
+    try:
+        if not is_installed(stack):
+            lock(stack.root)
+        if not is_installed(stack):
+            check_machine(stack)
+            install(stack)
+        print(f'{stack.folder} is ready: source {stack.folder}/bin/activate')
+    except InstallError as error:
+        return fail(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return fail('the disk is full' if full else error)
+    except KeyboardInterrupt:
+        return fail('interrupted; run make install again to resume')
+    return 0
+
+
+def fail(message: object) -> int:
+    print(f'{clear_line()}make install: {message}', file=sys.stderr)
+    return 1
+
+
+def is_installed(stack: Stack) -> bool:
+    """Return whether an installation was completed and would be the same today."""
+    done = stack.python.exists() and stack.stamp.is_file()
+    return done and stack.stamp.read_text() == fingerprint(stack)
+
+
+def fingerprint(stack: Stack) -> str:
+    """Return a hash of everything that decides what is installed."""
+    pyproject = (stack.root / 'pyproject.toml').read_text()
+    build_system = pyproject.split('[build-system]')[1].split('\n[')[0]
+    sources = sorted(Path(__file__).parent.glob('*.py'))
+    files = (stack.root / 'setup.py', stack.constraints, *sources)
+    parts = [str(stack.venv), str(sys.version_info[:2]), build_system]
+    parts += [file.read_text() for file in files]
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+
+
+def lock(root: Path) -> None:
+    """Wait until no other installation runs in the project.
+
+    The lock lasts until this process and those that it starts have ended, so that no
+    installation runs next to the pip of a killed one.
+    """
+    folder = os.open(root, os.O_RDONLY)
+    os.set_inheritable(folder, True)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print('waiting for another make install to end ...', flush=True)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+
+
+def install(stack: Stack) -> None:
+    """Run all steps; completed ones take seconds."""
+    pinned = ('-c', stack.constraints)
+    with Step('virtual environment', stack.venv) as step:
+        create_venv(stack, step)
+    with Step('pip, setuptools, wheel, ninja', stack.venv) as step:
+        step.pip('install', *pinned, 'pip', 'setuptools', 'wheel', 'ninja')
+    with Step('torch and torchvision', stack.venv) as step:
+        step.pip('install', *pinned, SHOW, 'torch', 'torchvision')
+    with Step('mmcv with its operators', stack.venv) as step:
+        step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
+    with Step('mmsparse, mmdet, mmseg, mmpretrain and tools', stack.venv) as step:
+        package = ('--no-build-isolation', '-e', f'.[{stack.extra},dev]')
+        step.pip('install', *pinned, SHOW, *package)
+    with Step('test of the imports', stack.venv) as step:
+        step.run(stack.python, '-I', '-c', f'import {MODULES}')
+    shutil.rmtree(stack.temporary)
+    stack.stamp.write_text(fingerprint(stack))
+    print('mmsparse is installed; make help lists the commands')
+
+
+def create_venv(stack: Stack, step: Step) -> None:
+    """Create the environment unless a usable one exists; clear interrupted work."""
+    if not is_usable(stack):
+        base = Path(sys.executable).resolve()  # not the one in .venv, which is removed
+        shutil.rmtree(stack.venv, ignore_errors=True)
+        stack.venv.mkdir()
+        step.run(base, '-m', 'venv', stack.venv)
+    stack.stamp.unlink(missing_ok=True)
+    shutil.rmtree(stack.temporary, ignore_errors=True)
+    stack.temporary.mkdir()
+    # pip writes INSTALLER last: a package without it may lack files, though pip would
+    # take it for installed.
+    for metadata in stack.venv.glob('lib/*/site-packages/*.dist-info'):
+        if not (metadata / 'INSTALLER').exists():
+            shutil.rmtree(metadata)
+
+
+def is_usable(stack: Stack) -> bool:
+    """Return whether the environment has this Python and pip, and was not moved."""
+    probe = 'import sys, pip; print(*sys.version_info[:2])'
+    try:
+        version = subprocess.check_output(
+            [stack.python, '-c', probe], stderr=subprocess.DEVNULL
+        )
+        moved = str(stack.venv) not in (stack.venv / 'bin' / 'pip').read_text()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return tuple(map(int, version.split())) == sys.version_info[:2] and not moved
