@@ -293,7 +293,10 @@ def test_is_a_plugin_of_mmdets_resnet(name):
         ),
         (lambda: small(offset_kernel=0), 'offset_kernel must be at least 1; got 0'),
         (lambda: small(formulation='v2021'), r"'v2022', 'v2023'\]; got 'v2021'"),
-        (lambda: small(bias='sine'), "bias must be one of .*'none', 'table'.; got 'sine'"),
+        (
+            lambda: small(bias='sine'),
+            "bias must be one of .*'none', 'table'.; got 'sine'",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_rejected(build, message):
