@@ -114,11 +114,17 @@ def _math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) ->
     else:
         start, beta = bias.expand(shape).reshape(-1, *shape[-2:]), 1
     logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
-    # In place without gradient: on a CPU, memory for as many elements again takes as
-    # long as the softmax.
-    keep = torch.is_grad_enabled() or is_compiling()
-    weights = torch.softmax(logits, dim=-1, out=None if keep else logits)
-    return (weights @ value).view(*shape[:-1], v.shape[-1])
+    return (_softmax(logits) @ value).view(*shape[:-1], v.shape[-1])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Compute the softmax, in place where no gradient or graph needs the logits.
+
+    On a CPU, allocating as many elements again takes as long as the softmax.
+    """
+    if torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing():
+        return logits.softmax(dim=-1)
+    return torch.softmax(logits, dim=-1, out=logits)
 
 
 def full_attention(

@@ -151,9 +151,20 @@ def region_means(x: Tensor, region: Size) -> Tensor:
     Returns:
         (B, R, C), float32 at least.
     """
-    x = x.to(precise_dtype(x)).permute(0, 3, 1, 2)
-    means = F.avg_pool2d(x, region, ceil_mode=True, count_include_pad=False)
-    return means.flatten(2).transpose(1, 2)
+    (h, w), (height, width) = region, x.shape[1:3]
+    x = pad_to_multiple(x, region)
+    # One axis at a time: a mean over two axes that are not adjacent is slow on CPUs.
+    means = x.unflatten(1, (-1, h)).mean(2, dtype=precise_dtype(x))
+    means = means.unflatten(2, (-1, w)).mean(3).flatten(1, 2)  # (B, R, C)
+    if height % h == 0 and width % w == 0:
+        return means
+    # The padding counts in these means.
+    upscale = [
+        (h / min(h, height - top)) * (w / min(w, width - left))
+        for top in range(0, height, h)
+        for left in range(0, width, w)
+    ]
+    return means * means.new_tensor(upscale).unsqueeze(-1)
 
 
 def pool_regions(x: Tensor, grid: Size, pool: Callable[[Tensor], Tensor]) -> Tensor:
