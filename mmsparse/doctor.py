@@ -9,8 +9,9 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -50,19 +51,12 @@ COMPILE = (
 
 @dataclass(frozen=True)
 class Setup:
-    """An environment.
+    """An environment."""
 
-    Args:
-        versions: Installed packages to their versions.
-        failure: The first module that failed to import, and its error.
-        operators: Devices that mmcv's operators are compiled for; empty if unknown.
-        gpu: Name of the GPU; empty without one.
-    """
-
-    versions: dict[str, str]
-    failure: tuple[str, str] | None = None
-    operators: str = ''
-    gpu: str = ''
+    versions: dict[str, str]  # of the installed packages
+    failure: tuple[str, str] | None = None  # first module that failed, and its error
+    operators: str = ''  # devices that mmcv's are compiled for; empty if unknown
+    gpu: str = ''  # empty without one
 
     @property
     def stacks(self) -> list[str]:
@@ -88,14 +82,12 @@ def main() -> int:
     return 1 if conflicts else 0
 
 
-def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that are installed."""
     found = {}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -118,14 +110,14 @@ def examine() -> Setup:
                     import_module(module)
             except Exception as error:  # A broken package may raise anything.
                 text = f'{type(error).__name__}: {error}'.splitlines()[0]
-                return Setup(setup.versions, failure=(module, text))
+                return replace(setup, failure=(module, text))
     operators = gpu = ''
     if 'mmcv.ops' in sys.modules:
         cuda = sys.modules['mmcv.ops'].get_compiling_cuda_version()
         operators = 'CPU' if cuda == 'not available' else f'CPU and CUDA {cuda}'
     if 'torch' in sys.modules and sys.modules['torch'].cuda.is_available():
         gpu = sys.modules['torch'].cuda.get_device_name()
-    return Setup(setup.versions, None, operators, gpu)
+    return replace(setup, operators=operators, gpu=gpu)
 
 
 def find_conflicts(

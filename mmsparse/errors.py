@@ -10,14 +10,9 @@ class UsageError(ValueError):
 
 
 class MissingFileError(UsageError):
-    """A file or folder that a config names does not exist.
+    """A file or folder that a config names does not exist: ``path``."""
 
-    Args:
-        message: The error.
-        path: The file or folder; optional, so that the error can be pickled.
-    """
-
-    def __init__(self, message: str, path: str = '') -> None:
+    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
         super().__init__(message)
         self.path = path
 
@@ -37,12 +32,7 @@ def format_error(error: Exception) -> str:
 def config_errors() -> Iterator[None]:
     """Raise UsageError for settings of a config that a constructor refuses.
 
-    Yields:
-        Nothing.
-
-    Raises:
-        UsageError: A constructor raised; names the class, and the line of code unless
-            the reason is a ValueError.
+    It names the class, and the line of code unless the reason is a ValueError.
     """
     try:
         yield

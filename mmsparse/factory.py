@@ -55,8 +55,8 @@ def create_backbone(
         ValueError: The name is unknown, an argument is out of range, or the file is no
             checkpoint or does not fit; lists the keys.
     """
-    weights = _read_pretrained(name, pretrained, backbone_only=True)
-    return _build_backbone(name, pretrained, weights, arguments)
+    backbone, _ = _build_backbone(name, pretrained, arguments, alone=True)
+    return backbone
 
 
 def create_model(
@@ -80,49 +80,48 @@ def create_model(
     Raises:
         ValueError: See :func:`create_backbone`.
     """
-    weights = _read_pretrained(name, pretrained, backbone_only=False)
-    backbone = _build_backbone(name, pretrained, weights, arguments)
+    backbone, weights = _build_backbone(name, pretrained, arguments)
     model = Classifier(backbone, backbone.feature_info.channels()[-1], num_classes)
-    if weights is not None:
-        head = strip_prefix(weights, 'head.')
-        if shapes_of(head) == shapes_of(model.head.state_dict()):
-            model.head.load_state_dict(head)
-        else:
-            print_log(
-                f'{pretrained} has no linear layer for {num_classes} classes; it '
-                f'starts from random weights.',
-                logger='current',
-                level=logging.WARNING,
-            )
+    head = strip_prefix(weights, 'head.')
+    if shapes_of(head) == shapes_of(model.head.state_dict()):
+        model.head.load_state_dict(head)
+    elif weights:
+        print_log(
+            f'{pretrained} has no linear layer for {num_classes} classes; it starts '
+            f'from random weights.',
+            logger='current',
+            level=logging.WARNING,
+        )
     return model
 
 
 def _build_backbone(
     name: str,
     path: str | Path | None,
-    weights: Mapping[str, Tensor] | None,
     arguments: Mapping[str, Any],
-) -> StagedBackbone:
-    family, arch = _parse(name)
+    alone: bool = False,
+) -> tuple[StagedBackbone, dict[str, Tensor]]:
+    """Return the backbone, and the weights in the file: ``backbone.*`` and others."""
+    family, _, arch = name.partition('-')
+    if family not in BACKBONES or arch not in BACKBONES[family].arch_settings:
+        raise ValueError(f'name must be one of {list_models()}; got {name!r}.')
+    weights = {} if path is None else _read_pretrained(family, arch, path, alone)
     backbone = BACKBONES[family](arch, **arguments)
-    if weights is None:
+    if not weights:
         # mmengine would log every parameter.
         with log_level(MMLogger.get_current_instance(), logging.WARNING):
             backbone.init_weights()
-        return backbone
-    weights = _match_outputs(strip_prefix(weights, BACKBONE), backbone)
-    if mismatch := load_state_dict(backbone, weights):
+        return backbone, weights
+    own = _match_outputs(strip_prefix(weights, BACKBONE), backbone)
+    if mismatch := load_state_dict(backbone, own):
         raise UsageError(f'pretrained: {path} does not fit {name}; {mismatch}')
-    return backbone
+    return backbone, weights
 
 
 def _read_pretrained(
-    name: str, path: str | Path | None, backbone_only: bool
-) -> dict[str, Tensor] | None:
+    family: str, arch: str, path: str | Path, backbone_only: bool
+) -> dict[str, Tensor]:
     """Read ``backbone.*``, and the rest of the model if there is more."""
-    family, arch = _parse(name)
-    if path is None:
-        return None
     checkpoint = read_checkpoint(path)
     try:
         weights = find_state_dict(checkpoint)
@@ -133,6 +132,7 @@ def _read_pretrained(
             return strip_prefix(weights, prefix.removesuffix(BACKBONE))
         if family in FAMILIES and FAMILIES[family].prefix(weights) is not None:
             converted = convert(checkpoint, family, arch, backbone_only)
+            name = f'{family}-{arch}'
             print_log(f'{path}: official weights, converted to {name}.', 'current')
             return converted.state_dict
     except ValueError as error:
@@ -141,13 +141,6 @@ def _read_pretrained(
         f'pretrained: {path} has no weights of {family}, neither official nor of '
         f'mmsparse; its keys begin with {list(weights)[:3]}.'
     )
-
-
-def _parse(name: str) -> tuple[str, str]:
-    family, _, arch = name.partition('-')
-    if family not in BACKBONES or arch not in BACKBONES[family].arch_settings:
-        raise ValueError(f'name must be one of {list_models()}; got {name!r}.')
-    return family, arch
 
 
 def _match_outputs(

@@ -7,7 +7,7 @@ and safetensors, see :mod:`mmsparse.checkpoint.mmengine`.
 
 from importlib import import_module
 
-from mmengine import registry as mmengine_registry
+from mmengine import registry
 from mmengine.registry import Registry
 
 from mmsparse.checkpoint.mmengine import (
@@ -38,42 +38,22 @@ class ModelRegistry(Registry):
         return super().get(key)
 
 
-MODELS = ModelRegistry(
-    'model',
-    parent=mmengine_registry.MODELS,
-    scope='mmsparse',
-    locations=['mmsparse.models'],
+def _child(
+    parent: Registry, *locations: str, cls: type[Registry] = Registry
+) -> Registry:
+    """Build the registry below one of mmengine's, filled by modules of mmsparse."""
+    locations = [f'mmsparse.{name}' for name in locations]
+    return cls(parent.name, parent=parent, scope='mmsparse', locations=locations)
+
+
+MODELS = _child(registry.MODELS, 'models', cls=ModelRegistry)
+MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.cpu_ddp')
+HOOKS = _child(registry.HOOKS, 'engine.hooks', 'evaluation')
+METRICS = _child(registry.METRICS, 'evaluation')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optim_wrapper_constructor'
 )
-MODEL_WRAPPERS = Registry(
-    'model_wrapper',
-    parent=mmengine_registry.MODEL_WRAPPERS,
-    scope='mmsparse',
-    locations=['mmsparse.engine.cpu_ddp'],
-)
-HOOKS = Registry(
-    'hook',
-    parent=mmengine_registry.HOOKS,
-    scope='mmsparse',
-    locations=['mmsparse.engine.hooks', 'mmsparse.evaluation'],
-)
-METRICS = Registry(
-    'metric',
-    parent=mmengine_registry.METRICS,
-    scope='mmsparse',
-    locations=['mmsparse.evaluation'],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='mmsparse',
-    locations=['mmsparse.engine.optim_wrapper_constructor'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=mmengine_registry.TRANSFORMS,
-    scope='mmsparse',
-    locations=['mmsparse.datasets.transforms'],
-)
+TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms')
 
 allow_mmengine_checkpoints()
 register_safetensors()

@@ -41,10 +41,13 @@ class EvenNoise(Hook):
 
 @HOOKS.register_module()
 class Die(Hook):
-    """Kill the second process in the second iteration."""
+    """Kill the process of a rank in an iteration."""
+
+    def __init__(self, iteration, rank=0):
+        self.iteration, self.rank = iteration, rank
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 1 and get_rank() == 1:
+        if (runner.iter, get_rank()) == (self.iteration, self.rank):
             Path(runner.work_dir, 'died').touch()
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -27,7 +27,7 @@ def official_weights(family, arch='nano', classes=3, **settings):
     backbone = FAMILIES[family].backbone(arch, **settings).eval()
     weights = {f'backbone.{key}': x for key, x in backbone.state_dict().items()}
     if classes:
-        weights['head.fc.weight'] = torch.rand(classes, backbone.embed_dims[-1])
+        weights['head.fc.weight'] = torch.rand(classes, backbone.arch.embed_dims[-1])
         weights['head.fc.bias'] = torch.rand(classes)
     official = FAMILIES[family].official
     return backbone, {official(key, arch): x for key, x in weights.items()}

@@ -1,6 +1,7 @@
 """Two processes on the CPU train and evaluate as one does."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def keep_boxes(folder, name, count):
 def plugged():
     """Let commands import the hooks of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', str(ROOT / 'tests'))
+        patch.setenv('PYTHONPATH', f'{ROOT / "tests"}{os.pathsep}{ROOT}')
         yield
 
 
@@ -140,7 +141,7 @@ train_dataloader['dataset'] = dict(
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job(small_digits, train_in_two):
     base = 'biformer/biformer-nano_1xb32-9e_digits'
-    text = f"{TASKS[base]}\ncustom_hooks.append(dict(type='Die'))"
+    text = f"{TASKS[base]}\ncustom_hooks.append(dict(type='Die', iteration=1, rank=1))"
     config = write_config(small_digits, base, 'die', text)
 
     done = train_in_two(

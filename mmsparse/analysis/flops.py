@@ -28,17 +28,11 @@ ROI_BOXES, ROI_MASKS = 1000, 100  # regions of interest, as mmdet counts them
 
 @dataclass(frozen=True)
 class Part:
-    """The cost of one part of a model.
-
-    Args:
-        name: Name of the part; a part of a part has its name and a dot before.
-        parameters: Number of parameters.
-        macs: Number of MACs for one image; None if the part did not run.
-    """
+    """The cost of a part of a model; a part of it has its name and a dot before."""
 
     name: str
     parameters: int
-    macs: int | None
+    macs: int | None  # for one image; None if the part did not run
 
     @property
     def flops(self) -> int | None:
@@ -53,16 +47,8 @@ def measure(
 
     Heads that only training uses do not run. RoI heads count 1,000 boxes and 100 masks,
     without RoIAlign. A detector that needs the values of tensors, not only shapes, runs
-    up to its neck.
-
-    Args:
-        model: A backbone, or a model of mmdet, mmseg or mmpretrain.
-        shape: Height and width of the image.
-        blocks: Whether to list the blocks of every stage of the backbone.
-
-    Returns:
-        The parts in the order of the model, those of mmsparse's backbones with their
-        stages; and the total, ``total`` or ``total up to the neck``.
+    up to its neck. ``shape`` is the height and width of the image; for ``blocks``, see
+    :func:`named_parts`. The last part is ``total`` or ``total up to the neck``.
     """
     model = _static(model)
     parts = dict(named_parts(model, blocks))
@@ -103,12 +89,8 @@ def measure(
 def count_macs(run: Callable[[], Any]) -> int:
     """Count the MACs of a function on any device.
 
-    Args:
-        run: The function; mmsparse's ops compute by their reference in it, whose MACs
-            are those of the fast backends.
-
-    Returns:
-        Number of MACs.
+    In it, mmsparse's ops compute by their reference, whose MACs are those of the fast
+    backends.
     """
     with torch.no_grad(), ops.reference_only(), _counter() as counter:
         run()
@@ -118,8 +100,7 @@ def count_macs(run: Callable[[], Any]) -> int:
 def published_classifiers() -> Iterator[Part]:
     """Measure every published ImageNet classifier at the image size of its weights.
 
-    Yields:
-        The classifier as one part, named ``FAMILY-ARCH``.
+    Each is one part, named ``FAMILY-ARCH``.
     """
     for backbone in BACKBONES.values():
         for arch, settings in backbone.arch_settings.items():
@@ -142,14 +123,10 @@ def _measure_classifier(
 def named_parts(
     model: nn.Module, blocks: bool = False
 ) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Split a model into parts.
+    """Split a backbone or a model of mmdet, mmseg or mmpretrain into parts.
 
-    Args:
-        model: A backbone, or a model of mmdet, mmseg or mmpretrain.
-        blocks: Whether to list the blocks of every stage of the backbone.
-
-    Yields:
-        Name and modules of a part; a part of a part has its name and a dot before.
+    Yield name and modules of the parts in the order of the model. mmsparse's backbones
+    are split into stages, and with ``blocks`` these into blocks.
     """
     if isinstance(model, StagedBackbone):
         for i, stage in enumerate(model.stages):
@@ -180,30 +157,24 @@ def inside_parts(
 ) -> Iterator[None]:
     """Run the ``forward`` methods of parts inside a context.
 
-    Args:
-        parts: Name and modules of every part.
-        context: Called with the name of a part; returns the context of one call.
-
-    Yields:
-        Nothing.
+    ``context`` is called with the name of a part; it returns the context of one call.
     """
     patched = [(name, module) for name, modules in parts.items() for module in modules]
     try:
         for name, module in patched:
-            module.forward = _inside(module.forward, partial(context, name))
+            module.forward = partial(_inside, context, name, module.forward)
         yield
     finally:
         for _, module in patched:
             vars(module).pop('forward', None)
 
 
-def _inside(forward: Callable, context: Callable[[], AbstractContextManager]) -> Any:
+def _inside(
+    context: Callable, name: str, forward: Callable, *args: Any, **inputs: Any
+) -> Any:
     # Not a hook: mmdet and mmseg call the forward method of heads directly.
-    def run(*args: Any, **inputs: Any) -> Any:
-        with context():
-            return forward(*args, **inputs)
-
-    return run
+    with context(name):
+        return forward(*args, **inputs)
 
 
 def format_count(count: int) -> str:

@@ -78,16 +78,10 @@ class _Settings(DictAction):
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that a command line names, and make it ready to run.
+    """Read the config that a command line names, with launcher and work directory.
 
-    Args:
-        args: Parsed :func:`config_arguments`, and ``config``, the file.
-
-    Returns:
-        The config with launcher and work directory; its host library is registered.
-
-    Raises:
-        UsageError: See :func:`read_config` and :func:`check_data`.
+    ``args`` has parsed :func:`config_arguments`, and ``config``, the file. For errors,
+    see :func:`read_config` and :func:`check_data`.
     """
     cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -100,19 +94,11 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file and register its host library.
+    """Read a config file, change settings by dotted key, and register its library.
 
-    Args:
-        path: The file.
-        options: Settings to change, by dotted key.
-
-    Returns:
-        The config.
-
-    Raises:
-        UsageError: The file or ``options`` are invalid, the host library is not
-            installed, the backbone does not fit the neck or head, or a crop does not
-            fit the images.
+    UsageError is raised if the file or an option is invalid, the library (mmdet, mmseg
+    or mmpretrain) is not installed, the backbone does not fit the neck or head, or a
+    crop does not fit the images.
     """
     cfg = read_file(path)
     try:
@@ -168,6 +154,8 @@ def _config_error(path: str, error: BaseException) -> str:
         while error.__context__:
             error = error.__context__
         return f'{file}: {error}; add the folders of custom_imports to PYTHONPATH'
+    if 'Duplicate key' in str(error):
+        line = '; inherit from one of these files and add the settings of the other'
     reason = format_error(error).replace('<unknown>, ', '')  # a name of the parser
     return f'{file}: {reason}{line}'
 
@@ -183,9 +171,8 @@ def register_host(scope: str) -> None:
         raise UsageError(
             f'The config needs {scope}, which is not installed; {INSTALLING}'
         )
-    importlib.import_module(f'{scope}.utils').register_all_modules(
-        init_default_scope=False
-    )
+    utils = importlib.import_module(f'{scope}.utils')
+    utils.register_all_modules(init_default_scope=False)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

@@ -20,16 +20,8 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a config.
 
     From now on mmengine reads checkpoints in this process without running their code,
-    and an error in an annotation file names the file.
-
-    Args:
-        cfg: The config; its host library is registered.
-
-    Returns:
-        mmengine's Runner, or ``cfg.runner_type``.
-
-    Raises:
-        UsageError: A setting is invalid.
+    and an error in an annotation file names the file. An invalid setting raises
+    UsageError.
     """
     register_safe_loader()
     with config_errors():
@@ -39,17 +31,10 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def build_model(cfg: Config) -> BaseModel:
-    """Build the model of a config, without pretrained weights.
+    """Build the model of a config of mmdet, mmseg or mmpretrain, with random weights.
 
-    Args:
-        cfg: The config; its host library is registered.
-
-    Returns:
-        The model of mmdet, mmseg or mmpretrain.
-
-    Raises:
-        UsageError: The config has no model or another ``default_scope``, or a setting
-            of the model is invalid.
+    UsageError is raised if the config has no model or another ``default_scope``, or a
+    setting of the model is invalid.
     """
     scope = cfg.get('default_scope')
     if scope not in HOSTS or 'model' not in cfg:
@@ -66,18 +51,10 @@ def build_model(cfg: Config) -> BaseModel:
 
 
 def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
-    """Build the model of a config and load its weights.
+    """Build the model of a config, load its weights, and set it to eval mode.
 
-    Args:
-        cfg: The config; its host library is registered.
-        checkpoint: File of torch or safetensors.
-        device: Device of the model.
-
-    Returns:
-        The model in eval mode. A segmentor predicts whole images, not windows.
-
-    Raises:
-        UsageError: See :func:`build_model` and :func:`load_weights`.
+    A segmentor predicts whole images, not windows. For errors, see
+    :func:`build_model` and :func:`load_weights`.
     """
     model = build_model(cfg)
     load_weights(model, checkpoint)
@@ -89,16 +66,10 @@ def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:
 def load_weights(
     model: nn.Module, checkpoint: str, allow_unexpected: bool = False
 ) -> None:
-    """Load the weights of a checkpoint, which must fit the model.
+    """Load the weights of a file of torch or safetensors, which must fit the model.
 
-    Args:
-        model: Model of mmdet, mmseg or mmpretrain.
-        checkpoint: The file, of torch or safetensors.
-        allow_unexpected: Ignore weights that the model does not have.
-
-    Raises:
-        UsageError: The file is missing, damaged or no checkpoint, or does not fit;
-            lists the missing and unexpected keys and those of another size.
+    UsageError names a file that cannot be read, or lists missing and unexpected keys
+    (unless allowed) and those of another size.
     """
     state = read_weights(checkpoint)
     state = {name.removeprefix('module.'): x for name, x in state.items()}

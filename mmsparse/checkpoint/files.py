@@ -6,9 +6,11 @@ import json
 import os
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -76,16 +78,23 @@ def write_checkpoint(
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in state_dict.items()
     }
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    with open_whole(path) as file:
+        if _is_safetensors(path):
+            data = _safetensors(path).save(weights, metadata=meta)
+            file.writelines(_sort_header(data))
+        else:
+            # Given a path, torch would write its name into the file, and equal weights
+            # would have unequal hashes.
+            torch.save({'meta': meta, 'state_dict': weights}, file)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that gets its name only when it is complete."""
+    unfinished = path.with_name(f'.{path.name}.unfinished')
     try:
-        # Given a path, torch would write its name into the file, and equal weights
-        # would have unequal hashes.
         with unfinished.open('wb') as file:
-            if _is_safetensors(path):
-                data = _safetensors(path).save(weights, metadata=meta)
-                file.writelines(_sort_header(data))
-            else:
-                torch.save({'meta': meta, 'state_dict': weights}, file)
+            yield file
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -132,17 +141,14 @@ def _read_torch(path: Path) -> Any:
     module = SimpleNamespace(
         __name__=safe_pickle.__name__, load=safe_pickle.load, Unpickler=Unpickler
     )
-    return torch.load(
-        path, map_location='cpu', pickle_module=module, weights_only=False
-    )
+    return torch.load(path, 'cpu', pickle_module=module, weights_only=False)
 
 
 def _archive_sizes(path: Path) -> dict[str, int]:
     """Return the size of every member of torch's zip archive; {} for the old format.
 
-    Raises:
-        RefusedError: ``torch.load`` would not read the file by the pickle module alone.
-        DamagedError: The archive would take more memory than the file has bytes.
+    Raises RefusedError if ``torch.load`` would not read the file by the pickle module
+    alone, and DamagedError if it would take more memory than the file has bytes.
     """
     if not zipfile.is_zipfile(path):
         if tarfile.is_tarfile(path):
@@ -151,10 +157,7 @@ def _archive_sizes(path: Path) -> dict[str, int]:
             )
         return {}
     with zipfile.ZipFile(path) as archive:
-        sizes = {
-            member.filename.rpartition('/')[2]: member.file_size
-            for member in archive.infolist()
-        }
+        sizes = {x.filename.rpartition('/')[2]: x.file_size for x in archive.infolist()}
     if 'constants.pkl' in sizes:
         raise safe_pickle.RefusedError('it is a program of TorchScript')
     if (total := sum(sizes.values())) > path.stat().st_size:

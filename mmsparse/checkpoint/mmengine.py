@@ -65,11 +65,9 @@ def _safe_globals() -> list:
 
 
 def _history_buffer_method(owner: Any, name: str) -> Callable:
-    """Replace ``getattr``, by which a HistoryBuffer pickles its methods.
+    """Replace ``getattr``, by which a HistoryBuffer pickles its statistics methods.
 
-    Raises:
-        UnpicklingError: It is no statistics method of HistoryBuffer; ``getattr`` itself
-            would let a file run code.
+    Others raise UnpicklingError; ``getattr`` itself would let a file run code.
     """
     methods = {'mean', 'max', 'min', 'current'}
     if owner is not HistoryBuffer or name not in methods:
@@ -159,11 +157,9 @@ def load_safely(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def _rebuild_all(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
-    """Replace placeholders of known classes, at any depth.
+    """Replace placeholders of known classes at any depth, in dicts and lists in place.
 
-    Args:
-        value: Content of a file, or a part of it; dicts and lists are changed.
-        done: Each container and its replacement, by the container's id.
+    ``done`` has each container and its replacement by the container's id.
     """
     if id(value) in done:
         return done[id(value)][1]
@@ -171,8 +167,7 @@ def _rebuild_all(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         return _rebuild(value)
     if isinstance(value, (dict, list)):
         done[id(value)] = value, value
-        keys = list(value) if isinstance(value, dict) else range(len(value))
-        for key in keys:
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
             value[key] = _rebuild_all(value[key], done)
     elif type(value) is tuple:
         rebuilt = tuple(_rebuild_all(x, done) for x in value)

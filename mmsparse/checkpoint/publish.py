@@ -28,18 +28,11 @@ def published_weights(
 ) -> dict[str, Tensor]:
     """Select the weights of a checkpoint of mmengine.
 
-    Args:
-        checkpoint: Content of the file.
-        ema: Whether to return the averages of ``EMAHook``, or the weights before
-            averaging; None for those that mmengine loads: averages if there are any.
-        half: Convert floating-point tensors to half precision.
-
-    Returns:
-        The state dict.
-
-    Raises:
-        ValueError: There are no weights or averages, they are infinite or NaN, or half
-            precision overflows.
+    Those are the averages of ``EMAHook`` if ``ema`` is true, the weights before
+    averaging if it is false, and if it is None the ones that mmengine loads: averages
+    if there are any. ``half`` converts floating-point tensors to half precision.
+    ValueError is raised without weights or averages, if they are infinite or NaN, and
+    if half precision overflows.
     """
     weights = find_state_dict(checkpoint)
     averaged = isinstance(checkpoint, Mapping) and EMA_KEY in checkpoint
@@ -63,15 +56,10 @@ def _half(key: str, tensor: Tensor) -> Tensor:
 
 
 def published_meta(checkpoint: Any, config: str | None = None) -> dict[str, Any]:
-    """Return the metadata of a checkpoint without paths of this machine.
+    """Return the metadata of a checkpoint as plain values, without local paths.
 
-    Args:
-        checkpoint: Content of the file.
-        config: Text of the config, if the checkpoint has none.
-
-    Returns:
-        Plain values: classes and colors, epoch and iteration, versions, and as ``cfg``
-        the text of the config.
+    These are classes and colors, epoch and iteration, versions, and as ``cfg`` the text
+    of the config: that of the checkpoint, or ``config`` if it has none.
     """
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
@@ -83,21 +71,13 @@ def published_meta(checkpoint: Any, config: str | None = None) -> dict[str, Any]
 
 def as_strings(meta: Mapping[str, Any]) -> dict[str, str]:
     """Write metadata as strings, which safetensors needs: other values as JSON."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in meta.items()
-    }
+    return {k: x if isinstance(x, str) else json.dumps(x) for k, x in meta.items()}
 
 
 def portable_config(text: Any) -> str | None:
-    """Remove paths of this machine from the text of a config, without running it.
+    """Remove :data:`MACHINE_SETTINGS` and local paths from the text of a config.
 
-    Args:
-        text: Python, as mmengine stores it.
-
-    Returns:
-        The text without :data:`MACHINE_SETTINGS` and with relative paths; None if it
-        is no Python.
+    The text, Python as mmengine stores it, is not run; None if it is no Python.
     """
     try:
         tree = ast.parse(text)
@@ -115,7 +95,8 @@ def portable_config(text: Any) -> str | None:
 def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
     """Yield nodes of the tree and their replacements, in the order of the text."""
     for statement in tree.body:
-        if _targets(statement) & set(MACHINE_SETTINGS):
+        targets = statement.targets if isinstance(statement, ast.Assign) else ()
+        if any(getattr(target, 'id', '') in MACHINE_SETTINGS for target in targets):
             yield statement, ''
             continue
         paths = (
@@ -127,11 +108,6 @@ def _edits(tree: ast.Module) -> Iterator[tuple[Any, str]]:
             yield node, repr(_portable(node.value))
 
 
-def _targets(statement: ast.stmt) -> set[str]:
-    targets = statement.targets if isinstance(statement, ast.Assign) else ()
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
 def _portable(value: Any) -> Any:
     """Make absolute paths in plain values relative; drop other values of dicts.
 
@@ -141,17 +117,16 @@ def _portable(value: Any) -> Any:
         return {key: _portable(x) for key, x in value.items() if _is_plain(x)}
     if isinstance(value, (list, tuple)):
         return type(value)(map(_portable, value))
-    if not isinstance(value, str) or not _is_absolute(value):
+    absolute = isinstance(value, str) and any(
+        x(value).is_absolute() for x in (PurePosixPath, PureWindowsPath)
+    )
+    if not absolute:
         return value
     path, end = Path(value), '/' if value.endswith('/') else ''
     if path.is_relative_to(Path.cwd()):
         return path.relative_to(Path.cwd()).as_posix() + end
     parts = PurePosixPath(value.replace('\\', '/')).parts
     return parts[-1] + end if len(parts) > 1 else value
-
-
-def _is_absolute(value: str) -> bool:
-    return any(x(value).is_absolute() for x in (PurePosixPath, PureWindowsPath))
 
 
 def _is_plain(value: Any) -> bool:

@@ -87,21 +87,13 @@ class _PlaceholderType(type):
 
 
 class Placeholder(metaclass=_PlaceholderType):
-    """An object of the file whose class is not imported.
+    """An object of the file whose class is not imported."""
 
-    Attributes:
-        source: Full name of the class in the file.
-        args: Arguments of its constructor.
-        items: Entries of a mapping.
-        elements: Elements of a sequence.
-        state: Its attributes, usually a dict.
-    """
-
-    source = ''
-    args: tuple
-    items: dict
-    elements: list
-    state: Any
+    source = ''  # full name of the class in the file
+    args: tuple  # of its constructor
+    items: dict  # of a mapping
+    elements: list  # of a sequence
+    state: Any  # its attributes, usually a dict
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Placeholder':
         self = object.__new__(cls)
@@ -125,13 +117,9 @@ class Placeholder(metaclass=_PlaceholderType):
 
 
 def walk(content: Any) -> Iterator[tuple[Any, Any]]:
-    """Visit every value within containers and placeholders, at any depth.
+    """Yield key and value of everything in containers and placeholders, at any depth.
 
-    Args:
-        content: Content of a file, or a part of it.
-
-    Yields:
-        Key and value; the key is None for values outside of dicts.
+    The key is None for values outside of dicts.
     """
     seen: set[int] = set()
     pending = [(None, content)]
@@ -157,31 +145,16 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
 def _rebuild_tensor(
     storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
 ) -> Tensor:
-    """Rebuild a tensor without the hooks that the file may give it."""
-    numel = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    _check_layout(numel, offset, size, stride)
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
-
-
-def _rebuild_tensor_v3(
-    storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any
-) -> Tensor:
-    """Rebuild a tensor of a dtype that has no storage class."""
-    *_, dtype = rest[:3]
-    untyped = storage._untyped_storage
-    _check_layout(untyped.nbytes() // dtype.itemsize, offset, size, stride)
-    return torch.empty(0, dtype=dtype).set_(untyped, offset, size, stride)
-
-
-def _check_layout(numel: int, offset: int, size: tuple, stride: tuple) -> None:
-    """Raise DamagedError unless a tensor is within a storage of ``numel`` elements.
+    """Rebuild a tensor, which must be inside its storage, without hooks of the file.
 
     Only tensors up to :data:`MAX_EXPANDED` may repeat elements, as after ``expand``.
     """
-    integers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(
-        isinstance(x, int) and x >= 0 for x in integers
-    ):
+    # Tensors of version 3 have dtypes without a storage class.
+    dtype = next((x for x in rest if isinstance(x, torch.dtype)), storage.dtype)
+    untyped = storage._untyped_storage
+    numel = untyped.nbytes() // dtype.itemsize
+    valid = all(isinstance(x, int) and x >= 0 for x in (offset, *size, *stride))
+    if not valid or len(size) != len(stride):
         raise DamagedError(
             f'a tensor has size {tuple(size)}, strides {tuple(stride)} and offset '
             f'{offset}; these must be integers of at least 0, one stride per size'
@@ -193,6 +166,7 @@ def _check_layout(numel: int, offset: int, size: tuple, stride: tuple) -> None:
             f'a tensor of size {tuple(size)}, strides {tuple(stride)} and offset '
             f'{offset} has more elements than the {numel} in the file'
         )
+    return torch.empty(0, dtype=dtype).set_(untyped, offset, size, stride)
 
 
 def _rebuild_parameter(data: Tensor, *rest: Any) -> Tensor:
@@ -229,17 +203,13 @@ def _encode(text: str, encoding: str) -> bytes:
 MAX_EXPANDED = 2**24  # elements
 HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
-DTYPES = {
-    str(value): value
-    for value in vars(torch).values()
-    if isinstance(value, torch.dtype)
-}
+DTYPES = {str(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
 # Functions that replace those named in a file.
 REBUILT = {
     'torch._utils._rebuild_tensor': _rebuild_tensor,
     'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
-    'torch._utils._rebuild_tensor_v3': _rebuild_tensor_v3,
+    'torch._utils._rebuild_tensor_v3': _rebuild_tensor,
     'torch._utils._rebuild_parameter': _rebuild_parameter,
     'torch._utils._rebuild_parameter_with_state': _rebuild_parameter,
     'torch._tensor._rebuild_from_type_v2': _rebuild_subclass,

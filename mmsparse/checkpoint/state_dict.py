@@ -20,17 +20,9 @@ SHOWN_KEYS = 10
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint without running code of the file.
+    """Read the state dict of a file of torch or safetensors without running its code.
 
-    Args:
-        path: The file, written by torch or safetensors.
-
-    Returns:
-        The state dict.
-
-    Raises:
-        UsageError: The file cannot be read, or :func:`find_state_dict` raises; names
-            the file.
+    UsageError names the file if it cannot be read or :func:`find_state_dict` raises.
     """
     content = read_checkpoint(path)
     try:
@@ -40,16 +32,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
-    """Find and check the state dict of a checkpoint.
+    """Return the state dict of a checkpoint, itself or under :data:`WRAPPERS`.
 
-    Args:
-        checkpoint: A state dict, or a dict with one under one of :data:`WRAPPERS`.
-
-    Returns:
-        The state dict.
-
-    Raises:
-        ValueError: There is no state dict, or :func:`check_weights` refuses it.
+    ValueError is raised if there is none, or :func:`check_weights` refuses it.
     """
     content = checkpoint
     while isinstance(content, Mapping):
@@ -74,12 +59,7 @@ def find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
 def check_weights(weights: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless a model can have these weights.
 
-    Args:
-        weights: A state dict.
-
-    Raises:
-        ValueError: A key is no string, or a tensor has elements that are infinite or
-            NaN, or a dtype that no parameter or buffer has; names its key.
+    Keys are strings; tensors are finite and have dtypes of parameters or buffers.
     """
     for key, tensor in weights.items():
         if not isinstance(key, str):
@@ -110,17 +90,11 @@ def _check_parameters(content: Mapping[Any, Any]) -> None:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Differences between a state dict and a model; falsy if there are none.
+    """Differences between a state dict and a model; falsy if there are none."""
 
-    Args:
-        missing: Keys of the model that the state dict lacks.
-        unexpected: Keys of the state dict that the model lacks.
-        size_mismatch: Keys of both with unequal shapes, each followed by the shapes.
-    """
-
-    missing: Sequence[str] = ()
-    unexpected: Sequence[str] = ()
-    size_mismatch: Sequence[str] = ()
+    missing: Sequence[str] = ()  # keys of the model that the state dict lacks
+    unexpected: Sequence[str] = ()  # keys of the state dict that the model lacks
+    size_mismatch: Sequence[str] = ()  # keys of both, each followed by the shapes
 
     def __len__(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.size_mismatch)
@@ -142,14 +116,7 @@ def state_dict_mismatch(
     """Compare a state dict with the tensors of a model.
 
     Like torch, do not miss ``num_batches_tracked`` of BatchNorm, which starts at 0.
-
-    Args:
-        weights: The state dict.
-        shapes: Shape of every parameter and buffer of the model, by key.
-        name: Function from a key to the name that the user's file has for it.
-
-    Returns:
-        The differences, in the order of the model and of the state dict.
+    ``name`` is a function from a key to the name that the user's file has for it.
     """
     return Mismatch(
         missing=[
@@ -169,15 +136,9 @@ def state_dict_mismatch(
 def load_state_dict(
     model: nn.Module, weights: Mapping[str, Tensor], allow_unexpected: bool = False
 ) -> Mismatch:
-    """Load weights into a model, which may rename keys and resize tensors.
+    """Load weights into a model, and return why they do not fit, if they do not.
 
-    Args:
-        model: The model.
-        weights: The state dict.
-        allow_unexpected: Ignore keys that the model lacks.
-
-    Returns:
-        Why the weights do not fit; nothing if they do.
+    The model may rename keys and resize tensors.
     """
     shapes = shapes_of(model.state_dict())
     expected = {key: x for key, x in weights.items() if key in shapes}
@@ -204,14 +165,9 @@ def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def find_prefix(keys: Collection[str], marker: str) -> str | None:
-    """Find the prefix of a model's keys in a state dict, ``module.`` for example.
+    """Return the prefix of a model's keys, ``module.`` for example; None without any.
 
-    Args:
-        keys: Keys of a state dict.
-        marker: Regular expression that matches the start of some keys of the model.
-
-    Returns:
-        The prefix, often empty; None if no key matches.
+    ``marker`` is a regular expression that matches the start of some of these keys.
     """
     for key in keys:
         if found := re.search(rf'(^|(?<=\.)){marker}', key):

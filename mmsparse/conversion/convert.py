@@ -52,19 +52,12 @@ def convert_official(
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint.
-
-    Args:
-        family: Name of the family.
-        arch: The arch that fits; for a detector, a description of the model.
-        state_dict: The converted weights.
-        note: Settings of the config that the weights need, if any.
-    """
+    """A converted checkpoint."""
 
     family: str
-    arch: Arch
+    arch: Arch  # for a detector, a description of the model
     state_dict: dict[str, Tensor]
-    note: str = ''
+    note: str = ''  # settings of the config that the weights need
 
 
 def convert(
@@ -73,20 +66,7 @@ def convert(
     arch: Arch | None = None,
     backbone_only: bool = False,
 ) -> Conversion:
-    """Like :func:`convert_official`, but return the family and arch as well.
-
-    Args:
-        checkpoint: A state dict, or a checkpoint with one.
-        family: Name of the family, or None.
-        arch: Name of the arch, a dict, or None.
-        backbone_only: Drop all but the backbone.
-
-    Returns:
-        The weights with their family and arch.
-
-    Raises:
-        ValueError: See :func:`convert_official`.
-    """
+    """Like :func:`convert_official`, but return the family and arch as well."""
     everything = find_state_dict(checkpoint)
     chosen = _find_family(everything, family)
     weights = _find_model(everything, chosen, backbone_only)

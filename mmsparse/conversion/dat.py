@@ -1,34 +1,32 @@
 """Key names of the official DAT and of mmsparse's."""
 
 import re
-from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-Rename = tuple[str, str | Callable[[re.Match], str]]
+from mmsparse.conversion.layout import Rename, rename
 
 
-def _shared_list(found: re.Match) -> tuple[str, int, int]:
-    """Return stage, block, and 1 or 2, for a list with two entries per block."""
-    stage, entry = found[1], int(found[2])
-    return stage, entry // 2, entry % 2 + 1
+def _from_list(found: re.Match) -> str:
+    """Return the prefix in a block, for a list with two entries per block."""
+    stage, name, entry = found[1], found[2], int(found[3])
+    return f'stages.{stage}.{entry // 2}.layer_{name}{entry % 2 + 1}.'
+
+
+def _to_list(found: re.Match) -> str:
+    """Invert :func:`_from_list`."""
+    stage, block, name, number = found.groups()
+    return f'stages.{stage}.layer_{name}s.{2 * int(block) + int(number) - 1}.'
 
 
 _FROM_OFFICIAL: tuple[Rename, ...] = (
-    (r'^patch_proj\.(\d)\.(norm\.)?', r'downsamples.0.\1.'),
+    (r'^patch_proj\.', 'downsamples.0.'),
     (r'^stages\.0\.proj\.', 'downsamples.0.proj.'),
-    (
-        r'^down_projs\.(\d)\.(\d)\.(norm\.)?',
-        lambda found: f'downsamples.{int(found[1]) + 1}.{found[2]}.',
-    ),
-    (
-        r'^stages\.(\d)\.layer_norms\.(\d+)\.norm\.',
-        lambda found: 'stages.{}.{}.norm{}.'.format(*_shared_list(found)),
-    ),
-    (
-        r'^stages\.(\d)\.layer_scales\.(\d+)\.(weight|gamma)$',
-        lambda found: 'stages.{}.{}.layer_scale{}.weight'.format(*_shared_list(found)),
-    ),
+    (r'^down_projs\.(\d)\.', lambda found: f'downsamples.{int(found[1]) + 1}.'),
+    (r'^(downsamples\.\d\.\d)\.norm\.', r'\1.'),
+    (r'^stages\.(\d)\.layer_(norm|scale)s\.(\d+)\.', _from_list),
+    (r'\blayer_(norm[12])\.norm\.', r'\1.'),
+    (r'\b(layer_scale[12])\.gamma$', r'\1.weight'),
     (r'^stages\.(\d)\.local_perception_units\.(\d+)\.', r'stages.\1.\2.pos_conv.'),
     (r'^stages\.(\d)\.attns\.(\d+)\.', r'stages.\1.\2.attn.'),
     (r'^stages\.(\d)\.mlps\.(\d+)\.', r'stages.\1.\2.mlp.'),
@@ -48,21 +46,10 @@ _TO_OFFICIAL: tuple[Rename, ...] = (
     (r'^downsamples\.0\.proj\.', 'stages.0.proj.'),
     (r'^downsamples\.0\.([14])\.', r'patch_proj.\1.norm.'),
     (r'^downsamples\.0\.', 'patch_proj.'),
-    (
-        r'^downsamples\.(\d)\.([01])\.',
-        lambda found: (
-            f'down_projs.{int(found[1]) - 1}.{found[2]}.'
-            + ('norm.' if found[2] == '1' else '')
-        ),
-    ),
-    (
-        r'^stages\.(\d)\.(\d+)\.norm([12])\.',
-        lambda found: f'stages.{found[1]}.layer_norms.{_entry(found)}.norm.',
-    ),
-    (
-        r'^stages\.(\d)\.(\d+)\.layer_scale([12])\.',
-        lambda found: f'stages.{found[1]}.layer_scales.{_entry(found)}.',
-    ),
+    (r'^downsamples\.(\d)\.1\.', r'downsamples.\1.1.norm.'),
+    (r'^downsamples\.(\d)\.', lambda found: f'down_projs.{int(found[1]) - 1}.'),
+    (r'^(stages\.\d\.\d+)\.(norm[12])\.', r'\1.layer_\2.norm.'),
+    (r'^stages\.(\d)\.(\d+)\.layer_(norm|scale)([12])\.', _to_list),
     (r'^stages\.(\d)\.(\d+)\.pos_conv\.', r'stages.\1.local_perception_units.\2.'),
     (r'^stages\.(\d)\.(\d+)\.attn\.', r'stages.\1.attns.\2.'),
     (r'^stages\.(\d)\.(\d+)\.mlp\.', r'stages.\1.mlps.\2.'),
@@ -94,59 +81,24 @@ _COMPUTED = ('relative_position_index', 'attn_mask')
 def rename_key(key: str) -> str | None:
     """Rename a key of an official backbone, classifier or attention layer.
 
-    Args:
-        key: Key in the official state dict, for example ``stages.0.attns.1.rpb``.
-
-    Returns:
-        Key in the state dict of mmsparse's backbone or layer, ``head.fc.`` for the
-        classifier's linear layer; None for a buffer that mmsparse computes.
+    Returns None for a buffer that mmsparse computes.
     """
-    if key.endswith(_COMPUTED):
-        return None
-    return _rename(key, _FROM_OFFICIAL)
+    return None if key.endswith(_COMPUTED) else rename(key, _FROM_OFFICIAL)
 
 
 def official_key(key: str, block_type: str = 'D', conv_mlp: bool = True) -> str:
     """Return the official key: the inverse of :func:`rename_key`.
 
-    The released code names layer scales in two ways; this is the name in the 2023
-    classifiers.
-
-    Args:
-        key: Key in the state dict of mmsparse's backbone or layer, or ``head.fc.``.
-        block_type: Letter of the block that the key is in, one of ``LSNDM``.
-        conv_mlp: Whether the MLP of that block has a depthwise convolution.
-
-    Returns:
-        Key in the official state dict.
+    ``block_type``, one of ``LSNDM``, is that of the block; ``conv_mlp`` is whether its
+    MLP has a depthwise convolution. Layer scales are named as in 2023's classifiers.
     """
-    if '.attns.' in (key := _rename(key, _TO_OFFICIAL)):
-        return _rename(key, _ATTENTION[block_type])
+    if '.attns.' in (key := rename(key, _TO_OFFICIAL)):
+        return rename(key, _ATTENTION[block_type])
     linear = r'linear\2.0.' if conv_mlp else r'chunk.linear\2.'
     return re.sub(r'\bmlps\.(\d+)\.fc([12])\.', rf'mlps.\1.{linear}', key)
 
 
 def convert_tensor(key: str, tensor: Tensor) -> Tensor:
-    """Convert an official tensor.
-
-    Args:
-        key: Official key.
-        tensor: Official tensor.
-
-    Returns:
-        The tensor; weights of 1x1 convolutions, (D, C, 1, 1), as those of linear
-        layers, (D, C).
-    """
-    if re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key):
-        return tensor.flatten(1)
-    return tensor
-
-
-def _entry(found: re.Match) -> int:
-    return 2 * int(found[2]) + int(found[3]) - 1
-
-
-def _rename(key: str, renames: Iterable[Rename]) -> str:
-    for pattern, replacement in renames:
-        key = re.sub(pattern, replacement, key)
-    return key
+    """Return a 1x1 convolution that mmsparse has as a linear layer as (D, C)."""
+    is_linear = re.search(r'\b(proj_(q|k|v|out)|linear[12](\.0)?)\.weight$', key)
+    return tensor.flatten(1) if is_linear else tensor

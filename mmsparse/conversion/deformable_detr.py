@@ -11,12 +11,11 @@ from mmsparse.conversion.layout import (
     Weights,
     affine,
     count,
-    deformable_attention,
     heads,
     neck,
-    repeated,
-    self_attention,
+    num_layers,
     size,
+    transformer_layers,
 )
 
 # The official model has a row for every category id of COCO, mmdet one per class.
@@ -27,7 +26,22 @@ CLASS_ROWS = [i for i in range(NUM_CATEGORIES) if i not in UNUSED_CATEGORIES]
 # alone, in mmdet too: this row stays the first.
 PROPOSAL_ROWS = [0, *CLASS_ROWS[1:]]
 
-ENCODER, DECODER = 'transformer.encoder.layers', 'transformer.decoder.layers'
+# Modules of mmdet's layers, and their official names.
+FEED_FORWARD = {'ffn.layers.0.0': 'linear1', 'ffn.layers.1': 'linear2'}
+ENCODER = {
+    'self_attn': 'self_attn',
+    'norms.0': 'norm1',
+    **FEED_FORWARD,
+    'norms.1': 'norm2',
+}
+DECODER = {
+    'self_attn.attn': 'self_attn',
+    'norms.0': 'norm2',  # numbered in another order
+    'cross_attn': 'cross_attn',
+    'norms.1': 'norm1',
+    **FEED_FORWARD,
+    'norms.2': 'norm3',
+}
 
 
 def _variant(weights: Weights) -> str:
@@ -53,47 +67,14 @@ def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     levels = count(weights, r'input_proj\.(\d+)\.')
     convs = [(f'input_proj.{i}.0', f'input_proj.{i}.1') for i in range(levels)]
     two_stage = _variant(weights) == 'two-stage'
-    num_decoders = count(weights, rf'{DECODER}\.(\d+)\.')
-    rows = [CLASS_ROWS] * num_decoders + [PROPOSAL_ROWS] * two_stage
-    encoder_layer = _encoder_layer(weights, channels)
-    decoder_layer = _decoder_layer(weights, channels)
+    rows = [CLASS_ROWS] * num_layers(weights, 'decoder') + [PROPOSAL_ROWS] * two_stage
     return [
         *neck(convs, widths, channels),
         Entry('transformer.level_embed', 'level_embed', (levels, channels)),
-        *repeated(weights, ENCODER, 'encoder.layers', encoder_layer),
+        *transformer_layers(weights, 'encoder', channels, ENCODER),
         *(_proposals(channels) if two_stage else _queries(weights, channels)),
-        *repeated(weights, DECODER, 'decoder.layers', decoder_layer),
+        *transformer_layers(weights, 'decoder', channels, DECODER),
         *heads(classes, channels, [partial(_pick, rows=x) for x in rows]),
-    ]
-
-
-def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *deformable_attention('self_attn', 'self_attn', channels, points),
-        *affine('norm1', 'norms.0', (channels,)),
-        *_feed_forward(weights, channels),
-        *affine('norm2', 'norms.1', (channels,)),
-    ]
-
-
-def _decoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.decoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *self_attention('self_attn', 'self_attn.attn', channels),
-        *affine('norm2', 'norms.0', (channels,)),  # numbered in another order
-        *deformable_attention('cross_attn', 'cross_attn', channels, points),
-        *affine('norm1', 'norms.1', (channels,)),
-        *_feed_forward(weights, channels),
-        *affine('norm3', 'norms.2', (channels,)),
-    ]
-
-
-def _feed_forward(weights: Weights, channels: int) -> list[Entry]:
-    hidden = size(weights, r'transformer\..*\.linear1\.(weight|bias)')
-    return [
-        *affine('linear1', 'ffn.layers.0.0', (hidden, channels)),
-        *affine('linear2', 'ffn.layers.1', (channels, hidden)),
     ]
 
 

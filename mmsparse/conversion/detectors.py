@@ -9,36 +9,23 @@ import torch
 from torch import Tensor
 
 from mmsparse.checkpoint.state_dict import find_prefix
-from mmsparse.conversion.host_backbones import HostBackbone, find_backbone
+from mmsparse.conversion.host_backbones import find_backbone
 from mmsparse.conversion.layout import Entry, Weights, below, compare, translate
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A family of official detectors.
-
-    Args:
-        name: Name of the family.
-        marker: Regular expression of the start of some keys that only it has.
-        backbone: Prefix of the keys of its backbone.
-        alias_of: Function from a key and all weights to the key of the tensor that it
-            repeats; to the key itself if there is none.
-        widths: Function from the weights to the widths of the backbone's feature maps,
-            read from the convolutions of the neck.
-        layout: Function from the weights and these widths to the entries of all but the
-            backbone.
-        variant: Function from the weights to the name of the variant.
-        note: Settings of mmdet's config that the weights need.
-    """
+    """A family of official detectors."""
 
     name: str
-    marker: str
-    backbone: str
+    marker: str  # regular expression of the start of some keys that only it has
+    backbone: str  # prefix of its keys
+    # From a key to that of the tensor that it repeats, or to itself.
     alias_of: Callable[[str, Weights], str]
-    widths: Callable[[Weights], list[int]]
-    layout: Callable[[Weights, Sequence[int]], list[Entry]]
-    variant: Callable[[Weights], str]
-    note: str
+    widths: Callable[[Weights], list[int]]  # of feature maps, read from the neck
+    layout: Callable[[Weights, Sequence[int]], list[Entry]]  # of all but the backbone
+    variant: Callable[[Weights], str]  # its name
+    note: str  # settings of mmdet's config that the weights need
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
@@ -47,25 +34,23 @@ class Detector:
     def convert(
         self, weights: Weights, backbone_only: bool
     ) -> tuple[str, dict[str, Tensor]]:
-        """Convert the weights of a detector.
+        """Return a description of the model, and mmdet's state dict.
 
-        Args:
-            weights: Official state dict without prefix, with or without a backbone.
-            backbone_only: Drop all but the backbone.
-
-        Returns:
-            Description of the model, and mmdet's state dict.
-
-        Raises:
-            ValueError: The backbone is unknown, or keys are missing, unexpected or of
-                another size; the message lists them.
+        ``weights`` is the official state dict without prefix, with or without a
+        backbone. An unknown one and weights that do not fit raise ValueError.
         """
         arch = self.variant(weights)
         weights = self._without_aliases(weights)
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []
         if of_backbone:
-            backbone = self._find_backbone(of_backbone, len(widths))
+            names = {k.removeprefix(self.backbone): x for k, x in of_backbone.items()}
+            backbone = find_backbone(names, len(widths))
+            if backbone is None:
+                raise ValueError(
+                    f'The backbone of a {self.name} checkpoint must be a ResNet or a '
+                    f'Swin Transformer; its keys begin with {list(of_backbone)[:3]}.'
+                )
             arch = f'{arch}, {backbone.name}'
             widths = backbone.widths[-len(widths) :]
             entries = below(self.backbone, 'backbone.', backbone.layout)
@@ -85,27 +70,13 @@ class Detector:
             alias = self.alias_of(key, weights)
             if alias == key or alias not in weights:
                 kept[key] = tensor
-            elif not _equal(tensor, weights[alias]):
+            elif not (tensor.is_meta or torch.equal(tensor, weights[alias])):
                 warnings.warn(
                     f'{key} should repeat {alias}, but differs from it; the latter is '
                     f'converted.',
                     stacklevel=2,
                 )
         return kept
-
-    def _find_backbone(self, weights: Weights, num_outputs: int) -> HostBackbone:
-        keys = {k.removeprefix(self.backbone): x for k, x in weights.items()}
-        backbone = find_backbone(keys, num_outputs)
-        if backbone is None:
-            raise ValueError(
-                f'The backbone of a {self.name} checkpoint must be a ResNet or a Swin '
-                f'Transformer; its keys begin with {list(weights)[:3]}.'
-            )
-        return backbone
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.is_meta or torch.equal(one, other)
 
 
 def alias_in_decoder(key: str, weights: Weights) -> str:

@@ -24,27 +24,17 @@ OUT_NORM = re.compile(r'backbone\.out_norms\.(?P<kind>[a-z]+)(?P<stage>\d+)\.')
 
 @dataclass(frozen=True)
 class Family:
-    """A family of official checkpoints, and the backbone for it.
+    """A family of official checkpoints, and the backbone for it."""
 
-    Args:
-        name: Name of the family, a key of ``BACKBONES``.
-        marker: Regular expression of the start of some keys that only it has.
-        head: Official name of the classifier's linear layer.
-        rename_key: Function from an official key of the backbone to mmsparse's, or None
-            for buffers that mmsparse computes.
-        official_key: The inverse for an arch.
-        convert_tensor: Function from an official key and tensor to mmsparse's tensor.
-        disambiguate: Function from archs of equal shapes, the official keys and the
-            checkpoint to the archs that these allow; raises ValueError if the user has
-            to decide.
-    """
-
-    name: str
-    marker: str
-    head: str
-    rename_key: Callable[[str], str | None]
-    official_key: Callable[[str, Arch], str]
+    name: str  # a key of BACKBONES
+    marker: str  # regular expression of the start of some keys that only it has
+    head: str  # official name of the classifier's linear layer
+    rename_key: Callable[[str], str | None]  # None for buffers that mmsparse computes
+    official_key: Callable[[str, Arch], str]  # its inverse for an arch
+    # From the official key and tensor.
     convert_tensor: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor
+    # From archs of equal shapes, official keys and the checkpoint to the archs that
+    # these allow; raises ValueError if the user has to decide.
     disambiguate: Callable[[list[str], Collection[str], Any], list[str]] = (
         lambda archs, keys, checkpoint: archs
     )
@@ -74,21 +64,15 @@ class Family:
     def shapes(
         self, arch: Arch, state_dict: Mapping[str, Tensor]
     ) -> dict[str, torch.Size]:
-        """Return the shape of every tensor of mmpretrain's model.
+        """Return the shape of every tensor of mmpretrain's model by key.
 
-        Args:
-            arch: Name of the arch, or a dict.
-            state_dict: Converted weights; they determine the norms of the outputs and
-                whether there is a head.
-
-        Returns:
-            The shapes by key.
+        The converted weights determine the norms of the outputs and the head.
         """
         norms = [found for key in state_dict if (found := OUT_NORM.match(key))]
         outputs: dict[str, Any] = {}
         if norms:
-            outputs['out_norm'] = norms[0]['kind']
-            outputs['out_indices'] = sorted({int(found['stage']) for found in norms})
+            stages = sorted({int(found['stage']) for found in norms})
+            outputs = dict(out_norm=norms[0]['kind'], out_indices=stages)
         with torch.device('meta'):
             backbone = self.backbone(arch, **outputs)
         shapes = shapes_of({BACKBONE + k: x for k, x in backbone.state_dict().items()})
@@ -109,9 +93,7 @@ def _dat_archs(archs: list[str], keys: Collection[str], checkpoint: Any) -> list
     if len(archs) == 1:
         return archs
     formulation = _dat_formulation(keys, checkpoint)
-    of_each = {
-        arch: settings.formulation for arch, settings in DAT.arch_settings.items()
-    }
+    of_each = {x: settings.formulation for x, settings in DAT.arch_settings.items()}
     if formulation is None:
         published = sorted(arch for arch in archs if of_each[arch] == 'v2022')
         raise ValueError(
@@ -191,6 +173,4 @@ FAMILIES = {
     )
 }
 
-DETECTORS = {
-    detector.name: detector for detector in (DEFORMABLE_DETR, DINO, FOCUS_DETR)
-}
+DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}

@@ -2,52 +2,22 @@
 
 import re
 from collections.abc import Sequence
-
-from torch import Tensor
+from dataclasses import replace
 
 from mmsparse.conversion import dino
-from mmsparse.conversion.detectors import Detector, alias_in_decoder
-from mmsparse.conversion.layout import (
-    Entry,
-    Weights,
-    affine,
-    count,
-    deformable_attention,
-    repeated,
-    self_attention,
-    size,
-)
+from mmsparse.conversion.detectors import alias_in_decoder
+from mmsparse.conversion.layout import Entry, Weights, affine, count, size
 
-
-def rename(weights: Weights) -> dict[str, Tensor]:
-    """Rename some of the official weights of all but the backbone."""
-    names = {x.official: x.key for x in _layout(weights, dino.widths(weights))}
-    return {names[official]: tensor for official, tensor in weights.items()}
+ENCODER = {
+    'token_attn.attn': 'attentions.0.attn',
+    'token_norm': 'norm2',
+    **dino.ENCODER,
+    'self_attn': 'attentions.1',
+}
 
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = dino.embed_dims(weights)
-    encoder_layer = _encoder_layer(weights, channels)
-    return [
-        *repeated(weights, dino.ENCODER, 'encoder.layers', encoder_layer),
-        *dino.all_but_encoder(weights, widths),
-        *_token_selector(weights, channels),
-    ]
-
-
-def _encoder_layer(weights: Weights, channels: int) -> list[Entry]:
-    points = size(weights, r'.*\.encoder\..*\.attention_weights\.(weight|bias)')
-    return [
-        *self_attention('attentions.0.attn', 'token_attn.attn', channels),
-        *affine('norm2', 'token_norm', (channels,)),
-        *deformable_attention('attentions.1', 'self_attn', channels, points),
-        *affine('norms.0', 'norms.0', (channels,)),
-        *dino.feed_forward(weights, channels),
-        *affine('norms.1', 'norms.1', (channels,)),
-    ]
-
-
-def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     steps = size(weights, r'transformer\.level_embeds') - 1
     half, quarter = channels // 2, channels // 4
     shapes = {
@@ -59,6 +29,7 @@ def _token_selector(weights: Weights, channels: int) -> list[Entry]:
     }
     scorer = 'transformer.enc_mask_predictor'
     return [
+        *dino.layout(weights, widths, ENCODER),
         Entry('transformer.alpha', 'token_selector.alpha', (steps,)),
         *(
             entry
@@ -75,13 +46,11 @@ def _alias_of(key: str, weights: Weights) -> str:
     return alias_in_decoder(re.sub(copies, f'class_embed.{last}.', key), weights)
 
 
-FOCUS_DETR = Detector(
+FOCUS_DETR = replace(
+    dino.DINO,
     name='focus_detr',
     marker=r'transformer\.enc_mask_predictor\.',
-    backbone='backbone.',
     alias_of=_alias_of,
-    widths=dino.widths,
-    variant=dino.variant,
     layout=_layout,
     note=(
         'mmsparse.FocusDETR needs neck=dict(bias=True), and the temperature and offset '

@@ -1,70 +1,69 @@
 """Layouts of the ResNets and Swin Transformers of official detectors."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
-from mmsparse.conversion.layout import Entry, Weights, affine, compare, size
+from mmsparse.conversion.layout import (
+    Entry,
+    Rename,
+    Weights,
+    affine,
+    batch_norm,
+    compare,
+    rename,
+    size,
+)
 
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 SWINS = ((2, 2, 6, 2), (2, 2, 18, 2))
+DETECTRON2 = (  # names of torchvision and mmdet to those of detectron2
+    (r'^conv1\.', 'stem.conv1.'),
+    (r'^bn1\.', 'stem.conv1.norm.'),
+    (r'^layer(\d)', lambda found: f'res{int(found[1]) + 1}'),
+    (r'\.bn(\d)\.', r'.conv\1.norm.'),
+    (r'\.downsample\.0\.', '.shortcut.'),
+    (r'\.downsample\.1\.', '.shortcut.norm.'),
+)
 
 
 @dataclass(frozen=True)
 class HostBackbone:
-    """A backbone of mmdet.
+    """A backbone of mmdet."""
 
-    Args:
-        name: For example ``ResNet-50``.
-        widths: Width of every stage.
-        layout: Its entries.
-    """
-
-    name: str
-    widths: tuple[int, ...]
+    name: str  # for messages
+    widths: tuple[int, ...]  # of all stages
     layout: list[Entry]
 
 
 def find_backbone(weights: Weights, num_outputs: int) -> HostBackbone | None:
-    """Recognize a backbone.
+    """Return the ResNet or Swin Transformer that fits best; None for other models.
 
-    Args:
-        weights: Its official state dict: of a ResNet of torchvision or detectron2, or
-            of an official Swin Transformer.
-        num_outputs: Number of stages that the neck takes, counted from the last.
-
-    Returns:
-        The backbone that fits best; None for other models.
+    The weights are named as in torchvision, detectron2 or the official Swin
+    Transformer; the neck takes the last ``num_outputs`` stages.
     """
     for marker, candidates in (
-        (r'(stem|res\d)\.', partial(_resnets, official_name=_detectron_name)),
-        (r'(bn1|layer\d)\.', partial(_resnets, official_name=str)),
-        (r'(patch_embed|layers\.\d)\.', partial(_swins, num_outputs=num_outputs)),
+        (r'(stem|res\d)\.', partial(_resnets, DETECTRON2)),
+        (r'(bn1|layer\d)\.', partial(_resnets, ())),
+        (r'(patch_embed|layers\.\d)\.', partial(_swins, weights, num_outputs)),
     ):
         if any(re.match(marker, name) for name in weights):
-            return min(
-                candidates(weights), key=lambda x: len(compare(weights, x.layout))
-            )
+            return min(candidates(), key=lambda x: len(compare(weights, x.layout)))
     return None
 
 
-def _resnets(
-    weights: Weights, official_name: Callable[[str], str]
-) -> list[HostBackbone]:
+def _resnets(renames: Sequence[Rename]) -> list[HostBackbone]:
+    widths = (256, 512, 1024, 2048)
     return [
-        HostBackbone(
-            f'ResNet-{depth}',
-            (256, 512, 1024, 2048),
-            _resnet(blocks, official_name),
-        )
+        HostBackbone(f'ResNet-{depth}', widths, _resnet(blocks, renames))
         for depth, blocks in RESNETS.items()
     ]
 
 
-def _resnet(blocks: Sequence[int], official_name: Callable[[str], str]) -> list[Entry]:
+def _resnet(blocks: Sequence[int], renames: Sequence[Rename]) -> list[Entry]:
     parts = [('conv1', 'bn1', (64, 3, 7, 7))]
     channels = 64
     for stage, depth in enumerate(blocks, start=1):
@@ -77,30 +76,13 @@ def _resnet(blocks: Sequence[int], official_name: Callable[[str], str]) -> list[
                 (f'{name}.conv3', f'{name}.bn3', (4 * width, width, 1, 1)),
             ]
             if block == 0:
-                shape = (4 * width, channels, 1, 1)
-                shortcut = f'{name}.downsample.0', f'{name}.downsample.1', shape
-                parts.append(shortcut)
+                shortcut = f'{name}.downsample.0', f'{name}.downsample.1'
+                parts.append((*shortcut, (4 * width, channels, 1, 1)))
             channels = 4 * width
-    shapes = {}
+    layout = []
     for conv, norm, shape in parts:
-        shapes[f'{conv}.weight'] = shape
-        for statistic in ('weight', 'bias', 'running_mean', 'running_var'):
-            shapes[f'{norm}.{statistic}'] = shape[:1]
-        shapes[f'{norm}.num_batches_tracked'] = ()  # missing for frozen norms
-    return [Entry(official_name(name), name, shape) for name, shape in shapes.items()]
-
-
-def _detectron_name(name: str) -> str:
-    for pattern, replacement in (
-        (r'^conv1\.', 'stem.conv1.'),
-        (r'^bn1\.', 'stem.conv1.norm.'),
-        (r'^layer(\d)', lambda found: f'res{int(found[1]) + 1}'),
-        (r'\.bn(\d)\.', r'.conv\1.norm.'),
-        (r'\.downsample\.0\.', '.shortcut.'),
-        (r'\.downsample\.1\.', '.shortcut.norm.'),
-    ):
-        name = re.sub(pattern, replacement, name)
-    return name
+        layout += affine(conv, conv, shape, bias=False) + batch_norm(norm, shape[0])
+    return [replace(x, official=rename(x.official, renames)) for x in layout]
 
 
 def _swins(weights: Weights, num_outputs: int) -> list[HostBackbone]:

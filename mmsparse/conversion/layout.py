@@ -7,7 +7,7 @@ official name of a tensor or module, and ``key`` its name in mmdet or mmseg.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from mmsparse.checkpoint.state_dict import Mismatch, state_dict_mismatch
 
 Weights = Mapping[str, Tensor]
 Convert = Callable[[Tensor], Tensor]
+Rename = tuple[str, str | Callable[[re.Match], str]]  # regular expression, replacement
 
 
 def same(tensor: Tensor) -> Tensor:
@@ -25,19 +26,19 @@ def same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor.
-
-    Args:
-        official: Official key.
-        key: Key in mmdet or mmseg.
-        shape: Official shape.
-        convert: Function from the official tensor to that of mmdet or mmseg.
-    """
+    """One tensor."""
 
     official: str
     key: str
-    shape: tuple[int, ...]
-    convert: Convert = same
+    shape: tuple[int, ...]  # official
+    convert: Convert = same  # from the official tensor to that of mmdet or mmseg
+
+
+def rename(key: str, renames: Iterable[Rename]) -> str:
+    """Replace patterns in a key by what they stand for, one after the other."""
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def translate(weights: Weights, layout: Collection[Entry]) -> dict[str, Tensor]:
@@ -69,6 +70,16 @@ def affine(
     ]
 
 
+def batch_norm(name: str, channels: int) -> list[Entry]:
+    """List a BatchNorm that has the same name in mmdet or mmseg."""
+    shapes = dict(running_mean=(channels,), running_var=(channels,))
+    shapes['num_batches_tracked'] = ()  # missing for frozen norms
+    buffers = [
+        Entry(f'{name}.{x}', f'{name}.{x}', shape) for x, shape in shapes.items()
+    ]
+    return affine(name, name, (channels,)) + buffers
+
+
 def deformable_attention(
     official: str, key: str, channels: int, points: int
 ) -> list[Entry]:
@@ -89,12 +100,13 @@ def deformable_attention(
 def self_attention(official: str, key: str, channels: int) -> list[Entry]:
     """List torch's ``MultiheadAttention``."""
     shapes = dict(weight=(3 * channels, channels), bias=(3 * channels,))
-    in_proj = [
-        Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
-        for x, shape in shapes.items()
+    return [
+        *affine(f'{official}.out_proj', f'{key}.out_proj', (channels, channels)),
+        *(
+            Entry(f'{official}.in_proj_{x}', f'{key}.in_proj_{x}', shape)
+            for x, shape in shapes.items()
+        ),
     ]
-    out_proj = f'{official}.out_proj', f'{key}.out_proj'
-    return in_proj + affine(*out_proj, (channels, channels))
 
 
 def neck(
@@ -102,15 +114,9 @@ def neck(
 ) -> list[Entry]:
     """List mmdet's ``ChannelMapper`` with biases and GroupNorm.
 
-    Args:
-        levels: Official names of the convolution and norm of every level: first one for
-            each feature map of the backbone, then extra levels, each computed from the
-            one before it, the first from the last feature map.
-        widths: Widths of the backbone's feature maps.
-        channels: Width of the levels.
-
-    Returns:
-        The entries.
+    ``levels`` has the official names of the convolution and norm of every level: first
+    one for each feature map of the backbone, of ``widths``, then extra levels, each
+    computed from the one before it, the first from the last feature map.
     """
     layout = []
     for i, (conv, norm) in enumerate(levels):
@@ -126,13 +132,7 @@ def neck(
 def heads(classes: int, channels: int, convert: Sequence[Convert]) -> list[Entry]:
     """List heads of one linear layer for classes and three for boxes.
 
-    Args:
-        classes: Rows of a classification head.
-        channels: Width of the transformer.
-        convert: For each head, a function to the rows of mmdet's classification head.
-
-    Returns:
-        The entries.
+    ``convert`` has a function to the rows of mmdet's classification head for each head.
     """
     layout = []
     for i, rows in enumerate(convert):
@@ -151,15 +151,37 @@ def below(official: str, key: str, entries: Collection[Entry]) -> list[Entry]:
     ]
 
 
-def repeated(
-    weights: Weights, official: str, key: str, entries: Collection[Entry]
+def transformer_layers(
+    weights: Weights, part: str, channels: int, names: Mapping[str, str]
 ) -> list[Entry]:
-    """Repeat the entries of one module for a list of as many as the weights have."""
+    """List all layers of the ``encoder`` or ``decoder``.
+
+    ``names`` has the official name of every module of a layer, by its name in mmdet.
+    """
+    suffix = r'\.(weight|bias)'
+    hidden = size(weights, rf'transformer\..*\.{names["ffn.layers.0.0"]}{suffix}')
+    points = size(weights, rf'.*\.{part}\..*\.attention_weights{suffix}')
+    shapes = {'ffn.layers.0.0': (hidden, channels), 'ffn.layers.1': (channels, hidden)}
+    layer = []
+    for key, official in names.items():
+        if key.endswith('.attn'):
+            layer += self_attention(official, key, channels)
+        elif key.endswith('attn'):
+            layer += deformable_attention(official, key, channels, points)
+        else:
+            layer += affine(official, key, shapes.get(key, (channels,)))
     return [
         entry
-        for i in range(count(weights, rf'{re.escape(official)}\.(\d+)\.'))
-        for entry in below(f'{official}.{i}.', f'{key}.{i}.', entries)
+        for i in range(num_layers(weights, part))
+        for entry in below(
+            f'transformer.{part}.layers.{i}.', f'{part}.layers.{i}.', layer
+        )
     ]
+
+
+def num_layers(weights: Weights, part: str) -> int:
+    """Return the number of layers of the ``encoder`` or ``decoder``."""
+    return count(weights, rf'transformer\.{part}\.layers\.(\d+)\.')
 
 
 def size(weights: Weights, pattern: str, axis: int = 0) -> int:

@@ -1,7 +1,4 @@
-"""Layout of mmseg's necks and heads.
-
-Keys are the same in mmseg 0.x, which trained the official segmentors, and in 1.x.
-"""
+"""Layout of necks and heads, whose keys are the same in mmseg 0.x and 1.x."""
 
 import re
 from collections.abc import Sequence
@@ -13,6 +10,7 @@ from mmsparse.conversion.layout import (
     Entry,
     Weights,
     affine,
+    batch_norm,
     compare,
     count,
     size,
@@ -23,20 +21,11 @@ HEAD, AUXILIARY = 'decode_head.', 'auxiliary_head.'
 
 
 def convert_heads(weights: Weights, widths: Sequence[int]) -> dict[str, Tensor]:
-    """Convert neck and heads of a segmentor.
+    """Check neck and heads of an official segmentor, and return them.
 
-    Args:
-        weights: Weights of an official segmentor without its backbone: a neck ``FPN``
-            with an ``FPNHead``, or a ``UPerHead``, each with or without an auxiliary
-            ``FCNHead``.
-        widths: Widths of the backbone's feature maps.
-
-    Returns:
-        The same weights, checked.
-
-    Raises:
-        ValueError: It is another head, or keys are missing, unexpected or of another
-            size; the message lists them.
+    Supported are a neck ``FPN`` with an ``FPNHead``, and a ``UPerHead``, each with or
+    without an auxiliary ``FCNHead``. Others raise ValueError, as do keys that do not
+    fit a backbone with feature maps of these ``widths``.
     """
     found = [part for part in _HEADS if any(part in key for key in weights)]
     if len(found) != 1:
@@ -97,12 +86,8 @@ def _classifier(weights: Weights, head: str, channels: int) -> list[Entry]:
 
 def _conv_norm(name: str, out: int, width: int, kernel: int) -> list[Entry]:
     """A convolution without bias and its BatchNorm."""
-    statistics = dict(running_mean=(out,), running_var=(out,), num_batches_tracked=())
-    return [
-        *_affine(f'{name}.conv', (out, width, kernel, kernel), bias=False),
-        *_affine(f'{name}.bn', (out,)),
-        *(Entry(f'{name}.bn.{x}', f'{name}.bn.{x}', s) for x, s in statistics.items()),
-    ]
+    conv = _affine(f'{name}.conv', (out, width, kernel, kernel), bias=False)
+    return conv + batch_norm(f'{name}.bn', out)
 
 
 def _affine(name: str, shape: tuple[int, ...], bias: bool = True) -> list[Entry]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+Pairs = Iterable[tuple[str, str]]
+
 _STARTS = (
     # The first match counts: norms of stages come before blocks.
     *((f'norm{i + 1}.', f'stages.{i}.norm.') for i in range(4)),
@@ -25,35 +27,17 @@ _PARTS = (
 
 
 def rename_key(key: str) -> str:
-    """Rename a key of the official backbone.
-
-    Args:
-        key: Key in the official state dict, for example ``block1.0.attn.kv1.weight``.
-
-    Returns:
-        Key in the state dict of mmsparse's backbone.
-    """
+    """Rename a key of the official backbone, such as ``block1.0.attn.kv1.weight``."""
     return _rename(key, _STARTS, _PARTS)
 
 
 def official_key(key: str) -> str:
-    """Return the official key: the inverse of :func:`rename_key`.
-
-    Args:
-        key: Key in the state dict of mmsparse's backbone, for example
-            ``stages.0.0.attn.coarse.kv.weight``.
-
-    Returns:
-        Key in the official state dict.
-    """
-    return _rename(key, _swapped(_STARTS), _swapped(_PARTS))
+    """Return the official key: the inverse of :func:`rename_key`."""
+    swapped = ([(new, old) for old, new in pairs] for pairs in (_STARTS, _PARTS))
+    return _rename(key, *swapped)
 
 
-def _rename(
-    key: str,
-    starts: Iterable[tuple[str, str]],
-    parts: Iterable[tuple[str, str]],
-) -> str:
+def _rename(key: str, starts: Pairs, parts: Pairs) -> str:
     for old, new in starts:
         if key.startswith(old):
             key = new + key.removeprefix(old)
@@ -61,7 +45,3 @@ def _rename(
     for old, new in parts:
         key = key.replace(old, new)
     return key
-
-
-def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(new, old) for old, new in pairs]

@@ -48,8 +48,7 @@ def _check_training_crop(pipeline: Sequence[Mapping], padded: Any) -> None:
 
 
 def _check_windows(test: Mapping[str, Any]) -> None:
-    missing = {'crop_size', 'stride'} - test.keys()
-    if missing:
+    if missing := {'crop_size', 'stride'} - test.keys():
         raise UsageError(
             f"model.test_cfg: mode='slide' needs {' and '.join(sorted(missing))}; got "
             f'{dict(test)}.'
@@ -69,14 +68,9 @@ def _check_window_size(
     if not resizes:
         return  # images may have any size
     order = sorted if resizes[-1].get('keep_ratio') else tuple  # portrait or landscape
-    crop, scale, sides = (
-        tuple(order(size))
-        for size in (
-            _pair(crop),
-            _pair(resizes[-1]['scale'])[::-1],
-            _pair(padding.get('size') or 0),
-        )
-    )
+    scale = _pair(resizes[-1]['scale'])[::-1]
+    sizes = _pair(crop), scale, _pair(padding.get('size') or 0)
+    crop, scale, sides = (tuple(order(size)) for size in sizes)
     divisor = padding.get('size_divisor') or 1
     largest = tuple(
         max(-(-length // divisor) * divisor, side)
@@ -91,12 +85,9 @@ def _check_window_size(
 
 
 def check_dataset(name: str, settings: Mapping[str, Any], model: Any) -> None:
-    """Raise UsageError unless a dataset has its files and the classes of the model.
+    """Raise UsageError unless a dataset of mmseg has its files and the model's classes.
 
-    Args:
-        name: Name of the dataloader, for the message.
-        settings: Settings of a dataset of mmseg, which is registered.
-        model: Settings of the model.
+    ``name`` is that of the dataloader, for the message.
     """
     if settings.get('backend_args'):
         return  # in another file system
@@ -109,8 +100,7 @@ def check_dataset(name: str, settings: Mapping[str, Any], model: Any) -> None:
             f'{_examples(folder)}; change img_suffix or data_prefix.'
         )
     labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
-    missing = _missing(labels)
-    if missing:
+    if missing := _missing(labels):
         raise UsageError(
             f'{name}: {len(missing)} of {len(labels)} label files are missing, first '
             f'{missing[0]}; found {_examples(missing[0].parent)}; change '

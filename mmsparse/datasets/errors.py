@@ -1,7 +1,8 @@
 """Name the file of an image, label map or annotation in every error about it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,7 @@ class SampleError(ValueError):
 def blame_files(*files: Any, step: str = '') -> Iterator[None]:
     """Raise any exception inside the context as a SampleError that names files.
 
-    Args:
-        *files: The files.
-        step: The operation that reads them, for the message.
-
-    Yields:
-        Nothing.
+    ``step`` is the operation that reads them, for the message.
     """
     try:
         yield
@@ -53,10 +49,9 @@ def check_image(path: str) -> None:
     Any image is decoded to 8-bit colors: one of 16 bits, gray, with a palette, in CMYK,
     or with an alpha channel, which is dropped.
     """
-    try:
+    image = None
+    with suppress(Exception):  # decoders raise anything
         image = imread(path)
-    except Exception as error:  # noqa: BLE001 - decoders raise anything
-        raise SampleError(f'not a readable image: {path}') from error
     if image is None:
         raise SampleError(f'not a readable image: {path}')
 
@@ -64,15 +59,12 @@ def check_image(path: str) -> None:
 def name_annotation_files(runner: Runner) -> None:
     """Name annotation files in errors of a runner that has built no dataset yet."""
 
-    def named(build: Callable) -> Callable:
-        def build_named(settings: Any, *args: Any, **kwargs: Any) -> Any:
-            with blame_files(*_annotation_files(settings)):
-                return build(settings, *args, **kwargs)
+    def named(build: Callable, settings: Any, *args: Any, **kwargs: Any) -> Any:
+        with blame_files(*_annotation_files(settings)):
+            return build(settings, *args, **kwargs)
 
-        return build_named
-
-    runner.build_dataloader = named(runner.build_dataloader)
-    runner.build_evaluator = named(runner.build_evaluator)
+    runner.build_dataloader = partial(named, runner.build_dataloader)
+    runner.build_evaluator = partial(named, runner.build_evaluator)
 
 
 def _annotation_files(settings: Any, root: str = '') -> Iterator[str]:

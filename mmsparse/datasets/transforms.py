@@ -30,8 +30,7 @@ class CheckSegLabels(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Return a sample unchanged, or raise ValueError.
 
-        ``gt_seg_map`` must be (H, W) as ``ori_shape``, with labels in range; labels
-        above 255 in a 16-bit file are out of range too.
+        Labels above 255 in a 16-bit file are out of range too.
         """
         labels = results.get('gt_seg_map')
         if labels is not None:

@@ -31,15 +31,9 @@ class Graph(nn.Module):
     """A model from raw images to predictions, as it is exported.
 
     The input is ``image``: RGB from 0 to 255, float32, (B, 3, H, W), resized to the
-    size of the graph and not padded. Color order, mean and standard deviation of the
-    model's data preprocessor are part of the graph.
-
-    Args:
-        model: Model of mmdet, mmseg or mmpretrain; it is set to eval mode.
-        size: Height and width of the images.
-
-    Raises:
-        UsageError: The data preprocessor would pad images of this size.
+    ``size`` of the graph (height and width) and not padded; UsageError is raised if the
+    model's data preprocessor would pad it. Color order, mean and standard deviation of
+    the data preprocessor are part of the graph.
     """
 
     outputs: tuple[str, ...] = ('logits',)
@@ -52,12 +46,9 @@ class Graph(nn.Module):
         _check_padding(preprocessor, size)
         # mmcv loads BGR; a model without conversion was trained on BGR.
         self.flip = not any(getattr(preprocessor, name, False) for name in CONVERSIONS)
-        normalize = getattr(preprocessor, '_enable_normalize', False)
-        mean, std = (
-            (preprocessor.mean, preprocessor.std)
-            if normalize
-            else (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
-        )
+        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        if getattr(preprocessor, '_enable_normalize', False):
+            mean, std = preprocessor.mean, preprocessor.std
         self.register_buffer('mean', mean.clone())
         self.register_buffer('std', std.clone())
 
@@ -73,15 +64,10 @@ class Graph(nn.Module):
     def differences(
         self, expected: Sequence[Tensor], found: Sequence[Tensor]
     ) -> dict[str, float]:
-        """Compare outputs with expected ones.
+        """Return the maximum absolute difference of each of ``outputs``.
 
-        Args:
-            expected: One tensor for each of ``outputs``.
-            found: The same.
-
-        Returns:
-            Maximum absolute difference of each output, divided by the largest expected
-            value if that is above 1; infinite for NaN.
+        They are relative to the largest expected value if that is above 1; infinite for
+        NaN.
         """
         return {
             name: _difference(*pair)
@@ -113,14 +99,8 @@ class DetectorGraph(Graph):
     """A detection transformer of mmdet; returns its best detections, best first.
 
     ``boxes`` (x1, y1, x2, y2) in pixels of the input, (B, K, 4), ``scores`` (B, K) from
-    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``.
-
-    Args:
-        model: Deformable DETR, DINO, Focus-DETR, or a subclass.
-        size: Height and width of the images.
-
-    Raises:
-        UsageError: It is another detector, or images of this size would be padded.
+    0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``. Detectors
+    other than Deformable DETR, DINO and Focus-DETR raise UsageError.
     """
 
     outputs = ('boxes', 'scores', 'labels')
@@ -163,15 +143,8 @@ class DetectorGraph(Graph):
         """Compare sorted scores, and every box with the nearest of its score and label.
 
         The order of detections with equal scores is arbitrary; those with the lowest
-        score may differ, since others of that score were cut off.
-
-        Args:
-            expected: Boxes, scores and labels.
-            found: The same.
-
-        Returns:
-            Maximum difference of scores, and of boxes divided by the image's longer
-            side.
+        score may differ, since others of that score were cut off. The difference of
+        boxes is divided by the image's longer side.
         """
         boxes, scores, labels = expected
         distances = (boxes[:, :, None] - found[0][:, None]).abs()
@@ -187,18 +160,11 @@ class DetectorGraph(Graph):
 
 
 def build_graph(model: BaseModel, size: tuple[int, int]) -> Graph:
-    """Wrap a model for export.
+    """Wrap a model and its weights for export, for images of a height and width.
 
-    Args:
-        model: A classifier of mmpretrain, an encoder-decoder of mmseg, or a Deformable
-            DETR, DINO or Focus-DETR of mmdet.
-        size: Height and width of the images.
-
-    Returns:
-        The graph, with the weights of the model.
-
-    Raises:
-        UsageError: The model is none of these, or would pad images of this size.
+    The model is a classifier of mmpretrain, an encoder-decoder of mmseg, or Deformable
+    DETR, DINO or Focus-DETR. Others raise UsageError, and so does a model that would
+    pad images of this size.
     """
     package = type(model).__module__.partition('.')[0]
     if hasattr(model, 'encode_decode'):
@@ -233,19 +199,11 @@ def export_program(graph: Graph) -> torch.export.ExportedProgram:
 def export_onnx(
     graph: Graph, path: str | Path, opset: int | None = None
 ) -> torch.export.ExportedProgram:
-    """Write a graph as one ONNX file, weights included.
+    """Write a graph as one ONNX file, weights included; return the exported program.
 
-    Args:
-        graph: The graph.
-        path: The file, in a folder that exists.
-        opset: Version of ONNX's operators; what torch recommends if None.
-
-    Returns:
-        The exported program.
-
-    Raises:
-        UsageError: onnx or onnxscript is not installed, torch is older than 2.9, or
-            this opset is not supported; no file is written then.
+    ``opset`` is the version of ONNX's operators, by default what torch recommends.
+    Without onnx, onnxscript or torch 2.9, or if the opset is not supported, UsageError
+    is raised and no file is written.
     """
     _import('onnx', 'to write ONNX files')
     optimizer = _import('onnxscript.optimizer', 'to write ONNX files')
@@ -280,16 +238,8 @@ def compare_onnx(
 ) -> dict[str, float]:
     """Run an ONNX file with onnxruntime on the CPU, and compare it with its graph.
 
-    Args:
-        graph: The exported graph.
-        path: The ONNX file.
-        batch_sizes: Batch sizes of random images.
-
-    Returns:
-        Maximum difference of each output, see :meth:`Graph.differences`.
-
-    Raises:
-        UsageError: onnxruntime is not installed.
+    Inputs are random images in batches of these sizes. The result is the maximum of
+    each of :meth:`Graph.differences`. Without onnxruntime, UsageError is raised.
     """
     runtime = _import('onnxruntime', 'to check ONNX files')
     session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])

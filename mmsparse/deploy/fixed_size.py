@@ -21,15 +21,9 @@ from mmsparse.models.detectors.focus_detr import FocusDETR, FocusedTransformer
 def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:
     """Copy a detector so that the sizes of feature maps are integers.
 
-    Args:
-        detector: Deformable DETR of mmdet, or a subclass: DINO, Focus-DETR.
-
-    Returns:
-        A detector with the same weights and outputs, for inference on images without
-        padding and data samples.
-
-    Raises:
-        ValueError: It is another detector.
+    The copy has the same weights and outputs, for inference on images without padding
+    and data samples. Other detectors than Deformable DETR and its subclasses (DINO,
+    Focus-DETR) raise ValueError.
     """
     if not isinstance(detector, DeformableDETR):
         raise ValueError(

@@ -1,7 +1,6 @@
 """Write checkpoints completely or not at all, and find the last undamaged one."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from zipfile import BadZipFile, ZipFile
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
+from mmsparse.checkpoint.files import open_whole
 from mmsparse.errors import UsageError
 
 WHOLE_FILE = 'whole_file'  # backend_args=dict(backend=WHOLE_FILE)
@@ -26,12 +26,8 @@ class WholeFileBackend(LocalBackend):
         """Write bytes to a file; missing folders are created."""
         target = Path(filepath)
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f'.{target.name}.unfinished')
-        try:
-            unfinished.write_bytes(obj)
-            os.replace(unfinished, target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with open_whole(target) as file:
+            file.write(obj)
 
 
 register_backend(WHOLE_FILE, WholeFileBackend, force=True)

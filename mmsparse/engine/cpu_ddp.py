@@ -15,9 +15,7 @@ from mmsparse.registry import MODEL_WRAPPERS
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """DistributedDataParallel on CPUs, with synchronized batch normalization.
 
-    Args:
-        module: The model.
-        **settings: Arguments of torch's ``DistributedDataParallel``.
+    Arguments are those of torch's ``DistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:

@@ -18,10 +18,6 @@ class BackboneOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     learning rate of ``paramwise_cfg``. By itself MMEngine ignores ``norm_decay_mult``
     for all parameters that match a custom key, for example the one that sets the
     learning rate of the backbone.
-
-    Args:
-        optim_wrapper_cfg: Config of the optimizer wrapper.
-        paramwise_cfg: Parameter-wise options, as in MMEngine.
     """
 
     def __init__(

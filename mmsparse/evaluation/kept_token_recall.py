@@ -25,15 +25,10 @@ class KeptTokenRecall(BaseMetric):
 
     Samples must have boxes in the coordinates of the original image, as mmdet's test
     pipelines load them, and the tokens of :class:`KeptTokensHook`.
-
-    Args:
-        **arguments: Arguments of mmengine's ``BaseMetric``.
+    Arguments are those of mmengine's ``BaseMetric``.
     """
 
     default_prefix = 'kept_token_recall'
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Find the boxes with kept tokens in a batch."""
@@ -50,33 +45,20 @@ class KeptTokenRecall(BaseMetric):
             self.results.append(hits.cpu())
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Compute the recall, 0 to 1, over the boxes of all images; NaN without boxes.
-
-        Args:
-            results: Boxes with tokens of each image, (1 + layers, boxes).
-
-        Returns:
-            Recall of all tokens and of each layer.
-        """
+        """Return the recall, 0 to 1, over all boxes; NaN if there are none."""
         recalls = torch.cat(results, dim=1).double().mean(1).tolist()
         names = ['all_tokens', *(f'layer_{i}' for i in range(1, len(recalls)))]
         return dict(zip(names, recalls, strict=True))
 
 
 def boxes_with_tokens(boxes: Tensor, centers: Tensor, kept: Tensor) -> Tensor:
-    """Find the boxes with at least one kept token.
+    """Find the boxes that have the center of a kept token strictly inside, (layers, M).
 
-    Args:
-        boxes: (x1, y1, x2, y2), (M, 4).
-        centers: Center (x, y) of every token, in the same coordinates, (N, 2).
-        kept: Whether each layer keeps a token, (layers, N).
-
-    Returns:
-        Whether the center of a kept token is strictly inside, (layers, M).
+    Boxes (x1, y1, x2, y2), (M, 4), and centers (x, y), (N, 2), have the same
+    coordinates. ``kept`` is whether each layer keeps a token, (layers, N).
     """
-    after = (centers > boxes[:, None, :2]).all(-1)
-    before = (centers < boxes[:, None, 2:]).all(-1)
-    inside = after & before  # (M, N)
+    after, before = centers > boxes[:, None, :2], centers < boxes[:, None, 2:]
+    inside = (after & before).all(-1)  # (M, N)
     return torch.stack([(inside & tokens).any(1) for tokens in kept])
 
 

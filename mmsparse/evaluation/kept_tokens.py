@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -17,32 +16,21 @@ from mmsparse.registry import HOOKS
 class KeptTokens(NamedTuple):
     """Tokens of a batch, and those that each encoder layer keeps.
 
-    Args:
-        centers: Center (x, y) of every token, 0 to 1 over its image and above 1 in the
-            padding, (B, N, 2).
-        kept: Whether a layer updates a token, (B, layers, N).
-        level_sizes: Height and width of every level, fine to coarse.
+    Centers (x, y) are 0 to 1 over the image of the token, and above 1 in its padding.
     """
 
-    centers: Tensor
-    kept: Tensor
-    level_sizes: tuple[tuple[int, int], ...]
+    centers: Tensor  # (B, N, 2)
+    kept: Tensor  # whether a layer updates a token, (B, layers, N)
+    level_sizes: tuple[tuple[int, int], ...]  # height and width, fine to coarse
 
 
 def record_kept_tokens(
     detector: nn.Module, callback: Callable[[KeptTokens], Any]
 ) -> RemovableHandle:
-    """Call a function with the kept tokens of every batch.
+    """Call a function with the kept tokens of every batch, before the encoder runs.
 
-    Args:
-        detector: A Focus-DETR, or another detector with a ``token_selector``.
-        callback: Called before the encoder runs.
-
-    Returns:
-        Handle whose ``remove()`` ends the recording.
-
-    Raises:
-        ValueError: The detector selects no tokens.
+    ``remove()`` of the result ends the recording. A detector that selects no tokens, as
+    those with a ``token_selector`` do, raises ValueError.
     """
     if not hasattr(detector, 'token_selector'):
         raise ValueError(
@@ -76,7 +64,9 @@ class KeptTokensHook(Hook):
         recorded: list[KeptTokens] = []
 
         def add_to_samples(detector: nn.Module, args: tuple, samples: Any) -> None:
-            _add(recorded.pop(), samples)
+            centers, kept, _ = recorded.pop()
+            for sample, *tokens in zip(samples, centers, kept, strict=True):
+                sample.token_centers, sample.kept_tokens = tokens
 
         self._handles = [
             record_kept_tokens(detector, recorded.append),
@@ -90,9 +80,3 @@ class KeptTokensHook(Hook):
 
     before_test = before_val
     after_test = after_val
-
-
-def _add(tokens: KeptTokens, samples: list[BaseDataElement]) -> None:
-    for sample, centers, kept in zip(samples, tokens.centers, tokens.kept, strict=True):
-        sample.token_centers = centers
-        sample.kept_tokens = kept

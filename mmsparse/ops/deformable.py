@@ -73,6 +73,10 @@ def deformable_attention(
             'locations must be of a number of groups that divides the number of heads '
             f'of the table, {num_heads}; got {num_groups} groups.'
         )
+    if q.shape[-1] % num_heads:
+        raise ValueError(
+            f'num_heads must divide the channels, {q.shape[-1]}; got {num_heads}.'
+        )
     backend = resolve_backend(backend, BACKENDS)
     if backend == 'auto':
         backend = _choose_backend(q, k, num_heads)

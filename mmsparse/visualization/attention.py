@@ -1,6 +1,7 @@
 """Draw attention maps, sampled keys and routed regions."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -44,14 +45,10 @@ def draw_attention(
     columns = [_attention_maps(sample, layer, point) for layer in layers]
     rows = min(max(map(len, columns)), MAX_GROUPS)
     figure, axes = panels.make_panels(sample, rows, len(columns), dimmed=True)
-    for column, (layer, groups) in enumerate(zip(layers, columns, strict=True)):
-        for row, axis in enumerate(row[column] for row in axes):
-            if row >= len(groups):
-                axis.set_visible(False)
-                continue
-            name = f'{layer.title}, {groups[row].name}'.removesuffix(', ')
-            _draw_attention_map(axis, sample, layer, groups[row])
-            panels.set_title(axis, name)
+    for layer, groups, *column in zip(layers, columns, *axes, strict=True):
+        for axis, group in _pair(column, groups):
+            _draw_attention_map(axis, sample, layer, group)
+            panels.set_title(axis, f'{layer.title}, {group.name}'.removesuffix(', '))
             panels.mark_query(axis, point)
     return figure
 
@@ -67,21 +64,18 @@ def draw_sampled_keys(sample: Sample) -> Figure:
     received = [received_attention(recorded.layer, recorded.x) for recorded in layers]
     columns = min(max(map(len, received)), MAX_GROUPS)
     figure, axes = panels.make_panels(sample, len(layers), columns)
-    for row, (layer, groups) in enumerate(zip(layers, received, strict=True)):
+    for layer, groups, row in zip(layers, received, axes, strict=True):
         references = reference_points(layer.layer, layer.x)[0]
-        for column, axis in enumerate(axes[row]):
-            if column >= len(groups):
-                axis.set_visible(False)
-                continue
-            group = groups[column]
-            starts = _to_image(sample, layer, references[column])
+        for axis, (group, reference) in _pair(
+            row, [*zip(groups, references, strict=True)]
+        ):
+            starts = _to_image(sample, layer, reference)
             ends = _to_image(sample, layer, group.keys[0])
             offsets = torch.stack([starts, ends], dim=1).numpy()
             axis.add_collection(LineCollection(offsets, colors='white', linewidths=0.6))
             axis.scatter(*starts.T.numpy(), s=2, c='white', zorder=2)
             _draw_keys(axis, ends, group.share[0])
-            name = f'{layer.title}, {group.name} of {len(groups)}'
-            panels.set_title(axis, name)
+            panels.set_title(axis, f'{layer.title}, {group.name} of {len(groups)}')
     return figure
 
 
@@ -103,8 +97,7 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
         y, x = divmod(sample.query_at(point, layer), layer.x.shape[-1])
         own = y // h * columns + x // w  # the region of the query
         regions = region_rectangles(layer, routing)
-        routes = routing.routes[0, own]
-        scores = routing.scores[0, own]
+        routes, scores = routing.routes[0, own], routing.scores[0, own]
         panels.fill_rectangles(top, sample, regions[routes], scores)
         _draw_attention_map(bottom, sample, layer, attention)
         for axis in (top, bottom):
@@ -113,10 +106,10 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
                 (regions[routes], 'white', 0.8),
                 (regions[own][None], panels.QUERY_COLOR, 1.6),
             ):
-                panels.outline_rectangles(axis, sample, outlined, color, width)
+                style = dict(facecolors='none', edgecolors=color, linewidths=width)
+                panels.draw_rectangles(axis, sample, outlined, **style)
             panels.mark_query(axis, point)
-        name = f'{layer.title}, {len(routes)} of {len(regions)} regions'
-        panels.set_title(top, name)
+        panels.set_title(top, f'{layer.title}, {len(routes)} of {len(regions)} regions')
         panels.set_title(bottom, 'attention to their tokens')
     return figure
 
@@ -140,6 +133,13 @@ def key_rectangles(
 
 def _last_of_stages(layers: Iterable[LayerRecording]) -> list[LayerRecording]:
     return list({layer.stage: layer for layer in layers}.values())
+
+
+def _pair(axes: Sequence[Axes], groups: Sequence[Any]) -> Iterable[tuple[Axes, Any]]:
+    """Pair panels with groups of heads, and hide those that are left over."""
+    for axis in axes[len(groups) :]:
+        axis.set_visible(False)
+    return zip(axes, groups, strict=False)
 
 
 @torch.no_grad()

@@ -33,19 +33,22 @@ def draw_kept_tokens(sample: Sample) -> Figure:
     kept, objects = tokens.kept.kept[0], tokens.objects[0].cpu()
     sizes = tokens.kept.level_sizes
     lengths = [rows * columns for rows, columns in sizes]
-    centers = sample.to_pixels(tokens.kept.centers[0].cpu()).split(lengths)
+    centers = sample.to_pixels(tokens.kept.centers[0].cpu())
     figure, axes = panels.make_panels(sample, len(sizes), len(kept))
-    for column, mask in enumerate(kept):
-        share = mask.float().mean()
-        panels.set_title(axes[0][column], f'layer {column + 1}: {share:.0%} kept')
-        marks = objects[column].split(lengths)
-        for row, (values, corners) in enumerate(split_levels(sample, mask)):
-            axis = axes[row][column]
+    for i, (mask, marks, *column) in enumerate(zip(kept, objects, *axes, strict=True)):
+        panels.set_title(column[0], f'layer {i + 1}: {mask.float().mean():.0%} kept')
+        for axis, (values, corners), points, chosen in zip(
+            column,
+            split_levels(sample, mask),
+            centers.split(lengths),
+            marks.split(lengths),
+            strict=True,
+        ):
             panels.overlay_cells(axis, sample, values, corners)
-            points = centers[row][marks[row]]
-            axis.scatter(*points.T.numpy(), s=3, c=panels.QUERY_COLOR, zorder=3)
-    for row, (rows, columns) in enumerate(sizes):
-        axes[row][0].set_ylabel(f'{rows}x{columns} cells', fontsize=9)
+            points = points[chosen].T.numpy()
+            axis.scatter(*points, s=3, c=panels.QUERY_COLOR, zorder=3)
+    for (axis, *_), (rows, columns) in zip(axes, sizes, strict=True):
+        axis.set_ylabel(f'{rows}x{columns} cells', fontsize=9)
     return figure
 
 

@@ -5,16 +5,7 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 from torch import nn
 
-from mmsparse.visualization.attention import (
-    draw_attention,
-    draw_routed_regions,
-    draw_sampled_keys,
-)
-from mmsparse.visualization.detection import (
-    draw_foreground_scores,
-    draw_kept_tokens,
-    draw_sampling_locations,
-)
+from mmsparse.visualization import attention, detection
 from mmsparse.visualization.image_transform import Point
 from mmsparse.visualization.receptive_field import draw_receptive_field
 from mmsparse.visualization.sample import Sample
@@ -39,15 +30,15 @@ def draw_all(
     sample.transform.check_point(point)
     recording = sample.recording
     if recording.layers:
-        yield 'attention', draw_attention(sample, point)
+        yield 'attention', attention.draw_attention(sample, point)
     if any(layer.samples_keys for layer in recording.layers):
-        yield 'sampled_keys', draw_sampled_keys(sample)
+        yield 'sampled_keys', attention.draw_sampled_keys(sample)
     if any(layer.routes_regions for layer in recording.layers):
-        yield 'routed_regions', draw_routed_regions(sample, point)
+        yield 'routed_regions', attention.draw_routed_regions(sample, point)
     if recording.tokens is not None:
-        yield 'foreground', draw_foreground_scores(sample)
-        yield 'kept_tokens', draw_kept_tokens(sample)
+        yield 'foreground', detection.draw_foreground_scores(sample)
+        yield 'kept_tokens', detection.draw_kept_tokens(sample)
     if recording.sampling:
-        yield 'sampling_locations', draw_sampling_locations(sample, point)
+        yield 'sampling_locations', detection.draw_sampling_locations(sample, point)
     if backbone is not None:
         yield 'receptive_field', draw_receptive_field(sample, backbone, point)

@@ -72,8 +72,7 @@ class ImageTransform:
     def flipped(self, direction: str) -> 'ImageTransform':
         """Return the transform after a horizontal, vertical or diagonal flip."""
         height, width = self.input_size
-        x = direction in ('horizontal', 'diagonal')
-        y = direction in ('vertical', 'diagonal')
+        x, y = direction != 'vertical', direction != 'horizontal'
         return self._then((-1 if x else 1, -1 if y else 1), (width * x, height * y))
 
     def cropped(self, top: int, left: int, size: Size) -> 'ImageTransform':
@@ -83,14 +82,10 @@ class ImageTransform:
     def _then(
         self, scale: Point = (1, 1), shift: Point = (0, 0), size: Size | None = None
     ) -> 'ImageTransform':
-        return ImageTransform(
-            self.image_size,
-            self.input_size if size is None else size,
-            scale=tuple(a * b for a, b in zip(self.scale, scale, strict=True)),
-            shift=tuple(
-                a * b + c for a, b, c in zip(self.shift, scale, shift, strict=True)
-            ),
-        )
+        moved = (a * b + c for a, b, c in zip(self.shift, scale, shift, strict=True))
+        scaled = (a * b for a, b in zip(self.scale, scale, strict=True))
+        size = size or self.input_size
+        return ImageTransform(self.image_size, size, tuple(scaled), tuple(moved))
 
 
 def run_pipeline(
@@ -98,18 +93,10 @@ def run_pipeline(
 ) -> tuple[dict[str, Any], Pixels, ImageTransform]:
     """Run a test pipeline on an image file and track its pixels.
 
-    Args:
-        transforms: Test pipeline of mmdet, mmseg or mmpretrain; transforms that load
-            annotations are skipped.
-        path: Image file.
-
-    Returns:
-        The results of the pipeline, the original image as RGB, (H, W, 3), and the
-        transform from it to the model's input.
-
-    Raises:
-        ValueError: A transform moves pixels other than by resizing, flipping, cropping
-            or padding, or none loads the image.
+    Transforms that load annotations are skipped. Return the results of the pipeline,
+    the original image as RGB, (H, W, 3), and the transform from it to the input.
+    ValueError is raised if a transform moves pixels other than by resizing, flipping,
+    cropping or padding, or if none loads the image.
     """
     results: dict[str, Any] = dict(img_path=path, img_id=0, sample_idx=0)
     image, tracked = None, None

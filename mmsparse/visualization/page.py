@@ -112,10 +112,9 @@ def _attention(sample: Sample, layer: LayerRecording) -> dict[str, Any]:
         for count, length in zip(stored, size, strict=True)
     )
     queries = (rows[:, None] * width + columns).flatten().to(layer.x.device)
-    chunks = [
-        layer.layer.attention_maps(layer.x, chunk)
-        for chunk in queries.split(MAX_QUERIES)
-    ]
+    chunks = (
+        layer.layer.attention_maps(layer.x, x) for x in queries.split(MAX_QUERIES)
+    )
     groups = list(zip(*chunks, strict=True))[:MAX_GROUPS]
     return dict(
         title=layer.title,

@@ -104,20 +104,13 @@ def fill_rectangles(
     share = (weights / weights.max().clamp(min=1e-12)).cpu().numpy()
     colors = colormaps[HEAT](share)
     colors[:, 3] = 0.35 + 0.5 * share
-    _draw_rectangles(axis, sample, rectangles, facecolors=colors, linewidths=0)
+    draw_rectangles(axis, sample, rectangles, facecolors=colors, linewidths=0)
 
 
-def outline_rectangles(
-    axis: Axes, sample: Sample, rectangles: Tensor, color: str, width: float = 0.8
-) -> None:
-    """Outline rectangles (x1, y1, x2, y2) in pixels of the input, (M, 4)."""
-    style = dict(facecolors='none', edgecolors=color, linewidths=width)
-    _draw_rectangles(axis, sample, rectangles, **style)
-
-
-def _draw_rectangles(
+def draw_rectangles(
     axis: Axes, sample: Sample, rectangles: Tensor, **style: Any
 ) -> None:
+    """Draw rectangles (x1, y1, x2, y2) in pixels of the input, (M, 4)."""
     corners = rectangles[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].cpu()
     corners = sample.transform.to_image(corners).numpy()
     axis.add_collection(PolyCollection(corners, **style))

@@ -30,8 +30,7 @@ def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> F
         field = receptive_field(backbone, inputs, (x, y), output=i)
         panels.overlay_cells(axis, sample, field.sqrt(), corners, panels.HEAT)
         ranked = field.flatten().sort(descending=True).values.cumsum(0)
-        count = int((ranked < SHARE * ranked[-1]).sum()) + 1
-        part = count / field.numel()
+        part = (int((ranked < SHARE * ranked[-1]).sum()) + 1) / field.numel()
         panels.set_title(axis, f'{rows}x{columns} cells: half in {part:.1%}')
         panels.mark_query(axis, point)
     return figure
@@ -42,15 +41,10 @@ def receptive_field(
 ) -> Tensor:
     """Compute the gradient of one cell of a feature map by the input pixels.
 
-    Args:
-        backbone: Returns a tuple of feature maps.
-        inputs: Images, (B, 3, H, W).
-        point: (x, y) in pixels of the input; selects the cell that contains it.
-        output: Index of the feature map.
-
-    Returns:
-        Absolute gradient of the sum of the cell's channels, summed over batch and
-        colors and divided by its maximum, (H, W).
+    ``inputs`` are images, (B, 3, H, W). ``point`` (x, y), in their pixels, selects the
+    cell of feature map number ``output``. The result, (H, W), is the absolute gradient
+    of the sum of the cell's channels, summed over batch and colors, divided by its
+    maximum.
 
     Source: Understanding the Effective Receptive Field, arXiv 1701.04128, section 3.
     """

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -141,18 +142,15 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 def _record_layers(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
-    def make_hook(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple) -> None:
-            x = args[0].detach()
-            # Strides are powers of two; the last cells may reach into the padding.
-            ratio = max(recording.inputs.shape[-2:]) / max(x.shape[-2:])
-            stride = 2 ** max(round(math.log2(ratio)), 0)
-            recording.layers.append(LayerRecording(name, layer, x, stride))
-
-        return hook
+    def record_layer(name: str, layer: nn.Module, args: tuple) -> None:
+        x = args[0].detach()
+        # Strides are powers of two; the last cells may reach into the padding.
+        ratio = max(recording.inputs.shape[-2:]) / max(x.shape[-2:])
+        stride = 2 ** max(round(math.log2(ratio)), 0)
+        recording.layers.append(LayerRecording(name, layer, x, stride))
 
     return [
-        module.register_forward_pre_hook(make_hook(name))
+        module.register_forward_pre_hook(partial(record_layer, name))
         for name, module in model.named_modules()
         if hasattr(module, 'attention_maps')
     ]
@@ -173,39 +171,38 @@ def _record_tokens(model: nn.Module, recording: Recording) -> list[RemovableHand
         objects = torch.zeros_like(kept.kept)
         recording.tokens = TokensRecording(kept, latest['scores'], objects)
 
-    def make_hook(i: int) -> Any:
-        def hook(layer: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
-            if not layer.num_object_tokens:
-                return
+    def record_objects(
+        i: int, layer: nn.Module, args: tuple, inputs: dict[str, Any]
+    ) -> None:
+        if layer.num_object_tokens:
             eligible = inputs['eligible']
             chosen = layer.choose_objects(args[2], eligible)  # by their scores
             tokens = latest['rows'].gather(1, chosen)
             marks = True if eligible is None else eligible.gather(1, chosen)
             recording.tokens.objects[:, i].scatter_(1, tokens, marks)
 
-        return hook
-
     return [
         model.token_selector.register_forward_hook(record_scores),
         model.encoder.register_forward_pre_hook(record_rows, with_kwargs=True),
         record_kept_tokens(model, record_kept),
         *(
-            layer.register_forward_pre_hook(make_hook(i), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                partial(record_objects, i), with_kwargs=True
+            )
             for i, layer in enumerate(model.encoder.layers)
         ),
     ]
 
 
 def _record_decoder(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
-    decoder = getattr(model, 'decoder', None)
-    if decoder is None:
+    if not hasattr(model, 'decoder'):
         return []
     # Not at the top: mmcv may be installed without compiled operators.
     from mmcv.ops import MultiScaleDeformableAttention
 
     attentions = [
         module
-        for module in decoder.modules()
+        for module in model.decoder.modules()
         if isinstance(module, MultiScaleDeformableAttention)
     ]
     if not attentions:
@@ -226,7 +223,7 @@ def _record_decoder(model: nn.Module, recording: Recording) -> list[RemovableHan
         recording.detections = DetectionsRecording(scores, labels, corners)
 
     return [
-        decoder.register_forward_pre_hook(record_ratios, with_kwargs=True),
+        model.decoder.register_forward_pre_hook(record_ratios, with_kwargs=True),
         *(
             layer.register_forward_pre_hook(record_sampling, with_kwargs=True)
             for layer in attentions

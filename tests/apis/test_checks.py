@@ -37,8 +37,11 @@ def test_a_neck_with_other_channels_is_an_error_with_both_settings(tmp_path):
         dict(out_indices=(2, 3)),
         dict(),
         dict(out_indices=(1, 2, 3), arch='pp-base'),
-        dict(out_indices=(1, 2, 3), arch=dict(base='pp-base', bias='none')),
-        dict(out_indices=(1, 2, 3), arch=dict(embed_dims=(8, 16, 32, 64))),
+        dict(out_indices=(1, 2, 3), arch=dict(base='pp-base', mlp_ratios=2.0)),
+        dict(
+            out_indices=(1, 2, 3),
+            arch=dict(base='pp-small', embed_dims=(8, 16, 32, 64)),
+        ),
     ],
     ids=['one more', 'one less', 'default', 'other arch', 'changed arch', 'own arch'],
 )

@@ -132,6 +132,10 @@ FAULTS = {
         "_base_ = './README.md'",
         r'README\.md must end in \.py, \.yml, \.yaml, \.json',
     ),
+    'two bases': (
+        "_base_ = ['./a.yml', './b.yml']",
+        r"mine\.py: KeyError: .*Duplicate keys: {'x'}.*; inherit from one of these",
+    ),
     'import': (
         "custom_imports = dict(imports=['no_module'])",
         r"mine\.py: No module named 'no_module'; add the folders of custom_imports",
@@ -143,6 +147,8 @@ FAULTS = {
 def test_the_faulty_file_is_named_in_one_line(tmp_path, fault):
     content, message = FAULTS[fault]
     (tmp_path / 'broken.py').write_text(BROKEN)
+    for name in 'ab':
+        (tmp_path / f'{name}.yml').write_text('x: 1')
     (tmp_path / 'README.md').write_text('Mine.\n')
     (tmp_path / 'mine.py').write_text(content)
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from parity.biformer import official_tensor
 
 from mmsparse.conversion.biformer import (
     LAYOUTS,
     convert_tensor,
     official_key,
-    official_tensor,
     rename_key,
 )
 from mmsparse.models import BiFormer
@@ -17,7 +17,7 @@ ENTRIES = {  # of the official state dicts, the classifier's two among them
     'stl': 201,
     'stl-nchw': 201,
 }
-OFFICIAL = {  # our key by the official one, for each layout
+OFFICIAL = {  # mmsparse's key by the official one, per layout
     'biformer': {
         'downsample_layers.0.3.weight': 'downsamples.0.3.weight',
         'stages.1.0.pos_embed.bias': 'stages.1.0.pos_conv.bias',
@@ -56,15 +56,15 @@ OFFICIAL = {  # our key by the official one, for each layout
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_translates_the_keys_of_every_layout_both_ways(layout):
-    for official, renamed in OFFICIAL[layout].items():
-        assert rename_key(official) == renamed
-        assert official_key(renamed, layout) == official
+def test_keys_of_every_layout_are_renamed_in_both_directions(layout):
+    for official, key in OFFICIAL[layout].items():
+        assert rename_key(official) == key
+        assert official_key(key, layout) == official
 
 
 @pytest.mark.parametrize('out_norm', ['batch', 'layer'])
 @pytest.mark.parametrize('arch', BiFormer.arch_settings)
-def test_official_keys_and_tensors_invert_the_conversion(arch, out_norm):
+def test_official_keys_and_tensors_convert_back(arch, out_norm):
     layout = arch if arch in LAYOUTS else 'biformer'
     with torch.device('meta'):
         state = BiFormer(arch, out_norm=out_norm).state_dict()
@@ -73,13 +73,13 @@ def test_official_keys_and_tensors_invert_the_conversion(arch, out_norm):
 
     assert len(set(official.values())) == len(state)
     assert out_norm == 'layer' or len(state) + 2 == ENTRIES.get(arch, len(state) + 2)
-    for renamed, name in official.items():
-        assert rename_key(name) == renamed
-        tensor = official_tensor(renamed, state[renamed], layout)
-        assert convert_tensor(renamed, tensor).shape == state[renamed].shape
+    for key, name in official.items():
+        assert rename_key(name) == key
+        tensor = official_tensor(key, state[key], layout)
+        assert convert_tensor(key, tensor).shape == state[key].shape
 
 
-def test_convolutions_of_1x1_become_linear_maps_and_others_stay():
+def test_1x1_convolutions_become_linear_weights_and_others_stay():
     key, weight = 'stages.0.1.attn.qkv.weight', torch.rand(6, 2, 1, 1)
 
     assert torch.equal(convert_tensor(key, weight), weight[..., 0, 0])

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from parity.biformer import official_tensor
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
@@ -53,7 +54,7 @@ def official_weights(family, arch='nano', device='cpu', classes=10, **settings):
     official = {known.official(key, arch): tensor for key, tensor in expected.items()}
     if family == 'biformer':
         official = {
-            known.official(key, arch): biformer.official_tensor(key, x, layout)
+            known.official(key, arch): official_tensor(key, x, layout)
             for key, x in expected.items()
         }
     return official, expected

@@ -7,7 +7,7 @@ from mmsparse.conversion.families import FAMILIES
 from mmsparse.models import DAT
 from mmsparse.models.classifier import Classifier
 
-ENTRIES = {  # official classifiers, without the buffers that we compute
+ENTRIES = {  # official classifiers, without buffers
     'tiny': 219 - 8 - 2,
     'small': 435 - 14 - 2,
     'base': 435 - 14 - 2,
@@ -23,13 +23,13 @@ def classifier(arch):
         return Classifier(DAT(arch), 8, 10)
 
 
-def our_keys(model):
+def mmsparse_keys(model):
     return [key.removeprefix('backbone.') for key in model.state_dict()]
 
 
 @pytest.mark.parametrize('arch', DAT.arch_settings)
-def test_renaming_undoes_official_naming(arch):
-    keys = our_keys(classifier(arch))
+def test_rename_key_is_the_inverse_of_official_key(arch):
+    keys = mmsparse_keys(classifier(arch))
 
     official = [FAMILIES['dat'].official_key(key, arch) for key in keys]
 
@@ -38,11 +38,11 @@ def test_renaming_undoes_official_naming(arch):
 
 
 @pytest.mark.parametrize(('arch', 'entries'), ENTRIES.items())
-def test_as_many_entries_as_the_official_classifiers(arch, entries):
-    assert len(our_keys(classifier(arch))) == entries
+def test_classifiers_have_the_official_number_of_entries(arch, entries):
+    assert len(mmsparse_keys(classifier(arch))) == entries
 
 
-def test_dense_norms_are_those_of_their_levels():
+def test_dense_norms_have_the_official_names():
     with torch.device('meta'):
         backbone = DAT('pp-tiny', out_indices=(0, 1, 2, 3), out_norm='layer')
     keys = list(backbone.state_dict())
@@ -55,7 +55,7 @@ def test_dense_norms_are_those_of_their_levels():
 
 
 @pytest.mark.parametrize(
-    ('block_type', 'official', 'renamed'),
+    ('block_type', 'official', 'key'),
     [
         ('', 'patch_proj.0.weight', 'downsamples.0.0.weight'),
         ('', 'patch_proj.4.norm.bias', 'downsamples.0.4.bias'),
@@ -101,12 +101,12 @@ def test_dense_norms_are_those_of_their_levels():
         ('', 'cls_head.weight', 'head.fc.weight'),
     ],
 )
-def test_keys_and_their_names(block_type, official, renamed):
-    assert rename_key(official) == renamed
-    assert official_key(renamed, block_type) == official
+def test_keys_are_renamed_in_both_directions(block_type, official, key):
+    assert rename_key(official) == key
+    assert official_key(key, block_type) == official
 
 
-def test_the_mlp_without_convolution_has_official_names_of_its_own():
+def test_the_mlp_without_convolution_has_other_official_names():
     official = 'stages.1.mlps.0.chunk.linear1.weight'
 
     assert rename_key(official) == 'stages.1.0.mlp.fc1.weight'
@@ -114,22 +114,22 @@ def test_the_mlp_without_convolution_has_official_names_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ('official', 'renamed'),
+    ('official', 'key'),
     [
         ('stages.2.layer_scales.6.gamma', 'stages.2.3.layer_scale1.weight'),
         ('stages.1.mlps.0.linear1.bias', 'stages.1.0.mlp.fc1.bias'),
     ],
 )
-def test_other_spellings_are_understood(official, renamed):
-    assert rename_key(official) == renamed
+def test_other_official_names_are_recognized(official, key):
+    assert rename_key(official) == key
 
 
 @pytest.mark.parametrize('name', ['relative_position_index', 'attn_mask'])
-def test_what_we_compute_ourselves_has_no_name(name):
+def test_official_buffers_are_dropped(name):
     assert rename_key(f'stages.0.attns.1.{name}') is None
 
 
-def test_projections_become_matrices_and_convolutions_stay():
+def test_1x1_convolutions_of_projections_become_linear_weights():
     conv = nn.Conv2d(4, 6, 1).weight
 
     assert convert_tensor('stages.0.attns.1.proj_out.weight', conv).shape == (6, 4)

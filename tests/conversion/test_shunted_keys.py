@@ -29,30 +29,30 @@ def keys_of(arch):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_every_key_round_trips_through_its_official_name(arch):
-    renamed = keys_of(arch)
+def test_rename_key_is_the_inverse_of_official_key(arch):
+    keys = keys_of(arch)
 
-    official = [official_key(key) for key in renamed]
+    official = [official_key(key) for key in keys]
 
     unknown = [
         key for key in official if not any(re.fullmatch(name, key) for name in OFFICIAL)
     ]
     assert unknown == []
-    assert len(set(official)) == len(renamed)
-    assert [rename_key(key) for key in official] == renamed
+    assert len(set(official)) == len(keys)
+    assert [rename_key(key) for key in official] == keys
 
 
 @pytest.mark.parametrize(
     ('arch', 'entries'), [('tiny', 260), ('small', 596), ('base', 1010)]
 )
-def test_there_are_as_many_keys_as_in_the_official_state_dict(arch, entries):
+def test_backbones_have_the_official_number_of_entries(arch, entries):
     head = ('head.weight', 'head.bias')
 
     assert len(keys_of(arch)) + len(head) == entries
 
 
 @pytest.mark.parametrize(
-    ('official', 'renamed'),
+    ('official', 'key'),
     [
         ('norm1.bias', 'stages.0.norm.bias'),
         ('block1.0.norm1.bias', 'stages.0.0.norm1.bias'),
@@ -66,6 +66,6 @@ def test_there_are_as_many_keys_as_in_the_official_state_dict(arch, entries):
         ('patch_embed4.norm.bias', 'downsamples.3.norm.bias'),
     ],
 )
-def test_keys_are_translated_both_ways(official, renamed):
-    assert rename_key(official) == renamed
-    assert official_key(renamed) == official
+def test_keys_are_renamed_in_both_directions(official, key):
+    assert rename_key(official) == key
+    assert official_key(key) == official

@@ -3,9 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -149,40 +146,40 @@ def test_without_the_hook_the_losses_differ(by_epoch, tmp_path):
     assert not torch.equal(actual['losses'], expected['losses'])
 
 
-@pytest.mark.slow
-def test_a_killed_training_ends_as_if_it_had_not_been(small_digits, run_tool):
-    """With augmentation and stochastic depth, at a random time."""
-    command = [
-        *(ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py', '--cfg-options'),
-        *('train_cfg.max_epochs=3', 'train_dataloader.batch_size=8'),
-        *('train_dataloader.dataset.indices=24', 'val_dataloader.dataset.indices=8'),
-        'model.backbone.drop_path_rate=0.3',
-    ]
-    whole, killed = (small_digits / 'work_dirs' / name for name in ('whole', 'killed'))
-    run_tool('train.py', *command, f'work_dir={whole}', cwd=small_digits)
+CONFIG = f"""
+_base_ = '{ROOT}/configs/biformer/biformer-nano_1xb32-9e_digits.py'
+custom_imports = dict(
+    imports=['mmsparse.registry', 'rank_hooks'], allow_failed_imports=False
+)
+train_cfg = dict(max_epochs=3)
+train_dataloader = dict(batch_size=8, dataset=dict(indices=24))
+val_dataloader = dict(dataset=dict(indices=8))
+model = dict(backbone=dict(drop_path_rate=0.3))
+"""
 
-    process = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', ROOT / 'tools/train.py', *command]
-        + [f'work_dir={killed}'],
-        cwd=small_digits,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    small_digits, run_tool, monkeypatch
+):
+    """With augmentation and stochastic depth, in the second epoch."""
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "tests"}{os.pathsep}{ROOT}')
+    config, killing = small_digits / 'three_epochs.py', small_digits / 'killing.py'
+    config.write_text(CONFIG)
+    killing.write_text(
+        f"_base_ = '{config}'\n"
+        "custom_hooks = [*_base_.custom_hooks, dict(type='Die', iteration=4)]\n"
     )
-    deadline = time.monotonic() + 240
-    while not (killed / 'last_checkpoint').exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(random.random())
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (killed / 'epoch_3.pth').exists()
-    run_tool(
-        'train.py',
-        command[0],
-        '--resume',
-        *command[1:],
-        f'work_dir={killed}',
-        cwd=small_digits,
-    )
+    whole, killed = (small_digits / 'work_dirs' / name for name in ('whole', 'killed'))
+
+    def train(config, work_dir, *options, check=True):
+        command = ('train.py', config, '--work-dir', work_dir, *options)
+        return run_tool(*command, cwd=small_digits, check=check)
+
+    train(config, whole)
+    assert train(killing, killed, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in killed.glob('*.pth')] == ['epoch_1.pth']
+    train(config, killed, '--resume')
 
     expected, actual = (
         torch.load(folder / 'epoch_3.pth', weights_only=False)['state_dict']

@@ -3,7 +3,12 @@ import torch
 from torch.autograd import gradcheck
 
 from mmsparse.ops import attention, biased_attention
-from mmsparse.ops.attention import BACKENDS, merge_heads, split_heads
+from mmsparse.ops.attention import (
+    BACKENDS,
+    full_attention,
+    merge_heads,
+    split_heads,
+)
 
 
 def random_inputs(B, heads, N, M, D, bias, dtype=torch.float64):
@@ -16,7 +21,7 @@ def random_inputs(B, heads, N, M, D, bias, dtype=torch.float64):
 
 @pytest.mark.parametrize('bias', [(5, 7), (3, 5, 7), (2, 3, 5, 7)], ids=str)
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_is_the_softmax_of_scaled_products_plus_bias(backend, bias):
+def test_is_the_softmax_of_scaled_dot_products_plus_bias(backend, bias):
     q, k, v, bias = random_inputs(2, 3, 5, 7, 4, bias)
 
     out = biased_attention(q, k, v, bias, backend)
@@ -57,7 +62,7 @@ def test_without_bias_it_is_plain_attention(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_minus_infinity_takes_a_key_away(backend):
+def test_minus_infinity_masks_a_key(backend):
     q, k, v, _ = random_inputs(1, 1, 2, 3, 4, (1,))
     bias = torch.tensor([0.0, -torch.inf, 0.0]).double().expand(2, 3)
     kept = [0, 2]
@@ -68,7 +73,7 @@ def test_minus_infinity_takes_a_key_away(backend):
     )
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', ['auto', 'reference', 'sdpa'])
 def test_bfloat16_with_a_float32_bias_stays_near_float32(backend):
     q, k, v, bias = random_inputs(2, 2, 5, 7, 8, (5, 7), torch.float32)
     exact = biased_attention(q, k, v, bias)
@@ -77,6 +82,29 @@ def test_bfloat16_with_a_float32_bias_stays_near_float32(backend):
 
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_bfloat16_with_a_bfloat16_bias_stays_near_float32(backend):
+    tensors = random_inputs(2, 2, 5, 7, 8, (5, 7), torch.float32)
+    exact = biased_attention(*tensors)
+
+    rounded = biased_attention(*(x.bfloat16() for x in tensors), backend)
+
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=4e-2, rtol=4e-2)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_full_attention_of_feature_maps_equals_attention_of_their_tokens(backend):
+    q = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 3, 8, dtype=torch.float64)
+    tokens = (x.flatten(1, 2).unflatten(-1, (2, 4)).transpose(1, 2) for x in (q, k, v))
+    expected = biased_attention(*tokens, scale=0.3).transpose(1, 2).reshape(q.shape)
+
+    actual = full_attention(q, k, v, num_heads=2, backend=backend, scale=0.3)
+
+    torch.testing.assert_close(actual, expected)
 
 
 def test_merging_heads_undoes_splitting_them():
@@ -89,12 +117,24 @@ def test_merging_heads_undoes_splitting_them():
     assert torch.equal(merge_heads(heads), tokens)
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_heads_that_do_not_divide_are_rejected():
     with pytest.raises(ValueError, match='divide the channels, 8; got 3'):
         split_heads(torch.rand(1, 2, 8), 3)
 
 
-def test_an_unknown_backend_is_refused():
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_math_rejects_half_precision_and_mixed_dtypes(with_bias):
+    q, k, v, bias = random_inputs(1, 1, 2, 3, 2, (2, 3), torch.float32)
+    half_inputs = [x.half() for x in (q, k, v)]
+    message = r"'math' needs q and bias of one dtype.*got torch.float16.*'auto'"
+
+    with pytest.raises(ValueError, match=message):
+        biased_attention(*half_inputs, bias.half() if with_bias else None, 'math')
+    with pytest.raises(ValueError, match='got torch.bfloat16 and torch.float32'):
+        biased_attention(*(x.bfloat16() for x in (q, k, v)), bias, 'math')
+
+
+def test_an_unknown_backend_is_rejected():
     q, k, v, bias = random_inputs(1, 1, 2, 2, 2, (2, 2))
 
     with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
@@ -102,9 +142,7 @@ def test_an_unknown_backend_is_refused():
 
 
 @pytest.mark.parametrize('learned', [True, False])
-def test_a_bias_that_wants_a_gradient_takes_no_fused_kernel_on_a_cpu(
-    learned, monkeypatch
-):
+def test_auto_chooses_no_fused_kernel_for_a_learned_bias_on_a_cpu(learned, monkeypatch):
     called = []
     monkeypatch.setattr(
         attention.F, 'scaled_dot_product_attention', lambda *_, **__: called.append(1)

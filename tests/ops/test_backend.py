@@ -1,46 +1,89 @@
+from contextvars import copy_context
+from threading import Thread
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmsparse.ops import biased_attention, reference_only
-from mmsparse.ops.attention import SMALL
+from mmsparse.ops._backend import resolve_backend
+from mmsparse.ops.attention import MATH_MAX_LOGITS
 
 
-def test_no_fast_path_is_taken_within_reference_only(monkeypatch):
-    x = torch.randn(1, SMALL, 2)
+def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
     expected = biased_attention(x, x, x)
 
     def fail(*args, **kwargs):
-        raise AssertionError('a fast path')
+        raise AssertionError('a fused kernel')
 
     monkeypatch.setattr(F, 'scaled_dot_product_attention', fail)
     with reference_only():
         torch.testing.assert_close(biased_attention(x, x, x), expected)
-    with pytest.raises(AssertionError, match='a fast path'):
+    with pytest.raises(AssertionError, match='a fused kernel'):
         biased_attention(x, x, x)
 
 
-def test_an_error_ends_reference_only(monkeypatch):
-    x = torch.randn(1, SMALL, 2)
+def test_an_exception_ends_reference_only(monkeypatch):
+    x = torch.randn(1, MATH_MAX_LOGITS, 2)
     with pytest.raises(KeyError), reference_only():
         raise KeyError
-    taken = []
+    calls = []
     monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *args, **kwargs: taken.append(args)
+        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
     )
 
     biased_attention(x, x, x)
 
-    assert taken
+    assert calls
 
 
-def test_a_named_backend_is_taken_within_reference_only(monkeypatch):
+def test_a_named_backend_is_used_within_reference_only(monkeypatch):
     x = torch.randn(1, 2, 2)
-    taken = []
+    calls = []
     monkeypatch.setattr(
-        F, 'scaled_dot_product_attention', lambda *args, **kwargs: taken.append(args)
+        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
     )
     with reference_only():
         biased_attention(x, x, x, backend='sdpa')
 
-    assert taken
+    assert calls
+
+
+def choose():
+    return resolve_backend('auto', ('auto', 'reference'))
+
+
+def test_reference_only_does_not_affect_other_threads():
+    chosen = []
+
+    with reference_only():
+        thread = Thread(target=lambda: chosen.append(choose()))
+        thread.start()
+        thread.join()
+        chosen.append(choose())
+
+    assert chosen == ['auto', 'reference']
+
+
+def test_reference_only_holds_for_its_context():
+    with reference_only():
+        inside = copy_context()
+
+    assert choose() == 'auto'
+    assert inside.run(choose) == 'reference'
+
+
+def test_reference_only_can_be_nested():
+    with reference_only():
+        with reference_only():
+            pass
+        assert choose() == 'reference'
+    assert choose() == 'auto'
+
+
+def test_an_unknown_backend_is_rejected_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"backend must be one of \('auto', 'fast'\); got 'slow'"
+    ):
+        resolve_backend('slow', ('auto', 'fast'))

@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops import _chunking as recompute
-from mmsparse.ops import reference_only
+from mmsparse.ops import _chunking, reference_only
 from mmsparse.ops._chunking import (
-    BACKENDS,
-    PICTURE_BACKENDS,
+    CHECKPOINT_BACKENDS,
+    CHUNK_BACKENDS,
     checkpointed,
     chunked,
     chunked_attention,
@@ -22,18 +21,18 @@ def inputs():
     return q, offset, k
 
 
-def attend(q, offset, picked, k):
-    return (q @ k.T + offset[:, None]).softmax(-1) @ k + k[picked]
+def attend(q, offset, index, k):
+    return (q @ k.T + offset[:, None]).softmax(-1) @ k + k[index]
 
 
 @pytest.mark.parametrize('length', [1, 3, 7, 8])
-def test_equals_all_at_once_in_value_and_gradient(length):
+def test_equals_a_single_chunk_in_value_and_gradient(length):
     q, offset, k = inputs()
-    picked = torch.tensor([0, 4, 4, 2, 1, 0, 3])
-    expected = attend(q, offset, picked, k)
+    index = torch.tensor([0, 4, 4, 2, 1, 0, 3])
+    expected = attend(q, offset, index, k)
     cotangent = torch.randn_like(expected)
 
-    actual = chunked_attention(attend, (q, offset, picked), (k,), length)
+    actual = chunked_attention(attend, (q, offset, index), (k,), length)
 
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(
@@ -44,10 +43,10 @@ def test_equals_all_at_once_in_value_and_gradient(length):
 
 def test_composes_with_activation_checkpointing():
     q, offset, k = inputs()
-    picked = torch.zeros(7, dtype=torch.long)
+    index = torch.zeros(7, dtype=torch.long)
 
     def run(q, offset, k):
-        return chunked_attention(attend, (2 * q, offset, picked), (k,), 2).exp()
+        return chunked_attention(attend, (2 * q, offset, index), (k,), 2).exp()
 
     expected, actual = (
         run(q, offset, k),
@@ -60,113 +59,112 @@ def test_composes_with_activation_checkpointing():
     )
 
 
-@pytest.mark.parametrize('name', ['queries', 'others'])
-def test_what_needs_no_gradient_gets_none(name):
+@pytest.mark.parametrize('name', ['queries', 'shared'])
+def test_inputs_without_gradient_get_none(name):
     q, offset, k = inputs()
-    picked = torch.zeros(7, dtype=torch.long)
+    index = torch.zeros(7, dtype=torch.long)
     fixed = q if name == 'queries' else k
     fixed.requires_grad_(False)
 
-    out = chunked_attention(attend, (q, offset, picked), (k,), 2)
+    out = chunked_attention(attend, (q, offset, index), (k,), 2)
     out.sum().backward()
 
     assert fixed.grad is None
     assert (k if name == 'queries' else q).grad is not None
 
 
-def test_a_part_never_outlives_itself():
-    """Nothing but the inputs is kept for the backward pass."""
+def test_saves_only_the_inputs_for_backward():
     q, offset, k = inputs()
-    picked = torch.zeros(7, dtype=torch.long)
-    kept = []
+    index = torch.zeros(7, dtype=torch.long)
+    saved = []
 
     def pack(x):
-        kept.append(x.data_ptr())
+        saved.append(x.data_ptr())
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        chunked_attention(attend, (q, offset, picked), (k,), 2)
+        chunked_attention(attend, (q, offset, index), (k,), 2)
 
-    assert set(kept) == {x.data_ptr() for x in (q, offset, picked, k)}
+    assert set(saved) == {x.data_ptr() for x in (q, offset, index, k)}
 
 
-def test_the_parts_compute_without_autocast():
+def test_chunks_compute_without_autocast():
     q, k = (torch.randn(4, 3) for _ in range(2))
-    types = []
+    dtypes = []
 
-    def product(q, k):
-        types.append((q @ k.T).dtype)
+    def multiply(q, k):
+        dtypes.append((q @ k.T).dtype)
         return q
 
     with torch.autocast('cpu', torch.bfloat16):
-        chunked_attention(product, (q,), (k,), 4)
-        chunked_attention(product, (q,), (k,), 2)
+        chunked_attention(multiply, (q,), (k,), 4)
+        chunked_attention(multiply, (q,), (k,), 2)
 
-    assert types == 3 * [torch.float32]
+    assert dtypes == 3 * [torch.float32]
 
 
-def bend(x):
+def transform(x):
     return x.sin().exp() @ torch.ones(3, 2, dtype=x.dtype)
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
-def test_recomputed_is_the_function_in_value_and_gradient(backend):
+@pytest.mark.parametrize('backend', CHECKPOINT_BACKENDS)
+def test_checkpointed_equals_the_function_in_value_and_gradient(backend):
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
-    actual = checkpointed(bend, x, backend)
+    actual = checkpointed(transform, x, backend)
 
-    torch.testing.assert_close(actual, bend(x))
+    torch.testing.assert_close(actual, transform(x))
     torch.testing.assert_close(
         torch.autograd.grad(actual.cos().sum(), x),
-        torch.autograd.grad(bend(x).cos().sum(), x),
+        torch.autograd.grad(transform(x).cos().sum(), x),
     )
 
 
-def test_recomputed_keeps_only_what_it_is_called_with():
+def test_checkpointed_saves_only_its_input():
     x = torch.randn(4, 3, requires_grad=True)
-    kept = []
+    saved = []
 
     def keep(tensor):
-        kept.append(tensor)
+        saved.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        checkpointed(bend, x)
+        checkpointed(transform, x)
         # torch 2.1 keeps an empty tensor, too.
-        assert not [tensor for tensor in kept if tensor is not x and tensor.numel()]
+        assert not [tensor for tensor in saved if tensor is not x and tensor.numel()]
         with reference_only():
-            checkpointed(bend, x)
+            checkpointed(transform, x)
 
-    assert len(kept) > 1
+    assert len(saved) > 1
 
 
-@pytest.mark.parametrize('part', [1, 12, 24, 100])
-@pytest.mark.parametrize('backend', PICTURE_BACKENDS)
-def test_by_pictures_is_the_function_in_value_and_gradient(monkeypatch, backend, part):
-    monkeypatch.setattr(recompute, 'PART', part)
+@pytest.mark.parametrize('chunk', [1, 12, 24, 100])
+@pytest.mark.parametrize('backend', CHUNK_BACKENDS)
+def test_chunked_equals_the_function_in_value_and_gradient(monkeypatch, backend, chunk):
+    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', chunk)
     x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     lengths = []
 
-    def watched(x):
+    def record(x):
         lengths.append(len(x))
-        return bend(x)
+        return transform(x)
 
-    actual = chunked(watched, x, numbers=12, backend=backend)
+    actual = chunked(record, x, numel=12, backend=backend)
 
-    most = 5 if backend == 'reference' else {1: 1, 12: 1, 24: 2, 100: 5}[part]
-    assert max(lengths) == most
+    longest = 5 if backend == 'reference' else {1: 1, 12: 1, 24: 2, 100: 5}[chunk]
+    assert max(lengths) == longest
     assert sum(lengths) == 5
-    torch.testing.assert_close(actual, bend(x))
+    torch.testing.assert_close(actual, transform(x))
     torch.testing.assert_close(
         torch.autograd.grad(actual.cos().sum(), x),
-        torch.autograd.grad(bend(x).cos().sum(), x),
+        torch.autograd.grad(transform(x).cos().sum(), x),
     )
 
 
-def test_unknown_backends_are_refused():
+def test_unknown_backends_are_rejected():
     x = torch.zeros(1, 3)
 
     with pytest.raises(ValueError, match="'checkpointed'.*got 'fast'"):
-        checkpointed(bend, x, 'fast')
+        checkpointed(transform, x, 'fast')
     with pytest.raises(ValueError, match="'chunked'.*got 'fast'"):
-        chunked(bend, x, 1, 'fast')
+        chunked(transform, x, 1, 'fast')

@@ -22,8 +22,8 @@ def inputs(
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def by_hand(x, weight, bias):
-    """Sum the shifted maps, tap by tap."""
+def oracle(x, weight, bias):
+    """Sum the shifted feature map over the entries of the kernel."""
     height, width = weight.shape[-2:]
     out = torch.zeros_like(x) + bias[:, None, None]
     padded = torch.nn.functional.pad(
@@ -42,7 +42,7 @@ def test_every_backend_convolves_channel_by_channel(backend):
 
     out = depthwise_conv2d(x, weight, bias, backend=backend)
 
-    torch.testing.assert_close(out, by_hand(x, weight, bias))
+    torch.testing.assert_close(out, oracle(x, weight, bias))
 
 
 @pytest.mark.parametrize('residual', [False, True])
@@ -63,7 +63,7 @@ def test_values_and_gradients_are_those_of_the_reference(
 
 @pytest.mark.parametrize('kernel', [(5, 5), (1, 7), (11, 11)])
 @pytest.mark.parametrize('size', [(1, 1), (1, 8), (8, 1), (2, 3)])
-def test_maps_smaller_than_the_kernel(size, kernel):
+def test_feature_maps_smaller_than_the_kernel(size, kernel):
     tensors = inputs(kernel, size=size, batch=1)
 
     def run(backend):
@@ -73,7 +73,7 @@ def test_maps_smaller_than_the_kernel(size, kernel):
     torch.testing.assert_close(run('tiled'), run('reference'))
 
 
-def test_strips_have_gradients_of_gradients():
+def test_tiles_have_gradients_of_gradients():
     tensors = inputs(size=(3, 4), channels=2, batch=1)
 
     assert torch.autograd.gradgradcheck(
@@ -94,7 +94,7 @@ def test_the_default_is_the_reference_in_single_precision():
     torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_map_is_added_in_full_precision_under_autocast():
+def test_the_residual_is_added_in_full_precision_under_autocast():
     x, weight, _ = inputs(dtype=torch.float32)
     small = weight.detach() / 1000  # one plus these would be one in bfloat16
 
@@ -123,12 +123,14 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(run(compiled), run(depthwise_conv2d))
 
 
-def test_an_even_kernel_is_refused():
+def test_an_even_kernel_is_rejected():
     x, *_ = inputs()
-    with pytest.raises(ValueError, match='weight must have odd edges.*got.*4x3'):
+    with pytest.raises(
+        ValueError, match='weight must have kernels of odd height and width.*got 4x3'
+    ):
         depthwise_conv2d(x, torch.zeros(6, 1, 4, 3))
 
 
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend must be one of.*got 'stripes'"):
-        depthwise_conv2d(*inputs(), backend='stripes')
+def test_an_unknown_backend_is_rejected():
+    with pytest.raises(ValueError, match="backend must be one of.*got 'fast'"):
+        depthwise_conv2d(*inputs(), backend='fast')

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_size
 
 
-def marked(boxes, size, stride, fits):
-    """The definition, cell by cell and box by box."""
+def labeled(boxes, size, stride, fits):
+    """Label cell by cell and box by box."""
     height, width = size
     out = torch.zeros(len(boxes), height * width, dtype=torch.bool)
     for b in range(len(boxes)):
@@ -20,10 +20,10 @@ def marked(boxes, size, stride, fits):
 
 @pytest.fixture
 def boxes():
-    """Whole and half pixels, so that sides and limits meet cell centers."""
+    """In pixels and half pixels, so that sides and limits meet cell centers."""
     corners = torch.randint(0, 180, (2, 9, 2, 2)) / 2
     boxes = torch.cat([corners.amin(2), corners.amax(2) + 0.5], -1)
-    boxes[1, 4:] = -1  # filled
+    boxes[1, 4:] = -1  # fills the batch
     return boxes
 
 
@@ -32,22 +32,22 @@ def boxes():
 def test_a_cell_reaches_the_farthest_side_of_a_box(boxes, size, low, high):
     actual = cells_by_reach(boxes, size, 8, low, high)
 
-    expected = marked(boxes, size, 8, lambda sides, _: low < max(sides) <= high)
+    expected = labeled(boxes, size, 8, lambda sides, _: low < max(sides) <= high)
     assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize('size', [(11, 7), (1, 5), (1, 1)], ids=str)
 @pytest.mark.parametrize(('low', 'high'), [(0, 16), (8, 32), (30, float('inf'))])
-def test_a_cell_lies_in_a_box_of_a_fitting_size(boxes, size, low, high):
+def test_a_cell_is_in_a_box_of_a_fitting_size(boxes, size, low, high):
     actual = cells_by_size(boxes, size, 8, low, high)
 
-    expected = marked(boxes, size, 8, lambda _, box: low <= max(box) / 2 <= high)
+    expected = labeled(boxes, size, 8, lambda _, box: low <= max(box) / 2 <= high)
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize('mark', [cells_by_reach, cells_by_size])
-def test_without_boxes_no_cell_is_marked(mark):
-    cells = mark(torch.zeros(2, 0, 4), (3, 5), 8, -1, 64)
+@pytest.mark.parametrize('label', [cells_by_reach, cells_by_size])
+def test_without_boxes_no_cell_is_labeled(label):
+    cells = label(torch.zeros(2, 0, 4), (3, 5), 8, -1, 64)
 
     assert cells.shape == (2, 15)
     assert not cells.any()

@@ -2,9 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsparse.ops import _linear as linear
-from mmsparse.ops import reference_only
-from mmsparse.ops._linear import BACKENDS, MANY, linear_map
+from mmsparse.ops import _linear, reference_only
+from mmsparse.ops._linear import BACKENDS, CONVOLUTION_MIN_TOKENS, linear_map
 
 
 def random_inputs(size, bias=True, dtype=torch.float64):
@@ -15,7 +14,7 @@ def random_inputs(size, bias=True, dtype=torch.float64):
 @pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
 @pytest.mark.parametrize('size', [(1, 1), (5, 7), (33, 31)], ids=str)
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_maps_every_position_in_value_and_gradient(backend, size, bias):
+def test_projects_every_token_in_value_and_gradient(backend, size, bias):
     inputs = random_inputs(size, bias)
     expected = torch.einsum('bhwc,dc->bhwd', *inputs[:2])
     if bias:
@@ -39,16 +38,20 @@ def test_the_result_is_contiguous_as_channels_last():
 
 @pytest.mark.parametrize(
     ('height', 'dtype', 'expected'),
-    [(MANY, torch.float32, 1), (1, torch.float32, 0), (MANY, torch.float64, 0)],
+    [
+        (CONVOLUTION_MIN_TOKENS, torch.float32, 1),
+        (1, torch.float32, 0),
+        (CONVOLUTION_MIN_TOKENS, torch.float64, 0),
+    ],
     ids=['many', 'few', 'double'],
 )
-def test_a_convolution_is_for_many_positions_of_single_precision(
+def test_auto_chooses_a_convolution_for_many_tokens_in_single_precision(
     monkeypatch, height, dtype, expected
 ):
     calls = []
     convolve = F.conv2d
     monkeypatch.setattr(
-        linear.F, 'conv2d', lambda *args: calls.append(args) or convolve(*args)
+        _linear.F, 'conv2d', lambda *args: calls.append(args) or convolve(*args)
     )
     inputs = random_inputs((height, 1), dtype=dtype)
 
@@ -71,6 +74,6 @@ def test_runs_under_autocast():
     )
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="'convolution'.*got 'fast'"):
         linear_map(*random_inputs((1, 1)), backend='fast')

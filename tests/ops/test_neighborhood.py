@@ -7,7 +7,7 @@ from mmsparse.ops.neighborhood import BACKENDS
 
 CASES = {  # B, H, W, C, heads, kernel
     'one-tile': (2, 7, 5, 8, 2, 3),
-    'map-of-the-kernel': (1, 5, 5, 4, 1, 5),
+    'size-of-the-kernel': (1, 5, 5, 4, 1, 5),
     'kernel-of-one': (1, 1, 5, 4, 2, 1),
     'uneven-tiles': (1, 9, 10, 4, 2, 7),
     'several-tiles': (2, 19, 33, 4, 1, 5),
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_every_entry_of_the_table_is_used(backend):
-    """At the corners the neighbors lie on one side, up to kernel - 1 away."""
+    """At the corners the neighbors are on one side, up to kernel - 1 away."""
     q, k, v, table = random_inputs(1, 18, 18, 4, 1, 3)
 
     neighborhood_attention(q, k, v, table, backend).square().sum().backward()
@@ -78,7 +78,7 @@ def test_every_entry_of_the_table_is_used(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_what_is_no_neighbor_does_not_matter(backend):
+def test_other_tokens_do_not_matter(backend):
     q, k, v, table = random_inputs(1, 16, 12, 4, 2, 5)
     before = neighborhood_attention(q, k, v, table, backend)
     k, v = (x.detach().clone() for x in (k, v))
@@ -105,38 +105,40 @@ def test_bfloat16_stays_near_float32(backend):
 
 
 @pytest.mark.parametrize(
-    ('backend', 'least', 'most'), [('reference', 98, 110), ('tiles', 5, 20)]
+    ('backend', 'low', 'high'), [('reference', 98, 110), ('tiled', 5, 20)]
 )
-def test_tiles_keep_no_copies_of_keys_and_values_for_every_query(backend, least, most):
-    """What backward needs, in maps: the reference keeps 49 of keys, 49 of values."""
+def test_tiles_save_no_copies_of_keys_and_values_for_every_query(backend, low, high):
+    """In feature maps: the reference saves 49 of keys and 49 of values for backward."""
     q, k, v, table = random_inputs(1, 40, 40, 64, 1, 7, torch.float32)
     saved = {}
 
-    def note(x):
+    def record(x):
         saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         neighborhood_attention(q, k, v, table, backend)
 
-    maps = sum(saved.values()) / (q.numel() * q.element_size())
-    assert least < maps < most
+    num_maps = sum(saved.values()) / (q.numel() * q.element_size())
+    assert low < num_maps < high
 
 
-def test_a_map_smaller_than_the_kernel_is_refused():
+def test_a_feature_map_smaller_than_the_kernel_is_rejected():
     q, k, v, _ = random_inputs(1, 4, 9, 4, 1, 3)
 
-    with pytest.raises(ValueError, match=r'size of the map, 4x9; got 5, .*\(1, 9, 9\)'):
+    with pytest.raises(
+        ValueError, match=r'feature map, 4x9; got a kernel of 5, .*\(1, 9, 9\)'
+    ):
         neighborhood_attention(q, k, v, torch.zeros(1, 9, 9))
 
 
-def test_an_even_kernel_is_refused():
+def test_an_even_kernel_is_rejected():
     q, k, v, _ = random_inputs(1, 4, 9, 4, 1, 3)
 
-    with pytest.raises(ValueError, match='must be odd .* got 4'):
+    with pytest.raises(ValueError, match='an odd kernel .* got a kernel of 4'):
         neighborhood_attention(q, k, v, torch.zeros(1, 7, 7))
 
 
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'reference', 'tiles'.*got 'fast'"):
+def test_an_unknown_backend_is_rejected():
+    with pytest.raises(ValueError, match="'reference', 'tiled'.*got 'fast'"):
         neighborhood_attention(*random_inputs(1, 3, 3, 2, 1, 3), backend='fast')

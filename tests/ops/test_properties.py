@@ -1,4 +1,4 @@
-"""Every op at random: fast paths are the definition, finite, and write to no input.
+"""Every op on random inputs: backends equal the reference, finite, inputs unchanged.
 
 MMSPARSE_FUZZ=1000 tries as many examples of each instead of a few.
 """
@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmsparse import ops
-from mmsparse.ops import _depthwise as depthwise
-from mmsparse.ops import _linear as linear
-from mmsparse.ops import attention, deformable, neighborhood, routing
-from mmsparse.ops.deformable import cell_centers, pixel_centers
+from mmsparse.ops import (
+    _depthwise,
+    _linear,
+    attention,
+    deformable,
+    neighborhood,
+    routed,
+)
+from mmsparse.ops.deformable import query_axis_v2022, query_axis_v2023
+from mmsparse.ops.regions import merge_regions, partition_regions
+from mmsparse.ops.routing import ROUTINGS
 
 EXAMPLES = int(os.environ.get('MMSPARSE_FUZZ', 12))
 AT_RANDOM = settings(
@@ -33,20 +40,20 @@ class Case(NamedTuple):
     """An op with its inputs.
 
     Args:
-        call: Computes it from a backend and the inputs.
-        inputs: What it is differentiated by.
-        backends: The ways to compute it, but the definition.
-        matched: How many inputs, from the first on, the logits are products of.
+        call: Compute it from a backend and the inputs.
+        inputs: Tensors with gradient.
+        backends: Its backends but the reference.
+        num_factors: The first so many inputs are queries and keys.
     """
 
     call: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     backends: tuple[str, ...]
-    matched: int = 2
+    num_factors: int = 2
 
 
 class Maker:
-    """Draws tensors of one type, some of them laid out in another order."""
+    """Draws tensors of one dtype, some of them with permuted strides."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -80,25 +87,47 @@ def biased(draw):
 
 
 @st.composite
-def routed(draw):
+def routes(draw):
     new, heads = Maker(draw), draw(few)
-    batch, regions = draw(few), draw(st.integers(1, 9))
+    batch, grid = draw(few), (draw(few), draw(few))
+    regions = grid[0] * grid[1]
     topk = draw(st.integers(1, regions))
-    length, keys = draw(small), draw(small)
+    size, kv_size = ([count * draw(few) for count in grid] for _ in range(2))
     width, value_width = heads * draw(few), heads * draw(few)
     routes = torch.rand(batch, regions, regions, generator=new.generator).topk(topk)[1]
     inputs = (
-        new(batch, regions, length, width),
-        new(batch, regions, keys, width),
-        new(batch, regions, keys, value_width),
+        new(batch, *size, width),
+        new(batch, *kv_size, width),
+        new(batch, *kv_size, value_width),
     )
     weighted = draw(st.booleans())
     return Case(
-        lambda backend, q, k, v, weights=None: ops.routed_attention(
-            q, k, v, routes, heads, backend=backend, route_weights=weights
+        lambda backend, q, k, v, weights=None: routed.routed_attention(
+            q, k, v, routes, grid, heads, backend=backend, route_weights=weights
         ),
         (*inputs, new(batch, regions, topk)) if weighted else inputs,
-        ('auto', 'gathered') if weighted else but_reference(routing.BACKENDS),
+        ('auto', 'gathered') if weighted else but_reference(routed.BACKENDS),
+    )
+
+
+@st.composite
+def bilevel(draw):
+    new, heads = Maker(draw), draw(few)
+    batch, size = draw(few), (draw(small), draw(small))
+    width, value_width = heads * draw(few), heads * draw(few)
+    topk, side, scale = draw(st.integers(1, 9)), draw(few), draw(st.floats(0.1, 1))
+    routing = draw(st.sampled_from(ROUTINGS))
+    kv_pool = draw(st.sampled_from([None, ('avg', 2), ('adaptive_max', 2)]))
+    return Case(
+        lambda backend, q, k, v: ops.bilevel_routing_attention(
+            q, k, v, heads, topk, side, scale, routing, None, kv_pool, backend
+        ),
+        (
+            new(batch, *size, width),
+            new(batch, *size, width),
+            new(batch, *size, value_width),
+        ),
+        but_reference(routed.BACKENDS) if routing == 'hard' else ('auto', 'gathered'),
     )
 
 
@@ -144,7 +173,7 @@ def shunted(draw):
         ),
         (new(batch, draw(small), width), *keys, *values),
         but_reference(attention.BACKENDS),
-        matched=1 + groups,
+        num_factors=1 + groups,
     )
 
 
@@ -155,13 +184,13 @@ def sampled(draw):
     batch, width = draw(few), heads * draw(few)
     size, keys = [[draw(small), draw(small)] for _ in range(2)]
     table = [draw(st.integers(1, 9)) for _ in range(2)]
-    # Some lie beyond the map.
-    positions = new(batch, groups, *keys, 2).detach().mul(0.7).requires_grad_()
-    centers = draw(st.sampled_from([cell_centers, pixel_centers]))
-    axes = tuple(centers(length, positions).detach() for length in size)
+    # Some are beyond the feature map.
+    locations = new(batch, groups, *keys, 2).detach().mul(0.7).requires_grad_()
+    axis = draw(st.sampled_from([query_axis_v2022, query_axis_v2023]))
+    axes = tuple(axis(length, locations).detach() for length in size)
     inputs = (
         *(new(batch, *sides, width) for sides in (size, keys, keys)),
-        positions,
+        locations,
         new(heads, *table),
     )
     return Case(
@@ -182,14 +211,16 @@ def convolved(draw):
         new(channels),
     )
     return Case(
-        lambda backend, *tensors: ops.depthwise_conv2d(*tensors, residual, backend),
+        lambda backend, *tensors: _depthwise.depthwise_conv2d(
+            *tensors, residual, backend
+        ),
         inputs,
-        but_reference(depthwise.BACKENDS),
+        but_reference(_depthwise.BACKENDS),
     )
 
 
 @st.composite
-def mapped(draw):
+def projected(draw):
     new, before, after = Maker(draw), draw(small), draw(small)
     inputs = (
         new(draw(few), draw(small), draw(small), before),
@@ -197,27 +228,29 @@ def mapped(draw):
         new(after),
     )
     return Case(
-        lambda backend, *tensors: ops.linear_map(*tensors, backend),
+        lambda backend, *tensors: _linear.linear_map(*tensors, backend),
         inputs,
-        but_reference(linear.BACKENDS),
+        but_reference(_linear.BACKENDS),
     )
 
 
 ATTENTION = dict(
     biased=biased,
-    routed=routed,
+    routes=routes,
+    bilevel=bilevel,
     neighbors=neighbors,
     windows=windows,
     shunted=shunted,
     sampled=sampled,
 )
-OPS = ATTENTION | dict(convolved=convolved, mapped=mapped)
+MATH_OPS = ('biased', 'windows', 'shunted', 'sampled')
+OPS = ATTENTION | dict(convolved=convolved, projected=projected)
 
 
 @pytest.mark.parametrize('op', OPS)
 @given(data=st.data())
 @AT_RANDOM
-def test_fast_paths_are_the_definition_and_leave_their_inputs(op, data):
+def test_backends_equal_the_reference_and_do_not_change_their_inputs(op, data):
     call, inputs, backends, _ = data.draw(OPS[op]())
     before = [x.detach().clone() for x in inputs]
     expected = call('reference', *inputs)
@@ -240,45 +273,49 @@ def test_fast_paths_are_the_definition_and_leave_their_inputs(op, data):
 @AT_RANDOM
 def test_large_inputs_give_finite_outputs_and_gradients(op, data):
     call, inputs, backends, _ = data.draw(OPS[op]())
-    huge = [(1e4 * x.detach()).requires_grad_() for x in inputs]
+    large = [(1e4 * x.detach()).requires_grad_() for x in inputs]
 
     for backend in ('reference', *backends):
-        out = call(backend, *huge)
+        out = call(backend, *large)
         assert out.isfinite().all(), backend
-        for gradient in torch.autograd.grad(out.sum(), huge):
+        for gradient in torch.autograd.grad(out.sum(), large):
             assert gradient.isfinite().all(), backend
 
 
 @pytest.mark.parametrize('op', ATTENTION)
 @given(data=st.data())
 @AT_RANDOM
-def test_logits_beyond_the_range_of_float16_are_attended_to(op, data):
-    call, inputs, backends, matched = data.draw(ATTENTION[op]())
-    factors = (1000 if i < matched else 1 for i in range(len(inputs)))
-    halves = [
+def test_logits_beyond_the_range_of_float16_are_attended(op, data):
+    call, inputs, backends, num_factors = data.draw(ATTENTION[op]())
+    factors = (1000 if i < num_factors else 1 for i in range(len(inputs)))
+    half_inputs = [
         (factor * x.detach()).half().requires_grad_()
         for factor, x in zip(factors, inputs, strict=True)
     ]
-    expected = call('reference', *(x.float() for x in halves))
+    expected = call('reference', *(x.float() for x in half_inputs))
 
     for backend in ('reference', *backends):
-        if backend == 'tiled':  # for single precision
+        if backend == 'math' and op in MATH_OPS:  # its logits would be infinite
+            with pytest.raises(
+                ValueError, match="'math' needs q and bias of one dtype"
+            ):
+                call(backend, *half_inputs)
             continue
-        out = call(backend, *halves)
+        out = call(backend, *half_inputs)
         torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.02)
-        for gradient in torch.autograd.grad(out.float().sum(), halves):
+        for gradient in torch.autograd.grad(out.float().sum(), half_inputs):
             assert not gradient.isnan().any(), backend
 
 
 @given(data=st.data())
 @AT_RANDOM
-def test_maps_are_put_together_as_they_were_cut(data):
+def test_merging_undoes_partitioning(data):
     new = Maker(data.draw)
     grid, region = ((data.draw(few), data.draw(few)) for _ in range(2))
     size = tuple(n * length for n, length in zip(grid, region, strict=True))
     x = new(data.draw(few), *size, data.draw(few))
 
-    regions = ops.partition_regions(x, grid)
+    regions = partition_regions(x, grid)
 
     assert regions.shape[1:3] == (grid[0] * grid[1], region[0] * region[1])
-    assert torch.equal(ops.merge_regions(regions, grid, size), x)
+    assert torch.equal(merge_regions(regions, grid, size), x)

@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck
 
 from mmsparse.ops import shunted_attention
-from mmsparse.ops.shunted import BACKENDS
+from mmsparse.ops.attention import BACKENDS
 
 SHAPES = {  # B, N, C, keys of each group, heads
     'coarse and fine': (2, 24, 16, (3, 8), 4),
@@ -30,14 +30,14 @@ def random_inputs(B, N, C, num_keys, heads, dtype=torch.float64):
 
 
 def dense_oracle(q, keys, values, num_heads, scale):
-    """All keys beside each other, each head's own in sight; one query at a time."""
+    """Attend one head, image and query at a time."""
     width = q.shape[-1] // num_heads
     heads_of_a_group = num_heads // len(keys)
     out = torch.zeros_like(q)
     for head in range(num_heads):
-        group, place = divmod(head, heads_of_a_group)
+        group, within = divmod(head, heads_of_a_group)
         own = slice(head * width, (head + 1) * width)
-        inside = slice(place * width, (place + 1) * width)
+        inside = slice(within * width, (within + 1) * width)
         for b in range(len(q)):
             for n in range(q.shape[1]):
                 logits = scale * (keys[group][b, :, inside] @ q[b, n, own])
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_products_are_scaled_by_the_width_of_a_head(backend):
+def test_dot_products_are_scaled_by_the_channels_of_a_head(backend):
     q, keys, values, heads = random_inputs(2, 24, 16, (3, 8), 4)
 
     torch.testing.assert_close(
@@ -112,29 +112,29 @@ def test_bfloat16_stays_near_float32(backend):
 
 
 @pytest.mark.parametrize('num_heads', [0, 1, 3, 16])
-def test_heads_that_do_not_fit_are_refused(num_heads):
+def test_heads_that_do_not_fit_are_rejected(num_heads):
     q, keys, values, _ = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match=rf'groups, 2, .* q, 8; got {num_heads}\.'):
         shunted_attention(q, keys, values, num_heads)
 
 
-def test_keys_without_values_are_refused():
+def test_keys_without_values_are_rejected():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
     with pytest.raises(ValueError, match='got 2 and 1 entries'):
         shunted_attention(q, keys, values[:1], heads)
-    with pytest.raises(ValueError, match='at least one group; got 0 and 0'):
+    with pytest.raises(ValueError, match='at least one; got 0 and 0'):
         shunted_attention(q, [], [], heads)
 
 
-def test_keys_of_another_width_are_refused():
+def test_keys_of_other_channels_are_rejected():
     q, keys, values, heads = random_inputs(1, 2, 8, (1, 1), 2)
 
-    with pytest.raises(ValueError, match=r'width 4, .* got \[4, 4, 4, 2\]'):
+    with pytest.raises(ValueError, match=r'have 4 channels, .* got \[4, 4, 4, 2\]'):
         shunted_attention(q, keys, [values[0], values[1][..., :2]], heads)
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_is_rejected():
     with pytest.raises(ValueError, match="'reference', 'math', 'sdpa'.*got 'fast'"):
         shunted_attention(*random_inputs(1, 2, 8, (1, 1), 2), backend='fast')

@@ -22,7 +22,7 @@ def scores():
 
 @pytest.fixture
 def padding():
-    """The second picture has 20 tokens, and the best scores in its padding."""
+    """The second image has 20 tokens, and the best scores in its padding."""
     padding = torch.zeros(2, 40, dtype=torch.bool)
     padding[1, 20:] = True
     return padding
@@ -46,7 +46,7 @@ def test_every_layer_keeps_the_best_tokens(scores):
     assert selection.eligible == selection.written == (None, None, None)
 
 
-def test_the_largest_foreground_counts_for_all_pictures(scores, padding):
+def test_the_largest_foreground_counts_for_all_images(scores, padding):
     selection = select(scores, padding)
 
     assert selection.kept == (21, 16, 4)
@@ -60,7 +60,7 @@ def test_the_largest_foreground_counts_for_all_pictures(scores, padding):
     assert selection.eligible[1:] == (None, None)
 
 
-def test_every_picture_may_keep_its_own_part(scores, padding):
+def test_every_image_may_keep_separate_numbers(scores, padding):
     selection = select(scores, padding, per_image=True)
 
     assert selection.kept == (21, 16, 4)
@@ -87,7 +87,7 @@ def test_all_tokens_are_kept_at_a_ratio_of_1(scores):
 
 
 @pytest.mark.parametrize('share', [0.1, 0.2, 0.7, 0.9])
-def test_numbers_are_rounded_down_in_float32(share):
+def test_counts_are_rounded_down_in_float32(share):
     counts = torch.arange(1, 60_000)
 
     expected = (counts.float() * torch.tensor(share, dtype=torch.float32)).int()
@@ -97,16 +97,18 @@ def test_numbers_are_rounded_down_in_float32(share):
 
 
 @pytest.mark.parametrize('per_image', [False, True])
-def test_a_layer_without_tokens_is_refused(per_image):
-    with pytest.raises(ValueError, match=r'keep_ratio=0.1 .* leave no token of \[5'):
+def test_a_layer_without_tokens_is_rejected(per_image):
+    with pytest.raises(ValueError, match=r'keep_ratio=0.1 .* none of the \[5\] tokens'):
         select(torch.zeros(1, 5), None, 0.1, (1.0, 0.5), per_image=per_image)
 
 
-def test_one_picture_without_tokens_is_refused_where_each_counts(scores, padding):
+def test_one_image_without_tokens_is_rejected_where_each_counts(scores, padding):
     padding[1, 2:] = True
 
     select(scores, padding)
-    with pytest.raises(ValueError, match=r'of \[40, 2\] to some layer'):
+    with pytest.raises(
+        ValueError, match=r'keep none of the \[40, 2\] tokens in some layer'
+    ):
         select(scores, padding, per_image=True)
 
 
@@ -121,18 +123,18 @@ def test_object_scores_are_products_with_the_best_class():
     )
 
 
-def test_rows_are_taken_and_put_by_sample():
+def test_tokens_are_gathered_and_scattered_by_image():
     x = torch.randn(3, 7, 2, dtype=torch.double, requires_grad=True)
     values = torch.randn(3, 4, 2, dtype=torch.double, requires_grad=True)
     rows = torch.stack([torch.randperm(7)[:4] for _ in range(3)])
 
-    taken, put = gather_tokens(x, rows), scatter_tokens(x, rows, values)
+    gathered, scattered = gather_tokens(x, rows), scatter_tokens(x, rows, values)
 
     expected = x.detach().clone()
     for b in range(3):
-        assert torch.equal(taken[b], x[b, rows[b]])
+        assert torch.equal(gathered[b], x[b, rows[b]])
         expected[b, rows[b]] = values[b].detach()
-    assert torch.equal(put, expected)
+    assert torch.equal(scattered, expected)
     torch.autograd.gradcheck(lambda x: gather_tokens(x, rows), x)
     torch.autograd.gradcheck(lambda x, v: scatter_tokens(x, rows, v), (x, values))
 
@@ -143,8 +145,8 @@ def test_kept_tokens_are_marked_by_layer(scores, padding):
     kept = kept_by_layer(selection, 40)
 
     assert kept.sum(-1).tolist() == [[21, 16, 4], [11, 8, 2]]
-    for picture, marks, valid in zip(scores, kept, (40, 20), strict=True):
-        order = picture[:valid].argsort(descending=True)
+    for image_scores, marks, valid in zip(scores, kept, (40, 20), strict=True):
+        order = image_scores[:valid].argsort(descending=True)
         for layer in marks:
             count = int(layer.sum())
             assert layer[order[:count]].all()

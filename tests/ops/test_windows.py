@@ -28,18 +28,18 @@ def random_inputs(B, H, W, C, heads, window, shift, dtype=torch.float64):
 
 
 def dense_oracle(q, k, v, bias, window, shift):
-    """Full attention over the map: who shares a window, at which place in it."""
+    """Full attention under a mask of other windows."""
     B, H, W, C = q.shape
     heads = len(bias)
     rows, columns = (torch.arange(n) for n in (H, W))
-    # Rolled places; tokens that come around from the other end are of another part.
+    # Rolled coordinates; tokens rolled around from the other end are another part.
     y, x = (rows - shift) % H, (columns - shift) % W
     part_y, part_x = (y >= H - shift).int(), (x >= W - shift).int()
     window_of = (y[:, None] // window * W + x // window).flatten()
     part_of = (2 * part_y[:, None] + part_x).flatten()
-    place = (y[:, None] % window * window + x % window).flatten()
+    inside = (y[:, None] % window * window + x % window).flatten()
 
-    logits = bias[:, place[:, None], place]
+    logits = bias[:, inside[:, None], inside]
     logits = logits - 100 * (part_of[:, None] != part_of)
     logits = logits.masked_fill(window_of[:, None] != window_of, -torch.inf)
     q, k, v = (t.reshape(B, H * W, heads, -1).transpose(1, 2) for t in (q, k, v))
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(shift):
     assert gradcheck(lambda *args: window_attention(*args, window, shift), tensors)
 
 
-def test_one_window_over_the_map_equals_full_attention():
+def test_one_window_of_the_size_of_the_feature_map_equals_full_attention():
     (q, k, v, bias), window, _ = random_inputs(2, 3, 3, 8, 2, 3, 0)
     tokens = (
         x.reshape(2, 9, 2, 4).transpose(1, 2) for x in (q, k, v)
@@ -110,21 +110,21 @@ def test_the_bias_of_a_pair_is_the_entry_of_query_minus_key(window):
 
     bias = window_bias(table, window)
 
-    places = list(itertools.product(range(window), repeat=2))
-    for (i, (yq, xq)), (j, (yk, xk)) in itertools.product(enumerate(places), repeat=2):
+    tokens = list(itertools.product(range(window), repeat=2))
+    for (i, (yq, xq)), (j, (yk, xk)) in itertools.product(enumerate(tokens), repeat=2):
         entry = (yq - yk + window - 1) * span + (xq - xk + window - 1)
         assert torch.equal(bias[:, i, j], table[entry])
 
 
-def test_a_map_that_windows_do_not_divide_is_refused():
+def test_a_feature_map_that_windows_do_not_divide_is_rejected():
     tensors, _, _ = random_inputs(1, 5, 6, 4, 1, 2, 0)
 
-    with pytest.raises(ValueError, match='window=2 must divide the map of 5x6'):
+    with pytest.raises(ValueError, match='window=2 must divide the feature map of 5x6'):
         window_attention(*tensors, 2)
 
 
 @pytest.mark.parametrize('shift', [-1, 2])
-def test_a_shift_out_of_range_is_refused(shift):
+def test_a_shift_out_of_range_is_rejected(shift):
     tensors, window, _ = random_inputs(1, 4, 4, 4, 1, 2, 0)
 
     with pytest.raises(ValueError, match=f'from 0 to window - 1, 1 here; got {shift}'):
@@ -132,7 +132,7 @@ def test_a_shift_out_of_range_is_refused(shift):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_heads_that_do_not_divide_the_channels_are_refused(backend):
+def test_heads_that_do_not_divide_the_channels_are_rejected(backend):
     q, k, v = torch.rand(3, 1, 2, 2, 4)
 
     with pytest.raises(ValueError, match='heads must divide the channels, 4; got 3'):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import convert_checkpoint
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.conversion.biformer import official_key
 from mmsparse.datasets.checks import build_dataset
+from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -81,12 +84,14 @@ def test_mim_computes_exactly_the_same_metrics(segmentor, small_digits, run_tool
     }
 
 
-def test_tta_without_its_pipeline_is_an_error(segmentor, small_digits, run_tool):
-    command = ('test.py', *segmentor, '--tta', 'rotations')
-    done = run_tool(*command, cwd=small_digits, check=False)
+@pytest.mark.parametrize('missing', ['flips', 'tta_model'])
+def test_tta_without_its_settings_is_an_error(missing):
+    cfg = Config(dict(flips=[], tta_model={}))
+    cfg.pop(missing)
+    command = runpy.run_path(str(ROOT / 'tools/test.py'))
 
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == 'error: --tta needs rotations in the config'
+    with pytest.raises(UsageError, match=f'--tta needs {missing} in the config'):
+        command['use_tta'](cfg, 'flips')
 
 
 def test_a_converted_segmentor_keeps_its_classes_and_colors(segmentor):

@@ -1,17 +1,13 @@
 """Golden cases of BiFormer."""
 
+import re
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.conversion.biformer import (
-    convert_tensor,
-    official_key,
-    official_tensor,
-    rename_key,
-)
+from mmsparse.conversion.biformer import convert_tensor, official_key, rename_key
 from mmsparse.models.classifier import Classifier
 from mmsparse.models.layers import BiLevelRoutingAttention
 from parity.biformer_models import build
@@ -63,6 +59,12 @@ def compare(case: Case) -> list[Comparison]:
         name_outputs,
         prepare=lambda x: x.permute(0, 3, 1, 2) if nhwc else x,
     )
+
+
+def official_tensor(key: str, tensor: Tensor, layout: str = 'biformer') -> Tensor:
+    """Invert ``convert_tensor``: ``stl-nchw`` has 1x1 convolutions as linear layers."""
+    linear = re.search(r'\b(qkv|proj|fc1|fc2)\.weight$', key)
+    return tensor[..., None, None] if layout == 'stl-nchw' and linear else tensor
 
 
 def _is_nchw(case: Case) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsparse.conversion.focus_detr import rename
 from mmsparse.models.detectors import (
     FocusEncoder,
     FocusEncoderLayer,
@@ -20,6 +19,7 @@ from parity.focus_detr_models import (
     layer_cfg,
     level_sizes,
     load,
+    rename,
     run_criterion,
     run_detector,
     run_selector,

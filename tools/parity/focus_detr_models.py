@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from mmsparse.conversion.focus_detr import FOCUS_DETR, rename
+from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import foreground_counts, gather_tokens
@@ -26,6 +26,13 @@ ANY_SIZE = dict.fromkeys(
     1,
 )
 LOSSES = ('loss_class', 'loss_bbox', 'loss_giou')
+
+
+def rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename some of the official weights of all but the backbone."""
+    layout = FOCUS_DETR.layout(weights, FOCUS_DETR.widths(weights))
+    names = {entry.official: entry.key for entry in layout}
+    return {names[official]: tensor for official, tensor in weights.items()}
 
 
 def run_selector(case: Case) -> Outputs:

@@ -58,17 +58,14 @@ class AttentionVisHook(Hook):
             pass
 
     @master_only
-    def after_val_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Draw and log."""
         self._validations += 1
         if self._validations % self.interval:
             return
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         step = runner.epoch if by_epoch else runner.iter
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         training = model.training
         model.eval()
         scalars: dict[str, list[float]] = defaultdict(list)

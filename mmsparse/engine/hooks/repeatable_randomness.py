@@ -38,20 +38,12 @@ class RepeatableRandomness(Hook):
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         _seed(runner.seed, DATA, runner.epoch if by_epoch else 0)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Pause the stream of the data and start that of the model."""
         self._states = _states()
         _seed(runner.seed, MODEL, runner.iter)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Continue the stream of the data."""
         _restore(self._states)
 
@@ -65,8 +57,7 @@ class RepeatableRandomness(Hook):
 
 
 def _seed(*entropy: int) -> None:
-    sequence = np.random.SeedSequence([*entropy, get_rank()])
-    seed = int(sequence.generate_state(1)[0])
+    seed = int(np.random.SeedSequence([*entropy, get_rank()]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

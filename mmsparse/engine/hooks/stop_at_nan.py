@@ -90,8 +90,6 @@ def _report(runner: Runner, batch: Any, losses: dict[str, float]) -> NotFiniteEr
 
 def _files(batch: Any) -> Iterator[str]:
     """Yield the image files of a batch of mmdet, mmseg or mmpretrain."""
-    samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
-    for sample in samples:
-        path = getattr(sample, 'img_path', None)
-        if path is not None:
-            yield str(path)
+    for sample in batch.get('data_samples', ()) if isinstance(batch, dict) else ():
+        if hasattr(sample, 'img_path'):
+            yield str(sample.img_path)

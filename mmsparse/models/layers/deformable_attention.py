@@ -223,7 +223,8 @@ class DeformableAttention2d(nn.Module):
         size = x.shape[-2:]
         if not self.use_offsets:
             cell = tuple(min(self.stride, length) for length in size)
-            centers = key_centers(locations.shape[2:4], x, cell)
+            counts = tuple(n // step for n, step in zip(size, cell, strict=True))
+            centers = key_centers(counts, x, cell)
             return centers.expand(*locations.shape[:2], -1, -1), cell
         last = locations.new_tensor(size) - 1
         return (locations.flatten(2, 3) + 1) / 2 * last + 0.5, POINT

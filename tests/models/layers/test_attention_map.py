@@ -1,4 +1,4 @@
-"""What layers say of their attention, against what they compute."""
+"""Attention maps of the layers, against what the layers compute."""
 
 import pytest
 import torch
@@ -15,27 +15,31 @@ from mmsparse.models.layers import (
     WindowAttention2d,
 )
 from mmsparse.models.layers.common import channels_first, channels_last
+from mmsparse.ops.regions import pad_to_multiple, partition_regions
+from mmsparse.ops.routing import pool_keys
 
-WIDTH = 8
+CHANNELS = 8
 
 
 def routed(**options):
     return BiLevelRoutingAttention(
-        WIDTH, 2, topk=3, regions_per_side=3, lepe_kernel=0, **options
+        CHANNELS, 2, topk=3, regions_per_side=3, lepe_kernel=0, **options
     )
 
 
 def routed_values(layer, x):
-    qkv, cut = layer._project(x)
-    return layer._pool(qkv.split(layer.split, dim=-1)[2], cut.region).flatten(1, 2)
+    """Padded and pooled values, region by region."""
+    routing, v = layer.regions(x), layer.project(x)[2]
+    v = pool_keys(pad_to_multiple(v, routing.region), routing.grid, layer.kv_pool)
+    return partition_regions(v, routing.grid).flatten(1, 2)
 
 
 def deformable(**options):
-    return DeformableAttention2d(WIDTH, 4, 2, map_size=6, **options)
+    return DeformableAttention2d(CHANNELS, 4, 2, map_size=6, **options)
 
 
 def deformable_values(layer, x):
-    sampled = layer.sample(x, layer.sampling_positions(x))
+    sampled = layer.sample(x, layer.sampling_locations(x))
     return layer.v(channels_last(sampled)).flatten(1, 2)
 
 
@@ -53,8 +57,8 @@ def projected_values(layer, x):
     return layer._project(x)[2].flatten(1, 2)
 
 
-def flat(layer):
-    """Without what is added after attention."""
+def without_lepe(layer):
+    """Add nothing to the attention."""
     nn.init.zeros_(layer.lepe.weight)
     nn.init.zeros_(layer.lepe.bias)
     return layer
@@ -63,8 +67,8 @@ def flat(layer):
 LAYERS = {
     'routed': (lambda: routed(), routed_values, 'proj'),
     'routed, tokens': (lambda: routed(padding='tokens'), routed_values, 'proj'),
-    'routed, mean': (lambda: routed(kv_pool=('avg', 2)), routed_values, 'proj'),
-    'routed, maxima': (
+    'routed, avg': (lambda: routed(kv_pool=('avg', 2)), routed_values, 'proj'),
+    'routed, adaptive max': (
         lambda: routed(kv_pool=('adaptive_max', 2)),
         routed_values,
         'proj',
@@ -80,67 +84,66 @@ LAYERS = {
         deformable_values,
         'proj',
     ),
-    'deformable, network': (
+    'deformable, log_cpb': (
         lambda: deformable(bias='log_cpb'),
         deformable_values,
         'proj',
     ),
-    'deformable, means': (
+    'deformable, no offsets': (
         lambda: deformable(use_offsets=False, formulation='v2022'),
         deformable_values,
         'proj',
     ),
-    'full': (lambda: FullAttention2d(WIDTH, 2, lepe_kernel=0), full_values, 'proj'),
-    'shunted': (lambda: ShuntedSelfAttention(WIDTH, 4, 4), shunted_values, 'proj'),
+    'full': (lambda: FullAttention2d(CHANNELS, 2, lepe_kernel=0), full_values, 'proj'),
+    'shunted': (lambda: ShuntedSelfAttention(CHANNELS, 4, 4), shunted_values, 'proj'),
     'shunted, full': (
-        lambda: flat(ShuntedSelfAttention(WIDTH, 4, 1)),
+        lambda: without_lepe(ShuntedSelfAttention(CHANNELS, 4, 1)),
         shunted_values,
         'proj',
     ),
-    'neighbors': (
-        lambda: NeighborhoodAttention2d(WIDTH, 2, 5),
+    'neighborhood': (
+        lambda: NeighborhoodAttention2d(CHANNELS, 2, 5),
         projected_values,
         'proj',
     ),
-    'windows': (lambda: WindowAttention2d(WIDTH, 2, 4), projected_values, 'proj'),
-    'shifted': (
-        lambda: WindowAttention2d(WIDTH, 2, 4, shift=2),
+    'windows': (lambda: WindowAttention2d(CHANNELS, 2, 4), projected_values, 'proj'),
+    'shifted windows': (
+        lambda: WindowAttention2d(CHANNELS, 2, 4, shift=2),
         projected_values,
         'proj',
     ),
 }
 
 
-def attended(looks, values):
-    """Values by the weights of the looks, the heads side by side, (B, n, C)."""
+def attend(attention_maps, values):
+    """Sum the values of the attention maps by their weights, to (B, n, C)."""
     if not isinstance(values, list):
-        heads = [look.weights.shape[1] for look in looks]
-        parts = values.shape[-1] // sum(heads)
-        values = values.split([parts * count for count in heads], dim=-1)
+        heads = [x.weights.shape[1] for x in attention_maps]
+        channels = values.shape[-1] // sum(heads)
+        values = values.split([channels * count for count in heads], dim=-1)
     outs = []
-    for look, table in zip(looks, values, strict=True):
-        for batch in range(len(table)):
-            assert look.rows[batch].max() < len(look.keys[batch])
-        seen = torch.stack([v[r] for v, r in zip(table, look.rows, strict=True)])
-        seen = seen.unflatten(-1, (look.weights.shape[1], -1))  # (B, n, M, heads, D)
-        outs.append(torch.einsum('bhnm,bnmhd->bnhd', look.weights, seen).flatten(2))
+    for attention, v in zip(attention_maps, values, strict=True):
+        assert attention.index.max() < attention.keys.shape[1] == v.shape[1]
+        own = torch.stack([x[i] for x, i in zip(v, attention.index, strict=True)])
+        own = own.unflatten(-1, (attention.weights.shape[1], -1))  # by head
+        outs.append(torch.einsum('bhnm,bnmhd->bnhd', attention.weights, own).flatten(2))
     return torch.cat(outs, dim=-1)
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
 @pytest.mark.parametrize('name', LAYERS)
-def test_looks_are_what_the_layer_computes(name, size):
+def test_attention_maps_are_what_the_layer_computes(name, size):
     build, values_of, proj = LAYERS[name]
     layer = build().double().eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     if name == 'shunted, full':
-        flat(layer)
-    x = torch.randn(2, WIDTH, *size, dtype=torch.double)
+        without_lepe(layer)
+    x = torch.randn(2, CHANNELS, *size, dtype=torch.double)
     queries = torch.arange(size[0] * size[1])[1::3]
 
     with torch.no_grad():
-        out = attended(layer.attention_maps(x, queries), values_of(layer, x))
+        out = attend(layer.attention_maps(x, queries), values_of(layer, x))
         expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
         actual = getattr(layer, proj)(out)
 
@@ -150,54 +153,54 @@ def test_looks_are_what_the_layer_computes(name, size):
 @pytest.mark.parametrize('name', LAYERS)
 def test_weights_of_a_query_sum_to_one(name):
     layer = LAYERS[name][0]().eval()
-    x = torch.randn(1, WIDTH, 8, 12)
+    x = torch.randn(1, CHANNELS, 8, 12)
 
-    for look in layer.attention_maps(x, torch.tensor([0, 17, 95])):
-        total = look.weights.sum(-1)
+    for attention in layer.attention_maps(x, torch.tensor([0, 17, 95])):
+        total = attention.weights.sum(-1)
         torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_keys_lie_where_their_values_come_from():
-    """A map of coordinates, averaged by a layer whose values are its input."""
+def test_keys_are_at_the_centers_of_their_values():
+    """A layer whose values are its input averages a feature map of coordinates."""
     layer = routed(kv_pool=('avg', 2))
-    layer.split = (WIDTH, WIDTH, WIDTH)
+    layer.split = (CHANNELS, CHANNELS, CHANNELS)
     rows, columns = torch.meshgrid(
         torch.arange(12) + 0.5, torch.arange(18) + 0.5, indexing='ij'
     )
-    x = torch.stack([rows, columns, *[rows * 0] * (WIDTH - 2)])[None]
+    x = torch.stack([rows, columns, *[rows * 0] * (CHANNELS - 2)])[None]
     nn.init.zeros_(layer.qkv.weight)
     nn.init.zeros_(layer.qkv.bias)
     with torch.no_grad():
-        layer.qkv.weight[2 * WIDTH :].copy_(torch.eye(WIDTH))
+        layer.qkv.weight[2 * CHANNELS :].copy_(torch.eye(CHANNELS))
 
-    (look,) = layer.attention_maps(x, torch.tensor([0]))
+    (attention,) = layer.attention_maps(x, torch.tensor([0]))
 
-    places = routed_values(layer, x)[..., :2]
-    torch.testing.assert_close(look.keys, places)
-    assert look.extent == (2, 2)
+    centers = routed_values(layer, x)[..., :2]
+    torch.testing.assert_close(attention.keys, centers)
+    assert attention.extent == (2, 2)
 
 
-def test_sampled_keys_lie_where_they_are_sampled():
+def test_sampled_keys_are_at_their_sampling_locations():
     layer = deformable(offset_range=-1)
     size = (9, 13)
     rows, columns = torch.meshgrid(
         torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing='ij'
     )
     nn.init.normal_(layer.conv_offset[-1].weight, std=0.2)
-    x = torch.randn(1, WIDTH, *size)
+    x = torch.randn(1, CHANNELS, *size)
 
-    looks = layer.attention_maps(x, torch.tensor([0]))
+    attention_maps = layer.attention_maps(x, torch.tensor([0]))
 
     coordinates = torch.stack([rows, columns] * 4)[None]  # every group has both
-    sampled = layer.sample(coordinates, layer.sampling_positions(x))
-    for i, look in enumerate(looks):
+    sampled = layer.sample(coordinates, layer.sampling_locations(x))
+    for i, attention in enumerate(attention_maps):
         expected = sampled[0, 4 * i : 4 * i + 2].flatten(1).T
-        torch.testing.assert_close(look.keys[0], expected)
+        torch.testing.assert_close(attention.keys[0], expected)
 
 
 def test_regions_are_those_that_attention_runs_in():
     layer = routed(padding='tokens')
-    x = torch.randn(2, WIDTH, 10, 7)
+    x = torch.randn(2, CHANNELS, 10, 7)
 
     routing = layer.regions(x)
 
@@ -205,15 +208,17 @@ def test_regions_are_those_that_attention_runs_in():
     assert routing.grid == (4, 4)
     assert routing.routes.shape == routing.scores.shape == (2, 16, 3)
     assert (routing.scores.diff(dim=-1) <= 0).all()
-    (look,) = layer.attention_maps(
+    (attention,) = layer.attention_maps(
         x, torch.tensor([7 * 3 + 2])
     )  # row 3, column 2: region 5
-    assert (look.rows[:, 0].view(2, 3, 6) // 6 == routing.routes[:, 5, :, None]).all()
+    assert (
+        attention.index[:, 0].view(2, 3, 6) // 6 == routing.routes[:, 5, :, None]
+    ).all()
 
 
-def test_coarse_and_fine_keys_tile_the_map():
-    coarse, fine = ShuntedSelfAttention(WIDTH, 4, 4).attention_maps(
-        torch.randn(1, WIDTH, 8, 9), torch.tensor([0])
+def test_coarse_and_fine_keys_tile_the_feature_map():
+    coarse, fine = ShuntedSelfAttention(CHANNELS, 4, 4).attention_maps(
+        torch.randn(1, CHANNELS, 8, 9), torch.tensor([0])
     )
 
     assert (coarse.name, coarse.extent) == ('coarse', (4, 4))
@@ -223,23 +228,29 @@ def test_coarse_and_fine_keys_tile_the_map():
 
 
 @pytest.mark.parametrize('size', [(12, 12), (7, 13)], ids=str)
-def test_points_of_every_query_are_what_the_layer_reads(size):
-    layer = MultiScaleDeformableAttention2d(WIDTH, 2, num_points=3).eval()
+def test_sampling_locations_of_every_query_are_those_of_the_layer(size):
+    layer = MultiScaleDeformableAttention2d(CHANNELS, 2, num_points=3).eval()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, WIDTH, *size)
+    x = torch.randn(2, CHANNELS, *size)
     queries = torch.arange(size[0] * size[1])[1::3]
     values = layer.value_proj(channels_last(x))
 
-    parts = []
-    for look, value in zip(
+    heads = []
+    for attention, value in zip(
         layer.attention_maps(x, queries), values.chunk(2, -1), strict=True
     ):
-        places = 2 * look.places() / torch.tensor(size) - 1  # (B, n, points, 2)
-        read = grid_sample(channels_first(value), places.flip(-1), align_corners=False)
-        parts.append((look.weights * read).sum(-1).mT)
-        torch.testing.assert_close(look.weights.sum(-1), torch.ones(2, 1, len(queries)))
+        locations = (
+            2 * attention.locations() / torch.tensor(size) - 1
+        )  # (B, n, points, 2)
+        sampled = grid_sample(
+            channels_first(value), locations.flip(-1), align_corners=False
+        )
+        heads.append((attention.weights * sampled).sum(-1).mT)
+        torch.testing.assert_close(
+            attention.weights.sum(-1), torch.ones(2, 1, len(queries))
+        )
 
-    actual = layer.output_proj(torch.cat(parts, dim=-1))
+    actual = layer.output_proj(torch.cat(heads, dim=-1))
     expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
     torch.testing.assert_close(actual, expected)

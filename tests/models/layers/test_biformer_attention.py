@@ -11,8 +11,8 @@ from mmsparse.models.layers.bilevel_routing_attention import ConvMixer2d
 
 ROUTED = {
     'routed': dict(),
-    'narrow queries': dict(qk_channels=4),
-    'no local term': dict(lepe_kernel=0),
+    'few query channels': dict(qk_channels=4),
+    'no lepe': dict(lepe_kernel=0),
     'scale': dict(qk_scale=1.5),
     'no projection': dict(out_proj=False),
     'soft': dict(routing='soft'),
@@ -45,7 +45,7 @@ LAYERS = {
 
 
 def oracle(layer, x):
-    """Routed attention region by region, on slices of the map."""
+    """Attend region by region, on slices of the feature map."""
     side = layer.regions_per_side
     x = x.permute(0, 2, 3, 1)
     height, width = x.shape[1:3]
@@ -53,20 +53,20 @@ def oracle(layer, x):
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
     h, w = max(x.shape[1] // side, 1), max(x.shape[2] // side, 1)
     q, k, v = layer.qkv(x).split(layer.split, -1)
-    maps = zip(q, k, v, strict=True)
-    out = torch.stack([one_picture(layer, *picture, h, w) for picture in maps])
+    images = zip(q, k, v, strict=True)
+    out = torch.stack([attend_image(layer, *image, h, w) for image in images])
     if layer.lepe is not None:
         out = out + layer.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return layer.proj(out)[:, :height, :width].permute(0, 3, 1, 2)
 
 
-def one_picture(layer, q, k, v, h, w):
+def attend_image(layer, q, k, v, h, w):
     boxes = [
-        (slice(top, top + h), slice(left, left + w))  # cut at the border by slicing
+        (slice(top, top + h), slice(left, left + w))  # shorter at the border
         for top in range(0, q.shape[0], h)
         for left in range(0, q.shape[1], w)
     ]
-    query, key = (torch.stack([m[box].mean((0, 1)) for box in boxes]) for m in (q, k))
+    query, key = (torch.stack([x[box].mean((0, 1)) for box in boxes]) for x in (q, k))
     if layer.routing in ('hard', 'soft'):
         query, key = query.detach(), key.detach()
     if layer.routing == 'projected':
@@ -76,12 +76,14 @@ def one_picture(layer, q, k, v, h, w):
     for i, box in enumerate(boxes):
         best, routes = logits[i].topk(min(layer.topk, len(boxes)))
         factors = torch.ones_like(best) if layer.routing == 'hard' else best.softmax(0)
-        kept = list(zip(factors, routes, strict=True))
+        selected = list(zip(factors, routes, strict=True))
         keys, values = (
-            torch.cat([f * tokens_of(layer, m[boxes[j]], h, w) for f, j in kept])
-            for m in (k, v)
+            torch.cat(
+                [f * region_tokens(layer, x[boxes[j]], h, w) for f, j in selected]
+            )
+            for x in (k, v)
         )
-        keys, values = (m.chunk(layer.num_heads, -1) for m in (keys, values))
+        keys, values = (x.chunk(layer.num_heads, -1) for x in (keys, values))
         queries = q[box].flatten(0, 1).chunk(layer.num_heads, -1)
         heads = [
             (layer.scale * queries[n] @ keys[n].T).softmax(-1) @ values[n]
@@ -91,8 +93,8 @@ def one_picture(layer, q, k, v, h, w):
     return out
 
 
-def tokens_of(layer, region, h, w):
-    """Pooled keys or values of a region, filled with zeros; (L', C)."""
+def region_tokens(layer, region, h, w):
+    """Fill a region with zeros to h x w and pool it, to (L', C)."""
     region = F.pad(region, (0, 0, 0, w - region.shape[1], 0, h - region.shape[0]))
     region = region.permute(2, 0, 1)[None]
     if layer.kv_pool is not None:
@@ -137,7 +139,7 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(build, size):
 
 
 @pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
-def test_batch_mates_do_not_matter(build):
+def test_other_images_of_the_batch_do_not_matter(build):
     layer, x = build(), torch.rand(3, 8, 7, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -156,7 +158,7 @@ def test_all_regions_routed_equals_full_attention(padding):
 
 
 def test_padded_tokens_add_exp_0_to_every_sum():
-    # 5x5 in regions of 2x2: 9 regions with room for 36 tokens, 11 of them empty.
+    # 5x5 in regions of 2x2: 9 regions of 36 tokens, 11 of them padding.
     layer = routed(num_heads=1, topk=9, regions_per_side=2, padding='tokens')
     layer.lepe = None
     x = torch.rand(1, 8, 5, 5)
@@ -168,7 +170,7 @@ def test_padded_tokens_add_exp_0_to_every_sum():
     torch.testing.assert_close(layer(x), expected.transpose(1, 2).view_as(x))
 
 
-def test_forms_differ_only_where_the_regions_do_not_divide_the_map():
+def test_paddings_differ_only_where_the_regions_do_not_divide_the_feature_map():
     input_padded, tokens_padded = routed(), routed(padding='tokens')
     tokens_padded.load_state_dict(input_padded.state_dict())
     even, odd = torch.rand(1, 8, 9, 12), torch.rand(1, 8, 9, 13)
@@ -177,17 +179,17 @@ def test_forms_differ_only_where_the_regions_do_not_divide_the_map():
     assert not torch.allclose(input_padded(odd), tokens_padded(odd), atol=1e-3)
 
 
-def test_the_local_term_is_of_the_input_or_of_the_values():
+def test_the_lepe_is_of_the_input_or_of_the_values():
     of_input = FullAttention2d(8, num_heads=2)
     of_values = copy.deepcopy(of_input)
     of_values.lepe_source = 'values'
     x = torch.rand(1, 8, 5, 7)
     values = of_input.qkv.weight[16:] @ x.flatten(2)
-    terms = [of_input.lepe(m.view_as(x)).permute(0, 2, 3, 1) for m in (values, x)]
+    lepes = [of_input.lepe(s.view_as(x)).permute(0, 2, 3, 1) for s in (values, x)]
 
     difference = of_values(x) - of_input(x)
 
-    expected = (terms[0] - terms[1]) @ of_input.proj.weight.T
+    expected = (lepes[0] - lepes[1]) @ of_input.proj.weight.T
     torch.testing.assert_close(
         difference, expected.permute(0, 3, 1, 2), atol=1e-5, rtol=1e-4
     )
@@ -200,12 +202,12 @@ def test_runs_under_autocast(build):
     with torch.autocast('cpu', torch.bfloat16):
         out = layer(x)
 
-    # Rounding may change a route: values differ here and there, not on the whole.
+    # Rounding may change a route: some values differ, but few.
     similarity = torch.cosine_similarity(out.float().flatten(), layer(x).flatten(), 0)
     assert similarity > 0.98
 
 
-def test_padding_holds_the_bias_and_takes_part():
+def test_padding_of_the_input_has_the_bias_and_is_attended():
     layer = BiLevelRoutingAttention(4, num_heads=1, topk=4, regions_per_side=2)
     x = torch.rand(1, 4, 3, 3)
     padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
@@ -213,9 +215,9 @@ def test_padding_holds_the_bias_and_takes_part():
     torch.testing.assert_close(layer(x), layer(padded)[..., :3, :3])
 
 
-@pytest.mark.parametrize('kind', [BiLevelRoutingAttention, FullAttention2d])
-def test_stands_in_the_plugins_of_mmdets_resnet(kind):
-    attention = dict(type=f'mmsparse.{kind.__name__}', num_heads=8)
+@pytest.mark.parametrize('layer', [BiLevelRoutingAttention, FullAttention2d])
+def test_is_a_plugin_of_mmdets_resnet(layer):
+    attention = dict(type=f'mmsparse.{layer.__name__}', num_heads=8)
     plugin = dict(
         cfg=attention, stages=(False, False, True, True), position='after_conv3'
     )
@@ -224,7 +226,7 @@ def test_stands_in_the_plugins_of_mmdets_resnet(kind):
     outs = backbone(torch.rand(1, 3, 65, 93))
 
     assert [out.shape[1] for out in outs] == [32, 64, 128, 256]
-    assert sum(isinstance(m, kind) for m in backbone.modules()) == 9
+    assert sum(isinstance(m, layer) for m in backbone.modules()) == 9
 
 
 @pytest.mark.parametrize(
@@ -243,16 +245,16 @@ def test_stands_in_the_plugins_of_mmdets_resnet(kind):
         (dict(kv_pool=('avg', 0)), r"got \('avg', 0\)"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         BiLevelRoutingAttention(8, **arguments)
 
 
-def test_full_attention_refuses_heads_that_do_not_divide():
+def test_full_attention_rejects_heads_that_do_not_divide():
     with pytest.raises(ValueError, match='in_channels=8 and num_heads=3'):
         FullAttention2d(8, num_heads=3)
 
 
-def test_full_attention_refuses_an_unknown_source_of_the_local_term():
+def test_full_attention_rejects_an_unknown_source_of_the_lepe():
     with pytest.raises(ValueError, match=r"\['input', 'values'\]; got 'keys'"):
         FullAttention2d(8, lepe_source='keys')

@@ -30,7 +30,7 @@ LAYERS = {
     },
     **{f'deformable, {bias}': lambda bias=bias: small(bias=bias) for bias in BIASES},
     'deformable, no offsets': lambda: small(use_offsets=False),
-    'deformable, cells as kernels': lambda: small(stride=3, offset_kernel=3),
+    'deformable, kernel of the stride': lambda: small(stride=3, offset_kernel=3),
 }
 
 
@@ -57,7 +57,7 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(build, size):
 
 
 @pytest.mark.parametrize('build', LAYERS.values(), ids=LAYERS)
-def test_batch_mates_do_not_matter(build):
+def test_other_images_of_the_batch_do_not_matter(build):
     layer, x = build(), torch.rand(3, 8, 7, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -85,7 +85,7 @@ def test_compiles_into_one_graph(build):
 
 
 @pytest.mark.parametrize('shift', [0, 2])
-def test_padding_of_windows_holds_the_bias_and_takes_part(shift):
+def test_padding_of_windows_has_the_bias_and_is_attended(shift):
     layer = WindowAttention2d(4, num_heads=1, window_size=4, shift=shift)
     x = torch.rand(1, 4, 5, 7)
     padded = F.pad(x, (0, 1, 0, 3))
@@ -93,24 +93,24 @@ def test_padding_of_windows_holds_the_bias_and_takes_part(shift):
     torch.testing.assert_close(layer(x), layer(padded)[..., :5, :7])
 
 
-def test_padding_up_to_the_neighborhood_holds_the_bias_and_takes_part():
+def test_padding_to_the_size_of_the_neighborhood_has_the_bias_and_is_attended():
     layer = NeighborhoodAttention2d(4, num_heads=1, kernel_size=5)
     x = torch.rand(1, 4, 3, 7)
 
     torch.testing.assert_close(layer(x), layer(F.pad(x, (0, 0, 0, 2)))[..., :3, :])
 
 
-def test_a_neighborhood_as_large_as_the_map_is_a_window():
-    """The tables have opposite signs, and other layouts."""
-    near = NeighborhoodAttention2d(8, num_heads=2, kernel_size=5)
+def test_a_neighborhood_of_the_size_of_the_feature_map_is_a_window():
+    """The tables have opposite signs and different layouts."""
+    neighborhood = NeighborhoodAttention2d(8, num_heads=2, kernel_size=5)
     window = WindowAttention2d(8, num_heads=2, window_size=5)
-    window.qkv.load_state_dict(near.qkv.state_dict())
-    window.proj.load_state_dict(near.proj.state_dict())
-    table = near.relative_position_bias_table.detach().flip(1, 2).flatten(1).t()
+    window.qkv.load_state_dict(neighborhood.qkv.state_dict())
+    window.proj.load_state_dict(neighborhood.proj.state_dict())
+    table = neighborhood.relative_position_bias_table.detach().flip(1, 2).flatten(1).t()
     window.relative_position_bias_table.data.copy_(table)
     x = torch.rand(2, 8, 5, 5)
 
-    torch.testing.assert_close(near(x), window(x))
+    torch.testing.assert_close(neighborhood(x), window(x))
 
 
 def test_a_table_of_another_window_is_resized_when_loaded():
@@ -126,7 +126,7 @@ def test_a_table_of_another_window_is_resized_when_loaded():
 
 
 @pytest.mark.parametrize('bias', ['table', 'fixed'])
-def test_a_bias_for_another_map_is_resized_when_loaded(bias):
+def test_a_bias_for_another_feature_map_is_resized_when_loaded(bias):
     one, other = (
         nn.Sequential(small(bias=bias, map_size=size)) for size in (6, (8, 10))
     )
@@ -152,8 +152,8 @@ def test_a_bias_for_other_heads_does_not_load(one, other):
         other.load_state_dict(one.state_dict())
 
 
-def test_the_table_stretches_over_maps_of_other_sizes():
-    """A table that is linear in the displacement is so for any number of entries."""
+def test_the_table_is_resized_to_feature_maps_of_other_sizes():
+    """A table that is linear in the displacement is the same for any size."""
     few, many = small(map_size=4), small(map_size=9)
     for layer in (few, many):
         span = layer.relative_position_bias_table.shape[-1]
@@ -168,11 +168,11 @@ def test_the_table_stretches_over_maps_of_other_sizes():
     torch.testing.assert_close(few(x), many(x))
 
 
-def test_a_fixed_bias_is_stretched_to_the_map():
+def test_a_fixed_bias_is_resized_to_the_feature_map():
     layer, x = small(bias='fixed', map_size=4), torch.rand(1, 8, 6, 6)
     layer.relative_position_bias_table.data[:] = torch.randn(
         4, 1, 1
-    )  # a shift of all logits
+    )  # the same for all logits
 
     without = small(bias='none')
     without.load_state_dict(layer.state_dict(), strict=False)
@@ -180,21 +180,21 @@ def test_a_fixed_bias_is_stretched_to_the_map():
     torch.testing.assert_close(layer(x), without(x))
 
 
-def test_the_logarithmic_bias_reads_signed_logarithms_of_the_displacement():
-    layer, seen = small(bias='log_cpb', stride=1, offset_kernel=1), []
-    layer.cpb_mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+def test_the_log_cpb_bias_is_of_signed_logarithms_of_the_displacement():
+    layer, calls = small(bias='log_cpb', stride=1, offset_kernel=1), []
+    layer.cpb_mlp.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
     x = torch.rand(1, 8, 3, 5)
 
     layer(x)
 
-    positions = layer.sampling_positions(x).flatten(2, 3)  # (B, groups, keys, 2)
+    locations = layer.sampling_locations(x).flatten(2, 3)  # (B, groups, keys, 2)
     for n, y, x_ in ((0, -1, -1), (7, 0, 0), (14, 1, 1)):
-        way = 4 * (torch.tensor([y, x_]) - positions)
-        expected = way.sign() * (1 + way.abs()).log2() / 3
-        torch.testing.assert_close(seen[0][:, :, n], expected)
+        displacement = 4 * (torch.tensor([y, x_]) - locations)
+        expected = displacement.sign() * (1 + displacement.abs()).log2() / 3
+        torch.testing.assert_close(calls[0][:, :, n], expected)
 
 
-def test_the_depthwise_term_is_a_convolution_of_the_queries():
+def test_the_depthwise_bias_is_a_convolution_of_the_queries():
     layer = small(bias='depthwise')
     without = small(bias='none')
     without.load_state_dict(layer.state_dict(), strict=False)
@@ -206,22 +206,38 @@ def test_the_depthwise_term_is_a_convolution_of_the_queries():
     torch.testing.assert_close(layer(x) - without(x), layer.lepe(q))
 
 
-def test_without_offsets_keys_are_means_of_cells_and_the_grid_is_reported():
+def test_without_offsets_keys_are_means_of_cells_at_the_reference_locations():
     layer, x = small(use_offsets=False), torch.rand(2, 8, 6, 8)
-    positions = layer.sampling_positions(x)
+    locations = layer.sampling_locations(x)
 
-    torch.testing.assert_close(layer.sample(x, positions), F.avg_pool2d(x, 2))
+    torch.testing.assert_close(layer.sample(x, locations), F.avg_pool2d(x, 2))
     assert layer.bias == 'none'
     assert not any(p.requires_grad for p in layer.conv_offset.parameters())
-    assert positions[0, 0, :, 0, 0].tolist() == [-0.5, 0.5, 1]  # 1.5 is cut
+    assert locations[0, 0, :, 0, 0].tolist() == [-0.5, 0.5, 1]  # clamped from 1.5
+    assert torch.equal(locations, layer.reference_locations(x))
 
 
-def test_groups_are_read_by_one_network_from_their_own_queries():
+@pytest.mark.parametrize('offset_range', [2, 0, -1])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_reference_locations_are_those_of_zero_offsets(formulation, offset_range):
+    layer = small(formulation=formulation, offset_range=offset_range)
+    nn.init.normal_(layer.conv_offset[-1].weight)
+    x = torch.rand(2, 8, 7, 9)
+    references, locations = layer.reference_locations(x), layer.sampling_locations(x)
+    moved = not torch.equal(references, locations)
+
+    nn.init.zeros_(layer.conv_offset[-1].weight)
+
+    assert moved == ((formulation, offset_range) != ('v2023', 0))
+    assert torch.equal(references, layer.sampling_locations(x))
+
+
+def test_offsets_of_a_group_depend_on_its_queries_only():
     layer, x = small(), torch.rand(1, 8, 6, 6)
-    before = layer.sampling_positions(x)
+    before = layer.sampling_locations(x)
     layer.q.weight.data[4:] += 0.5
 
-    after = layer.sampling_positions(x)
+    after = layer.sampling_locations(x)
 
     assert torch.equal(before[:, 0], after[:, 0])
     assert not torch.equal(before[:, 1], after[:, 1])
@@ -235,7 +251,7 @@ def test_formulations_share_weights_but_not_results():
     assert not torch.allclose(old(x), new(x), atol=1e-3)
 
 
-def test_layers_survive_a_copy():
+def test_layers_can_be_copied():
     layer, x = small(), torch.rand(1, 8, 6, 6)
 
     torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
@@ -244,7 +260,7 @@ def test_layers_survive_a_copy():
 @pytest.mark.parametrize(
     'name', ['WindowAttention2d', 'NeighborhoodAttention2d', 'DeformableAttention2d']
 )
-def test_stands_in_the_plugins_of_mmdets_resnet(name):
+def test_is_a_plugin_of_mmdets_resnet(name):
     plugin = dict(
         cfg=dict(type=f'mmsparse.{name}'),
         stages=(False, False, True, True),
@@ -271,11 +287,15 @@ def test_stands_in_the_plugins_of_mmdets_resnet(name):
         (lambda: small(num_groups=3), 'divide num_heads=4; got 3'),
         (lambda: small(num_groups=-1), 'divide num_heads=4; got -1'),
         (lambda: small(stride=0), 'stride must be at least 1; got 0'),
+        (
+            lambda: small(bias='fixed', stride=7),
+            "stride must be at most map_size=6 with bias='fixed'; got 7",
+        ),
         (lambda: small(offset_kernel=0), 'offset_kernel must be at least 1; got 0'),
         (lambda: small(formulation='v2021'), r"'v2022', 'v2023'\]; got 'v2021'"),
         (lambda: small(bias='sine'), "'depthwise', 'none'.; got 'sine'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(build, message):
+def test_arguments_out_of_range_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -7,12 +7,12 @@ from mmsparse.models import MultiScaleDeformableAttention2d
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
 
 
-def definition(value, points, weights, sizes):
-    """Every head's values as maps, read at their points, weighted and summed."""
+def reference(value, points, weights, sizes):
+    """Sample the values of every head as feature maps, and sum them weighted."""
     outs = []
     for h in range(value.shape[2]):
         cells = value[:, :, h].transpose(1, 2).split([H * W for H, W in sizes], -1)
-        read = [
+        sampled = [
             F.grid_sample(
                 plane.unflatten(-1, size),
                 2 * points[:, :, h, i] - 1,
@@ -20,12 +20,12 @@ def definition(value, points, weights, sizes):
             )
             for i, (plane, size) in enumerate(zip(cells, sizes, strict=True))
         ]
-        read = torch.stack(read, 3)  # (B, D, Q, levels, points)
-        outs.append((read * weights[:, None, :, h]).sum((-2, -1)).transpose(1, 2))
+        sampled = torch.stack(sampled, 3)  # (B, D, Q, levels, points)
+        outs.append((sampled * weights[:, None, :, h]).sum((-2, -1)).transpose(1, 2))
     return torch.cat(outs, -1)
 
 
-def randomized(**arguments):
+def random_layer(**arguments):
     layer = MultiScaleDeformableAttention2d(8, num_heads=2, **arguments)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -33,13 +33,13 @@ def randomized(**arguments):
 
 
 @pytest.mark.parametrize('sizes', [[(5, 3)], [(4, 7), (2, 3), (1, 1)]], ids=str)
-def test_the_operator_follows_its_definition_in_value_and_gradient(sizes):
+def test_the_operator_equals_the_reference_in_value_and_gradient(sizes):
     value = torch.randn(2, sum(H * W for H, W in sizes), 2, 4, requires_grad=True)
     points = 1.4 * torch.rand(2, 7, 2, len(sizes), 6, 2) - 0.2
     weights = torch.rand(2, 7, 2, len(sizes), 6).softmax(-1).requires_grad_()
     tensors = (value, points.requires_grad_(), weights)
 
-    expected = definition(*tensors, sizes)
+    expected = reference(*tensors, sizes)
     actual = sample_and_sum(*tensors, sizes)
     cotangent = torch.randn_like(expected)
 
@@ -52,9 +52,9 @@ def test_the_operator_follows_its_definition_in_value_and_gradient(sizes):
     )
 
 
-def test_queries_read_around_their_own_cells():
-    """With zero offsets every point is the cell itself: only projections remain."""
-    layer, x = randomized(num_points=3), torch.rand(2, 8, 4, 6)
+def test_queries_sample_around_their_cells():
+    """With zero offsets every point is at the cell: only the projections remain."""
+    layer, x = random_layer(num_points=3), torch.rand(2, 8, 4, 6)
     torch.nn.init.zeros_(layer.sampling_offsets.weight)
     torch.nn.init.zeros_(layer.sampling_offsets.bias)
 
@@ -64,14 +64,14 @@ def test_queries_read_around_their_own_cells():
 
 
 def test_offsets_count_pixels_as_x_and_y():
-    """All points one pixel to the right: every place shows its right neighbor."""
-    layer, x = randomized(num_points=2), torch.rand(1, 8, 4, 6)
+    """With all points one pixel to the right, queries sample their right neighbors."""
+    layer, x = random_layer(num_points=2), torch.rand(1, 8, 4, 6)
     torch.nn.init.zeros_(layer.sampling_offsets.weight)
     layer.sampling_offsets.bias.data.copy_(torch.tensor([1.0, 0.0]).repeat(4))
     shifted = F.pad(x, (0, 1))[..., 1:].permute(0, 2, 3, 1)
 
     values = layer.value_proj(shifted)
-    values[:, :, -1] = 0  # beyond the map
+    values[:, :, -1] = 0  # beyond the feature map
 
     torch.testing.assert_close(
         layer(x), layer.output_proj(values).permute(0, 3, 1, 2), atol=1e-5, rtol=1e-4
@@ -93,7 +93,7 @@ def test_points_start_on_rays_and_weights_equal():
 
 @pytest.mark.parametrize('size', [(7, 9), (1, 5), (1, 1)], ids=str)
 def test_keeps_the_shape_and_gives_every_parameter_a_gradient(size):
-    layer, x = randomized(), torch.rand(2, 8, *size)
+    layer, x = random_layer(), torch.rand(2, 8, *size)
 
     out = layer(x)
     out.square().sum().backward()
@@ -105,7 +105,7 @@ def test_keeps_the_shape_and_gives_every_parameter_a_gradient(size):
 
 
 def test_bfloat16_stays_near_float32():
-    layer, x = randomized(num_points=4), torch.rand(2, 8, 7, 9)
+    layer, x = random_layer(num_points=4), torch.rand(2, 8, 7, 9)
     exact = layer(x)
 
     with torch.autocast('cpu', torch.bfloat16):
@@ -114,7 +114,7 @@ def test_bfloat16_stays_near_float32():
     torch.testing.assert_close(rounded.float(), exact, atol=5e-2, rtol=5e-2)
 
 
-def test_stands_in_the_plugins_of_mmdets_resnet():
+def test_is_a_plugin_of_mmdets_resnet():
     attention = dict(type='mmsparse.MultiScaleDeformableAttention2d', num_points=4)
     plugin = dict(
         cfg=attention, stages=(False, False, False, True), position='after_conv3'
@@ -131,14 +131,14 @@ def test_stands_in_the_plugins_of_mmdets_resnet():
         (dict(num_points=0), 'num_points must be at least 1; got 0'),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         MultiScaleDeformableAttention2d(8, **arguments)
 
 
 def test_compiles_into_one_graph():
     torch.compiler.reset()
-    layer, x = randomized(num_points=4), torch.rand(2, 8, 7, 9)
+    layer, x = random_layer(num_points=4), torch.rand(2, 8, 7, 9)
 
     compiled = torch.compile(layer, fullgraph=True, backend='eager')
 

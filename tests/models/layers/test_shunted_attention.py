@@ -8,8 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
 from mmsparse.models.layers.mlp import Mlp2d
-from mmsparse.ops import _chunking as recompute
-from mmsparse.ops import reference_only
+from mmsparse.ops import _chunking, reference_only
 
 LAYERS = {
     'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),
@@ -48,8 +47,8 @@ def value_and_gradients(run, layer, x):
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('size', [(8, 8), (33, 35)], ids=str)
-def test_fast_paths_equal_the_definition(layer, size, batch, monkeypatch):
-    monkeypatch.setattr(recompute, 'PART', 12 * 33 * 35)  # a picture at a time
+def test_fast_backends_equal_the_reference(layer, size, batch, monkeypatch):
+    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 12 * 33 * 35)  # one image
     x = torch.rand(batch, 8, *size)
 
     fast = value_and_gradients(layer, layer, x)
@@ -70,7 +69,7 @@ def test_composes_with_activation_checkpointing(layer):
     )
 
 
-def test_compiles_without_a_break(layer):
+def test_compiles_into_one_graph(layer):
     torch._dynamo.reset()
     x = torch.rand(2, 8, 33, 35)
 
@@ -92,7 +91,7 @@ def test_runs_under_autocast_with_gradients(layer):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_batch_mates_do_not_matter(layer):
+def test_other_images_of_the_batch_do_not_matter(layer):
     x = torch.rand(3, 8, 8, 9)
 
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -115,8 +114,8 @@ def test_bfloat16_stays_near_float32(layer):
     torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
 
 
-def attend_position_by_position(layer, x):
-    """The equations of the paper in the released weights' layout, for one map."""
+def oracle(layer, x):
+    """The equations of the paper, for one image."""
     C, H, W = x.shape
     width, heads = C // layer.num_heads, layer.num_heads // 2
     q = torch.einsum('oc,chw->ohw', layer.q.weight, x) + layer.q.bias[:, None, None]
@@ -139,7 +138,7 @@ def attend_position_by_position(layer, x):
         v = v + F.conv2d(v[None], kernel, group.lepe.bias, padding=1, groups=C // 2)[0]
         half = q.chunk(2)[g]
         logits = torch.einsum(
-            'hdxy,hdij->hxyij', *(m.unflatten(0, (heads, width)) for m in (half, k))
+            'hdxy,hdij->hxyij', *(x.unflatten(0, (heads, width)) for x in (half, k))
         )
         weights = (logits / math.sqrt(width)).flatten(3).softmax(-1)
         values = v.unflatten(0, (heads, width)).flatten(2)
@@ -151,7 +150,7 @@ def attend_position_by_position(layer, x):
 
 @pytest.mark.parametrize('size', [(8, 16), (9, 15)], ids=str)
 @pytest.mark.parametrize('name', ['sr 8', 'sr 4', 'sr 2'])
-def test_equals_attention_position_by_position(name, size):
+def test_equals_the_equations_of_the_paper(name, size):
     layer = LAYERS[name]().double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -159,11 +158,11 @@ def test_equals_attention_position_by_position(name, size):
 
     out = layer(x)
 
-    expected = torch.stack([attend_position_by_position(layer, one) for one in x])
+    expected = torch.stack([oracle(layer, one) for one in x])
     torch.testing.assert_close(out, expected)
 
 
-def test_without_reduction_detail_is_added_to_full_attention():
+def test_without_reduction_it_is_full_attention_plus_lepe():
     layer, x = LAYERS['sr 1'](), torch.rand(2, 8, 5, 7)
     q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
     k, v = layer.kv(x.permute(0, 2, 3, 1)).chunk(2, -1)
@@ -174,7 +173,7 @@ def test_without_reduction_detail_is_added_to_full_attention():
 
 
 @pytest.mark.parametrize('name', ['sr 8', 'sr 4'])
-def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
+def test_rows_and_columns_that_fill_no_patch_are_no_keys(name):
     layer, x = LAYERS[name](), torch.rand(1, 8, 17, 17)
     other = x.clone()
     other[..., 16] = 9.0
@@ -182,16 +181,18 @@ def test_rows_and_columns_beyond_whole_patches_are_no_keys(name):
     torch.testing.assert_close(layer(other)[..., :16], layer(x)[..., :16])
 
 
-def test_the_mlp_activates_the_sum_of_hidden_map_and_detail():
+def test_the_mlp_activates_the_sum_of_hidden_features_and_their_convolution():
     layer, x = Mlp2d(8, 12, kernel_size=3, residual=True), torch.rand(2, 8, 5, 7)
     hidden = F.conv2d(x, layer.fc1.weight[..., None, None], layer.fc1.bias)
-    detail = F.conv2d(hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12)
-    out = F.conv2d(F.gelu(hidden + detail), layer.fc2.weight[..., None, None])
+    convolved = F.conv2d(
+        hidden, layer.dwconv.weight, layer.dwconv.bias, 1, 1, groups=12
+    )
+    out = F.conv2d(F.gelu(hidden + convolved), layer.fc2.weight[..., None, None])
 
     torch.testing.assert_close(layer(x), out + layer.fc2.bias[:, None, None])
 
 
-def test_stands_in_the_plugins_of_mmdets_resnet():
+def test_is_a_plugin_of_mmdets_resnet():
     plugin = dict(
         cfg=dict(type='mmsparse.ShuntedSelfAttention'),
         stages=(False, False, True, True),
@@ -215,11 +216,13 @@ def test_stands_in_the_plugins_of_mmdets_resnet():
         (dict(sr_ratio=0), r'sr_ratio must be one of \(1, 2, 4, 8\); got 0'),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         ShuntedSelfAttention(8, **arguments)
 
 
-def test_a_map_smaller_than_the_reduction_is_refused():
-    with pytest.raises(ValueError, match='sr_ratio=4 high and wide; got 9x3'):
+def test_a_feature_map_smaller_than_the_reduction_is_rejected():
+    with pytest.raises(
+        ValueError, match='height and width of at least sr_ratio=4; got 9x3'
+    ):
         LAYERS['sr 4']()(torch.rand(1, 8, 9, 3))
