@@ -61,10 +61,9 @@ def attention_distance(layer: nn.Module, x: Tensor) -> Tensor:
         centers = torch.stack([rows, columns], dim=-1)[:, None] + 0.5  # (n, 1, 2)
         distances = []
         for group in maps:
-            lengths = (group.locations() - centers).norm(dim=-1)[
-                :, None
-            ]  # (B, 1, n, M)
-            distances.append((group.weights * lengths).sum((2, 3)).mean(0))
+            lengths = (group.locations() - centers).norm(dim=-1)  # (B, n, M)
+            weighted = group.weights * lengths[:, None]  # (B, heads, n, M)
+            distances.append(weighted.sum((2, 3)).mean(0))
         total = total + torch.cat(distances)
     return total / x[0, 0].numel()
 

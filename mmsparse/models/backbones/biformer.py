@@ -21,13 +21,10 @@ from mmsparse.models.backbones.base import (
     drop_path_rates,
     stage_errors,
 )
-from mmsparse.models.layers.bilevel_routing_attention import (
-    BiLevelRoutingAttention,
-    ConvMixer2d,
-    FullAttention2d,
-)
+from mmsparse.models.layers.bilevel_routing_attention import BiLevelRoutingAttention
 from mmsparse.models.layers.block import TransformerBlock2d
-from mmsparse.models.layers.common import check_choice
+from mmsparse.models.layers.common import DepthwiseConv2d, check_choice
+from mmsparse.models.layers.full_attention import FullAttention2d
 from mmsparse.models.layers.norm import NORMS
 from mmsparse.registry import MODELS
 
@@ -247,3 +244,18 @@ def _build_downsample(arch: BiFormerArch, i: int) -> nn.Sequential:
 
 def _strided_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+
+
+class ConvMixer2d(nn.Sequential):
+    """Convolutions in place of attention, for BiFormer's stages without routing.
+
+    Args:
+        channels: C of the feature map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, kernel_size=1),
+            DepthwiseConv2d(channels, kernel_size=5),
+            nn.Conv2d(channels, channels, kernel_size=1),
+        )

@@ -4,11 +4,9 @@ Linear layers run on the (B, H, W, C) view, so that tensors in channels-last mem
 format pass through without copies.
 """
 
-from mmsparse.models.layers.bilevel_routing_attention import (
-    BiLevelRoutingAttention,
-    FullAttention2d,
-)
+from mmsparse.models.layers.bilevel_routing_attention import BiLevelRoutingAttention
 from mmsparse.models.layers.deformable_attention import DeformableAttention2d
+from mmsparse.models.layers.full_attention import FullAttention2d
 from mmsparse.models.layers.multi_scale_deformable_attention import (
     MultiScaleDeformableAttention2d,
 )

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from mmsparse.models import BiFormer, BiLevelRoutingAttention
+from mmsparse.models.backbones.biformer import ConvMixer2d
 from mmsparse.models.layers import FullAttention2d
-from mmsparse.models.layers.bilevel_routing_attention import ConvMixer2d
 
 STL = ('stl', 'stl-nchw')
 

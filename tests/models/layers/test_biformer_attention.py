@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from mmdet.models import ResNet
 
+from mmsparse.models.backbones.biformer import ConvMixer2d
 from mmsparse.models.layers import BiLevelRoutingAttention, FullAttention2d
-from mmsparse.models.layers.bilevel_routing_attention import ConvMixer2d
 
 ROUTED = {
     'routed': dict(),
