@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-import zoo_tables
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.testing import demo_mm_inputs
@@ -95,26 +94,6 @@ def test_every_result_has_a_source():
             if not source.startswith(('paper', "authors' README")):
                 assert re.match('mmsparse [0-9a-f]{7}', source)
                 assert 'Training Resources' in model['Metadata']
-
-
-HOSTS = dict(
-    classification='mmpretrain',
-    segmentation='mmseg',
-    detection='mmdet',
-    panoptic='mmdet',
-)
-FAMILIES = dict(DAT='dat', BiFormer='biformer', ShuntedTransformer='shunted')
-
-
-@pytest.mark.parametrize('name', MODELS)
-def test_tables_name_task_and_backbone_of_a_model(name):
-    cfg, model = read(name), zoo_tables.Model(MODELS[name])
-    scope, _, name = cfg.model.backbone.type.rpartition('.')
-
-    assert HOSTS[model.task.split()[0]] == cfg.default_scope
-    if scope:
-        expected = f'{FAMILIES[name]}-{cfg.model.backbone.arch}'
-        assert model.backbone.removesuffix('-384') == expected.removesuffix('-384')
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -1,6 +1,5 @@
 """Attention of regions to given routes, by gathering, masking or a Triton kernel."""
 
-import importlib
 import os
 from functools import partial
 from types import ModuleType
@@ -309,9 +308,10 @@ def _load_kernels(q: Tensor) -> ModuleType:
             "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
         )
     try:
-        return importlib.import_module('mmsparse.ops.routing_triton')
+        from mmsparse.ops import routing_triton
     except ModuleNotFoundError as error:
         raise ValueError(
             f"backend='triton' needs {error.name}, which comes with torch for CUDA; "
             "use 'auto' without it."
         ) from error
+    return routing_triton

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import mmsparse.ops
 from mmsparse.ops import bilevel_routing_attention
 from mmsparse.ops.routed import routed_attention
 
@@ -134,6 +135,7 @@ def test_a_missing_triton_is_reported(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.delitem(sys.modules, 'mmsparse.ops.routing_triton', raising=False)
     monkeypatch.setitem(sys.modules, 'triton', None)
+    monkeypatch.delattr(mmsparse.ops, 'routing_triton', raising=False)
 
     with pytest.raises(ValueError, match="backend='triton' needs triton, which comes"):
         routed_attention(

@@ -1,5 +1,6 @@
 """Peak memory of a run."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 def _peak_on_cpu(run: Callable[[], Any]) -> int:
     """Add up the allocations; process memory would include earlier ones."""
+    gc.collect()  # garbage from before would count when it is freed within the run
     with profile(profile_memory=True) as profiler:
         run()
     events = profiler.kineto_results.events()
