@@ -1,4 +1,4 @@
-_base_ = '../_base_/fpn_digits.py'
+_base_ = ['../_base_/fpn_digits.py', '../_base_/dat_nano_decay.py']
 
 model = dict(
     backbone=dict(
@@ -12,8 +12,4 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 64, 128, 256]),
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)}
-    )
-)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.dat_nano_decay))

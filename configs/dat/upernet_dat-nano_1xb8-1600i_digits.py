@@ -1,4 +1,4 @@
-_base_ = '../_base_/upernet_digits.py'
+_base_ = ['../_base_/upernet_digits.py', '../_base_/dat_nano_decay.py']
 
 model = dict(
     backbone=dict(
@@ -11,8 +11,4 @@ model = dict(
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     ),
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)}
-    )
-)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.dat_nano_decay))
