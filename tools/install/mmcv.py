@@ -9,6 +9,12 @@ from install.stack import Stack
 from install.step import Step, clear_line
 
 MEMORY_PER_JOB = 2 * 2**30
+# Helpers that several files define: where files are joined, the name of the file is
+# added to theirs.
+REPEATED = (
+    *('PreCalc', 'pre_calc_for_bilinear_interpolate', 'bilinear_interpolate'),
+    *('bilinear_interpolate_gradient', 'add'),
+)
 # Prints the compute capabilities to compile for, if there are GPUs and nvcc.
 PROBE_CUDA = """
 import os, torch
@@ -73,7 +79,29 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
     shutil.unpack_archive(archive, stack.temporary)
     source.parent.mkdir(exist_ok=True)
-    archive.with_name(archive.name.removesuffix('.tar.gz')).rename(source)
+    unpacked = archive.with_name(archive.name.removesuffix('.tar.gz'))
+    setup = unpacked / 'setup.py'
+    # Python 3.13 no longer lets exec() add to locals().
+    code = setup.read_text().replace("'exec'))", "'exec'), globals())")
+    setup.write_text(code.replace('locals()[', 'globals()['))
+    for pattern in ('*.cpp', 'cpu/*.cpp', 'cuda/*.cu'):
+        join_sources(sorted((unpacked / 'mmcv/ops/csrc/pytorch').glob(pattern)))
+    unpacked.rename(source)
+
+
+def join_sources(files: list[Path]) -> None:
+    """Replace the files of a folder by one that includes them all.
+
+    The compiler spends most of the time of a file of mmcv in torch's headers; joined,
+    it reads them once.
+    """
+    lines = [f'#include <torch/{name}.h>' for name in ('extension', 'script')]
+    for file in files:
+        included = file.rename(file.with_suffix('.inc'))
+        lines += [f'#define {name} {name}_{file.stem}' for name in REPEATED]
+        lines += [f'#include "{included.name}"']
+        lines += [f'#undef {name}' for name in (*REPEATED, 'min', 'max')]
+    files[0].with_stem('joined').write_text('\n'.join(lines) + '\n')
 
 
 def count_jobs() -> int:
