@@ -121,9 +121,10 @@ class BiFormer(StagedBackbone):
         'nano': BiFormerArch(
             **_PUBLISHED,
             embed_dims=(32, 64, 128, 256),
-            depths=(2, 2, 2, 1),
+            depths=(1, 1, 1, 1),
             num_heads=(1, 2, 4, 8),
             mlp_ratios=3,
+            mlp_kernels=3,
             downsample_act=True,
         ),
         'tiny': BiFormerArch(**_BIFORMER, depths=(2, 2, 8, 2)),
