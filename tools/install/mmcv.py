@@ -84,7 +84,7 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     # Python 3.13 no longer lets exec() add to locals().
     code = setup.read_text().replace("'exec'))", "'exec'), globals())")
     setup.write_text(code.replace('locals()[', 'globals()['))
-    for pattern in ('*.cpp', 'cpu/*.cpp', 'cuda/*.cu'):
+    for pattern in ('*.cpp', 'cpu/*.cpp'):
         join_sources(sorted((unpacked / 'mmcv/ops/csrc/pytorch').glob(pattern)))
     unpacked.rename(source)
 
