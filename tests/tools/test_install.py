@@ -312,7 +312,7 @@ def test_a_wheel_is_compiled_from_the_prepared_source(stack, step, monkeypatch):
     def run_pip(command, *arguments, **variables):
         if command == 'download':
             folder = stack.temporary / 'mmcv-2.1.0'
-            folder.mkdir(parents=True)
+            folder.mkdir()
             (folder / 'version.py').write_text("__version__ = '2.1.0'\n")
             (folder / 'setup.py').write_text(SETUP)
             shutil.make_archive(folder, 'gztar', stack.temporary, folder.name)

@@ -23,6 +23,16 @@ if torch.cuda.is_available():
 NO_NVCC = """There is a GPU but no nvcc, so mmcv gets CPU operators only and detectors
 will not run on the GPU. To change that, install the CUDA toolkit, remove .venv and run
 make install again."""
+# A build backend for the download alone, for which pip would run mmcv's setup.py before
+# it is mended for Python 3.13: takes the metadata from the archive.
+BACKEND = """
+import os, shutil
+class __legacy__:
+    def prepare_metadata_for_build_wheel(folder, settings):
+        os.mkdir(f'{folder}/mmcv.dist-info')
+        shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
+        return 'mmcv.dist-info'
+"""
 # Names that several files of a kind define: where files are joined, the name of the
 # file is added to these.
 REPEATED = {
@@ -77,9 +87,14 @@ def compile_mmcv(stack: Stack, step: Step, store: Path, architectures: str) -> N
 
 def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     """Download and unpack the source of mmcv, and make it compile faster."""
+    backend = stack.temporary / 'setuptools' / 'build_meta.py'
+    backend.parent.mkdir(parents=True)
+    backend.write_text(BACKEND)
+    backend.with_name('__init__.py').touch()
     wanted = f'{stack.mmcv}=={stack.pin(stack.mmcv)}'
     options = ('--no-deps', '--no-build-isolation', f'--no-binary={stack.mmcv}')
-    step.pip('download', *options, '-d', stack.temporary, wanted)
+    options += ('-d', stack.temporary, wanted)
+    step.pip('download', *options, PYTHONPATH=str(stack.temporary))
     archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
     shutil.unpack_archive(archive, stack.temporary)
     unpacked = archive.with_name(archive.name.removesuffix('.tar.gz'))
