@@ -15,7 +15,7 @@ model = dict(
     ),
 )
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=3)

@@ -17,6 +17,7 @@ train_pipeline = [
     dict(
         type='Shear', magnitude_range=(0, 0.2), magnitude_level=5, magnitude_std='inf'
     ),
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
     dict(type='PackInputs'),
 ]
 test_pipeline = [

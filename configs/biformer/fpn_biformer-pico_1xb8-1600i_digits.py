@@ -1,0 +1,3 @@
+_base_ = './fpn_biformer-nano_1xb8-1600i_digits.py'
+
+model = dict(backbone=dict(arch='pico'))
