@@ -15,7 +15,11 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from _processes import available_cores, end_with_parent
+from _processes import (
+    available_cores,
+    end_with_parent,
+    shielded_from_interrupts,
+)
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -263,7 +267,9 @@ def write_in_processes(
         return
     pool = ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent)
     try:
-        yield from zip(parts, pool.map(write, parts), strict=True)
+        with shielded_from_interrupts():
+            written = pool.map(write, parts)
+        yield from zip(parts, written, strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 
