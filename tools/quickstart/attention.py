@@ -1,5 +1,6 @@
 """Draw what a trained model attends to, for the report."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -19,18 +20,21 @@ FILE = 'attention_{}.webp'
 DPI = 110
 
 
-def draw(model: BaseModel, cfg: Config, image: str, folder: Path) -> None:
+def draw(
+    model: BaseModel, cfg: Config, image: str, classes: Sequence[str], folder: Path
+) -> None:
     """Write all figures that `mmsparse.visualization` has for the model.
 
     Args:
         model: Trained model, in evaluation mode.
         cfg: Its config.
         image: Image file.
+        classes: Names of the classes.
         folder: Folder of the task.
     """
     mpl.use('Agg')
-    transforms, names = read_pipeline(cfg)
-    sample = record_sample(model, transforms, image, names)
+    transforms, _ = read_pipeline(cfg)
+    sample = record_sample(model, transforms, image, classes)
     point = choose_query_point(sample, model.backbone)
     for name, figure in draw_all(sample, point, model.backbone):
         file = BytesIO()

@@ -7,8 +7,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-MAX_MISTAKES = 12
-
 
 class Evaluation(Hook):
     """Collect the metrics, confusions and mistakes of the last validation."""
@@ -60,7 +58,7 @@ class Evaluation(Hook):
         if 'pred_label' in sample:
             truth, guess = int(sample.gt_label), int(sample.pred_label)
             self.confusion[truth, guess] += 1
-            if truth != guess and len(self.mistakes) < MAX_MISTAKES:
+            if truth != guess:
                 self.mistakes.append(self.images)
         elif 'pred_sem_seg' in sample:
             truth = sample.gt_sem_seg.data.cpu().numpy().ravel()

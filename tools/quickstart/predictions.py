@@ -1,7 +1,7 @@
 """Predictions for a few validation images, as plain data for the report."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,44 @@ from PIL import Image
 
 SCORE_THRESHOLD = 0.4  # boxes with lower scores are left out
 IMAGES = dict(mmpretrain=25, mmdet=4, mmseg=4)
+MISTAKES = 12
 
 
-def predict(runner: Runner, mistakes: Iterable[int] = ()) -> dict[str, Any]:
+def predict(runner: Runner, mistakes: Sequence[int] = ()) -> dict[str, Any]:
     """Predict a few validation images; the model is in training mode afterward.
 
     Args:
         runner: Runner of a training.
-        mistakes: Indices of more images.
+        mistakes: Indices of all images with wrong predictions.
 
     Returns:
-        Class names, colors, and the samples: image, ground truth and prediction. Those
-        are a class (with score), boxes (x1, y1, x2, y2, class, score), or a label map.
+        Class names, colors, samples and mistakes. Those have an image, ground truth and
+        prediction: a class, boxes (x1, y1, x2, y2, class), or a label map.
     """
     dataset, model = runner.val_dataloader.dataset, runner.model
-    count = IMAGES[runner.cfg.default_scope]
-    step = max(len(dataset) // count, 1)  # so that all classes appear
     model.eval()
-    chosen = [
-        [describe(model, dataset, i) for i in indices]
-        for indices in (range(step // 2, len(dataset), step)[:count], mistakes)
-    ]
+    samples, wrong = (
+        [describe(model, dataset, i) for i in spread(indices, number)]
+        for indices, number in (
+            (range(len(dataset)), IMAGES[runner.cfg.default_scope]),
+            (mistakes, MISTAKES),
+        )
+    )
     model.train()
     meta = dataset.metainfo
     return dict(
         classes=list(meta['classes']),
         palette=[list(color) for color in meta.get('palette', ())],
-        samples=chosen[0],
-        mistakes=chosen[1],
+        samples=samples,
+        mistakes=wrong,
+        count_mistakes=len(mistakes),
     )
+
+
+def spread(indices: Sequence[int], number: int) -> list[int]:
+    """Choose some of the indices in equal steps, so that all classes appear."""
+    number = min(number, len(indices))
+    return [indices[(2 * i + 1) * len(indices) // (2 * number)] for i in range(number)]
 
 
 @torch.no_grad()

@@ -43,8 +43,8 @@ class State:
         return (self.job.iterations - self.done) * TASKS[self.job.task].cost
 
     def __str__(self) -> str:
-        part = self.done / self.job.iterations
-        return f'{self.job.task} {part:.0%}, {self.value or self.loss}'
+        figure = self.value or self.loss or 'starting'
+        return f'{self.job.task} {self.done / self.job.iterations:.0%}, {figure}'
 
 
 class Progress:

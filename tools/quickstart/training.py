@@ -68,7 +68,8 @@ def train_job(
     trained = summarize(runner, metric, value, reporter.curve.seconds)
     load_weights(runner.model, trained.checkpoint)
     image = reporter.draw(runner, runner.max_iters)[0]['path']
-    attention.draw(runner.model.eval(), runner.cfg, image, job.folder)
+    model, classes = runner.model.eval(), evaluation.classes
+    attention.draw(model, runner.cfg, image, classes, job.folder)
     config = job.config.relative_to(ROOT).as_posix()
     fields = dataclasses.asdict(trained) | dict(
         checkpoint=shorten(Path(trained.checkpoint)), task=job.task, config=config
@@ -174,7 +175,7 @@ class Reporter(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Record and report the metric."""
-        value = metrics[self.metric.key] * self.metric.scale
+        value = float(metrics[self.metric.key]) * self.metric.scale
         self.curve.add_value(runner.iter, value)
         message = dict(iteration=runner.iter, metric=self.metric.name, value=value)
         self.link.send(message)

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from quickstart.report.charts import draw_curve
 from quickstart.report.panels import show_samples
 from quickstart.report.section import Section
 from quickstart.report.tables import show_tables
 
+HEIGHT = 220  # of a drawing, at least, in pixels
 TEMPLATE = Path(__file__).with_name('page.html')
 METRICS = dict(
     classification=('accuracy', '%'),
@@ -155,8 +158,11 @@ def _drawings(section: Section) -> Iterator[str]:
     for name, (title, caption) in DRAWINGS.items():
         if path := section.attention.get(name):
             data = base64.b64encode(path.read_bytes()).decode()
+            with Image.open(path) as image:
+                ratio = image.width / image.height  # equal heights fill a row
             yield (
-                f'<figure><img src="data:image/webp;base64,{data}" loading="lazy" '
+                f'<figure style="flex: {ratio:.3f} 1 {HEIGHT * ratio:.0f}px">'
+                f'<img src="data:image/webp;base64,{data}" loading="lazy" '
                 f'alt="{title}: {caption}"><figcaption><b>{title}.</b> {caption}'
                 '</figcaption></figure>'
             )

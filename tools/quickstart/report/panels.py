@@ -26,7 +26,9 @@ def show_samples(predictions: Meta) -> str:
     show = _show_tiles if isinstance(samples[0]['truth'], int) else _show_groups
     shown = show(samples, predictions)
     if mistakes:
-        shown += f'<h4>Mistakes</h4>{show(mistakes, predictions)}'
+        count = predictions['count_mistakes']
+        some = f', {len(mistakes)} of {count}' if count > len(mistakes) else ''
+        shown += f'<h4>Mistakes{some}</h4>{show(mistakes, predictions)}'
     return shown
 
 
