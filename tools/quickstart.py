@@ -1,33 +1,71 @@
 """Train and evaluate three nano models on the digits, one for each task.
 
-The backbone of the classifier initializes the segmentor's, as ImageNet weights do for
-larger models, and that of the segmentor the detector's. Writes summary.json and
-report.png into the output folder.
+The backbone of the classifier initializes the segmentor's and the detector's, as
+ImageNet weights do for larger models; these two are trained side by side. Writes
+report.html, report.png and summary.json into the output folder, the first of them
+within minutes. When it is interrupted, the same command resumes.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from _cli import run
 
+from _processes import available_cores
 from ablation.training import check_folder
-from quickstart.tasks import FAMILIES, ROOT, run_tasks, write
+from benchmark.report import align
+from quickstart import report
+from quickstart.schedule import free_cores
+from quickstart.session import locked, terminated_as_interrupted, train_all
+from quickstart.tasks import FAMILIES, ROOT, Job, Result, plan
+from quickstart.training import train_job
 
 from mmsparse.errors import UsageError
+from mmsparse.models.backbones import BACKBONES
 
 
-def main() -> None:
+def main() -> int | None:
     args = parse_args()
     out = Path(args.out)
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out), terminated_as_interrupted():
+            train(args, out)
+    except KeyboardInterrupt:
+        print('interrupted: the same command resumes', file=sys.stderr)
+        return 130
+    return None
+
+
+def train(args: argparse.Namespace, out: Path) -> None:
+    """Train what is not finished, and print the results."""
     data = [sys.executable, ROOT / 'tools' / 'prepare_digits.py']
     if subprocess.run(data, cwd=ROOT).returncode:
         raise UsageError('the digits could not be prepared')
-    results, rows = run_tasks(args.backbone, out)
-    print('\n'.join(map(str, write(out, args.backbone, results, rows))))
+    jobs = plan(args.backbone, out, args.seed)
+    for job in jobs.values():
+        job.prepare_folder(args.restart)
+    title = f'{BACKBONES[args.backbone].__name__}-nano'
+    if all(job.read_result() for job in jobs.values()):
+        print(f'all models in {out} are trained; train them anew with --restart')
+    else:
+        cores, all_cores = free_cores(), available_cores()
+        print(f'training {title} on {cores} of {all_cores} cores', flush=True)
+        train_all(jobs, out, cores, title, train_job)
+    print_results(jobs, report.write(out, title, jobs))
+
+
+def print_results(jobs: Mapping[str, Job], written: Sequence[Path]) -> None:
+    """Print the table of the results and the files of the report."""
+    results = [Result(**job.read_result()['result']) for job in jobs.values()]
+    rows = [['', *report.columns(results[0])]]
+    rows += [[result.task, *report.columns(result).values()] for result in results]
+    print(f'\n{align(rows)}\n')
+    print('\n'.join(map(str, written)))
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +80,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--out', default='work_dirs/quickstart', help='output folder (%(default)s)'
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        metavar='N',
+        help='random seed of the models and the order of the images (%(default)s)',
+    )
+    parser.add_argument(
+        '--restart', action='store_true', help='train anew, also finished models'
     )
     return parser.parse_args()
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,29 +139,53 @@ def train(
     Returns:
         The runner after the evaluation, and the result.
     """
-    warnings.simplefilter('ignore')
     work_dir.mkdir(parents=True, exist_ok=True)
-    cfg.work_dir, cfg.resume = str(work_dir), resume
-    # A fused optimizer is faster; older torch has it for GPUs only.
-    fused = digit_version(torch.__version__) >= digit_version('2.4')
-    cfg.optim_wrapper.optimizer.fused = fused
     metric = METRICS[cfg.default_scope]
     with (
         (work_dir / 'train.log').open('a' if resume else 'w') as log,
         contextlib.redirect_stdout(log),
     ):
-        runner = Runner.from_cfg(cfg)
-        runner.register_hook(ProgressHook(label), priority='LOWEST')
+        runner = build_trainer(cfg, work_dir, [ProgressHook(label)], resume)
         start = time.perf_counter()
         runner.train()
         seconds = time.perf_counter() - start
-        value = runner.test()[metric.key] * metric.scale
-    return runner, Trained(
+        value = runner.test()[metric.key]
+    return runner, summarize(runner, metric, value, seconds)
+
+
+def build_trainer(
+    cfg: Config, work_dir: Path, hooks: Sequence[Hook], resume: bool
+) -> Runner:
+    """Build the runner of a training.
+
+    Args:
+        cfg: Config, which is changed.
+        work_dir: Existing folder for checkpoints.
+        hooks: Hooks in addition to those of the config.
+        resume: Whether to resume from the last checkpoint in the folder, if any.
+
+    Returns:
+        The runner.
+    """
+    warnings.simplefilter('ignore')
+    cfg.work_dir, cfg.resume = str(work_dir), resume
+    # A fused optimizer is faster; older torch has it for GPUs only.
+    fused = digit_version(torch.__version__) >= digit_version('2.4')
+    cfg.optim_wrapper.optimizer.fused = fused
+    runner = Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
+
+
+def summarize(runner: Runner, metric: Metric, value: float, seconds: float) -> Trained:
+    """Return the result of a training from the library's value of the metric."""
+    return Trained(
         metric=metric.name,
-        value=round(float(value), 2),
+        value=round(float(value) * metric.scale, 2),
         train_seconds=round(seconds, 1),
         parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
-        checkpoint=(work_dir / 'last_checkpoint').read_text().strip(),
+        checkpoint=Path(runner.work_dir, 'last_checkpoint').read_text().strip(),
     )
 
 
@@ -171,6 +195,8 @@ class ProgressHook(Hook):
     Args:
         label: Text before the bar.
     """
+
+    priority = 'LOWEST'
 
     def __init__(self, label: str) -> None:
         self.label = label

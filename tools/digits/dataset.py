@@ -2,13 +2,24 @@
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from io import BytesIO
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+from _processes import (
+    available_cores,
+    end_with_parent,
+    shielded_from_interrupts,
+)
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,6 +34,7 @@ SPLITS = ('train', 'val')
 ADE_SPLITS = {'train': 'training', 'val': 'validation'}
 CLASSES = tuple('0123456789')
 VAL_SCANS = 360  # of 1,797
+SCENE, SINGLE = 0, 1  # in the keys of images
 SCENE_SIZE = 128
 SINGLE_SIZE = 64
 # Training covers a wider range: its features also serve the scenes' smaller digits.
@@ -32,6 +44,7 @@ PALETTE = (
     *((245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230)),
     *((210, 245, 60), (250, 190, 212)),
 )
+PART = 50  # images that a process writes between two reports
 # Names of the files that are written; no other file is ever removed.
 WRITTEN = re.compile(
     r'meta\.json'
@@ -41,6 +54,8 @@ WRITTEN = re.compile(
     r'|segmentation/images/(training|validation)/\d{5,}\.jpg'
     r'|segmentation/annotations/(training|validation)/\d{5,}\.png'
 )
+
+Key = tuple[int, ...]  # of the random stream of an image
 
 
 @dataclass(frozen=True)
@@ -191,73 +206,119 @@ def load_scans(seed: int) -> Scans:
 
 def build(out: Path, scans: Scans, settings: Settings) -> dict[str, int]:
     """Write all files; return the counts to print."""
-    cv2.setNumThreads(0)  # for images this small, threads only cost time
-    total = sum(
-        settings.scenes(split)
-        + settings.images_per_scan(split) * len(scans.splits[split])
-        for split in SPLITS
-    )
+    for folder in image_folders(out):
+        folder.mkdir(parents=True)
+    keys = image_keys(scans, settings)
+    scenes: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
+    with tqdm(
+        total=len(keys),
+        unit='images',
+        desc='digits',
+        mininterval=0.1 if sys.stderr.isatty() else 10,  # few lines in a log
+    ) as progress:
+        for part, annotations in write_in_processes(out, scans, settings, keys):
+            progress.update(len(part))
+            for (split, kind, *_), digits in zip(part, annotations, strict=True):
+                if kind == SCENE:
+                    scenes[SPLITS[split]].append(digits)
     counts = {}
-    with tqdm(total=total, unit='images', desc='digits') as progress:
-        for split in SPLITS:
-            singles = write_singles(out, split, scans, settings, progress)
-            digits = write_scenes(out, split, scans, settings, progress)
-            counts[f'{split} images of one digit'] = singles
-            counts[f'{split} scenes'] = settings.scenes(split)
-            counts[f'{split} digits in scenes'] = digits
+    for split in SPLITS:
+        path = out / 'detection' / 'annotations' / f'{split}.json'
+        write_json(path, to_coco(scenes[split]))
+        singles = settings.images_per_scan(split) * len(scans.splits[split])
+        counts[f'{split} images of one digit'] = singles
+        counts[f'{split} scenes'] = settings.scenes(split)
+        counts[f'{split} digits in scenes'] = sum(map(len, scenes[split]))
     files = len(list_files(out)) + 1  # with meta.json
     write_json(out / 'meta.json', describe(settings, files))
     return counts
 
 
-def write_singles(
-    out: Path, split: str, scans: Scans, settings: Settings, progress: tqdm
-) -> int:
-    """Write the images of one digit in folders by class; return their number."""
-    root = out / 'classification' / split
-    for name in CLASSES:
-        (root / name).mkdir(parents=True)
-    for scan in scans.splits[split]:
-        for number in range(settings.images_per_scan(split)):
-            rng = settings.generator(SPLITS.index(split), 1, scan, number)
-            sides = SINGLE_SIDES[split]
-            image = draw_single(scans.images[scan], SINGLE_SIZE, sides, rng)
-            name = CLASSES[scans.labels[scan]]
-            save_jpeg(image, root / name / f'{scan:04}_{number}.jpg')
-            progress.update()
-    return settings.images_per_scan(split) * len(scans.splits[split])
+def image_folders(out: Path) -> Iterator[Path]:
+    """Yield all folders that have files."""
+    yield out / 'detection' / 'annotations'
+    for split in SPLITS:
+        yield from (out / 'classification' / split / name for name in CLASSES)
+        yield out / 'detection' / split
+        yield out / 'segmentation' / 'images' / ADE_SPLITS[split]
+        yield out / 'segmentation' / 'annotations' / ADE_SPLITS[split]
 
 
-def write_scenes(
-    out: Path, split: str, scans: Scans, settings: Settings, progress: tqdm
-) -> int:
-    """Write the scenes as COCO and as ADE20K do; return the number of digits."""
-    detection = out / 'detection' / split
-    images = out / 'segmentation' / 'images' / ADE_SPLITS[split]
-    label_maps = out / 'segmentation' / 'annotations' / ADE_SPLITS[split]
-    for folder in (detection, images, label_maps):
-        folder.mkdir(parents=True)
-    scenes = []
-    for index in range(settings.scenes(split)):
-        rng = settings.generator(SPLITS.index(split), 0, index)
-        image, digits = draw_scene(
-            scans.images, scans.labels, scans.splits[split], SCENE_SIZE, rng
-        )
-        name = f'{index:05}'
-        save_jpeg(image, detection / f'{name}.jpg')
-        save_jpeg(image, images / f'{name}.jpg')
-        save_label_map(digits, label_maps / f'{name}.png')
-        scenes.append(digits)
-        progress.update()
-    annotations = out / 'detection' / 'annotations' / f'{split}.json'
-    annotations.parent.mkdir(exist_ok=True)
-    write_json(annotations, to_coco(scenes))
-    return sum(len(digits) for digits in scenes)
+def image_keys(scans: Scans, settings: Settings) -> list[Key]:
+    """Return the keys of all images: (split, SCENE, n) or (split, SINGLE, scan, n)."""
+    keys: list[Key] = []
+    for i, split in enumerate(SPLITS):
+        numbers = range(settings.images_per_scan(split))
+        singles = product(scans.splits[split].tolist(), numbers)
+        keys += [(i, SINGLE, *key) for key in singles]
+        keys += [(i, SCENE, index) for index in range(settings.scenes(split))]
+    return keys
 
 
-def save_jpeg(image: NDArray[np.uint8], path: Path) -> None:
-    """Save with full chroma resolution: a half would blur the smallest strokes."""
-    Image.fromarray(image).save(path, quality=85, subsampling=0, optimize=True)
+def write_in_processes(
+    out: Path, scans: Scans, settings: Settings, keys: list[Key]
+) -> Iterator[tuple[list[Key], list[list[dict]]]]:
+    """Write images with all cores; yield keys and annotations of a part, in order."""
+    parts = [keys[start : start + PART] for start in range(0, len(keys), PART)]
+    write = partial(write_images, out, scans, settings)
+    workers = min(available_cores(), len(parts) // 10)  # each takes a second to start
+    if workers < 2:
+        yield from zip(parts, map(write, parts), strict=True)
+        return
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent)
+    try:
+        with shielded_from_interrupts():
+            written = pool.map(write, parts)
+        yield from zip(parts, written, strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_images(
+    out: Path, scans: Scans, settings: Settings, keys: list[Key]
+) -> list[list[dict]]:
+    """Write images; return the COCO annotations of each, none for a single digit."""
+    cv2.setNumThreads(0)  # for images this small, threads only cost time
+    write = {SINGLE: write_single, SCENE: write_scene}
+    return [
+        write[kind](out, scans, SPLITS[split], rest, settings.generator(*key))
+        for key in keys
+        for split, kind, *rest in [key]
+    ]
+
+
+def write_single(
+    out: Path, scans: Scans, split: str, key: Sequence[int], rng: Generator
+) -> list[dict]:
+    """Write an image of one digit into the folder of its class."""
+    scan, number = key
+    image = draw_single(scans.images[scan], SINGLE_SIZE, SINGLE_SIDES[split], rng)
+    folder = out / 'classification' / split / CLASSES[scans.labels[scan]]
+    (folder / f'{scan:04}_{number}.jpg').write_bytes(to_jpeg(image))
+    return []
+
+
+def write_scene(
+    out: Path, scans: Scans, split: str, key: Sequence[int], rng: Generator
+) -> list[dict]:
+    """Write a scene as COCO and as ADE20K do; return its annotations."""
+    image, digits = draw_scene(
+        scans.images, scans.labels, scans.splits[split], SCENE_SIZE, rng
+    )
+    name, jpeg = f'{key[0]:05}', to_jpeg(image)
+    (out / 'detection' / split / f'{name}.jpg').write_bytes(jpeg)
+    folder = out / 'segmentation'
+    (folder / 'images' / ADE_SPLITS[split] / f'{name}.jpg').write_bytes(jpeg)
+    save_label_map(digits, folder / 'annotations' / ADE_SPLITS[split] / f'{name}.png')
+    return [to_annotation(digit) for digit in digits]
+
+
+def to_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Encode with full chroma resolution: a half would blur the smallest strokes."""
+    file = BytesIO()
+    settings = dict(quality=85, subsampling=0, optimize=True)
+    Image.fromarray(image).save(file, 'JPEG', **settings)
+    return file.getvalue()
 
 
 def save_label_map(digits: Iterable[Digit], path: Path) -> None:
@@ -270,8 +331,8 @@ def save_label_map(digits: Iterable[Digit], path: Path) -> None:
     image.save(path)
 
 
-def to_coco(scenes: list[list[Digit]]) -> dict:
-    """Return COCO annotations; `scan` is the index among scikit-learn's scans."""
+def to_coco(scenes: list[list[dict]]) -> dict:
+    """Return a COCO file with the annotations of scenes."""
     size = dict(width=SCENE_SIZE, height=SCENE_SIZE)
     digits = [(index, digit) for index, scene in enumerate(scenes) for digit in scene]
     return dict(
@@ -281,7 +342,7 @@ def to_coco(scenes: list[list[Digit]]) -> dict:
             for index in range(len(scenes))
         ],
         annotations=[
-            dict(id=number, image_id=index, **to_annotation(digit))
+            dict(id=number, image_id=index, **digit)
             for number, (index, digit) in enumerate(digits, start=1)
         ],
         categories=[
@@ -292,7 +353,10 @@ def to_coco(scenes: list[list[Digit]]) -> dict:
 
 
 def to_annotation(digit: Digit) -> dict:
-    """Return the tight box, visible area and run-length mask of a digit."""
+    """Return the tight box, visible area and run-length mask of a digit.
+
+    Its `scan` is the index among scikit-learn's scans.
+    """
     left, top, right, bottom = tight_box(digit.mask).tolist()
     runs = coco_mask.encode(np.asfortranarray(digit.mask, np.uint8))
     return dict(

@@ -1,0 +1,75 @@
+"""Train what is not finished yet, show progress, and keep the report up to date."""
+
+import fcntl
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmsparse.errors import UsageError
+from quickstart import report
+from quickstart.progress import Display, Progress, format_minutes
+from quickstart.runs import run_all
+from quickstart.tasks import Job, shorten
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a folder for this process; raise UsageError if another one uses it."""
+    with (out / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f'another quickstart trains in {out}') from None
+        yield
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Raise KeyboardInterrupt when this process is terminated, too."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def train_all(
+    jobs: Mapping[str, Job], out: Path, cores: int, title: str, train: Callable
+) -> None:
+    """Train all models; write the report whenever it has more to show.
+
+    Args:
+        jobs: The trainings by their tasks.
+        out: Folder of the report.
+        cores: Free cores.
+        title: Title of the report.
+        train: Function of the processes, see `quickstart.training.train_job`.
+
+    Raises:
+        UsageError: A training failed.
+    """
+    progress = Progress(jobs, cores)
+    display = Display(progress)
+    announced = set()
+
+    def announce(what: str, line: str) -> None:
+        if what not in announced:
+            announced.add(what)
+            display.print(line)
+
+    def listen(job: Job, message: dict[str, Any]) -> None:
+        progress.add(job.task, message)
+        seconds = progress.seconds_left
+        if seconds is not None:
+            announce('time', f'{format_minutes(seconds)} of training on this machine')
+        if message.get('drawn') or not message:
+            page, *_ = report.write(out, title, jobs)
+            announce('report', f'first predictions: {shorten(page)}')
+        display.update()
+
+    try:
+        run_all(jobs.values(), train, cores, listen)
+    finally:
+        display.close()
