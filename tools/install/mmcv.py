@@ -8,7 +8,7 @@ from pathlib import Path
 from install.stack import Stack
 from install.step import Step, clear_line
 
-MEMORY_PER_JOB = 2 * 2**30
+MEMORY_PER_JOB = 3 * 2**30  # cc1plus takes 2.0 GiB, cicc 2.6
 # Prints the compute capabilities to compile for, if there are GPUs and nvcc.
 PROBE_CUDA = """
 import os, torch
@@ -67,17 +67,15 @@ def compile_mmcv(stack: Stack, step: Step, store: Path, architectures: str) -> N
     source = stack.venv / 'build' / store.name  # stays if interrupted; ninja resumes
     if not source.exists():
         download_mmcv(stack, step, source)
-    if architectures:
-        device = {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': architectures}
-    else:
-        device = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''}
     partial = store / f'partial-{os.getpid()}'
     step.pip(
         *('wheel', '-v', '--no-deps', '--no-build-isolation', '-w', partial, source),
         MMCV_WITH_OPS='1',
         MAX_JOBS=str(count_jobs()),
         CFLAGS='-g0 -O1',
-        **device,
+        FORCE_CUDA='1' if architectures else '0',
+        TORCH_CUDA_ARCH_LIST=architectures,
+        CUDA_VISIBLE_DEVICES='',  # FORCE_CUDA alone decides
     )
     wheel = next(partial.iterdir())
     wheel.rename(store / wheel.name)
