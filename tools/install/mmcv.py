@@ -24,7 +24,7 @@ NO_NVCC = """There is a GPU but no nvcc, so mmcv gets CPU operators only and det
 will not run on the GPU. To change that, install the CUDA toolkit, remove .venv and run
 make install again."""
 # A build backend for the download alone, for which pip would run mmcv's setup.py before
-# it is mended for Python 3.13: takes the metadata from the archive.
+# it is fixed for Python 3.13: takes the metadata from the archive.
 BACKEND = """
 import os, shutil
 class __legacy__:
