@@ -8,7 +8,7 @@ from pathlib import Path
 from install.stack import Stack
 from install.step import Step, clear_line
 
-MEMORY_PER_JOB = 3 * 2**30  # cc1plus takes 2.0 GiB, cicc 2.6
+MEMORY_PER_JOB = 3 * 2**30  # measured: gcc 2.0 GiB, nvcc 3.4 with half of the files
 # Prints the compute capabilities to compile for, if there are GPUs and nvcc.
 PROBE_CUDA = """
 import os, torch
@@ -101,7 +101,8 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     code = setup.read_text().replace("'exec'))", "'exec'), globals())")
     setup.write_text(code.replace('locals()[', 'globals()['))
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    for pattern, units in (('*.cpp', 1), ('cpu/*.cpp', 1), ('cuda/*.cu', count_jobs())):
+    kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
+    for pattern, units in kinds.items():
         files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
         for unit in range(units):
             join_sources(files[unit::units])
