@@ -348,7 +348,7 @@ def test_joined_sources_may_repeat_names_and_define_min(tmp_path):
 def test_jobs_fit_cores_and_memory_unless_given(monkeypatch):
     monkeypatch.delenv('MAX_JOBS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(8))
-    for pages, jobs in ((1, 1), (4 * 2**18, 2), (64 * 2**18, 8)):
+    for pages, jobs in ((1, 1), (6 * 2**18, 2), (64 * 2**18, 8)):
         sizes = {'SC_PHYS_PAGES': pages, 'SC_PAGE_SIZE': 4096}
         monkeypatch.setattr(os, 'sysconf', sizes.__getitem__)
         assert mmcv.count_jobs() == jobs
