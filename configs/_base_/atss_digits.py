@@ -18,7 +18,8 @@ model = dict(
         anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
     ),
 )
-train_dataloader = {{_base_.digits_train_dataloader}}
+train_dataloader = dict(**_base_.digits_train_dataloader)
+train_dataloader.update(batch_size=8)
 val_dataloader = {{_base_.digits_val_dataloader}}
 test_dataloader = {{_base_.digits_val_dataloader}}
 val_evaluator = {{_base_.digits_evaluator}}

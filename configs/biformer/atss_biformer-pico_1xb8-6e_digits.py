@@ -11,4 +11,3 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256]),
 )
-train_dataloader = dict(batch_size=8)

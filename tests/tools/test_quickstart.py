@@ -16,16 +16,16 @@ from mmsparse.models.backbones import BACKBONES
 
 
 def test_every_family_of_backbones_is_a_choice():
-    assert set(quickstart.FAMILIES) == set(BACKBONES)
+    assert set(quickstart.MODELS) == set(BACKBONES)
 
 
-@pytest.mark.parametrize('family', quickstart.FAMILIES)
+@pytest.mark.parametrize('family', quickstart.MODELS)
 def test_every_family_has_a_config_for_each_task(family):
     configs = quickstart.find_configs(family)
 
     assert list(configs) == ['classification', 'segmentation', 'detection']
     for path in configs.values():
-        assert f'{family}-nano' in path.stem
+        assert quickstart.MODELS[family] in path.stem
 
 
 def test_the_summary_is_a_record_of_measurements(tmp_path, capsys):
