@@ -1,8 +1,13 @@
 # The stack: openmmlab, oldest or onedl, each with a separate environment.
 STACK ?= openmmlab
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
-# The environment's Python if it exists; make install PYTHON=python3.11 chooses another.
-PYTHON ?= $(shell test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo python3)
+# The environment's Python, or the newest on the PATH that the stack runs with, best one
+# with venv and headers; make install PYTHON=python3.11 chooses another.
+VERSIONS := $(if $(filter oldest,$(STACK)),10,$(if $(filter onedl,$(STACK)),12 11 10,13 12 11 10))
+COMPLETE := import ensurepip, sysconfig; open(sysconfig.get_path('include') + '/Python.h')
+PYTHON ?= $(shell works() { "$$@" 2>/dev/null && echo $$1 && exit; }; works $(VENV)/bin/python -c ''; \
+  for probe in "$(COMPLETE)" ''; do for version in $(VERSIONS); do \
+  works python3.$$version -c "$$probe"; done; done; echo python3)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help

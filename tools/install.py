@@ -1,6 +1,6 @@
 """Install mmsparse, mmdet, mmseg and mmpretrain into a virtual environment.
 
-`make install` runs this with the Python of the new environment, 3.10 to 3.12. Run it
+`make install` runs this with the Python of the new environment, 3.10 to 3.13. Run it
 again at any time: it resumes an interrupted installation, also inside the compilation
 of mmcv, and does nothing once all is installed. The compiled mmcv is kept in
 ~/.cache/mmsparse/wheels for other clones. Every stack has its own environment: .venv,
@@ -11,13 +11,13 @@ import sys
 
 if __name__ == '__main__':
     # Older Pythons must be able to read this file up to here.
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         sys.exit(
-            'make install: Python 3.10, 3.11 or 3.12 is needed and {} is {}.{}: run '
-            'make install PYTHON=python3.11'.format(
+            'make install: Python 3.10 to 3.13 is needed and {} is {}.{}: install it, '
+            'or name it: make install PYTHON=python3.12'.format(
                 sys.executable, *sys.version_info[:2]
             )
         )
     from install.main import main
 
-    sys.exit(main(__doc__))
+    main(__doc__)

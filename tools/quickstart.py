@@ -1,4 +1,4 @@
-"""Train and evaluate three nano models on the digits, one for each task.
+"""Train and evaluate three small models on the digits, one for each task.
 
 The backbone of the classifier initializes the segmentor's and the detector's, as
 ImageNet weights do for larger models; these two are trained side by side. Writes
@@ -20,7 +20,7 @@ from benchmark.report import align
 from quickstart import report
 from quickstart.schedule import free_cores
 from quickstart.session import locked, run_interruptible, train_all
-from quickstart.tasks import FAMILIES, ROOT, Job, Result, plan
+from quickstart.tasks import MODELS, ROOT, Job, Result, plan
 from quickstart.training import train_job
 
 from mmsparse.errors import UsageError
@@ -40,7 +40,8 @@ def train(args: argparse.Namespace) -> None:
     data = [sys.executable, ROOT / 'tools' / 'prepare_digits.py']
     if subprocess.run(data, cwd=ROOT).returncode:
         raise UsageError('the digits could not be prepared')
-    title = f'{BACKBONES[args.backbone].__name__}-nano'
+    size = MODELS[args.backbone].split('-')[1]
+    title = f'{BACKBONES[args.backbone].__name__}-{size}'
     with locked(out):
         jobs = plan(args.backbone, out, args.seed)
         for job in jobs.values():
@@ -49,7 +50,8 @@ def train(args: argparse.Namespace) -> None:
             print(f'all models in {out} are trained; train them anew with --restart')
         else:
             cores = free_cores()
-            print(f'training {title} on {cores} of {available_cores()} cores')
+            where = f'{cores} of {available_cores()} cores'
+            print(f'training {title} on {where}', flush=True)
             train_all(jobs, out, cores, title, train_job)
         print_results(jobs, report.write(out, title, jobs))
 
@@ -69,9 +71,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--backbone',
-        choices=FAMILIES,
+        choices=MODELS,
         default='biformer',
-        help='backbone, in its nano size (%(default)s)',
+        help='family of the backbone (%(default)s)',
     )
     parser.add_argument(
         '--out', default='work_dirs/quickstart', help='output folder (%(default)s)'

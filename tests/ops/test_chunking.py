@@ -131,9 +131,12 @@ def count_saved(call, x):
     return sum(tensor is not x and tensor.numel() > 0 for tensor in saved)
 
 
-def test_checkpointed_saves_only_its_input():
+def test_checkpointed_saves_only_its_input_if_it_is_large(monkeypatch):
     x = torch.randn(4, 3, requires_grad=True)
 
+    monkeypatch.setattr(_chunking, 'CHECKPOINT_NUMEL', 13)
+    assert count_saved(lambda: checkpointed(transform, x), x) > 0
+    monkeypatch.setattr(_chunking, 'CHECKPOINT_NUMEL', 12)
     assert count_saved(lambda: checkpointed(transform, x), x) == 0
     with reference_only():
         assert count_saved(lambda: checkpointed(transform, x), x) > 0

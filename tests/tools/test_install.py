@@ -1,134 +1,146 @@
-"""The decisions of tools/install.py, without a network or a compiler."""
+"""The decisions of tools/install.py, without a network."""
 
 import ast
-import dataclasses
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from install import main as install
 from install import mmcv, preflight
-from install import step as install_step
-from install.stack import STACKS
-from install.step import InstallError, Step
+from install.stack import STACKS, Stack
+from install.step import Step, progress_of, reason_of
 
-TOOLS = Path(__file__).parents[2] / 'tools'
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+PYTHON = 'python{}.{}'.format(*sys.version_info[:2])
 
 
 @pytest.fixture
-def stack(tmp_path):
-    """A stack in an empty project, with an empty cache."""
+def stack(tmp_path, monkeypatch):
+    """The stack of the command, in an empty project with an empty cache."""
     root = tmp_path / 'project'
     (root / '.venv').mkdir(parents=True)
-    constraints = root / 'constraints.txt'
-    constraints.write_text('mmcv==2.1.0\ntorch==2.12.1\ntorchvision==0.27.1\n')
+    (root / 'constraints.txt').write_text('mmcv==2.1.0\ntorch==2.12.1\n')
     (root / 'setup.py').write_text('')
     (root / 'pyproject.toml').write_text('[build-system]\nrequires = []\n[tool]\n')
-    (root / 'constraints-onedl.txt').write_text('onedl-mmcv==2.3.6\ntorch==2.12.1\n')
-    return dataclasses.replace(STACKS['openmmlab'], root=root, cache=tmp_path / 'cache')
+    stack = Stack('openmmlab', root, tmp_path / 'cache')
+    monkeypatch.setattr(install, 'Stack', lambda name: stack)
+    monkeypatch.setattr(sys, 'argv', ['install.py'])
+    return stack
 
 
-def make_usable_venv(stack):
-    subprocess.run(
-        [sys.executable, '-m', 'venv', '--without-pip', stack.venv], check=True
-    )
-    site = next(stack.venv.glob('lib/*/site-packages'))
-    (site / 'pip').mkdir()
-    (site / 'pip' / '__init__.py').touch()
-    (stack.venv / 'bin' / 'pip').write_text(f'#!{stack.python}\n')
+@pytest.fixture
+def step(stack):
+    return Step('step', stack.venv)
+
+
+@pytest.fixture
+def site(stack):
+    """The folder of packages in an environment that is usable."""
+    site = stack.venv / 'lib' / PYTHON / 'site-packages'
+    site.mkdir(parents=True)
+    stack.python.parent.mkdir()
+    stack.python.symlink_to(sys.executable)
+    write_program(stack.python.with_name('pip'), f'echo pip 26.3 from {site}/pip')
     return site
 
 
+def write_program(path, command):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n{command}\n')
+    path.chmod(0o755)
+
+
 def store_wheel(stack, device):
-    store = stack.wheels(device)
-    store.mkdir(parents=True)
-    wheel = store / 'mmcv-2.1.0-py3-none-any.whl'
+    wheel = stack.store(device) / 'mmcv-2.1.0-py3-none-any.whl'
+    wheel.parent.mkdir(parents=True)
     wheel.touch()
     return wheel
 
 
-def run_command(monkeypatch, version=sys.version_info):
-    monkeypatch.setattr(sys, 'version_info', version)
-    monkeypatch.setattr(sys, 'argv', ['install.py', '--help'])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOLS / 'install.py'), run_name='__main__')
-    return end.value.code
-
-
-@pytest.mark.parametrize('version', [(3, 6, 0), (3, 9, 2), (3, 13, 0)])
+@pytest.mark.parametrize('version', [(3, 6, 0), (3, 9, 2), (3, 14, 0)])
 def test_an_unsupported_python_is_refused_by_version(monkeypatch, version):
-    found = '.'.join(map(str, version[:2]))
-    message = run_command(monkeypatch, version)
-    assert message.endswith(f'is {found}: run make install PYTHON=python3.11')
-
-
-def test_a_supported_python_is_accepted(monkeypatch, capsys):
-    assert run_command(monkeypatch) == 0
-    assert '--stack {oldest,onedl,openmmlab}' in capsys.readouterr().out
-
-
-def test_old_pythons_can_read_the_command():
+    monkeypatch.setattr(sys, 'version_info', version)
     ast.parse((TOOLS / 'install.py').read_text(), feature_version=(3, 5))
+    found = '{}.{}'.format(*version)
+    with pytest.raises(SystemExit, match=f'3.10 to 3.13 is needed and .* is {found}:'):
+        runpy.run_path(str(TOOLS / 'install.py'), run_name='__main__')
 
 
-def test_a_missing_compiler_is_reported_with_its_package(stack, monkeypatch):
-    monkeypatch.setenv('PATH', '')
-    monkeypatch.delenv('CXX', raising=False)
-    with pytest.raises(InstallError, match=r'no c\+\+: install the package g'):
-        preflight.check_compiler(stack)
-
-
-def test_a_missing_python_header_is_reported_with_its_package(
-    stack, monkeypatch, tmp_path
+@pytest.mark.parametrize(
+    ('works', 'incomplete', 'broken', 'options', 'chosen'),
+    [
+        ('python3.10 python3.12 python3.13', '', '', [], 'python3.13'),
+        ('python3.10 python3.11', '', 'python3.13', [], 'python3.11'),
+        ('python3.10', 'python3.13', '', [], 'python3.10'),
+        ('', 'python3.10 python3.12', 'python3.13', [], 'python3.12'),
+        ('python3 python3.9', '', '', [], 'python3'),
+        ('python3.10 python3.12', '', '', ['STACK=oldest'], 'python3.10'),
+        ('python3.12 python3.13', '', '', ['STACK=onedl'], 'python3.12'),
+        ('python3.13 .venv/bin/python', '', '', [], '.venv/bin/python'),
+        ('python3.13', '', '.venv/bin/python', [], 'python3.13'),
+        ('python3.13', '', '', ['PYTHON=python3.10'], 'python3.10'),
+    ],
+)
+def test_make_chooses_the_newest_python_that_works(
+    tmp_path, monkeypatch, works, incomplete, broken, options, chosen
 ):
-    monkeypatch.setattr(preflight.shutil, 'which', lambda program: program)
-    monkeypatch.setattr(
-        preflight.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)}
-    )
-    with pytest.raises(InstallError, match=r'Python\.h: .*python3-dev'):
-        preflight.check_compiler(stack)
+    # An incomplete one has no venv or headers, and fails if asked to import them; a
+    # broken one may be a shim of pyenv.
+    commands = {'exit 0': works, '[ -z "$2" ]': incomplete, 'exit 127': broken}
+    for command, names in commands.items():
+        for name in names.split():
+            write_program(tmp_path / name, command)
+    make = [shutil.which('make'), '-n', '-f', ROOT / 'Makefile', 'install', *options]
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('MAKEFLAGS', raising=False)
+    output = subprocess.check_output(make, cwd=tmp_path, text=True)
+    assert output.startswith(f'{chosen} tools/install.py --stack ')
 
 
-def test_no_compiler_is_needed_if_mmcv_was_compiled_before(stack, monkeypatch):
-    monkeypatch.setenv('PATH', '')
-    store_wheel(stack, 'cpu')
-    preflight.check_compiler(stack)
-
-
-def test_a_missing_system_library_is_reported_with_its_package(monkeypatch):
-    def load(library):
-        raise OSError
-
-    monkeypatch.setattr(preflight, 'CDLL', load)
-    with pytest.raises(InstallError, match=r'libGL\.so\.1: .*libgl1'):
-        preflight.check_libraries()
-
-
-def set_free_disk(monkeypatch, gib):
-    usage = namedtuple('usage', 'free')(gib * preflight.GIB)
-    monkeypatch.setattr(preflight.shutil, 'disk_usage', lambda path: usage)
+@pytest.mark.parametrize(
+    ('missing', 'message'),
+    [
+        ('c++', r'mmcv needs c\+\+: install the package g\+\+ \(Debian'),
+        ('Python.h', r'mmcv needs .*/Python\.h: install the package python3-dev'),
+        ('libGL.so.1', r'OpenCV needs libGL\.so\.1: install the package libgl1'),
+    ],
+)
+def test_what_is_missing_is_named_with_its_package(
+    stack, monkeypatch, tmp_path, missing, message
+):
+    include = tmp_path if missing == 'Python.h' else stack.root
+    (stack.root / 'Python.h').touch()
+    monkeypatch.setattr(preflight.sysconfig, 'get_path', lambda name: include)
+    monkeypatch.setattr(preflight.shutil, 'which', lambda name: name != missing)
+    monkeypatch.setattr(preflight, 'can_load', lambda name: name != missing)
+    monkeypatch.setattr(preflight, 'check_disk', lambda stack: None)
+    monkeypatch.delenv('CXX', raising=False)
+    with pytest.raises(SystemExit, match=message):
+        install.main()
+    store_wheel(stack, 'cpu')  # no compiler is needed then
+    if not missing.startswith('lib'):
+        preflight.check_machine(stack)
 
 
 def test_too_little_disk_is_reported_with_needed_and_free_space(stack, monkeypatch):
-    set_free_disk(monkeypatch, 8)
-    message = r'12\.0 GiB are needed and 8\.0 GiB are free'
-    with pytest.raises(InstallError, match=message):
+    usage = namedtuple('usage', 'free')
+    free = usage(8 * preflight.GIB)
+    monkeypatch.setattr(preflight.shutil, 'disk_usage', lambda path: free)
+    with pytest.raises(SystemExit, match=r'12\.0 GiB are needed and 8\.0 GiB are free'):
         preflight.check_disk(stack)
-
-
-def test_enough_disk_is_accepted(stack, monkeypatch):
-    set_free_disk(monkeypatch, 13)
+    free = usage(13 * preflight.GIB)
     preflight.check_disk(stack)
-
-
-def test_installed_packages_need_no_more_disk(stack, monkeypatch):
+    # Installed packages need no more.
+    free = usage(0)
     monkeypatch.setattr(preflight, 'VENV_SIZE', 2**20)
     (stack.venv / 'torch').write_bytes(bytes(2**21))
-    set_free_disk(monkeypatch, 0)
     preflight.check_disk(stack)
 
 
@@ -136,44 +148,26 @@ def test_installed_packages_need_no_more_disk(stack, monkeypatch):
     ('output', 'reason'),
     [
         ('OSError: [Errno 28] No space left on device: x', 'the disk is full'),
-        ('fatal error: error writing to x.s: No space left on device', 'disk is full'),
-        (
-            'g++: fatal error: Killed signal terminated program cc1plus',
-            'the compiler was killed',
-        ),
-        (
-            'Retrying after connection broken by NewConnectionError(...)\n'
-            'ERROR: No matching distribution found for torch==2.12.1',
-            'the package index cannot be reached',
-        ),
-        (
-            'ERROR: No matching distribution found for torch==2.12.1',
-            'the package index has no torch==2.12.1',
-        ),
+        ('fatal error: Killed signal terminated cc1plus', 'the compiler was killed'),
+        ('NewConnectionError(...)\nERROR: No matching', 'index cannot be reached'),
+        ('No matching distribution found for mmcv==2.1.0', 'has no mmcv==2.1.0 for'),
         ('error: incomplete-download\n', 'check the network and the free disk space'),
         ('nms.cpp:1: error: no member x\nERROR: no wheel', 'no member x'),
         ("ModuleNotFoundError: No module named 'mmseg'", "No module named 'mmseg'"),
         ('because ensurepip is not\navailable', 'install the package python3-venv'),
-        (
-            'RuntimeError: The detected CUDA version (12.4) mismatches the version',
-            'nvcc 12.4 does not fit this torch',
-        ),
+        ('The detected CUDA version (12.4) mismatches the', 'nvcc 12.4 does not fit'),
+        ('Collecting torch\nexit status -9', 'it was killed'),
+        ('Traceback\nexit status 1', 'it failed'),
     ],
 )
 def test_the_reason_is_found_in_the_output(output, reason):
-    assert reason in install_step.reason_of(output, status=1)
-
-
-def test_a_killed_command_is_recognized_by_its_status():
-    assert 'it was killed' in install_step.reason_of('', status=-9)
-    assert install_step.reason_of('Traceback', status=1) == 'it failed'
+    assert reason in reason_of(output)
 
 
 @pytest.mark.parametrize(
     ('line', 'progress'),
     [
         ('  [12/77] c++ -MMD -MF nms.o.d -c nms.cpp\n', 'compiled 12 of 77 files'),
-        ('[77/77] c++\n', 'compiled 77 of 77 files'),
         ('Progress 52428800 of 530000000\n', 'downloaded 52 of 530 MB'),
         ('Installing collected packages: torch\n', 'installing'),
         ('Collecting torch==2.12.1\n', ''),
@@ -181,128 +175,97 @@ def test_a_killed_command_is_recognized_by_its_status():
     ],
 )
 def test_progress_is_parsed_from_pip_and_ninja(line, progress):
-    assert install_step.progress_of(line) == progress
+    assert progress_of(line) == progress
 
 
-def test_a_failing_step_is_one_line_with_reason_and_log(stack, monkeypatch, capsys):
+def test_a_failing_step_is_one_line_with_reason_and_log(stack, step):
     script = 'import sys; print("[Errno 28] No space left on device"); sys.exit(1)'
-
-    def run_failing_step(stack):
-        with Step('torch', stack.venv) as step:
-            step.run(sys.executable, '-c', script)
-
-    monkeypatch.setattr(install, 'install', run_failing_step)
-    monkeypatch.setattr(install, 'check_machine', lambda stack: None)
-    monkeypatch.setitem(STACKS, 'openmmlab', stack)
-    monkeypatch.setattr(sys, 'argv', ['install.py'])
-    log = stack.venv / 'install.log'
-    assert install.main() == 1
-    message = f'make install: torch: the disk is full; the log is {log}\n'
-    assert capsys.readouterr().err == message
-    assert 'No space left' in log.read_text()
+    message = f'^make install: step: the disk is full; the log is {step.log}$'
+    with pytest.raises(SystemExit, match=message), step:
+        step.run(sys.executable, '-c', script)
+    assert 'No space left' in step.log.read_text()
 
 
-def test_an_installed_environment_is_reported_with_its_activation(
-    stack, monkeypatch, capsys
-):
-    make_usable_venv(stack)
-    stack.stamp.write_text(install.fingerprint(stack))
-    monkeypatch.setitem(STACKS, 'openmmlab', stack)
-    monkeypatch.setattr(sys, 'argv', ['install.py'])
-    assert install.main() == 0
-    assert capsys.readouterr().out == '.venv is ready: source .venv/bin/activate\n'
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (OSError(28, 'No space left on device'), 'the disk is full'),
+        (PermissionError(13, 'Permission denied'), '.*Permission denied'),
+        (KeyboardInterrupt(), 'interrupted; run make install again to resume'),
+    ],
+)
+def test_an_error_of_the_command_is_one_line(stack, monkeypatch, error, message):
+    monkeypatch.setattr(install, 'lock', Mock(side_effect=error))
+    with pytest.raises(SystemExit, match=f'^make install: {message}$'):
+        install.main()
 
 
-def test_a_step_runs_with_the_environments_programs_and_returns_output(stack):
+def test_a_step_runs_with_the_environments_programs_and_returns_output(stack, step):
     script = 'import os; print(os.environ["PATH"], os.environ["MAX_JOBS"])'
-    with Step('ninja', stack.venv) as step:
-        output = step.run(sys.executable, '-c', script, MAX_JOBS='2')
+    output = step.run(sys.executable, '-c', script, MAX_JOBS='2')
     assert output.startswith(f'{stack.venv}/bin:')
     assert output.endswith(' 2\n')
 
 
-def test_an_installation_is_valid_until_its_sources_change(stack):
-    make_usable_venv(stack)
+def test_an_installation_is_valid_until_its_sources_change(stack, site, capsys):
     assert not install.is_installed(stack)
     stack.stamp.write_text(install.fingerprint(stack))
-    assert install.is_installed(stack)
     with (stack.root / 'pyproject.toml').open('a') as pyproject:
         pyproject.write('[tool.ruff]\n')
-    assert install.is_installed(stack)
+    install.main()
+    assert capsys.readouterr().out == '.venv is ready: source .venv/bin/activate\n'
     stack.constraints.write_text('mmcv==2.1.0\ntorch==2.13.0\n')
     assert not install.is_installed(stack)
 
 
-def test_an_installation_is_invalid_in_a_moved_project(stack):
-    before = install.fingerprint(stack)
-    root = stack.root.rename(stack.root.with_name('new'))
-    assert install.fingerprint(dataclasses.replace(stack, root=root)) != before
+def test_packages_of_a_usable_environment_are_kept_if_complete(stack, site, step):
+    for name in ('partial', 'complete'):
+        (site / f'{name}-1.0.dist-info').mkdir()
+    (site / 'complete-1.0.dist-info' / 'INSTALLER').write_text('pip\n')
+    install.create_venv(stack, step)
+    assert os.listdir(site) == ['complete-1.0.dist-info']
+    assert os.listdir(stack.temporary) == []
 
 
-def test_a_usable_environment_is_kept(stack):
-    site = make_usable_venv(stack)
-    install.create_venv(stack, Step('environment', stack.venv))
-    assert (site / 'pip').exists()
-    assert list(stack.temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize('missing', ['bin/python', 'bin/pip'])
-def test_an_interrupted_environment_is_created_again(stack, missing):
-    make_usable_venv(stack)
-    (stack.venv / missing).unlink()
-    (stack.venv / 'leftover').touch()
-    install.create_venv(stack, Step('environment', stack.venv))
+def test_an_environment_of_another_python_or_place_is_not_usable(
+    stack, site, monkeypatch
+):
     assert install.is_usable(stack)
-    assert not (stack.venv / 'leftover').exists()
-
-
-def test_an_environment_of_another_python_is_not_usable(stack, monkeypatch):
-    make_usable_venv(stack)
+    moved = Stack('openmmlab', stack.root.with_name('moved'))
+    shutil.copytree(stack.root, moved.root, symlinks=True)
+    assert not install.is_usable(moved)
+    stack.stamp.write_text(install.fingerprint(stack))
+    shutil.copyfile(stack.stamp, moved.stamp)
+    assert not install.is_installed(moved)
     monkeypatch.setattr(sys, 'version_info', (3, 9, 0))
     assert not install.is_usable(stack)
 
 
-def test_a_moved_environment_is_not_usable(stack):
-    make_usable_venv(stack)
-    (stack.venv / 'bin' / 'pip').write_text('#!/elsewhere/.venv/bin/python\n')
-    assert not install.is_usable(stack)
-
-
-def test_a_partly_installed_package_is_removed_and_a_complete_one_kept(stack):
-    site = make_usable_venv(stack)
-    partial, complete = site / 'partial-1.0.dist-info', site / 'complete-1.0.dist-info'
-    partial.mkdir()
-    complete.mkdir()
-    (complete / 'INSTALLER').write_text('pip\n')
-    install.create_venv(stack, Step('environment', stack.venv))
-    assert not partial.exists()
-    assert complete.exists()
+def test_an_interrupted_environment_is_created_again(stack, site, step, monkeypatch):
+    commands = []
+    monkeypatch.setattr(step, 'run', lambda *command: commands.append(command))
+    (stack.venv / 'bin' / 'pip').unlink()
+    install.create_venv(stack, step)
+    assert commands == [(Path(sys.executable).resolve(), '-m', 'venv', stack.venv)]
+    assert os.listdir(stack.venv) == ['tmp']
 
 
 def test_a_second_installation_waits_for_the_first(stack):
     code = (
-        'import pathlib, sys\n'
-        'from install import main\n'
-        f'main.lock(pathlib.Path({str(stack.root)!r}))\n'
-        'print("locked", flush=True)\n'
-        'sys.stdin.read()\n'
+        f'from install.main import lock; lock({str(stack.root)!r})\n'
+        'print("locked", flush=True); input()'
     )
 
     def start():
-        return subprocess.Popen(
-            [sys.executable, '-c', code],
-            cwd=TOOLS,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+        return subprocess.Popen([sys.executable, '-c', code], cwd=TOOLS, **pipes)
 
     with start() as first:
         assert first.stdout.readline() == 'locked\n'
         with start() as second:
             assert 'waiting for another' in second.stdout.readline()
-            first.stdin.close()
-            assert second.stdout.readline() == 'locked\n'
+            first.communicate('\n')
+            assert second.communicate('\n')[0] == 'locked\n'
 
 
 @pytest.mark.parametrize(
@@ -314,56 +277,80 @@ def test_a_second_installation_waits_for_the_first(stack):
         ('GPU: without nvcc\n', 'cpu'),
     ],
 )
-def test_the_compiled_mmcv_fits_the_gpus(stack, monkeypatch, capsys, printed, device):
+def test_the_compiled_mmcv_fits_the_gpus(
+    stack, step, monkeypatch, capsys, printed, device
+):
     wheels = {x: store_wheel(stack, x) for x in ('cpu', 'cuda9.0', 'cuda8.0+9.0')}
-    step = Step('mmcv', stack.venv)
     monkeypatch.setattr(step, 'run', lambda *command: printed)
     assert mmcv.mmcv_wheel(stack, step) == wheels[device]
     warned = 'There is a GPU but no nvcc' in capsys.readouterr().out
     assert warned == ('without nvcc' in printed)
 
 
-def test_compiled_wheels_are_kept_by_torch_python_and_machine(stack):
-    python = 'cp{}{}'.format(*sys.version_info[:2])
-    machine = f'linux_{os.uname().machine}'
-    name = f'mmcv2.1.0-torch2.12.1-{python}-{machine}-cpu'
-    assert stack.wheels('cpu').name == name
+@pytest.mark.parametrize('name', STACKS)
+def test_compiled_wheels_are_kept_by_versions_and_machine(name):
+    stack = Stack(name)
+    python = PYTHON.replace('python', 'cp').replace('.', '')
+    packages = f'{stack.mmcv}{stack.pin(stack.mmcv)}-torch{stack.pin("torch")}'
+    folder = f'{packages}-{python}-linux_{os.uname().machine}-cpu'
+    assert stack.store('cpu').name == folder
+    assert stack.pin('torchvision')
+    assert stack.pin('setuptools')
 
 
-def test_stacks_share_neither_environments_nor_wheels(stack):
-    onedl = dataclasses.replace(STACKS['onedl'], root=stack.root, cache=stack.cache)
-    assert stack.venv != onedl.venv
-    assert onedl.wheels('cpu').name.startswith('onedl-mmcv2.3.6-torch2.12.1-')
-    assert stack.wheels('cpu') != onedl.wheels('cpu')
+# As in mmcv's: Python 3.13 does not let exec() add to locals().
+SETUP = """
+def get_version():
+    with open('version.py') as f:
+        exec(compile(f.read(), 'version.py', 'exec'))
+    return locals()['__version__']
+version = get_version()
+"""
 
 
-@pytest.mark.parametrize('stack', STACKS.values(), ids=STACKS)
-def test_constraints_of_a_stack_pin_what_is_compiled(stack):
-    for package in ('torch', 'torchvision', 'setuptools', stack.mmcv):
-        assert stack.pin(package)
+def test_a_wheel_is_compiled_from_the_prepared_source(stack, step, monkeypatch):
+    def run_pip(command, *arguments, **variables):
+        if command == 'download':
+            folder = stack.temporary / 'mmcv-2.1.0'
+            folder.mkdir()
+            (folder / 'version.py').write_text("__version__ = '2.1.0'\n")
+            (folder / 'setup.py').write_text(SETUP)
+            shutil.make_archive(folder, 'gztar', stack.temporary, folder.name)
+            shutil.rmtree(folder)
+        else:
+            *_, store, source = arguments
+            monkeypatch.chdir(source)
+            assert runpy.run_path('setup.py')['version'] == '2.1.0'
+            assert variables['FORCE_CUDA'] == '0'
+            store.mkdir(parents=True)
+            (store / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
+
+    monkeypatch.setattr(step, 'pip', run_pip)
+    monkeypatch.setattr(step, 'run', lambda *command: '')
+    wheel = mmcv.mmcv_wheel(stack, step)
+    assert list(stack.store('cpu').iterdir()) == [wheel]
+    assert os.listdir(stack.venv / 'build') == []
 
 
-def test_a_compiled_wheel_is_stored_complete_and_its_source_removed(stack, monkeypatch):
-    store = stack.wheels('cpu')
-    store.mkdir(parents=True)
-    source = stack.venv / 'build' / store.name
-    source.mkdir(parents=True)
-    stack.temporary.mkdir()
-
-    def compile_wheel(*command, **variables):
-        assert variables['FORCE_CUDA'] == '0'
-        (stack.temporary / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
-
-    step = Step('mmcv', stack.venv)
-    monkeypatch.setattr(step, 'pip', compile_wheel)
-    mmcv.compile_mmcv(stack, step, store, '')
-    assert [path.suffix for path in store.iterdir()] == ['.whl']
-    assert not source.exists()
+def test_joined_sources_may_repeat_names_and_define_min(tmp_path):
+    (tmp_path / 'torch').mkdir()
+    for name in ('torch/extension.h', 'torch/script.h'):
+        (tmp_path / name).touch()
+    code = 'int add(int min) {{ return min; }}\nint {}() {{ return add(1); }}\n'
+    for name in ('one', 'two'):
+        text = code.format(name) + '#define min 2\n'
+        (tmp_path / f'{name}.cpp').write_text(text)
+    mmcv.join_sources(sorted(tmp_path.glob('*.cpp')))
+    (joined,) = tmp_path.glob('*.cpp')
+    subprocess.run(['c++', '-fsyntax-only', '-I', tmp_path, joined], check=True)
 
 
-def test_jobs_fit_cores_and_memory(monkeypatch):
+def test_jobs_fit_cores_and_memory_unless_given(monkeypatch):
+    monkeypatch.delenv('MAX_JOBS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(8))
-    for pages, jobs in ((1, 1), (4 * 2**18, 2), (64 * 2**18, 8)):
+    for pages, jobs in ((1, 1), (6 * 2**18, 2), (64 * 2**18, 8)):
         sizes = {'SC_PHYS_PAGES': pages, 'SC_PAGE_SIZE': 4096}
         monkeypatch.setattr(os, 'sysconf', sizes.__getitem__)
         assert mmcv.count_jobs() == jobs
+    monkeypatch.setenv('MAX_JOBS', '3')
+    assert mmcv.count_jobs() == 3

@@ -1,10 +1,10 @@
 """The command `make install`: skip, wait or install, and report errors in one line."""
 
 import argparse
-import errno
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,44 +13,28 @@ from pathlib import Path
 from install.mmcv import mmcv_wheel
 from install.preflight import check_machine
 from install.stack import STACKS, Stack
-from install.step import InstallError, Step, clear_line
+from install.step import Step, reason_of, stop
 
 SHOW = '--progress-bar=raw'  # lines that Step parses; new in pip 24.1
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
 
 
-def main(description: str = '') -> int:
-    """Install what is missing; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--stack',
-        choices=sorted(STACKS),
-        default='openmmlab',
-        help='newest or oldest supported OpenMMLab packages, or the newest OneDL forks',
-    )
-    stack = STACKS[parser.parse_args().stack]
+def main(description: str = '') -> None:
+    """Install what is missing, or exit with the reason for which that failed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--stack', choices=STACKS, default='openmmlab')
+    stack = Stack(parser.parse_args().stack)
     try:
         if not is_installed(stack):
             lock(stack.root)
         if not is_installed(stack):
             check_machine(stack)
             install(stack)
-        print(f'{stack.folder} is ready: source {stack.folder}/bin/activate')
-    except InstallError as error:
-        return fail(error)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return fail('the disk is full' if full else error)
+        stop(reason_of(f'error: {error}'))
     except KeyboardInterrupt:
-        return fail('interrupted; run make install again to resume')
-    return 0
-
-
-def fail(message: object) -> int:
-    print(f'{clear_line()}make install: {message}', file=sys.stderr)
-    return 1
+        stop('interrupted; run make install again to resume')
+    print(f'{stack.venv.name} is ready: source {stack.venv.name}/bin/activate')
 
 
 def is_installed(stack: Stack) -> bool:
@@ -87,6 +71,7 @@ def lock(root: Path) -> None:
 
 def install(stack: Stack) -> None:
     """Run all steps; completed ones take seconds."""
+    print(f'Python {platform.python_version()} at {sys.executable}')
     pinned = ('-c', stack.constraints)
     with Step('virtual environment', stack.venv) as step:
         create_venv(stack, step)
@@ -125,12 +110,6 @@ def create_venv(stack: Stack, step: Step) -> None:
 
 def is_usable(stack: Stack) -> bool:
     """Return whether the environment has this Python and pip, and was not moved."""
-    probe = 'import sys, pip; print(*sys.version_info[:2])'
-    try:
-        version = subprocess.check_output(
-            [stack.python, '-c', probe], stderr=subprocess.DEVNULL
-        )
-        moved = str(stack.venv) not in (stack.venv / 'bin' / 'pip').read_text()
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return tuple(map(int, version.split())) == sys.version_info[:2] and not moved
+    version = subprocess.getoutput(f'"{stack.venv}/bin/pip" --version')
+    folder = '{}/lib/python{}.{}/'.format(stack.venv, *sys.version_info[:2])
+    return f' from {folder}' in version

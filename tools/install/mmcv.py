@@ -8,13 +8,7 @@ from pathlib import Path
 from install.stack import Stack
 from install.step import Step, clear_line
 
-MEMORY_PER_JOB = 2 * 2**30
-# Helpers that several files define: where files are joined, the name of the file is
-# added to theirs.
-REPEATED = (
-    *('PreCalc', 'pre_calc_for_bilinear_interpolate', 'bilinear_interpolate'),
-    *('bilinear_interpolate_gradient', 'add'),
-)
+MEMORY_PER_JOB = 3 * 2**30  # measured: gcc 2.0 GiB, nvcc 3.4 with half of the files
 # Prints the compute capabilities to compile for, if there are GPUs and nvcc.
 PROBE_CUDA = """
 import os, torch
@@ -29,6 +23,28 @@ if torch.cuda.is_available():
 NO_NVCC = """There is a GPU but no nvcc, so mmcv gets CPU operators only and detectors
 will not run on the GPU. To change that, install the CUDA toolkit, remove .venv and run
 make install again."""
+# A build backend for the download alone, for which pip would run mmcv's setup.py before
+# it is fixed for Python 3.13: takes the metadata from the archive.
+BACKEND = """
+import os, shutil
+class __legacy__:
+    def prepare_metadata_for_build_wheel(folder, settings):
+        os.mkdir(f'{folder}/mmcv.dist-info')
+        shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
+        return 'mmcv.dist-info'
+"""
+# Names that several files of a kind define: where files are joined, the name of the
+# file is added to these.
+REPEATED = {
+    '.cpp': 'PreCalc add bilinear_interpolate bilinear_interpolate_gradient '
+    'pre_calc_for_bilinear_interpolate',
+    '.cu': 'BLOCK_DIM_X BLOCK_DIM_Y EPS FULL_MASK InternalType Jarvis Loc2Index MAX '
+    'MAXN MAX_SHARED_SCALAR_T MEAN Point SUM WARP_SIZE check_pt_in_box3d cross dis '
+    'divideUP lidar_to_local_coords reduce_t swap1 threadsPerBlock',
+}
+# What joined files read before these names are changed.
+HEADERS = {'.cpp': '<torch/extension.h>', '.cu': '"pytorch_cuda_helper.hpp"'}
+NOT_JOINED = ('iou3d_cuda', 'spconv_ops_cuda')  # no such change makes them fit
 
 
 def mmcv_wheel(stack: Stack, step: Step) -> Path:
@@ -40,9 +56,8 @@ def mmcv_wheel(stack: Stack, step: Step) -> Path:
         print(f'{clear_line()}{NO_NVCC}')
         architectures = ''
     device = 'cuda' + architectures.replace(';', '+') if architectures else 'cpu'
-    store = stack.wheels(device)
+    store = stack.store(device)
     if not any(store.glob('*.whl')):
-        store.mkdir(parents=True, exist_ok=True)
         compile_mmcv(stack, step, store, architectures)
     return next(store.glob('*.whl'))
 
@@ -52,59 +67,70 @@ def compile_mmcv(stack: Stack, step: Step, store: Path, architectures: str) -> N
     source = stack.venv / 'build' / store.name  # stays if interrupted; ninja resumes
     if not source.exists():
         download_mmcv(stack, step, source)
-    if architectures:
-        device = {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': architectures}
-    else:
-        device = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''}
-    step.pip(
-        *('wheel', '-v', '--no-deps', '--no-build-isolation'),
-        *('-w', stack.temporary, source),
-        MMCV_WITH_OPS='1',
-        MAX_JOBS=os.environ.get('MAX_JOBS', str(count_jobs())),
-        CFLAGS='-g0 -O1',
-        **device,
-    )
-    wheel = next(stack.temporary.glob('*mmcv-*.whl'))
     partial = store / f'partial-{os.getpid()}'
-    shutil.copyfile(wheel, partial)
-    partial.replace(store / wheel.name)
+    step.pip(
+        *('wheel', '-v', '--no-deps', '--no-build-isolation', '-w', partial, source),
+        MMCV_WITH_OPS='1',
+        MAX_JOBS=str(count_jobs()),
+        CFLAGS='-g0 -O1',
+        FORCE_CUDA='1' if architectures else '0',
+        TORCH_CUDA_ARCH_LIST=architectures,
+        CUDA_VISIBLE_DEVICES='',  # FORCE_CUDA alone decides
+    )
+    wheel = next(partial.iterdir())
+    wheel.rename(store / wheel.name)
+    partial.rmdir()
     shutil.rmtree(source)
 
 
 def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
-    """Download and unpack the source of mmcv."""
+    """Download and unpack the source of mmcv, and make it compile faster."""
+    backend = stack.temporary / 'setuptools' / 'build_meta.py'
+    backend.parent.mkdir(parents=True)
+    backend.write_text(BACKEND)
+    backend.with_name('__init__.py').touch()
     wanted = f'{stack.mmcv}=={stack.pin(stack.mmcv)}'
     options = ('--no-deps', '--no-build-isolation', f'--no-binary={stack.mmcv}')
-    step.pip('download', *options, '-d', stack.temporary, wanted)
+    options += ('-d', stack.temporary, wanted)
+    step.pip('download', *options, PYTHONPATH=str(stack.temporary))
     archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
     shutil.unpack_archive(archive, stack.temporary)
-    source.parent.mkdir(exist_ok=True)
     unpacked = archive.with_name(archive.name.removesuffix('.tar.gz'))
-    setup = unpacked / 'setup.py'
     # Python 3.13 no longer lets exec() add to locals().
+    setup = unpacked / 'setup.py'
     code = setup.read_text().replace("'exec'))", "'exec'), globals())")
     setup.write_text(code.replace('locals()[', 'globals()['))
-    for pattern in ('*.cpp', 'cpu/*.cpp', 'cuda/*.cu'):
-        join_sources(sorted((unpacked / 'mmcv/ops/csrc/pytorch').glob(pattern)))
+    csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
+    for pattern, units in kinds.items():
+        files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
+        for unit in range(units):
+            join_sources(files[unit::units])
+    source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
 
 def join_sources(files: list[Path]) -> None:
-    """Replace the files of a folder by one that includes them all.
+    """Replace files by one that includes them, if there are several.
 
     The compiler spends most of the time of a file of mmcv in torch's headers; joined,
     it reads them once.
     """
-    lines = [f'#include <torch/{name}.h>' for name in ('extension', 'script')]
+    if len(files) < 2:
+        return
+    kind = files[0].suffix
+    names = REPEATED[kind].split()
+    lines = [f'#include {HEADERS[kind]}', '#include <torch/script.h>']
     for file in files:
-        included = file.rename(file.with_suffix('.inc'))
-        lines += [f'#define {name} {name}_{file.stem}' for name in REPEATED]
+        included = file.rename(file.with_suffix(f'{kind}.inc'))
+        lines += [f'#define {name} {name}_{file.stem}' for name in names]
         lines += [f'#include "{included.name}"']
-        lines += [f'#undef {name}' for name in (*REPEATED, 'min', 'max')]
-    files[0].with_stem('joined').write_text('\n'.join(lines) + '\n')
+        lines += [f'#undef {name}' for name in (*names, 'min', 'max')]
+    files[0].with_stem(f'joined_{files[0].stem}').write_text('\n'.join(lines) + '\n')
 
 
 def count_jobs() -> int:
-    """Return how many files to compile at a time, by cores and memory."""
+    """Return how many files to compile at a time: MAX_JOBS, or by cores and memory."""
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return max(1, min(len(os.sched_getaffinity(0)), memory // MEMORY_PER_JOB))
+    fitting = min(len(os.sched_getaffinity(0)), memory // MEMORY_PER_JOB)
+    return int(os.environ.get('MAX_JOBS', max(1, fitting)))

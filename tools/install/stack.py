@@ -1,64 +1,44 @@
-"""The stacks: packages that are installed together, and the files of each."""
+"""A stack: packages that are installed together, and the files of its environment."""
 
 import os
 import re
 import sys
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
+STACKS = ('oldest', 'onedl', 'openmmlab')
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
 
 
-@dataclass(frozen=True)
 class Stack:
     """Packages that are installed together, at which versions, and where."""
 
-    extra: str  # of setup.py
-    mmcv: str  # name of mmcv on the package index
-    constraints_file: str
-    folder: str  # of the environment
-    root: Path = ROOT
-    cache: Path = CACHE
-
-    @property
-    def constraints(self) -> Path:
-        return self.root / self.constraints_file
-
-    @property
-    def venv(self) -> Path:
-        return self.root / self.folder
-
-    @property
-    def python(self) -> Path:
-        return self.venv / 'bin' / 'python'
-
-    @property
-    def stamp(self) -> Path:
-        """File with the fingerprint of a completed installation."""
-        return self.venv / '.mmsparse-installed'
-
-    @property
-    def temporary(self) -> Path:
-        return self.venv / 'tmp'
+    def __init__(self, name: str, root: Path = ROOT, cache: Path = CACHE) -> None:
+        suffix = '' if name == 'openmmlab' else f'-{name}'
+        self.extra = 'onedl' if name == 'onedl' else 'openmmlab'  # of setup.py
+        self.mmcv = 'onedl-mmcv' if name == 'onedl' else 'mmcv'  # on the package index
+        self.root = root
+        self.constraints = root / f'constraints{suffix}.txt'
+        self.venv = root / f'.venv{suffix}'
+        self.python = self.venv / 'bin' / 'python'
+        self.temporary = self.venv / 'tmp'
+        # The fingerprint of a completed installation.
+        self.stamp = self.venv / '.mmsparse-installed'
+        self.wheels = cache / 'mmsparse' / 'wheels'
 
     def pin(self, package: str) -> str:
         """Return the version of a package in the constraints."""
         pins = self.constraints.read_text()
         return re.search(rf'^{package}==(\S+)', pins, re.M)[1]
 
-    def wheels(self, device: str) -> Path:
+    def store(self, device: str) -> Path:
         """Return the folder of mmcv compiled for 'cpu' or, for example, 'cuda9.0'."""
         packages = f'{self.mmcv}{self.pin(self.mmcv)}-torch{self.pin("torch")}'
         python = 'cp{}{}'.format(*sys.version_info[:2])
         platform = sysconfig.get_platform().replace('-', '_')
-        folder = f'{packages}-{python}-{platform}-{device}'
-        return self.cache / 'mmsparse' / 'wheels' / folder
+        return self.wheels / f'{packages}-{python}-{platform}-{device}'
 
-
-STACKS = {
-    'openmmlab': Stack('openmmlab', 'mmcv', 'constraints.txt', '.venv'),
-    'oldest': Stack('openmmlab', 'mmcv', 'constraints-oldest.txt', '.venv-oldest'),
-    'onedl': Stack('onedl', 'onedl-mmcv', 'constraints-onedl.txt', '.venv-onedl'),
-}
+    def is_compiled(self) -> bool:
+        """Return whether mmcv was compiled before, for any device."""
+        return any(self.wheels.glob(f'{self.store("*").name}/*.whl'))

@@ -2,12 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import NoReturn
 
 # Patterns in the output of a failed command, and the reason to report.
 REASONS = {
@@ -28,20 +28,13 @@ REASONS = {
     'the CUDA toolkit that the log names, or run CUDA_VISIBLE_DEVICES= make install '
     'for CPU operators',
     r'(?:[Ee]rror|ERROR): (.+)': '{}',
+    r'exit status -9$': 'it was killed, most likely for lack of memory',
+    '': 'it failed',
 }
 
 
-class InstallError(Exception):
-    """Reason for which an installation stops, in one line."""
-
-
 class Step:
-    """A step of the installation, timed from enter to exit.
-
-    Args:
-        name: Name in the output and in errors.
-        venv: The environment, a folder in the project.
-    """
+    """A step of the installation in an environment, timed from enter to exit."""
 
     def __init__(self, name: str, venv: Path) -> None:
         self.name = name
@@ -64,28 +57,15 @@ class Step:
         self.run(self.venv / 'bin' / 'python', *start, *arguments, **variables)
 
     def run(self, *command: object, **variables: str) -> str:
-        """Run a command in the project.
-
-        Args:
-            *command: Program and arguments.
-            **variables: Additional environment variables.
-
-        Returns:
-            The end of its output.
-
-        Raises:
-            InstallError: It failed; the message has the likely reason.
-        """
+        """Run a command in the project and return the end of its output."""
         words = [str(word) for word in command]
+        path = f'{self.venv}/bin:{os.environ["PATH"]}'
+        # /tmp is often too small for torch.
+        variables = {'PATH': path, 'TMPDIR': f'{self.venv}/tmp', **variables}
         process = subprocess.Popen(
             words,
             cwd=self.venv.parent,
-            env={
-                **os.environ,
-                'PATH': f'{self.venv}/bin:{os.environ["PATH"]}',
-                'TMPDIR': f'{self.venv}/tmp',  # /tmp is often too small for torch
-                **variables,
-            },
+            env={**os.environ, **variables},
             close_fds=False,  # keeps main.lock() until the process ends
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -103,19 +83,22 @@ class Step:
                     tail.append(line)
         output = ''.join(tail)
         if process.returncode:
-            reason = reason_of(output, process.returncode)
-            raise InstallError(f'{self.name}: {reason}; the log is {self.log}')
+            reason = reason_of(f'{output}\nexit status {process.returncode}')
+            stop(f'{self.name}: {reason}; the log is {self.log}')
         return output
 
     def show(self, progress: str) -> None:
         """Print progress in place, or every 30 seconds without a terminal."""
         if progress and sys.stdout.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            text = f'{self.name}: {progress}'[:width]
-            print(f'{clear_line()}{text}', end='', flush=True)
+            print(f'{clear_line()}{self.name}: {progress}', end='', flush=True)
         elif progress and time.monotonic() - self.shown > 30:
             self.shown = time.monotonic()
             print(f'  {progress}', flush=True)
+
+
+def stop(message: str) -> NoReturn:
+    """Exit with the reason in one line."""
+    sys.exit(f'{clear_line()}make install: {message}')
 
 
 def clear_line() -> str:
@@ -133,11 +116,7 @@ def progress_of(line: str) -> str:
     return 'installing' if line.startswith('Installing collected') else ''
 
 
-def reason_of(output: str, status: int) -> str:
-    """Return the likely reason for which a command failed."""
-    for pattern, reason in REASONS.items():
-        if found := re.search(pattern, output):
-            return reason.format(*found.groups())
-    if status == -9:
-        return 'it was killed, most likely for lack of memory'
-    return 'it failed'
+def reason_of(output: str) -> str:
+    """Return the likely reason for which a command with this output failed."""
+    found = ((re.search(pattern, output), text) for pattern, text in REASONS.items())
+    return next(text.format(*match.groups()) for match, text in found if match)

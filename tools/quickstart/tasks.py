@@ -36,7 +36,7 @@ class Task:
     """A task.
 
     Args:
-        config: Name of its config, with a place for the backbone.
+        config: Pattern of its config, with a place for the model's backbone.
         parent: Task whose backbone initializes this one, as ImageNet weights do for
             larger models; '' for none.
         images: Its training images in data/digits.
@@ -51,26 +51,23 @@ class Task:
 
 
 TASKS = {
-    'classification': Task(
-        '{}-nano_*_digits.py', '', 'classification/train/*/*.jpg', 1.0
-    ),
+    'classification': Task('{}_*_digits.py', '', 'classification/train/*/*.jpg', 1.0),
     'segmentation': Task(
-        'fpn_{}-nano_*_digits.py',
+        'fpn_{}_*_digits.py',
         'classification',
         'segmentation/images/training/*.jpg',
         1.5,
     ),
     'detection': Task(
-        'focus-detr_{}-nano_*_digits.py',
+        'atss_{}_*_digits.py',
         'classification',
         'detection/train/*.jpg',
         3.2,
     ),
 }
-FAMILIES = tuple(
-    family
-    for family in BACKBONES
-    if all(any(CONFIGS.glob(f'*/{x.config.format(family)}')) for x in TASKS.values())
+# Models by the family of their backbone.
+MODELS = {family: f'{family}-nano' for family in BACKBONES} | dict(
+    biformer='biformer-pico'
 )
 
 
@@ -194,7 +191,7 @@ def plan(
 def find_configs(family: str) -> dict[str, Path]:
     """Return the config of every task."""
     return {
-        name: next(CONFIGS.glob(f'*/{task.config.format(family)}'))
+        name: next(CONFIGS.glob(f'*/{task.config.format(MODELS[family])}'))
         for name, task in TASKS.items()
     }
 

@@ -73,6 +73,13 @@ _BIFORMER = dict(
     num_heads=(2, 4, 8, 8),
     mlp_ratios=3,
 )
+_SMALLEST = dict(
+    _PUBLISHED,
+    embed_dims=(32, 64, 128, 256),
+    num_heads=(1, 2, 4, 8),
+    mlp_ratios=3,
+    downsample_act=True,
+)
 _STL = dict(
     _PUBLISHED,
     embed_dims=(96, 192, 384, 768),
@@ -118,14 +125,8 @@ class BiFormer(StagedBackbone):
     family = 'biformer'
     arch_type = BiFormerArch
     arch_settings = {
-        'nano': BiFormerArch(
-            **_PUBLISHED,
-            embed_dims=(32, 64, 128, 256),
-            depths=(2, 2, 2, 1),
-            num_heads=(1, 2, 4, 8),
-            mlp_ratios=3,
-            downsample_act=True,
-        ),
+        'pico': BiFormerArch(**_SMALLEST, depths=(1, 1, 1, 1), mlp_kernels=3),
+        'nano': BiFormerArch(**_SMALLEST, depths=(2, 2, 2, 1)),
         'tiny': BiFormerArch(**_BIFORMER, depths=(2, 2, 8, 2)),
         'small': BiFormerArch(**_BIFORMER, depths=(4, 4, 18, 4)),
         'base': BiFormerArch(

@@ -30,6 +30,7 @@ from mmdet.structures import OptSampleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmsparse.models.detectors.batched_targets import BatchedTargets
 from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
@@ -336,7 +337,7 @@ class FocusDETR(FocusedTransformer, DINO):
 
 
 @MODELS.register_module()
-class FocusDETRHead(ForegroundSupervision, DINOHead):
+class FocusDETRHead(BatchedTargets, ForegroundSupervision, DINOHead):
     """DINO's head with a foreground loss.
 
     Arguments are those of :class:`ForegroundSupervision` and of mmdet's DINOHead.

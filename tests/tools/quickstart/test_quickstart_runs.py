@@ -82,18 +82,14 @@ def test_an_interruption_ends_all_processes_in_one_line(tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 100
-    while not (tmp_path / 'segmentation/waits').exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_for((tmp_path / 'segmentation/waits').exists)
 
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
 
     _, printed = process.communicate(timeout=60)
     assert printed == 'interrupted: the same command resumes\n'
     assert process.returncode == 130
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    wait_for(lambda: not group_exists(process.pid))
 
 
 def test_a_folder_has_one_session_at_a_time(tmp_path):
@@ -105,3 +101,18 @@ def test_a_folder_has_one_session_at_a_time(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def group_exists(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

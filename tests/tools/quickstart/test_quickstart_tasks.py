@@ -21,16 +21,16 @@ def job(tmp_path):
 
 
 def test_every_family_of_backbones_is_a_choice():
-    assert set(tasks.FAMILIES) == set(BACKBONES)
+    assert set(tasks.MODELS) == set(BACKBONES)
 
 
-@pytest.mark.parametrize('family', tasks.FAMILIES)
+@pytest.mark.parametrize('family', tasks.MODELS)
 def test_every_family_has_a_config_for_each_task(family):
     configs = tasks.find_configs(family)
 
     assert list(configs) == ['classification', 'segmentation', 'detection']
     for path in configs.values():
-        assert f'{family}-nano' in path.stem
+        assert tasks.MODELS[family] in path.stem
 
 
 def test_parents_come_before_their_children():

@@ -37,7 +37,7 @@ def write(out: Path, title: str, jobs: Mapping[str, Job]) -> list[Path]:
         return [page, sheet]
     content = dict(
         title=f'Quickstart with {title}',
-        what='Three nano models on the digits; the backbone of the classifier '
+        what='Three small models on the digits; the backbone of the classifier '
         'initializes the others.',
         **facts,
         figures={result.task: columns(result) for result in results},
