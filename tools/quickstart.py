@@ -19,7 +19,7 @@ from ablation.training import check_folder
 from benchmark.report import align
 from quickstart import report
 from quickstart.schedule import free_cores
-from quickstart.session import locked, terminated_as_interrupted, train_all
+from quickstart.session import locked, run_interruptible, train_all
 from quickstart.tasks import MODELS, ROOT, Job, Result, plan
 from quickstart.training import train_job
 
@@ -27,37 +27,33 @@ from mmsparse.errors import UsageError
 from mmsparse.models.backbones import BACKBONES
 
 
-def main() -> int | None:
+def main() -> int:
     args = parse_args()
+    return run_interruptible(lambda: train(args))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train what is not finished, and print the results."""
     out = Path(args.out)
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(out), terminated_as_interrupted():
-            train(args, out)
-    except KeyboardInterrupt:
-        print('interrupted: the same command resumes', file=sys.stderr)
-        return 130
-    return None
-
-
-def train(args: argparse.Namespace, out: Path) -> None:
-    """Train what is not finished, and print the results."""
     data = [sys.executable, ROOT / 'tools' / 'prepare_digits.py']
     if subprocess.run(data, cwd=ROOT).returncode:
         raise UsageError('the digits could not be prepared')
-    jobs = plan(args.backbone, out, args.seed)
-    for job in jobs.values():
-        job.prepare_folder(args.restart)
     size = MODELS[args.backbone].split('-')[1]
     title = f'{BACKBONES[args.backbone].__name__}-{size}'
-    if all(job.read_result() for job in jobs.values()):
-        print(f'all models in {out} are trained; train them anew with --restart')
-    else:
-        cores, all_cores = free_cores(), available_cores()
-        print(f'training {title} on {cores} of {all_cores} cores', flush=True)
-        train_all(jobs, out, cores, title, train_job)
-    print_results(jobs, report.write(out, title, jobs))
+    with locked(out):
+        jobs = plan(args.backbone, out, args.seed)
+        for job in jobs.values():
+            job.prepare_folder(args.restart)
+        if all(job.read_result() for job in jobs.values()):
+            print(f'all models in {out} are trained; train them anew with --restart')
+        else:
+            cores = free_cores()
+            where = f'{cores} of {available_cores()} cores'
+            print(f'training {title} on {where}', flush=True)
+            train_all(jobs, out, cores, title, train_job)
+        print_results(jobs, report.write(out, title, jobs))
 
 
 def print_results(jobs: Mapping[str, Job], written: Sequence[Path]) -> None:

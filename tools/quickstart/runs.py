@@ -27,8 +27,8 @@ def run_all(jobs: Iterable[Job], train: Callable, cores: int, listen: Listener) 
         jobs: The trainings.
         train: Function of the processes, see `quickstart.training.train_job`.
         cores: Cores that all trainings share.
-        listen: Called with every message of a training, and with an empty one when it
-            has ended.
+        listen: Called when a training starts, with every message of it, and with an
+            empty one when it has ended.
 
     Raises:
         UsageError: A training failed; the others are stopped.
@@ -45,6 +45,7 @@ def run_all(jobs: Iterable[Job], train: Callable, cores: int, listen: Listener) 
                     pretrained = parent and parent['result']['checkpoint']
                     runs.append(Run(train, job, pretrained))
                     waiting.remove(job)
+                    listen(job, dict(iteration=0))
             for run in runs:
                 run.threads.value = threads_of_each(cores, len(runs))
             for link in wait([run.link for run in runs]):

@@ -2,6 +2,7 @@
 
 import fcntl
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +26,15 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt when this process is terminated, too."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def run_interruptible(function: Callable[[], None]) -> int:
+    """Call a function; return 130, as shells do, if it is interrupted or terminated."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        function()
+    except KeyboardInterrupt:
+        print('interrupted: the same command resumes', file=sys.stderr)
+        return 130
+    return 0
 
 
 def train_all(

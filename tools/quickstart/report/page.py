@@ -36,19 +36,6 @@ DRAWINGS = {
         'Attention',
         'What the query at the mark attends to, in the last layer of each stage.',
     ),
-    'foreground': (
-        'Foreground',
-        'The probability that a token belongs to a digit, at each feature level.',
-    ),
-    'kept_tokens': (
-        'Kept tokens',
-        'The encoder refines the bright tokens only. Dots are object tokens, which '
-        'attend to each other, too.',
-    ),
-    'sampling_locations': (
-        'Sampling locations',
-        'Where each decoder layer samples the feature maps for one detection.',
-    ),
     'receptive_field': (
         'Receptive field',
         'The pixels that influence the features at the mark.',
