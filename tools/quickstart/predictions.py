@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-SCORE_THRESHOLD = 0.4  # boxes with lower scores are left out
+SCORE_THRESHOLD = 0.3  # boxes with lower scores are left out
 IMAGES = dict(mmpretrain=25, mmdet=4, mmseg=4)
 MISTAKES = 12
 

@@ -82,7 +82,7 @@ def _draw_boxes(sample: Sample, meta: Meta) -> Iterator[tuple[str, str]]:
 
 
 def _box(box: Box, meta: Meta, wrong: bool = False) -> str:
-    name = meta['classes'][int(box[4])] + ' ✕' * wrong
+    name = meta['classes'][int(box[4])] + ' !' * wrong
     color = WRONG if wrong else meta['palette'][int(box[4])]
     style = f'class="{"wrong" if wrong else "box"}" style="stroke:{_rgb(color)}"'
     return _rectangle(box, style) + _name(box[0], box[1], name, color)

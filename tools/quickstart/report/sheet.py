@@ -107,7 +107,7 @@ def with_boxes(
         color = WRONG if i in wrong else tuple(meta['palette'][label])
         corners = [x * zoom for x in corners]
         pen.rectangle(corners, outline=color, width=4)
-        name = meta['classes'][label] + (' ×' if i in wrong else '')
+        name = meta['classes'][label] + (' !' if i in wrong else '')
         anchor = corners[0], max(corners[1] - 26, 0)
         left, top, right, bottom = pen.textbbox(anchor, name, font=font(24))
         pen.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill=color)
