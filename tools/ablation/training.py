@@ -149,7 +149,7 @@ def train(
         start = time.perf_counter()
         runner.train()
         seconds = time.perf_counter() - start
-        value = runner.test()[metric.key]
+        value = runner.test()[metric.key] * metric.scale
     return runner, summarize(runner, metric, value, seconds)
 
 
@@ -179,10 +179,10 @@ def build_trainer(
 
 
 def summarize(runner: Runner, metric: Metric, value: float, seconds: float) -> Trained:
-    """Return the result of a training from the library's value of the metric."""
+    """Return the result of a training; the value is in percent."""
     return Trained(
         metric=metric.name,
-        value=round(float(value) * metric.scale, 2),
+        value=round(float(value), 2),
         train_seconds=round(seconds, 1),
         parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
         checkpoint=Path(runner.work_dir, 'last_checkpoint').read_text().strip(),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from ablation.training import Metric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -44,6 +45,10 @@ class Evaluation(Hook):
     ) -> None:
         """Keep the metrics."""
         self.metrics, self.iteration = metrics, runner.iter
+
+    def value(self, metric: Metric) -> float:
+        """Return a metric in percent; it is missing if a detector finds nothing."""
+        return float(self.metrics.get(metric.key, 0)) * metric.scale
 
     after_test_epoch = after_val_epoch
 

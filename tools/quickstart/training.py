@@ -64,7 +64,7 @@ def train_job(
     runner.train()
     if evaluation.iteration != runner.max_iters:  # interrupted after the last one
         runner.test()
-    value = evaluation.metrics[metric.key]
+    value = evaluation.value(metric)
     trained = summarize(runner, metric, value, reporter.curve.seconds)
     load_weights(runner.model, trained.checkpoint)
     image = reporter.draw(runner, runner.max_iters)[0]['path']
@@ -175,7 +175,7 @@ class Reporter(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Record and report the metric."""
-        value = float(metrics[self.metric.key]) * self.metric.scale
+        value = self.evaluation.value(self.metric)
         self.curve.add_value(runner.iter, value)
         message = dict(iteration=runner.iter, metric=self.metric.name, value=value)
         self.link.send(message)

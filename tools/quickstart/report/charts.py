@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 640, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 44, 14, 32  # margins
-TICKS = 4
+WIDTH, HEIGHT = 640, 330
+LEFT, RIGHT, TOP, BOTTOM = 44, 44, 14, 48  # margins
 
 
 def draw_curve(points: Sequence[dict[str, Any]], iterations: int, metric: str) -> str:
@@ -65,17 +64,23 @@ def nice(value: float) -> float:
 def _grid(iterations: int, top: float) -> str:
     """Draw lines and numbers of the axes."""
     parts = []
-    for i in range(TICKS + 1):
-        share = i / TICKS
+    for share in (0, 0.25, 0.5, 0.75, 1):
         y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
-        x = LEFT + (WIDTH - LEFT - RIGHT) * share
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
             f'<text class="loss" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">'
             f'{top * share:.3g}</text>'
             f'<text class="metric" x="{WIDTH - RIGHT + 8}" y="{y + 4}">'
             f'{100 * share:.0f}</text>'
-            f'<text x="{x}" y="{HEIGHT - 10}" text-anchor="middle">'
-            f'{iterations * share:,.0f}</text>'
         )
+    step = nice(max(iterations / 5, 1))
+    for count in range(int(iterations / step) + 1):
+        x = LEFT + (WIDTH - LEFT - RIGHT) * count * step / iterations
+        text = f'{count * step:,.0f}'
+        parts.append(_text(x, HEIGHT - BOTTOM + 20, text))
+    parts.append(_text(WIDTH / 2, HEIGHT - 6, 'iterations'))
     return ''.join(parts)
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{text}</text>'

@@ -13,7 +13,7 @@ from quickstart.report.panels import show_samples
 from quickstart.report.section import Section
 from quickstart.report.tables import show_tables
 
-HEIGHT = 220  # of a drawing, at least, in pixels
+HEIGHT = 230  # of a drawing, at least, in pixels
 TEMPLATE = Path(__file__).with_name('page.html')
 METRICS = dict(
     classification=('accuracy', '%'),
@@ -32,13 +32,13 @@ DRAWINGS = {
         'Dots are the keys that the attention samples, lines their offsets; large dots '
         'receive much attention.',
     ),
-    'attention': (
-        'Attention',
-        'What the query at the mark attends to, in the last layer of each stage.',
-    ),
     'receptive_field': (
         'Receptive field',
         'The pixels that influence the features at the mark.',
+    ),
+    'attention': (
+        'Attention',
+        'What the query at the mark attends to, in the last layer of each stage.',
     ),
 }
 
@@ -126,7 +126,8 @@ def _show(section: Section) -> str:
         'validation images</p>'
     )
     parts.append(draw_curve(curve, section.job.iterations, metric))
-    parts.append('</div>')
+    time = f'{curve[-1]["iteration"]:,} iterations in {_minutes(curve[-1]["seconds"])}'
+    parts.append(f'<p class="note">{time}, with validation.</p></div>')
     if result:
         parts.append(f'<div><h3>By class</h3>{show_tables(task, section.tables)}</div>')
     parts.append('</div>')
@@ -148,7 +149,8 @@ def _drawings(section: Section) -> Iterator[str]:
             with Image.open(path) as image:
                 ratio = image.width / image.height  # equal heights fill a row
             yield (
-                f'<figure style="flex: {ratio:.3f} 1 {HEIGHT * ratio:.0f}px">'
+                f'<figure style="flex: {ratio:.3f} 1 {HEIGHT * ratio:.0f}px; '
+                f'max-width: {2 * HEIGHT * ratio:.0f}px">'
                 f'<img src="data:image/webp;base64,{data}" loading="lazy" '
                 f'alt="{title}: {caption}"><figcaption><b>{title}.</b> {caption}'
                 '</figcaption></figure>'

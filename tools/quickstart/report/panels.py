@@ -16,6 +16,7 @@ from quickstart.report.sheet import decode
 Sample = Mapping[str, Any]
 Meta = Mapping[str, Any]  # of all samples: names and colors of the classes
 WRONG = (229, 72, 77)
+SHADE = (0, 0, 0, 150)  # of background
 MIN_PIXELS = 30  # of a region that gets a name
 LETTER = 9.0  # size of a name, in pixels of the image
 
@@ -84,8 +85,9 @@ def _draw_boxes(sample: Sample, meta: Meta) -> Iterator[tuple[str, str]]:
 def _box(box: Box, meta: Meta, wrong: bool = False) -> str:
     name = meta['classes'][int(box[4])] + ' !' * wrong
     color = WRONG if wrong else meta['palette'][int(box[4])]
-    style = f'class="{"wrong" if wrong else "box"}" style="stroke:{_rgb(color)}"'
-    return _rectangle(box, style) + _name(box[0], box[1], name, color)
+    style = f'class="box" style="stroke:{_rgb(color)}"'
+    halo = _rectangle(box, 'class="halo"') if wrong else ''
+    return halo + _rectangle(box, style) + _name(box[0], box[1], name, color)
 
 
 def _rectangle(box: Box, style: str) -> str:
@@ -111,7 +113,7 @@ def _draw_labels(sample: Sample, meta: Meta) -> Iterator[tuple[str, str]]:
     yield 'input', ''
     yield 'ground truth', _regions(truth, meta)
     wrong = truth != guess
-    marks = np.zeros((*wrong.shape, 4), np.uint8)
+    marks = np.full((*wrong.shape, 4), SHADE, np.uint8)
     marks[wrong] = (*WRONG, 255)
     drawn = _regions(guess, meta)
     yield 'prediction', drawn
@@ -122,7 +124,7 @@ def _draw_labels(sample: Sample, meta: Meta) -> Iterator[tuple[str, str]]:
 def _regions(labels: np.ndarray, meta: Meta) -> str:
     """Color all classes but the first, the background, and name their regions."""
     colors = np.array([(*color, 255) for color in meta['palette']], np.uint8)
-    colors[0] = (0, 0, 0, 150)
+    colors[0] = SHADE
     drawn = [_overlay(colors[labels])]
     for label in np.unique(labels[labels > 0]):
         mask = (labels == label).astype(np.uint8)

@@ -1,6 +1,7 @@
 """One image with input, ground truth and prediction of each task."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from quickstart.predictions import spread
 from quickstart.report.boxes import ink, match
 from quickstart.report.section import Section
 
@@ -36,11 +38,11 @@ def draw_sheet(sections: Mapping[str, Section]) -> Image.Image:
 def draw_row(predictions: Mapping[str, Any]) -> list[Image.Image]:
     """Draw the three panels of a task, squares of as many samples as fit."""
     samples = predictions['samples']
-    side = int(len(samples) ** 0.5)
+    side = math.isqrt(len(samples))
     panels = [Image.new('RGB', (PANEL, PANEL), 'white') for _ in COLUMNS]
     gap = 4
     tile = (PANEL - gap * (side - 1)) // side
-    for i, sample in enumerate(samples[: side**2]):
+    for i, sample in enumerate(spread(samples, side**2)):
         at = (i % side * (tile + gap), i // side * (tile + gap))
         image = decode(sample['image']).convert('RGB')
         image = image.resize((tile, tile), Image.Resampling.BICUBIC)
@@ -106,8 +108,13 @@ def with_boxes(
     for i, (*corners, label) in enumerate(boxes):
         color = WRONG if i in wrong else tuple(meta['palette'][label])
         corners = [x * zoom for x in corners]
+        if i in wrong:
+            around = [
+                x + shift for x, shift in zip(corners, (-2, -2, 2, 2), strict=True)
+            ]
+            pen.rectangle(around, outline='white', width=8)
         pen.rectangle(corners, outline=color, width=4)
-        name = meta['classes'][label] + (' !' if i in wrong else '')
+        name = meta['classes'][label] + ' x' * (i in wrong)
         anchor = corners[0], max(corners[1] - 26, 0)
         left, top, right, bottom = pen.textbbox(anchor, name, font=font(24))
         pen.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill=color)
