@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from few_digits import SETTINGS, write_few_digits
+from digits import dataset
 from forked import Forked
 from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
@@ -125,7 +125,22 @@ def fast_configs():
 def small_digits(tmp_path_factory):
     """A working directory with a few images and scenes in data/digits."""
     folder = tmp_path_factory.mktemp('digits')
-    write_few_digits(folder / 'data' / 'digits', replace(SETTINGS, train_scenes=16))
+    settings = dataset.Settings(
+        seed=0,
+        train_scenes=16,
+        val_scenes=8,
+        train_images_per_scan=1,
+        val_images_per_scan=1,
+    )
+    write_all = dataset.write_singles
+
+    def write_few(out, split, scans, *others):
+        few = replace(scans, splits={split: scans.splits[split][:40]})
+        return write_all(out, split, few, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, 'write_singles', write_few)
+        dataset.prepare(folder / 'data' / 'digits', settings, force=False)
     return folder
 
 

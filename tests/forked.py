@@ -30,17 +30,17 @@ class Forked:
     Args:
         command: Path of a Python file, and its arguments.
         cwd: The working directory.
-        warnings: What is done about warnings, as after -W.
+        warn: Whether warnings are shown.
         **variables: Environment variables that differ from those of this process.
     """
 
-    def __init__(self, *command, cwd, warnings='ignore', **variables):
+    def __init__(self, *command, cwd, warn=False, **variables):
         self.command = [str(part) for part in command]
         self._output = tempfile.TemporaryDirectory()
         self._paths = [Path(self._output.name, name) for name in ('out', 'err')]
         env = {**os.environ, **variables}
         self._process = SERVER.Process(
-            target=_main, args=(self.command, str(cwd), warnings, env, *self._paths)
+            target=_main, args=(self.command, str(cwd), warn, env, *self._paths)
         )
         self._process.start()
 
@@ -57,7 +57,7 @@ class Forked:
         )
 
 
-def _main(command, cwd, action, env, *outputs):
+def _main(command, cwd, warn, env, *outputs):
     gc.freeze()  # A dataset collects garbage when it is built.
     for stream, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
@@ -65,8 +65,8 @@ def _main(command, cwd, action, env, *outputs):
     os.environ.update(env)
     os.chdir(cwd)
     multiprocessing.set_start_method(None, force=True)
-    warnings.resetwarnings()
-    warnings.simplefilter(action)
+    if not warn:
+        warnings.simplefilter('ignore')
     sys.path[:] = [
         str(Path(command[0]).parent),
         *filter(None, env.get('PYTHONPATH', '').split(os.pathsep)),

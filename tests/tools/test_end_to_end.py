@@ -62,9 +62,7 @@ def trained(request, small_digits):
 def run_command(tool, *arguments, cwd, status=0):
     """Run a command without ignoring warnings; there must be none."""
     command = (ROOT / 'tools' / tool, *arguments)
-    return assert_no_warnings(
-        Forked(*command, cwd=cwd, warnings='default').finish(), status
-    )
+    return assert_no_warnings(Forked(*command, cwd=cwd, warn=True).finish(), status)
 
 
 def assert_no_warnings(done, status=0):

@@ -11,7 +11,6 @@ import prepare_digits
 import pytest
 from digits import dataset
 from digits import scenes as digits_scenes
-from few_digits import ALL_SCANS, SETTINGS, few_scans, write_few_digits
 from mmdet.datasets import CocoDataset
 from mmpretrain.datasets import CustomDataset
 from mmseg.datasets import BaseSegDataset
@@ -20,11 +19,25 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 TOOLS = Path(__file__).parents[2] / 'tools'
+SETTINGS = dataset.Settings(
+    seed=3,
+    train_scenes=12,
+    val_scenes=8,
+    train_images_per_scan=2,
+    val_images_per_scan=1,
+)
 OPTIONS = (
     '--seed 3 --train-scenes 12 --val-scenes 8 '
     '--train-images-per-scan 2 --val-images-per-scan 1'
 )
 SPLITS = ('train', 'val')
+ALL_SCANS = dataset.load_scans(SETTINGS.seed)
+
+
+def few_scans(seed):
+    splits = {'train': ALL_SCANS.splits['train'][:60]}
+    splits['val'] = ALL_SCANS.splits['val'][:40]
+    return dataset.Scans(ALL_SCANS.images, ALL_SCANS.labels, splits)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +48,9 @@ def few_scans_only(monkeypatch):
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
-    write_few_digits(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, 'load_scans', few_scans)
+        dataset.prepare(out, SETTINGS, force=False)
     return out
 
 
