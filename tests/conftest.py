@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -132,14 +131,15 @@ def small_digits(tmp_path_factory):
         train_images_per_scan=1,
         val_images_per_scan=1,
     )
-    write_all = dataset.write_singles
+    all_keys = dataset.image_keys
 
-    def write_few(out, split, scans, *others):
-        few = replace(scans, splits={split: scans.splits[split][:40]})
-        return write_all(out, split, few, *others)
+    def few_keys(scans, settings):
+        few = {scan for split in scans.splits.values() for scan in split[:40].tolist()}
+        keys = all_keys(scans, settings)
+        return [key for key in keys if key[1] == dataset.SCENE or key[2] in few]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, 'write_singles', write_few)
+        patch.setattr(dataset, 'image_keys', few_keys)
         dataset.prepare(folder / 'data' / 'digits', settings, force=False)
     return folder
 

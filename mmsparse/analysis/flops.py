@@ -104,7 +104,7 @@ def published_classifiers() -> Iterator[Part]:
     """
     for backbone in BACKBONES.values():
         for arch, settings in backbone.arch_settings.items():
-            if arch != 'nano':
+            if arch not in ('nano', 'pico'):
                 side = getattr(settings, 'img_size', 224)
                 yield _measure_classifier(backbone, arch, side)
     yield _measure_classifier(BACKBONES['dat'], 'pp-base', 384, suffix='-384')

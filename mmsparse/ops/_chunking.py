@@ -46,8 +46,8 @@ def checkpointed(
     """
     backend = resolve_backend(backend, CHECKPOINT_BACKENDS)
     if backend == 'auto':
-        large = x.numel() >= CHECKPOINT_NUMEL
-        pays = large and x.requires_grad and _is_eager_on_cpu(x)
+        pays = x.requires_grad and _is_eager_on_cpu(x)  # before sizes: tracing
+        pays = pays and x.numel() >= CHECKPOINT_NUMEL
         backend = 'checkpointed' if pays else 'reference'
     if backend == 'reference':
         return function(x)

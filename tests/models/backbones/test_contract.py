@@ -353,6 +353,6 @@ def test_an_arch_may_have_only_what_differs_from_its_base(build):
     assert arch == before
     assert [x.shape[1] for x in outs] == [32, 64, 128, 256]
     with pytest.raises(
-        ValueError, match=r"arch\['base'\] must be one of .*; got 'pico'"
+        ValueError, match=r"arch\['base'\] must be one of .*; got 'atto'"
     ):
-        build(arch=dict(base='pico', depths=(1, 1, 1, 1)))
+        build(arch=dict(base='atto', depths=(1, 1, 1, 1)))
