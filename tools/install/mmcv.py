@@ -33,6 +33,13 @@ class __legacy__:
         shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
         return 'mmcv.dist-info'
 """
+# In setup.py: Python 3.13 no longer lets exec() add to locals(), and torch chooses the
+# version of C++ that it needs, since 2.15 C++20.
+FIXES = {
+    "'exec'))": "'exec'), globals())",
+    'locals()[': 'globals()[',
+    "['-std=c++17']": '[]',
+}
 # Names that several files of a kind define: where files are joined, the name of the
 # file is added to these.
 REPEATED = {
@@ -96,10 +103,11 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
     shutil.unpack_archive(archive, stack.temporary)
     unpacked = archive.with_name(archive.name.removesuffix('.tar.gz'))
-    # Python 3.13 no longer lets exec() add to locals().
     setup = unpacked / 'setup.py'
-    code = setup.read_text().replace("'exec'))", "'exec'), globals())")
-    setup.write_text(code.replace('locals()[', 'globals()['))
+    code = setup.read_text()
+    for old, new in FIXES.items():
+        code = code.replace(old, new)
+    setup.write_text(code)
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
     kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
     for pattern, units in kinds.items():
