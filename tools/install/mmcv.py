@@ -20,9 +20,8 @@ if torch.cuda.is_available():
     names = ';'.join('%d.%d' % pair for pair in sorted(found))
     print('GPU:', names if nvcc else 'without nvcc')
 """
-NO_NVCC = """There is a GPU but no nvcc, so mmcv gets CPU operators only and detectors
-will not run on the GPU. To change that, install the CUDA toolkit, remove .venv and run
-make install again."""
+NO_NVCC = """There is a GPU but no nvcc: detectors will not run on the GPU. To change
+that, install the CUDA toolkit, remove .venv and run make install again."""
 # A build backend for the download alone, for which pip would run mmcv's setup.py before
 # it is fixed for Python 3.13: takes the metadata from the archive.
 BACKEND = """
@@ -112,20 +111,18 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
     for pattern, units in kinds.items():
         files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
-        for unit in range(units):
+        for unit in range(min(units, len(files))):
             join_sources(files[unit::units])
     source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
 
 def join_sources(files: list[Path]) -> None:
-    """Replace files by one that includes them, if there are several.
+    """Replace files by one that includes them.
 
     The compiler spends most of the time of a file of mmcv in torch's headers; joined,
     it reads them once.
     """
-    if len(files) < 2:
-        return
     kind = files[0].suffix
     names = REPEATED[kind].split()
     lines = [f'#include {HEADERS[kind]}', '#include <torch/script.h>']
