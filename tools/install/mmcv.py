@@ -108,11 +108,11 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
         code = code.replace(old, new)
     setup.write_text(code)
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
-    for pattern, units in kinds.items():
+    units = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
+    for pattern, count in units.items():
         files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
-        for unit in range(min(units, len(files))):
-            join_sources(files[unit::units])
+        for unit in range(min(count, len(files))):
+            join_sources(files[unit::count])
     source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
