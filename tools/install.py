@@ -12,12 +12,8 @@ import sys
 if __name__ == '__main__':
     # Older Pythons must be able to read this file up to here.
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        sys.exit(
-            'make install: Python 3.10 to 3.13 is needed and {} is {}.{}: install it, '
-            'or name it: make install PYTHON=python3.12'.format(
-                sys.executable, *sys.version_info[:2]
-            )
-        )
+        needed = 'make install: Python 3.10 to 3.13 is needed and {} is {}.{}'
+        sys.exit(needed.format(sys.executable, *sys.version_info[:2]))
     from install.main import main
 
     main(__doc__)

@@ -6,7 +6,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -69,7 +68,7 @@ def test_an_unsupported_python_is_refused_by_version(monkeypatch, version):
     monkeypatch.setattr(sys, 'version_info', version)
     ast.parse((TOOLS / 'install.py').read_text(), feature_version=(3, 5))
     found = '{}.{}'.format(*version)
-    with pytest.raises(SystemExit, match=f'3.10 to 3.13 is needed and .* is {found}:'):
+    with pytest.raises(SystemExit, match=f'3.10 to 3.13 is needed and .* is {found}$'):
         runpy.run_path(str(TOOLS / 'install.py'), run_name='__main__')
 
 
@@ -77,8 +76,7 @@ def test_an_unsupported_python_is_refused_by_version(monkeypatch, version):
     ('works', 'incomplete', 'broken', 'options', 'chosen'),
     [
         ('python3.10 python3.12 python3.13', '', '', [], 'python3.13'),
-        ('python3.10 python3.11', '', 'python3.13', [], 'python3.11'),
-        ('python3.10', 'python3.13', '', [], 'python3.10'),
+        ('python3.10', 'python3.12', 'python3.13', [], 'python3.10'),
         ('', 'python3.10 python3.12', 'python3.13', [], 'python3.12'),
         ('python3 python3.9', '', '', [], 'python3'),
         ('python3.10 python3.12', '', '', ['STACK=oldest'], 'python3.10'),
@@ -99,7 +97,8 @@ def test_make_chooses_the_newest_python_that_works(
             write_program(tmp_path / name, command)
     make = [shutil.which('make'), '-n', '-f', ROOT / 'Makefile', 'install', *options]
     monkeypatch.setenv('PATH', str(tmp_path))
-    monkeypatch.delenv('MAKEFLAGS', raising=False)
+    for name in ('MAKEFLAGS', 'MAKELEVEL'):
+        monkeypatch.delenv(name, raising=False)
     output = subprocess.check_output(make, cwd=tmp_path, text=True)
     assert output.startswith(f'{chosen} tools/install.py --stack ')
 
@@ -130,15 +129,14 @@ def test_what_is_missing_is_named_with_its_package(
 
 
 def test_too_little_disk_is_reported_with_needed_and_free_space(stack, monkeypatch):
-    usage = namedtuple('usage', 'free')
-    free = usage(8 * preflight.GIB)
-    monkeypatch.setattr(preflight.shutil, 'disk_usage', lambda path: free)
+    usage = Mock(free=8 * preflight.GIB)
+    monkeypatch.setattr(preflight.shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(SystemExit, match=r'12\.0 GiB are needed and 8\.0 GiB are free'):
         preflight.check_disk(stack)
-    free = usage(13 * preflight.GIB)
+    usage.free = 13 * preflight.GIB
     preflight.check_disk(stack)
     # Installed packages need no more.
-    free = usage(0)
+    usage.free = 0
     monkeypatch.setattr(preflight, 'VENV_SIZE', 2**20)
     (stack.venv / 'torch').write_bytes(bytes(2**21))
     preflight.check_disk(stack)
@@ -201,8 +199,7 @@ def test_an_error_of_the_command_is_one_line(stack, monkeypatch, error, message)
 
 
 def test_a_step_runs_with_the_environments_programs_and_returns_output(stack, step):
-    script = 'import os; print(os.environ["PATH"], os.environ["MAX_JOBS"])'
-    output = step.run(sys.executable, '-c', script, MAX_JOBS='2')
+    output = step.run('sh', '-c', 'echo $PATH $MAX_JOBS', MAX_JOBS='2')
     assert output.startswith(f'{stack.venv}/bin:')
     assert output.endswith(' 2\n')
 
@@ -277,9 +274,7 @@ def test_a_second_installation_waits_for_the_first(stack):
         ('GPU: without nvcc\n', 'cpu'),
     ],
 )
-def test_the_compiled_mmcv_fits_the_gpus(
-    stack, step, monkeypatch, capsys, printed, device
-):
+def test_mmcv_fits_the_gpus(stack, step, monkeypatch, capsys, printed, device):
     wheels = {x: store_wheel(stack, x) for x in ('cpu', 'cuda9.0', 'cuda8.0+9.0')}
     monkeypatch.setattr(step, 'run', lambda *command: printed)
     assert mmcv.mmcv_wheel(stack, step) == wheels[device]
@@ -298,23 +293,19 @@ def test_compiled_wheels_are_kept_by_versions_and_machine(name):
     assert stack.pin('setuptools')
 
 
-# As in mmcv's: Python 3.13 does not let exec() add to locals().
-SETUP = """
-def get_version():
-    with open('version.py') as f:
-        exec(compile(f.read(), 'version.py', 'exec'))
-    return locals()['__version__']
-version = get_version()
-"""
-
-
 def test_a_wheel_is_compiled_from_the_prepared_source(stack, step, monkeypatch):
     def run_pip(command, *arguments, **variables):
         if command == 'download':
             folder = stack.temporary / 'mmcv-2.1.0'
             folder.mkdir()
             (folder / 'version.py').write_text("__version__ = '2.1.0'\n")
-            (folder / 'setup.py').write_text(SETUP)
+            # Like mmcv's: Python 3.13 does not let exec() add to locals().
+            (folder / 'setup.py').write_text(
+                'def get_version():\n'
+                "    exec(compile(open('version.py').read(), 'version.py', 'exec'))\n"
+                "    return locals()['__version__']\n"
+                'version = get_version()\n'
+            )
             shutil.make_archive(folder, 'gztar', stack.temporary, folder.name)
             shutil.rmtree(folder)
         else:

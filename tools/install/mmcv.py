@@ -20,9 +20,8 @@ if torch.cuda.is_available():
     names = ';'.join('%d.%d' % pair for pair in sorted(found))
     print('GPU:', names if nvcc else 'without nvcc')
 """
-NO_NVCC = """There is a GPU but no nvcc, so mmcv gets CPU operators only and detectors
-will not run on the GPU. To change that, install the CUDA toolkit, remove .venv and run
-make install again."""
+NO_NVCC = """There is a GPU but no nvcc: detectors will not run on the GPU. To change
+that, install the CUDA toolkit, remove .venv and run make install again."""
 # A build backend for the download alone, for which pip would run mmcv's setup.py before
 # it is fixed for Python 3.13: takes the metadata from the archive.
 BACKEND = """
@@ -33,6 +32,13 @@ class __legacy__:
         shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
         return 'mmcv.dist-info'
 """
+# In setup.py: Python 3.13 no longer lets exec() add to locals(), and torch chooses the
+# version of C++ that it needs, since 2.15 C++20.
+FIXES = {
+    "'exec'))": "'exec'), globals())",
+    'locals()[': 'globals()[',
+    "['-std=c++17']": '[]',
+}
 # Names that several files of a kind define: where files are joined, the name of the
 # file is added to these.
 REPEATED = {
@@ -96,28 +102,27 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     archive = next(stack.temporary.glob('*mmcv-*.tar.gz'))
     shutil.unpack_archive(archive, stack.temporary)
     unpacked = archive.with_name(archive.name.removesuffix('.tar.gz'))
-    # Python 3.13 no longer lets exec() add to locals().
     setup = unpacked / 'setup.py'
-    code = setup.read_text().replace("'exec'))", "'exec'), globals())")
-    setup.write_text(code.replace('locals()[', 'globals()['))
+    code = setup.read_text()
+    for old, new in FIXES.items():
+        code = code.replace(old, new)
+    setup.write_text(code)
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
     units = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
     for pattern, count in units.items():
         files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
-        for i in range(count):
-            join_sources(files[i::count])
+        for unit in range(min(count, len(files))):
+            join_sources(files[unit::count])
     source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
 
 def join_sources(files: list[Path]) -> None:
-    """Replace files by one that includes them, if there are several.
+    """Replace files by one that includes them.
 
     The compiler spends most of the time of a file of mmcv in torch's headers; joined,
     it reads them once.
     """
-    if len(files) < 2:
-        return
     kind = files[0].suffix
     names = REPEATED[kind].split()
     lines = [f'#include {HEADERS[kind]}', '#include <torch/script.h>']
