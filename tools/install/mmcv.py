@@ -101,11 +101,11 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     code = setup.read_text().replace("'exec'))", "'exec'), globals())")
     setup.write_text(code.replace('locals()[', 'globals()['))
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    kinds = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
-    for pattern, units in kinds.items():
+    units = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
+    for pattern, count in units.items():
         files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
-        for unit in range(units):
-            join_sources(files[unit::units])
+        for i in range(count):
+            join_sources(files[i::count])
     source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 

@@ -20,12 +20,18 @@ class BatchedTargets:
 
     def get_targets(
         self,
-        cls_scores_list: Sequence[Tensor],  # class logits of an image, (Q, classes)
-        bbox_preds_list: Sequence[Tensor],  # normalized (cx, cy, w, h), (Q, 4)
+        cls_scores_list: Sequence[Tensor],
+        bbox_preds_list: Sequence[Tensor],
         batch_gt_instances: Sequence[InstanceData],
         batch_img_metas: Sequence[dict[str, Any]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], int, int]:
         """Match predictions with boxes.
+
+        Args:
+            cls_scores_list: Class logits of every image, (Q, classes).
+            bbox_preds_list: (cx, cy, w, h) from 0 to 1 of every image, (Q, 4).
+            batch_gt_instances: Boxes (x1, y1, x2, y2) in pixels and labels.
+            batch_img_metas: With ``img_shape``.
 
         Returns:
             One tensor per image of labels, label weights, box targets and box weights,

@@ -54,8 +54,8 @@ def test_targets_are_those_of_mmdet(counts):
     *expected, mmdet_positive, mmdet_negative = head(DINOHead).get_targets(*given)
 
     assert (positive, negative) == (mmdet_positive, mmdet_negative)
-    for ours, mmdets in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, list(mmdets))
+    for got, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, list(wanted))
 
 
 def test_logits_that_are_nan_are_an_error_as_in_mmdet():

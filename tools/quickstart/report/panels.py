@@ -83,7 +83,7 @@ def _draw_boxes(sample: Sample, meta: Meta) -> Iterator[tuple[str, str]]:
 
 
 def _box(box: Box, meta: Meta, wrong: bool = False) -> str:
-    name = meta['classes'][int(box[4])] + ' ✕' * wrong
+    name = meta['classes'][int(box[4])] + ' !' * wrong
     color = WRONG if wrong else meta['palette'][int(box[4])]
     style = f'class="box" style="stroke:{_rgb(color)}"'
     halo = _rectangle(box, 'class="halo"') if wrong else ''
