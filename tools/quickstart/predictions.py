@@ -12,13 +12,8 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-<<<<<<< HEAD
-SCORE_THRESHOLD = 0.3  # boxes with lower scores are left out
-IMAGES = dict(mmpretrain=25, mmdet=4, mmseg=4)
-=======
 SCORE_THRESHOLD = 0.3  # boxes with lower scores are left out, as by tools/infer.py
 IMAGES = dict(mmpretrain=30, mmdet=4, mmseg=4)
->>>>>>> quick
 MISTAKES = 12
 
 
