@@ -3,13 +3,17 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from digits import dataset
+from forked import Forked
 from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
+from mmengine.utils import get_installed_path
 from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
@@ -119,22 +123,24 @@ def fast_configs():
 
 @pytest.fixture(scope='session')
 def small_digits(tmp_path_factory):
-    """A working directory with a few scenes in data/digits."""
+    """A working directory with a few images and scenes in data/digits."""
     folder = tmp_path_factory.mktemp('digits')
-    counts = [
-        '--train-scenes',
-        '16',
-        '--val-scenes',
-        '8',
-        '--train-images-per-scan',
-        '1',
-    ]
-    subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'prepare_digits.py', *counts],
-        cwd=folder,
-        check=True,
-        capture_output=True,
+    settings = dataset.Settings(
+        seed=0,
+        train_scenes=16,
+        val_scenes=8,
+        train_images_per_scan=1,
+        val_images_per_scan=1,
     )
+    write_all = dataset.write_singles
+
+    def write_few(out, split, scans, *others):
+        few = replace(scans, splits={split: scans.splits[split][:40]})
+        return write_all(out, split, few, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, 'write_singles', write_few)
+        dataset.prepare(folder / 'data' / 'digits', settings, force=False)
     return folder
 
 
@@ -143,36 +149,70 @@ def run_tool():
     """Run a command of tools/ in a folder; return the completed process."""
 
     def run(tool, *args, cwd, check=True):
-        command = [sys.executable, '-W', 'ignore', ROOT / 'tools' / tool, *args]
-        return finish(command, cwd, check)
+        done = Forked(ROOT / 'tools' / tool, *args, cwd=cwd).finish()
+        if check:
+            assert_success(done)
+        return done
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def run_host():
+    """Run train.py or test.py of mmdet, mmseg or mmpretrain as `mim` does."""
+
+    def run(host, tool, *args, cwd, **variables):
+        command = Path(get_installed_path(host), '.mim', 'tools', tool)
+        return Forked(command, *args, cwd=cwd, **variables).finish()
 
     return run
 
 
 @pytest.fixture(scope='session')
 def train_in_two():
-    """Train in two processes with tools/dist_train.sh; return the completed process."""
+    """Train in two processes; return the completed process of rank 0."""
 
-    def train(config, *options, cwd, check=True):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = str(free.getsockname()[1])
-        settings = dict(PYTHON=sys.executable, PORT=port, PYTHONWARNINGS='ignore')
-        command = [ROOT / 'tools' / 'dist_train.sh', config, '2', *options]
-        return finish(command, cwd, check, os.environ | settings)
+    def train(config, *options, cwd):
+        address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE='2')
+        command = (ROOT / 'tools/train.py', config, '--launcher', 'pytorch', *options)
+        ranks = [
+            Forked(*command, cwd=cwd, **address, RANK=rank, LOCAL_RANK=rank)
+            for rank in '01'
+        ]
+        first, second = (process.finish() for process in ranks)
+        assert_success(first)
+        assert_success(second)
+        return first
 
     return train
 
 
-def finish(command, cwd, check, env=None):
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=300,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
+@pytest.fixture(scope='session')
+def dist_train():
+    """Train in two processes with tools/dist_train.sh; return the completed process."""
+
+    def train(config, *options, cwd):
+        command = [ROOT / 'tools' / 'dist_train.sh', config, '2', *options]
+        settings = dict(
+            PYTHON=sys.executable, PORT=free_port(), PYTHONWARNINGS='ignore'
+        )
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env=os.environ | settings,
+            timeout=300,
+        )
+
+    return train
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+def assert_success(done):
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

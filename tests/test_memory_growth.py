@@ -8,12 +8,12 @@ import gc
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from mmdet.structures import DetDataSample
 from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData, PixelData
@@ -122,12 +122,8 @@ def main(config, iterations):
 
 def run(*command):
     """Run in a process where no other test leaves memory to be released."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
+    paths = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+    done = Forked(*command, cwd=CONFIGS, PYTHONPATH=paths).finish()
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -147,10 +143,14 @@ def test_training_and_inference_keep_no_tensor(config):
         assert process < 64 * MIB
 
 
-def test_growth_of_kept_tensors_is_found():
+def test_growth_of_kept_tensors_is_found(tmp_path):
     step = 'kept.append(torch.ones(2**18))'  # 1 MiB
-    code = f'kept = []; print(m.growth(lambda: {step}, 20))'
-    process, tensors = run('-c', f'import torch, test_memory_growth as m; {code}')
+    program = tmp_path / 'keep.py'
+    program.write_text(
+        'import torch, test_memory_growth as m\n'
+        f'kept = []\nprint(m.growth(lambda: {step}, 20))'
+    )
+    process, tensors = run(program)
 
     assert tensors == 10 * MIB
     assert process > 9 * MIB

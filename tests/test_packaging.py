@@ -14,6 +14,7 @@ from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +136,16 @@ def test_helpers_of_tools_do_not_have_the_name_of_a_command():
     assert not commands & helpers
 
 
+def run_program(code, folder, *paths):
+    """Run a program with these folders in PYTHONPATH; return what it prints."""
+    program = folder / 'program.py'
+    program.write_text(code)
+    variable = os.pathsep.join(map(str, paths))
+    done = Forked(program, cwd=folder, PYTHONPATH=variable).finish()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
 def test_every_command_of_the_wheel_finds_its_helpers(installed, tmp_path):
     code = (
         'import runpy, sys\n'
@@ -144,8 +155,7 @@ def test_every_command_of_the_wheel_finds_its_helpers(installed, tmp_path):
         '    print(path.stem)\n'
     )
     tools = installed / 'mmsparse' / '.mim' / 'tools'
-    paths = os.pathsep.join([str(tools), str(installed)])
-    printed = run('-c', code, cwd=tmp_path, PYTHONPATH=paths)
+    printed = run_program(code, tmp_path, tools, installed)
 
     assert {'ablate', 'benchmark', 'check_parity'} <= set(printed.split())
 
@@ -186,7 +196,7 @@ def test_the_installed_package_registers_and_its_configs_build(installed, tmp_pa
         'module = __import__(type(model.backbone).__module__)\n'
         "print(path, module.__file__, sep='\\n')"
     )
-    printed = run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed))
+    printed = run_program(code, tmp_path, installed)
 
     folder = installed / 'mmsparse'
     assert printed.splitlines()[-2:] == [

@@ -139,14 +139,12 @@ train_dataloader['dataset'] = dict(
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_job(small_digits, train_in_two):
+def test_a_process_that_dies_ends_the_job(small_digits, dist_train):
     base = 'biformer/biformer-nano_1xb32-9e_digits'
     text = f"{TASKS[base]}\ncustom_hooks.append(dict(type='Die', iteration=1, rank=1))"
     config = write_config(small_digits, base, 'die', text)
 
-    done = train_in_two(
-        config, '--cfg-options', SHARE.format(2), cwd=small_digits, check=False
-    )
+    done = dist_train(config, '--cfg-options', SHARE.format(2), cwd=small_digits)
 
     died = (small_digits / 'work_dirs/die/died').stat().st_mtime
     assert done.returncode != 0

@@ -47,7 +47,7 @@ def train(args: argparse.Namespace) -> None:
         for job in jobs.values():
             job.prepare_folder(args.restart)
         if all(job.read_result() for job in jobs.values()):
-            print(f'all models in {out} are trained; train them anew with --restart')
+            print(f'all models in {out} are trained; train again with --restart')
         else:
             cores = free_cores()
             where = f'{cores} of {available_cores()} cores'
@@ -85,9 +85,7 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='random seed of the models and the order of the images (%(default)s)',
     )
-    parser.add_argument(
-        '--restart', action='store_true', help='train anew, also finished models'
-    )
+    parser.add_argument('--restart', action='store_true', help='train all models again')
     return parser.parse_args()
 
 

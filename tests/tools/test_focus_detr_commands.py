@@ -1,9 +1,6 @@
 """Focus-DETR through commands, inferencers and mim."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,24 +68,17 @@ def test_metrics_have_ap_by_size_and_the_recall_of_kept_tokens(tested):
 
 
 @pytest.mark.slow
-def test_mim_test_has_exactly_the_metrics_of_the_command(files, tested, small_digits):
-    mim = Path(sys.executable).with_name('mim')
-    config, checkpoint = files
-    work_dir = small_digits / 'focus' / 'mim'
-    done = subprocess.run(
-        [mim, 'test', 'mmdet', config, '--checkpoint', checkpoint, '--gpus', '0']
-        + ['--work-dir', work_dir],
-        cwd=small_digits,
-        capture_output=True,
-        text=True,
-        env=os.environ | {'PYTHONWARNINGS': 'ignore'},
-        timeout=300,
+def test_mmdet_computes_exactly_the_same_metrics(files, tested, small_digits, run_host):
+    work_dir = small_digits / 'focus' / 'mmdet'
+
+    done = run_host(
+        *('mmdet', 'test.py', *files, '--work-dir', work_dir), cwd=small_digits
     )
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (written,) = work_dir.glob('*/*.json')
-    of_mim = json.loads(written.read_text())
-    assert {name: of_mim[name] for name in tested} == tested
+    of_mmdet = json.loads(written.read_text())
+    assert {name: of_mmdet[name] for name in tested} == tested
 
 
 def test_inference_draws_images_of_any_shape(files, images, small_digits, run_tool):

@@ -20,11 +20,11 @@ class Evaluation(Hook):
         self.mistakes: list[int] = []  # indices of images
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Start anew."""
+        """Forget the last validation."""
         self.start(runner.val_dataloader.dataset.metainfo['classes'])
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Start anew."""
+        """Forget the last validation."""
         self.start(runner.test_dataloader.dataset.metainfo['classes'])
 
     def after_val_iter(

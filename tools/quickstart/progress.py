@@ -1,4 +1,4 @@
-"""Show the progress of all trainings together, and how long they still take."""
+"""Show the progress of all training runs together, and how long they still take."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ class State:
         running: Whether its process sends messages.
         loss: The last loss, as text.
         value: The last value of the metric, as text.
-        unit: Seconds on a core of its own of as much work as an iteration of the
+        unit: Seconds on one core of as much work as an iteration of the
             classifier.
     """
 
@@ -48,10 +48,10 @@ class State:
 
 
 class Progress:
-    """The progress of all trainings.
+    """The progress of all training runs.
 
     Args:
-        jobs: The trainings by their tasks.
+        jobs: The training runs by their tasks.
         cores: Cores that they share.
     """
 
@@ -91,7 +91,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all trainings have ended, None if too little is measured."""
+        """Seconds until all runs have ended, None if too little is measured."""
         if self.measured < MEASUREMENT:
             return None
         work = {
@@ -112,7 +112,7 @@ class Display:
     """Show progress as a bar on a terminal, or as a line from time to time in a log.
 
     Args:
-        progress: The progress of all trainings.
+        progress: The progress of all training runs.
     """
 
     def __init__(self, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Run trainings side by side, each in a process of its own."""
+"""Train models side by side, each in its own process."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ Listener = Callable[[Job, dict[str, Any]], None]
 
 
 def run_all(jobs: Iterable[Job], train: Callable, cores: int, listen: Listener) -> None:
-    """Run trainings that are not finished, each as soon as its parent is.
+    """Train what is not finished, each as soon as its parent is.
 
     Args:
-        jobs: The trainings.
+        jobs: The training runs.
         train: Function of the processes, see `quickstart.training.train_job`.
-        cores: Cores that all trainings share.
+        cores: Cores that all training runs share.
         listen: Called when a training starts, with every message of it, and with an
             empty one when it has ended.
 

@@ -1,4 +1,4 @@
-"""How many cores are free, how the trainings share them, and how long they take."""
+"""How many cores are free, how the training runs share them, and how long they take."""
 
 import math
 import os
@@ -49,24 +49,24 @@ def core_quota(text: str) -> float:
     return int(found[1]) / int(found[2]) if found else math.inf
 
 
-def threads_of_each(cores: int, trainings: int) -> int:
-    """Return the threads of each of the trainings that run side by side."""
-    return min(max(cores // trainings, 1), MAX_THREADS)
+def threads_of_each(cores: int, num_runs: int) -> int:
+    """Return the threads of each of the training runs that run side by side."""
+    return min(max(cores // num_runs, 1), MAX_THREADS)
 
 
-def relative_speed(cores: int, trainings: int) -> float:
-    """Return the speed of each training, relative to one with a core of its own."""
-    waiting = min(cores / trainings, 1)
-    return threads_of_each(cores, trainings) ** SCALING * waiting
+def relative_speed(cores: int, num_runs: int) -> float:
+    """Return the speed of each training, relative to one on one core."""
+    waiting = min(cores / num_runs, 1)
+    return threads_of_each(cores, num_runs) ** SCALING * waiting
 
 
 def remaining_seconds(
     work: Mapping[str, float], parents: Mapping[str, str], cores: int
 ) -> float:
-    """Return how long trainings take that run side by side, each after its parent.
+    """Return how long training runs take that run side by side, each after its parent.
 
     Args:
-        work: Seconds of each training that is left, on a core of its own.
+        work: Seconds of each training that is left, on one core.
         parents: The training that has to end first, by name; '' for none.
         cores: Free cores.
 

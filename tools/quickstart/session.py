@@ -43,7 +43,7 @@ def train_all(
     """Train all models; write the report whenever it has more to show.
 
     Args:
-        jobs: The trainings by their tasks.
+        jobs: The training runs by their tasks.
         out: Folder of the report.
         cores: Free cores.
         title: Title of the report.

@@ -150,7 +150,7 @@ def plan(
     root: Path = ROOT,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Job]:
-    """Return the trainings of a family of backbones by their tasks.
+    """Return the training runs of a family of backbones by their tasks.
 
     Args:
         family: Name of the backbone.
@@ -160,7 +160,7 @@ def plan(
         options: Settings of each task that differ from its config, by dotted key.
 
     Returns:
-        The trainings, parents first.
+        The training runs, parents first.
     """
     jobs: dict[str, Job] = {}
     for task, path in find_configs(family).items():

@@ -1,4 +1,4 @@
-"""Train one task in a process of its own: mmdet, mmseg and mmpretrain share state."""
+"""Train one task in a new process: mmdet, mmseg and mmpretrain share state."""
 
 import dataclasses
 import os

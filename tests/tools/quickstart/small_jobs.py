@@ -1,4 +1,4 @@
-"""Trainings of the quickstart that are over at once, or never."""
+"""Training runs of the quickstart that are over at once, or never."""
 
 import base64
 import time

@@ -1,4 +1,4 @@
-"""The report of trainings that have written little, or all."""
+"""The report of training runs that have written little, or all."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Processes of the quickstart, with functions instead of trainings."""
+"""Processes of the quickstart, with functions instead of training runs."""
 
 import os
 import signal

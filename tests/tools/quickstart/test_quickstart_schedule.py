@@ -58,14 +58,14 @@ def test_at_least_one_core_is_free(monkeypatch, tmp_path, available, quota, free
 
 
 @pytest.mark.parametrize(
-    ('cores', 'trainings', 'threads'),
+    ('cores', 'num_runs', 'threads'),
     [(1, 1, 1), (1, 2, 1), (2, 1, 2), (2, 2, 1), (6, 2, 3), (64, 2, 4), (64, 1, 4)],
 )
-def test_trainings_share_the_cores(cores, trainings, threads):
-    assert schedule.threads_of_each(cores, trainings) == threads
+def test_training_runs_share_the_cores(cores, num_runs, threads):
+    assert schedule.threads_of_each(cores, num_runs) == threads
 
 
-def test_trainings_after_the_first_run_side_by_side():
+def test_training_runs_after_the_first_run_side_by_side():
     work = dict(classification=10, segmentation=4, detection=9)
 
     def seconds(cores):
@@ -76,7 +76,7 @@ def test_trainings_after_the_first_run_side_by_side():
     assert seconds(cores=2) == pytest.approx(10 / faster + 4 + 5 / faster)
 
 
-def test_finished_trainings_take_no_time():
+def test_finished_training_runs_take_no_time():
     work = dict(classification=0, segmentation=0, detection=0)
 
     assert schedule.remaining_seconds(work, PARENTS, 2) == 0

@@ -1,4 +1,4 @@
-"""The quickstart's configs, and which trainings are finished, without training."""
+"""The quickstart's configs, and which training runs are finished, without training."""
 
 import dataclasses
 import runpy

@@ -1,4 +1,4 @@
-"""Trainings of the quickstart, resumed."""
+"""Training runs of the quickstart, resumed."""
 
 import multiprocessing
 import os

@@ -136,7 +136,7 @@ def _show(section: Section) -> str:
         after = '' if result else f' after {iteration:,} iterations'
         parts.append(f'<h3>Predictions{after}</h3>{show_samples(section.predictions)}')
     if section.attention:
-        parts.append('<h3>What the model looks at</h3><div class="drawings">')
+        parts.append('<h3>Attention</h3><div class="drawings">')
         parts += _drawings(section)
         parts.append('</div>')
     return ''.join([*parts, '</section>'])

@@ -1,4 +1,4 @@
-"""Show predictions beside ground truth: HTML, with SVG drawings over the images."""
+"""Show predictions and ground truth: HTML, with SVG drawings over the images."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence

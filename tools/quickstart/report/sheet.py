@@ -47,8 +47,8 @@ def draw_row(predictions: Mapping[str, Any]) -> list[Image.Image]:
         image = decode(sample['image']).convert('RGB')
         image = image.resize((tile, tile), Image.Resampling.BICUBIC)
         drawn = draw_sample(image, sample, predictions)
-        for panel, picture in zip(panels, (image, *drawn), strict=True):
-            panel.paste(picture, at)
+        for panel, tile_image in zip(panels, (image, *drawn), strict=True):
+            panel.paste(tile_image, at)
     return panels
 
 

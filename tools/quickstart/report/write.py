@@ -17,15 +17,15 @@ PAGE, SHEET, SUMMARY = 'report.html', 'report.png', 'summary.json'
 
 
 def write(out: Path, title: str, jobs: Mapping[str, Job]) -> list[Path]:
-    """Write all files from what the trainings have written so far.
+    """Write all files from what the training runs have written so far.
 
     Args:
         out: Folder of the files.
         title: Title of the report.
-        jobs: The trainings by their tasks.
+        jobs: The training runs by their tasks.
 
     Returns:
-        The page, the image, and the record if all trainings are finished.
+        The page, the image, and the record if all training runs are finished.
     """
     sections = {task: read_section(job) for task, job in jobs.items()}
     facts = record(torch.device('cpu'))
