@@ -1,7 +1,6 @@
-"""Training runs of the quickstart that are over at once, or never."""
+"""Folders of training runs that are finished."""
 
 import base64
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -82,21 +81,3 @@ def encode(kind, label=0):
     pixels[20:60, 20:60] = label
     Image.fromarray(pixels).save(file, kind)
     return base64.b64encode(file.getvalue()).decode()
-
-
-# Functions of processes
-
-
-def finish_at_once(job, pretrained, threads, link):
-    link.send(dict(iteration=0))
-    (job.folder / 'pretrained.txt').write_text(str(pretrained))
-    finish(job)
-
-
-def fail_or_wait(job, pretrained, threads, link):
-    link.send(dict(iteration=0))
-    if job.task == 'detection':
-        (job.folder / 'train.log').write_text('Traceback\nValueError: too bad\n\n')
-        raise SystemExit(1)
-    (job.folder / 'waits').touch()
-    time.sleep(300)

@@ -151,7 +151,7 @@ def _drawings(section: Section) -> Iterator[str]:
             yield (
                 f'<figure style="flex: {ratio:.3f} 1 {HEIGHT * ratio:.0f}px; '
                 f'max-width: {2 * HEIGHT * ratio:.0f}px">'
-                f'<img src="data:image/webp;base64,{data}" loading="lazy" '
+                f'<img src="data:image/webp;base64,{data}" '
                 f'alt="{title}: {caption}"><figcaption><b>{title}.</b> {caption}'
                 '</figcaption></figure>'
             )
