@@ -240,7 +240,7 @@ def test_an_arch_may_be_a_dict():
     assert found.arch == arch
     assert same(found.state_dict, expected)
     with pytest.raises(
-        ValueError, match=r"arch 'nano', .*missing keys: stages\.0\.1\."
+        ValueError, match=r"arch 'pico', .*missing keys: stages\.0\.0\.mlp\.1\.dw"
     ):
         convert_official(official)
 
