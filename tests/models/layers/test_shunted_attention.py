@@ -11,7 +11,7 @@ from mmsparse.models.layers.mlp import Mlp2d
 from mmsparse.ops import _chunking, reference_only
 
 LAYERS = {
-    'sr 8': lambda: ShuntedSelfAttention(8, num_heads=2, sr_ratio=8),
+    'sr 8': lambda channels=8: ShuntedSelfAttention(channels, 2, sr_ratio=8),
     'sr 4': lambda: ShuntedSelfAttention(8, num_heads=4, sr_ratio=4),
     'sr 2': lambda: ShuntedSelfAttention(8, num_heads=8, sr_ratio=2),
     'sr 1': lambda: ShuntedSelfAttention(8, num_heads=1, sr_ratio=1),
@@ -80,8 +80,11 @@ def test_compiles_into_one_graph(layer):
     )
 
 
-def test_runs_under_autocast_with_gradients(layer):
-    x = torch.rand(2, 8, 33, 35)
+@pytest.mark.parametrize('name', LAYERS)
+def test_runs_under_autocast_with_gradients(name):
+    # oneDNN with AMX computes nn.Conv2d(8, 8, kernel_size=8) wrongly in bfloat16.
+    layer, channels = (LAYERS[name](16), 16) if name == 'sr 8' else (LAYERS[name](), 8)
+    x = torch.rand(2, channels, 33, 35)
     exact = layer(x)
 
     with torch.autocast('cpu', torch.bfloat16):
