@@ -39,18 +39,11 @@ FIXES = {
     'locals()[': 'globals()[',
     "['-std=c++17']": '[]',
 }
-# Names that several files of a kind define: where files are joined, the name of the
-# file is added to these.
-REPEATED = {
-    '.cpp': 'PreCalc add bilinear_interpolate bilinear_interpolate_gradient '
+# Helpers that several files define: joined, the name of the file is added to theirs.
+REPEATED = (
+    *('PreCalc', 'add', 'bilinear_interpolate', 'bilinear_interpolate_gradient'),
     'pre_calc_for_bilinear_interpolate',
-    '.cu': 'BLOCK_DIM_X BLOCK_DIM_Y EPS FULL_MASK InternalType Jarvis Loc2Index MAX '
-    'MAXN MAX_SHARED_SCALAR_T MEAN Point SUM WARP_SIZE check_pt_in_box3d cross dis '
-    'divideUP lidar_to_local_coords reduce_t swap1 threadsPerBlock',
-}
-# What joined files read before these names are changed.
-HEADERS = {'.cpp': '<torch/extension.h>', '.cu': '"pytorch_cuda_helper.hpp"'}
-NOT_JOINED = ('iou3d_cuda', 'spconv_ops_cuda')  # no such change makes them fit
+)
 
 
 def mmcv_wheel(stack: Stack, step: Step) -> Path:
@@ -108,11 +101,10 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
         code = code.replace(old, new)
     setup.write_text(code)
     csrc = unpacked / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    units = {'*.cpp': 1, 'cpu/*.cpp': 1, 'cuda/*.cu': max(4, count_jobs())}
-    for pattern, count in units.items():
-        files = [f for f in sorted(csrc.glob(pattern)) if f.stem not in NOT_JOINED]
-        for unit in range(min(count, len(files))):
-            join_sources(files[unit::count])
+    # Not CUDA's: several of them define the same names.
+    for pattern in ('*.cpp', 'cpu/*.cpp'):
+        if files := sorted(csrc.glob(pattern)):
+            join_sources(files)
     source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
@@ -123,14 +115,12 @@ def join_sources(files: list[Path]) -> None:
     The compiler spends most of the time of a file of mmcv in torch's headers; joined,
     it reads them once.
     """
-    kind = files[0].suffix
-    names = REPEATED[kind].split()
-    lines = [f'#include {HEADERS[kind]}', '#include <torch/script.h>']
+    lines = ['#include <torch/extension.h>', '#include <torch/script.h>']
     for file in files:
-        included = file.rename(file.with_suffix(f'{kind}.inc'))
-        lines += [f'#define {name} {name}_{file.stem}' for name in names]
+        included = file.rename(file.with_suffix('.inc'))
+        lines += [f'#define {name} {name}_{file.stem}' for name in REPEATED]
         lines += [f'#include "{included.name}"']
-        lines += [f'#undef {name}' for name in (*names, 'min', 'max')]
+        lines += [f'#undef {name}' for name in (*REPEATED, 'min', 'max')]
     files[0].with_stem(f'joined_{files[0].stem}').write_text('\n'.join(lines) + '\n')
 
 
