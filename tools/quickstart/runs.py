@@ -15,13 +15,14 @@ from mmsparse.errors import UsageError
 from quickstart.schedule import threads_of_each
 from quickstart.tasks import LOG, Job, shorten
 
-# Threads that wait do not spin, which would take the time of other processes.
-ENVIRONMENT = dict(KEEP_MEMORY, OMP_WAIT_POLICY='PASSIVE')
+# Threads that wait spin for some 0.1 ms: without it two of them are slower than one, and
+# the default, for longer, takes the time of other processes.
+ENVIRONMENT = dict(KEEP_MEMORY, GOMP_SPINCOUNT='10000')
 Listener = Callable[[Job, dict[str, Any]], None]
 
 
 def run_all(jobs: Iterable[Job], train: Callable, cores: int, listen: Listener) -> None:
-    """Train what is not finished, each as soon as its parent is.
+    """Train what is not finished, each as soon as the process of its parent has ended.
 
     Args:
         jobs: The training runs.
@@ -39,10 +40,11 @@ def run_all(jobs: Iterable[Job], train: Callable, cores: int, listen: Listener) 
     runs: list[Run] = []
     try:
         while waiting or runs:
+            unfinished = [*waiting, *(run.job for run in runs)]
             for job in list(waiting):
-                parent = jobs[job.parent].read_result() if job.parent else None
-                if parent or not job.parent:
-                    pretrained = parent and parent['result']['checkpoint']
+                parent = jobs.get(job.parent)
+                if parent not in unfinished:
+                    pretrained = parent and parent.read_result()['result']['checkpoint']
                     runs.append(Run(train, job, pretrained))
                     waiting.remove(job)
                     listen(job, dict(iteration=0))
