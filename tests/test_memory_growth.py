@@ -138,7 +138,7 @@ def run(*command):
     ],
 )
 def test_training_and_inference_keep_no_tensor(config):
-    for process, tensors in run(__file__, CONFIGS / config, 40).values():
+    for process, tensors in run(__file__, CONFIGS / config, 20).values():
         assert tensors == 0
         assert process < 64 * MIB
 

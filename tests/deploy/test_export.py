@@ -130,9 +130,18 @@ def test_every_attention_exports(tmp_path):
     assert_exports(build_graph(model, SIZE), tmp_path / 'model.onnx')
 
 
-@pytest.mark.parametrize('name', ['DAT', 'BiFormer', 'ShuntedTransformer'])
-def test_a_nano_classifier_exports(name, tmp_path):
-    graph = build_graph(build_classifier(nano(name), 256, to_rgb=False), SIZE)
+@pytest.mark.parametrize(
+    ('name', 'changes'),
+    [
+        ('DAT', dict(block_types=('N', 'D', 'N', 'D'))),
+        ('BiFormer', {}),
+        ('ShuntedTransformer', {}),
+    ],
+)
+def test_a_classifier_exports(name, changes, tmp_path):
+    arch = dict(base='nano', depths=(1, 1, 1, 1), **changes)
+    backbone = dict(type=f'mmsparse.{name}', arch=arch)
+    graph = build_graph(build_classifier(backbone, 256, to_rgb=False), SIZE)
 
     assert_exports(graph, tmp_path / 'model.onnx')
 

@@ -20,7 +20,7 @@ from mmsparse.errors import UsageError
 
 STUDY = """\
 title: Two models
-config: configs/biformer/biformer-nano_1xb32-9e_digits.py
+config: configs/biformer/biformer-pico_1xb32-12e_digits.py
 epochs: 1
 variants:
   one:
@@ -35,7 +35,7 @@ variants:
     about: without routing
     changes:
       <<: *short
-      model.backbone.arch: {base: nano, block_types: [conv, conv, conv, full]}
+      model.backbone.arch: {base: pico, block_types: [conv, conv, conv, full]}
 """
 
 
@@ -102,7 +102,7 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
             r"variant two: .*unknown: \['depth'\]",
         ),
         ('title: Two models\n', '', r'must have title, config, epochs and variants'),
-        ('base: nano', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
+        ('base: pico', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
         ('epochs: 1', 'epochs: two', r"epochs must be of type int; got 'two'"),
         ('config: configs', 'config: 3 #', r'config must be of type str; got 3'),
@@ -153,7 +153,7 @@ def test_weights_of_another_backbone_are_refused_before_training(run, tmp_path):
 
 def test_a_backbone_starts_from_a_classifier_without_output_norms(tmp_path):
     path = tmp_path / 'classifier.pth'
-    save('biformer/biformer-nano_1xb32-9e_digits.py', path)
+    save('biformer/biformer-pico_1xb32-12e_digits.py', path)
     config = 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'
     backbone = save(config, tmp_path / 'detector.pth').backbone
 

@@ -15,7 +15,7 @@ from mmsparse.errors import UsageError
 from quickstart.schedule import threads_of_each
 from quickstart.tasks import LOG, Job, shorten
 
-# Threads that wait spin for some 0.1 ms: without it two of them are slower than one, and
+# Threads that wait spin for less than 1 ms: without it two are slower than one, and
 # the default, for longer, takes the time of other processes.
 ENVIRONMENT = dict(KEEP_MEMORY, GOMP_SPINCOUNT='10000')
 Listener = Callable[[Job, dict[str, Any]], None]

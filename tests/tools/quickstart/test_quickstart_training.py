@@ -9,13 +9,13 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
+from forked import SERVER
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from quickstart import report
+from quickstart import report, runs
 from quickstart.curve import read_curve
 from quickstart.predictions import spread
-from quickstart.runs import run_all
 from quickstart.tasks import plan
 from quickstart.training import ResumeEpoch, train_job
 from torch import nn
@@ -118,7 +118,10 @@ def test_samples_are_spread_over_the_data(count, number, chosen):
 
 
 @pytest.mark.slow
-def test_a_killed_quickstart_resumes_and_ends_with_a_report(small_digits, tmp_path):
+def test_a_killed_quickstart_resumes_and_ends_with_a_report(
+    small_digits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, 'get_context', lambda method: SERVER)
     jobs = plan('biformer', tmp_path, 0, small_digits, SHORT)
     for job in jobs.values():
         job.prepare_folder()
@@ -130,11 +133,11 @@ def test_a_killed_quickstart_resumes_and_ends_with_a_report(small_digits, tmp_pa
             os.kill(child.pid, signal.SIGKILL)
 
     with pytest.raises(UsageError, match='classification was ended by SIGKILL'):
-        run_all(jobs.values(), train_job, 1, kill)
+        runs.run_all(jobs.values(), train_job, 1, kill)
     assert list(classification.glob('iter_*.pth'))
 
     heard = []
-    run_all(jobs.values(), train_job, 1, lambda job, x: heard.append((job.task, x)))
+    runs.run_all(jobs.values(), train_job, 1, lambda job, x: heard.append((job.task, x)))
 
     assert 'resumed epoch: ' in (classification / 'train.log').read_text()
     iterations = [x['iteration'] for x in read_curve(classification / 'curve.jsonl')]

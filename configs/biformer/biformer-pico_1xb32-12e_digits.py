@@ -6,6 +6,7 @@ model = dict(
     )
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
+train_cfg = dict(max_epochs=12)
 # The digits have random colors already.
 train_pipeline = [
     transform for transform in _base_.train_pipeline if transform.type != 'ColorJitter'
