@@ -153,7 +153,7 @@ def test_weights_of_another_backbone_are_refused_before_training(run, tmp_path):
 
 def test_a_backbone_starts_from_a_classifier_without_output_norms(tmp_path):
     path = tmp_path / 'classifier.pth'
-    save('biformer/biformer-pico_1xb32-12e_digits.py', path)
+    save('biformer/biformer-nano_1xb32-9e_digits.py', path)
     config = 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'
     backbone = save(config, tmp_path / 'detector.pth').backbone
 
