@@ -137,7 +137,9 @@ def test_a_killed_quickstart_resumes_and_ends_with_a_report(
     assert list(classification.glob('iter_*.pth'))
 
     heard = []
-    runs.run_all(jobs.values(), train_job, 1, lambda job, x: heard.append((job.task, x)))
+    runs.run_all(
+        jobs.values(), train_job, 1, lambda job, x: heard.append((job.task, x))
+    )
 
     assert 'resumed epoch: ' in (classification / 'train.log').read_text()
     iterations = [x['iteration'] for x in read_curve(classification / 'curve.jsonl')]
