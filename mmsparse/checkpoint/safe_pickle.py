@@ -229,7 +229,11 @@ HARMLESS_CALLS = {
         ('datetime', 'date datetime time timedelta timezone'),
         ('numpy', 'dtype'),
         ('numpy.core.multiarray numpy._core.multiarray', '_reconstruct scalar'),
-        ('pathlib', 'PosixPath PurePosixPath PureWindowsPath WindowsPath'),
+        # Python 3.13 has moved the classes.
+        (
+            'pathlib pathlib._local',
+            'PosixPath PurePosixPath PureWindowsPath WindowsPath',
+        ),
         ('torch', 'device'),
     )
     for module in modules.split()

@@ -1,6 +1,7 @@
 """Checkpoints of mmengine and of others, read for mmengine without their code."""
 
 import argparse
+import io
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
-from mmsparse.checkpoint import mmengine
+from mmsparse.checkpoint import mmengine, safe_pickle
 from mmsparse.checkpoint.mmengine import load_safely, register_safe_loader
 from mmsparse.errors import UsageError
 
@@ -34,6 +35,13 @@ class Call:
 
     def __reduce__(self):
         return self.function, self.args
+
+
+@pytest.mark.parametrize('module', [b'pathlib', b'pathlib._local'])
+def test_a_path_of_any_python_is_accepted(module):
+    file = io.BytesIO(b'c' + module + b"\nPosixPath\n(S'a'\ntR.")
+
+    assert safe_pickle.load(file).source == f'{module.decode()}.PosixPath'
 
 
 def test_values_of_a_training_are_rebuilt(path):
