@@ -44,7 +44,8 @@ def _peak_on_cpu(run: Callable[[], Any]) -> int:
     allocations.sort(key=_start)
     used = peak = 0
     for event in allocations:
-        used += event.nbytes()
+        # What an earlier measurement has allocated may be freed now.
+        used = max(used + event.nbytes(), 0)
         peak = max(peak, used)
     return peak
 

@@ -107,6 +107,8 @@ def test_memory_from_before_the_run_is_not_counted():
     assert peak_bytes(lambda: weight.detach().sin(), CPU) == 4_000_000
     assert peak_bytes(forward_and_backward, CPU) >= 2 * 4_000_000
     assert peak_bytes(release, CPU) == MIB
+    assert peak_bytes(lambda: held.append(torch.zeros(MIB)), CPU) == 4 * MIB
+    assert peak_bytes(release, CPU) == MIB  # known to the profiler, unlike the first
 
 
 def test_every_candidate_has_its_own_peak():
