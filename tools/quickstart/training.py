@@ -50,6 +50,7 @@ def train_job(
         link: Receives messages, see `Reporter`.
     """
     end_with_parent()
+    os.setsid()  # Linux divides the CPU time between sessions before processes.
     redirect_output(job.folder / LOG)
     os.chdir(job.root)
     cv2.setNumThreads(0)  # for images this small, threads only cost time
