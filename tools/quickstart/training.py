@@ -144,13 +144,15 @@ class Reporter(Hook):
     def before_train(self, runner: Runner) -> None:
         """Report the first iteration."""
         self.curve.start(runner.iter, runner.max_iters)
-        self.sent_at, self.sent_iteration = time.perf_counter(), runner.iter
+        self.sent_at, self.sent_iteration = None, runner.iter
         self.link.send(dict(iteration=runner.iter))
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Change the number of threads."""
+        """Change the number of threads; the time starts after skipped batches."""
+        if self.sent_at is None:
+            self.sent_at = time.perf_counter()
         if torch.get_num_threads() != self.threads.value:
             torch.set_num_threads(self.threads.value)
 

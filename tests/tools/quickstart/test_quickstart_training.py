@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
@@ -13,7 +14,7 @@ from forked import SERVER
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from quickstart import report, runs
+from quickstart import report, runs, training
 from quickstart.curve import read_curve
 from quickstart.predictions import spread
 from quickstart.tasks import plan
@@ -108,6 +109,28 @@ def test_a_training_by_epochs_resumes_within_an_epoch(until, tmp_path):
 
     assert (runner.iter, runner.epoch) == (12, 3)
     torch.testing.assert_close(actual, expected, atol=0, rtol=0)
+
+
+def test_the_time_of_skipped_batches_is_no_time_of_an_iteration(tmp_path, monkeypatch):
+    link, messages = multiprocessing.Pipe()
+    threads = SimpleNamespace(value=torch.get_num_threads())
+    job, runner = SimpleNamespace(folder=tmp_path), SimpleNamespace(iter=6, max_iters=9)
+    reporter = training.Reporter(job, threads, link, None, None)
+
+    for now, call in enumerate(
+        [
+            lambda: reporter.before_train(runner),
+            lambda: None,
+            lambda: reporter.before_train_iter(runner, 6),
+            lambda: reporter.after_train_iter(runner, 6, outputs=dict(loss=0.5)),
+        ]
+    ):
+        clock = SimpleNamespace(perf_counter=lambda now=now: now)
+        monkeypatch.setattr(training, 'time', clock)
+        call()
+
+    assert messages.recv() == dict(iteration=6)
+    assert messages.recv() == dict(iteration=7, seconds=1, loss=0.5)
 
 
 @pytest.mark.parametrize(
