@@ -49,6 +49,7 @@ def _child(
 MODELS = _child(registry.MODELS, 'models', cls=ModelRegistry)
 MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.cpu_ddp')
 HOOKS = _child(registry.HOOKS, 'engine.hooks', 'evaluation')
+RUNNERS = _child(registry.RUNNERS, 'engine.runner')
 METRICS = _child(registry.METRICS, 'evaluation')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optim_wrapper_constructor'

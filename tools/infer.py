@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 
 from mmsparse.apis import load_weights, read_config
 from mmsparse.checkpoint.mmengine import register_safe_loader
-from mmsparse.datasets.checks import build_dataset
+from mmsparse.checks.data import build_dataset
 from mmsparse.datasets.errors import SampleError, blame_files, check_image
 from mmsparse.errors import UsageError, config_errors
 
@@ -110,7 +110,7 @@ def segment(cfg: Config, args: argparse.Namespace) -> Draw:
     inferencer.show_progress = False
     load_weights(inferencer.model, args.checkpoint)
     # mmseg draws Cityscapes classes if the checkpoint names none.
-    metainfo = build_dataset(cfg.test_dataloader.dataset).metainfo
+    metainfo = build_dataset(cfg.test_dataloader.dataset, 'mmseg').metainfo
     inferencer.model.dataset_meta = {
         name: metainfo[name] for name in ('classes', 'palette')
     }

@@ -21,11 +21,11 @@ from mmsparse.errors import UsageError
 def main() -> None:
     args = parse_args()
     check_files(args.checkpoint)
-    cfg = load_config(args)
+    cfg = load_config(args, 'test_dataloader')
     if args.tta:
         use_tta(cfg, args.tta)
     cfg.load_from = args.checkpoint
-    cfg.runner_type = 'Runner'  # also after a training with FSDP or DeepSpeed
+    cfg.pop('strategy', None)  # of a training with FSDP or DeepSpeed
     runner = build_runner(cfg)
     filter_log(runner.logger)
     check_fit(runner.model, args.checkpoint)

@@ -13,7 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from mmsparse.apis import build_runner, check_pretrained, config_arguments, load_config
+from mmsparse.apis import build_runner, config_arguments, load_config
+from mmsparse.checks import check_pretrained
 from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
 from mmsparse.engine.hooks.stop_at_nan import NotFiniteError
 from mmsparse.errors import UsageError
@@ -21,7 +22,7 @@ from mmsparse.errors import UsageError
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, 'train_dataloader', 'val_dataloader')
     check_pretrained(cfg)
     apply_options(cfg, args)
     runner = build_runner(cfg)

@@ -1,4 +1,3 @@
 # Shard weights, gradients and optimizer states over all processes, by MMEngine's
 # FlexibleRunner and DeepSpeed's ZeRO. DeepSpeed must be installed.
-runner_type = 'FlexibleRunner'
 strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=3))

@@ -1,9 +1,9 @@
-"""Read configs of mmdet, mmseg and mmpretrain, check them, build their models."""
+"""Read configs of mmdet, mmseg and mmpretrain, and build their models."""
 
-from mmsparse.apis.checks import check_channels, check_data, check_pretrained
 from mmsparse.apis.config import (
     add_cfg_options,
     config_arguments,
+    find_host,
     load_config,
     read_config,
     register_host,
@@ -14,10 +14,8 @@ __all__ = [
     'add_cfg_options',
     'build_model',
     'build_runner',
-    'check_channels',
-    'check_data',
-    'check_pretrained',
     'config_arguments',
+    'find_host',
     'load_config',
     'load_model',
     'load_weights',

@@ -12,22 +12,22 @@ from torch import nn
 from mmsparse.apis.config import HOSTS
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
-from mmsparse.datasets.errors import name_annotation_files
 from mmsparse.errors import UsageError, config_errors
+
+CHECKED = 'mmsparse.CheckedRunner'
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config.
+    """Build the runner of a config, by default mmsparse's CheckedRunner.
 
-    From now on mmengine reads checkpoints in this process without running their code,
-    and an error in an annotation file names the file. An invalid setting raises
-    UsageError.
+    From now on mmengine reads checkpoints in this process without running their code.
+    An invalid setting raises UsageError.
     """
     register_safe_loader()
+    cfg = cfg.copy()
+    cfg.setdefault('runner_type', CHECKED)
     with config_errors():
-        runner = RUNNERS.build(cfg)
-    name_annotation_files(runner)
-    return runner
+        return RUNNERS.build(cfg)
 
 
 def build_model(cfg: Config) -> BaseModel:

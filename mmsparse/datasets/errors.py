@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv import imread
 from mmengine.dataset import Compose
-from mmengine.runner import Runner
 
 from mmsparse.datasets.transforms import IGNORED, CheckSegLabels
 from mmsparse.errors import format_error
@@ -56,15 +54,14 @@ def check_image(path: str) -> None:
         raise SampleError(f'not a readable image: {path}')
 
 
-def name_annotation_files(runner: Runner) -> None:
-    """Name annotation files in errors of a runner that has built no dataset yet."""
+@contextmanager
+def blame_annotations(settings: Any) -> Iterator[None]:
+    """Name the annotation files of data loaders or metrics in errors of building them.
 
-    def named(build: Callable, settings: Any, *args: Any, **kwargs: Any) -> Any:
-        with blame_files(*_annotation_files(settings)):
-            return build(settings, *args, **kwargs)
-
-    runner.build_dataloader = partial(named, runner.build_dataloader)
-    runner.build_evaluator = partial(named, runner.build_evaluator)
+    ``settings`` are theirs in a config.
+    """
+    with blame_files(*_annotation_files(settings)):
+        yield
 
 
 def _annotation_files(settings: Any, root: str = '') -> Iterator[str]:

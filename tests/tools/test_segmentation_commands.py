@@ -14,8 +14,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmsparse.apis import build_model, read_config
+from mmsparse.checks.data import build_dataset
 from mmsparse.conversion.biformer import official_key
-from mmsparse.datasets.checks import build_dataset
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_images_are_drawn_in_the_colors_of_the_dataset(
 
     drawn = np.asarray(Image.open(small_digits / 'drawn/vis/black.png'))
     labels = np.asarray(Image.open(small_digits / 'drawn/pred/00000000_pred.png'))
-    dataset = build_dataset(read_config(str(config)).test_dataloader.dataset)
+    dataset = build_dataset(read_config(str(config)).test_dataloader.dataset, 'mmseg')
     assert drawn.shape == (96, 160, 3)
     palette = np.asarray(dataset.metainfo['palette'])
     expected = 0.8 * palette[labels]  # opacity of mmseg

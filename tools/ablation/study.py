@@ -8,7 +8,8 @@ import yaml
 from mmengine.config import Config
 
 from ablation.training import start_from
-from mmsparse.apis import check_data, check_pretrained, read_config
+from mmsparse.apis import find_host, read_config
+from mmsparse.checks import check_data, check_pretrained
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,5 +107,5 @@ def variant_config(
     if pretrained:
         start_from(cfg, pretrained)
     check_pretrained(cfg)
-    check_data(cfg)
+    check_data(cfg, find_host(cfg))
     return cfg

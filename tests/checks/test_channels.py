@@ -1,9 +1,11 @@
-"""Checks of a config before anything is built."""
+"""Channels of necks and heads against those of the backbone; files of weights."""
 
 import pytest
 from mmengine.config import Config
 
-from mmsparse.apis import check_channels, check_data, check_pretrained, read_config
+from mmsparse.apis import read_config
+from mmsparse.checks.channels import check_channels
+from mmsparse.checks.pretrained import check_pretrained
 from mmsparse.errors import MissingFileError, UsageError
 
 
@@ -18,14 +20,16 @@ def test_a_neck_with_other_channels_is_an_error_with_both_settings(tmp_path):
 
     with pytest.raises(
         ValueError,
-        match=r'model\.neck\.in_channels=\[128, 256, 512\].*mmsparse\.DAT.*pp-small.*'
+        match=r'model\.neck\.in_channels=\[128, 256, 512\].*DAT.*pp-small.*'
         r'out_indices=\(1, 2, 3\) returns \[192, 384, 768\]',
     ):
         check_channels(cfg)
 
     path = tmp_path / 'mine.py'
-    path.write_text(cfg.pretty_text)
-    with pytest.raises(UsageError, match='change in_channels or out_indices'):
+    path.write_text(f"default_scope = 'mmdet'\n{cfg.pretty_text}")
+    with pytest.raises(
+        UsageError, match=r'set in_channels=\[192, 384, 768\] or change out_indices'
+    ):
         read_config(str(path))
     read_config(str(path), {'model.neck.in_channels': [192, 384, 768]})
 
@@ -56,7 +60,26 @@ def test_any_other_feature_maps_are_an_error(settings):
 @pytest.mark.parametrize(
     ('part', 'fitting', 'wrong'),
     [
-        ('neck', [dict(in_channels=[32, 64, 128, 256])], [dict(in_channels=[32])]),
+        (
+            'neck',
+            [dict(type='FPN', in_channels=[32, 64, 128, 256]), dict(type='DyHead')],
+            [dict(type='FPN', in_channels=[32])],
+        ),
+        (
+            'neck',
+            dict(type='YOLOV3Neck', in_channels=[256, 128, 64, 32]),
+            dict(type='YOLOV3Neck', in_channels=[32, 64, 128, 256]),
+        ),
+        (
+            'neck',
+            dict(type='CTResNetNeck', in_channels=256),
+            dict(type='CTResNetNeck', in_channels=512),
+        ),
+        (
+            'auxiliary_head',
+            [dict(in_channels=128, in_index=2)],
+            [dict(in_channels=128, in_index=1)],
+        ),
         ('panoptic_head', dict(in_channels=[32, 64, 128, 256]), dict(in_channels=[9])),
         (
             'decode_head',
@@ -66,15 +89,19 @@ def test_any_other_feature_maps_are_an_error(settings):
         ('decode_head', dict(in_channels=128, in_index=2), dict(in_channels=128)),
         ('head', dict(in_channels=256), dict(in_channels=512)),
     ],
-    ids=['list', 'panoptic', 'some maps', 'one map', 'classifier'],
+    ids=[
+        *('list', 'deep to shallow', 'last map', 'auxiliary', 'panoptic', 'some maps'),
+        *('one map', 'classifier'),
+    ],
 )
 def test_heads_and_lists_of_necks_are_checked(part, fitting, wrong):
     backbone = dict(type='mmsparse.BiFormer', arch='nano', out_indices=(0, 1, 2, 3))
-    cfg = Config(dict(model=dict(backbone=backbone, neck=dict(type='Pooling'))))
+    neck = dict(type='GlobalAveragePooling')
+    cfg = Config(dict(model=dict(backbone=backbone, neck=neck)))
 
     check_channels(cfg.merge_from_dict({f'model.{part}': fitting}) or cfg)
     cfg.model[part] = wrong
-    with pytest.raises(UsageError, match=rf'model\.{part}\.in_channels'):
+    with pytest.raises(UsageError, match=rf'model\.{part}(\[0\])?\.in_channels'):
         check_channels(cfg)
 
 
@@ -87,10 +114,21 @@ def test_heads_and_lists_of_necks_are_checked(part, fitting, wrong):
             backbone=dict(type='mmsparse.DAT', arch='huge'), neck=dict(in_channels=[3])
         ),
         dict(head=dict(in_channels=3)),
+        dict(
+            backbone=dict(type='mmsparse.DAT'), neck=dict(type='Mine', in_channels=[3])
+        ),
+        dict(
+            backbone=dict(type='mmsparse.DAT'),
+            neck=dict(type='Mine'),
+            head=dict(in_channels=3),
+        ),
     ],
-    ids=['another library', 'unknown', 'unknown arch', 'none'],
+    ids=[
+        *('another library', 'unknown', 'unknown arch', 'none', 'unknown neck'),
+        'unknown neck before a head',
+    ],
 )
-def test_other_backbones_are_not_checked(model):
+def test_other_backbones_and_necks_are_not_checked(model):
     check_channels(Config(dict(model=model)))
 
 
@@ -109,13 +147,17 @@ def test_a_missing_file_of_pretrained_weights_is_named(tmp_path):
     check_pretrained(cfg)
 
 
-def test_missing_data_in_a_wrapper_are_named():
-    inner = dict(type='Any', data_root='data/nowhere')
-    wrapper = dict(type='RepeatDataset', dataset=inner)
-    cfg = Config(dict(val_dataloader=dict(dataset=wrapper)))
+def test_a_path_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    start = dict(type='Pretrained', checkpoint='~/small.pth')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=start))))
 
-    with pytest.raises(
-        MissingFileError, match='val_dataloader: no data at data/nowhere'
-    ) as info:
-        check_data(cfg)
-    assert info.value.path == 'data/nowhere'
+    with pytest.raises(MissingFileError, match=r'no such file: ~/small\.pth'):
+        check_pretrained(cfg)
+    (tmp_path / 'small.pth').touch()
+    check_pretrained(cfg)
+
+
+def test_a_missing_file_to_load_is_named():
+    with pytest.raises(MissingFileError, match=r'load_from: no such file: no\.pth'):
+        check_pretrained(Config(dict(load_from='no.pth')))

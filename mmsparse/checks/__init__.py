@@ -1,0 +1,160 @@
+"""Check a config before anything is built or trained.
+
+Each check refuses only what is certainly wrong: it raises UsageError, in one line, with
+the setting, what it must be and the value given. A check that cannot know is silent.
+"""
+
+import importlib
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry
+
+from mmsparse.checks import segmentation
+from mmsparse.checks.channels import check_channels
+from mmsparse.checks.classes import (
+    Classes,
+    check_heads,
+    check_same_classes,
+    metrics_of,
+)
+from mmsparse.checks.coco import check_coco, check_evaluator_file, uses_coco_files
+from mmsparse.checks.data import Data, check_files, listed, read_datasets
+from mmsparse.checks.folders import (
+    check_same_folders,
+    class_folders,
+    empty_folders,
+    read_labels,
+    uses_class_folders,
+    uses_label_file,
+)
+from mmsparse.checks.keywords import LOADERS, check_keywords
+from mmsparse.checks.pretrained import check_pretrained
+from mmsparse.checks.schedule import check_schedule
+from mmsparse.checks.voc import check_xml, uses_xml_files
+from mmsparse.errors import UsageError
+
+__all__ = ['check_config', 'check_data', 'check_pretrained']
+
+
+def check_config(cfg: Config, host: str) -> None:
+    """Raise UsageError for settings that are wrong whatever the data are.
+
+    Args:
+        cfg: The config.
+        host: Its library: mmdet, mmseg or mmpretrain.
+    """
+    check_keywords(cfg, host)
+    check_channels(cfg)
+    check_schedule(cfg)
+    if host == 'mmseg':
+        segmentation.check_crops(cfg)
+        segmentation.check_pooling(cfg)
+
+
+def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list[str]:
+    """Raise UsageError unless the data of loaders fit each other and the model.
+
+    Args:
+        cfg: The config.
+        host: Its library.
+        loaders: Names of the loaders that are used.
+
+    Returns:
+        What is certainly not meant but harmless, such as boxes that mmdet drops, one
+        line each.
+    """
+    library = importlib.import_module(f'{host}.registry')
+    found = {name: read_datasets(cfg, host, name) for name in loaders}
+    notes, classes = [], []
+    for name, datasets in found.items():
+        local = [x for x in datasets if x.is_local and not x.downloads_itself]
+        for data in local:
+            check_files(data)
+            with DefaultScope.overwrite_default_scope(host):
+                notes += _check_content(data, library.DATASETS)
+        classes += _classes(datasets, local, library.DATASETS)
+        batch_size = cfg[name].get('batch_size') if name in cfg else None
+        if host == 'mmseg' and name != LOADERS[0] and (batch_size or 1) > 1:
+            for data in local:
+                segmentation.check_batches(data, batch_size)
+        evaluator = name.replace('dataloader', 'evaluator')
+        for path, metric in metrics_of(cfg, evaluator):
+            check_evaluator_file(path, metric, local)
+    _check_folders(found, library.DATASETS)
+    for other in classes[1:]:
+        check_same_classes(classes[0], other)
+    for known in classes[:1]:
+        check_heads(cfg, known, host, library.MODELS)
+    return notes
+
+
+def _check_content(data: Data, datasets: Registry) -> list[str]:
+    """Check the files of a data set, and return notes."""
+    training = data.loader == LOADERS[0]
+    if uses_coco_files(data, datasets):
+        return check_coco(data, training)
+    if uses_xml_files(data, datasets):
+        return check_xml(data, training)
+    if hasattr(data.dataset, 'seg_map_suffix') and hasattr(data.dataset, 'img_suffix'):
+        segmentation.check_label_maps(data, training)
+    if uses_class_folders(data, datasets):
+        return _check_class_folders(data, training)
+    if uses_label_file(data, datasets):
+        return _check_label_file(data, training)
+    return []
+
+
+def _check_class_folders(data: Data, training: bool) -> list[str]:
+    folders, empty = class_folders(data), empty_folders(data)
+    if len(empty) == len(folders):
+        raise UsageError(
+            f'{data.path}: no images in the class folders of '
+            f'{data.dataset.img_prefix}; extensions are '
+            f'{", ".join(sorted(data.dataset.extensions))}.'
+        )
+    if training and empty:
+        return [f'{data.path}: no images in the class folders {listed(empty, 10)}.']
+    return []
+
+
+def _check_label_file(data: Data, training: bool) -> list[str]:
+    labels, names = read_labels(data), data.classes
+    if names and max(labels) >= len(names):
+        raise UsageError(
+            f'{data.path}.ann_file: {data.dataset.ann_file} has the label '
+            f'{max(labels)}, but there are {len(names)} classes: labels must be from 0 '
+            f'to {len(names) - 1}.'
+        )
+    unused = [name for i, name in enumerate(names) if i not in set(labels)]
+    if training and unused:
+        return [f'{data.path}: no image of the classes {listed(unused, 10)}.']
+    return []
+
+
+def _check_folders(found: dict[str, list[Data]], datasets: Registry) -> None:
+    by_folder = [
+        data
+        for group in found.values()
+        for data in group
+        if data.is_local and uses_class_folders(data, datasets)
+    ]
+    for other in by_folder[1:]:
+        check_same_folders(by_folder[0], other)
+
+
+def _classes(
+    datasets: Sequence[Data], local: Sequence[Data], registry: Registry
+) -> list[Classes]:
+    """Return the classes of every data set that has names for them."""
+    names = (
+        data.classes
+        or (
+            class_folders(data)
+            if data in local and uses_class_folders(data, registry)
+            else ()
+        )
+        for data in datasets
+    )
+    pairs = zip(datasets, names, strict=True)
+    return [Classes.of(data, known) for data, known in pairs if known]

@@ -1,0 +1,187 @@
+"""Check the number of classes of every head, loss and metric against the data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry
+
+from mmsparse.checks.data import Data, listed
+from mmsparse.checks.keywords import find_class, type_name
+from mmsparse.checks.signatures import parameters
+from mmsparse.errors import UsageError
+
+# Parts of a model whose num_classes is not that of the data.
+OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head', 'data_preprocessor')
+# Heads that know the classes of images by their text.
+TEXT = ('GroundingDINO', 'GLIP', 'GroundingDINOHead', 'ATSSVLFusionHead')
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of the data of a loader."""
+
+    loader: str
+    names: Sequence[str]
+    things: int  # classes with boxes; all without panoptic annotations
+    stuff: int  # the others
+
+    @classmethod
+    def of(cls, data: Data, names: Sequence[str]) -> 'Classes':
+        """Return the classes of a data set."""
+        metainfo = data.dataset.metainfo
+        things = metainfo.get('thing_classes') or names
+        stuff = metainfo.get('stuff_classes') or ()
+        return cls(data.loader, names, len(things), len(stuff))
+
+
+def check_same_classes(train: Classes, other: Classes) -> None:
+    """Raise UsageError unless two loaders have the same classes in the same order."""
+    known, found = list(train.names), list(other.names)
+    if known == found:
+        return
+    first = next(
+        (
+            i
+            for i, pair in enumerate(zip(known, found, strict=False))
+            if len({*pair}) > 1
+        ),
+        min(len(known), len(found)),
+    )
+    names = [repr(x[first]) if first < len(x) else 'none' for x in (found, known)]
+    raise UsageError(
+        f'{other.loader} has {len(found)} classes and {train.loader} {len(known)}; '
+        f'class {first} is {names[0]} instead of {names[1]}. Give every data set the '
+        f'same metainfo.classes in the same order.'
+    )
+
+
+def check_heads(cfg: Config, classes: Classes, host: str, models: Registry) -> None:
+    """Raise UsageError unless all heads have as many classes as the data.
+
+    Args:
+        cfg: The config.
+        classes: Classes of the training data, or of the test data.
+        host: Library of the config.
+        models: Its registry of models.
+    """
+    model = cfg.get('model') or {}
+    if type_name(model) in TEXT:
+        return
+    with DefaultScope.overwrite_default_scope(host):
+        for path, head in _heads('model', model):
+            for name, value in _numbers(head, models):
+                expected = {
+                    'num_classes': len(classes.names)
+                    if host != 'mmdet'
+                    else classes.things,
+                    'num_things_classes': classes.things,
+                    'num_stuff_classes': classes.stuff,
+                }[name]
+                if value != expected:
+                    _raise_other_number(f'{path}.{name}', value, expected, classes)
+            _check_weights(path, head)
+    if host == 'mmpretrain':
+        _check_mixup(cfg, classes)
+        _check_topk(cfg, len(classes.names))
+
+
+def _raise_other_number(path: str, value: int, expected: int, classes: Classes) -> None:
+    count = len(classes.names)
+    which = '' if expected == count else f', of which {expected} count here'
+    name = path.rpartition('.')[2]
+    raise UsageError(
+        f'{path}={value}, but the data set of {classes.loader} has {count} classes'
+        f'{which}: {listed(classes.names)}. Set {name} of every head to {expected}.'
+    )
+
+
+def _heads(path: str, settings: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield path and settings of every part of a model whose name has ``head``."""
+    if isinstance(settings, (list, tuple)):
+        for i, item in enumerate(settings):
+            yield from _heads(f'{path}[{i}]', item)
+    elif isinstance(settings, Mapping):
+        last = path.rpartition('.')[2]
+        if 'head' in last and 'type' in settings:
+            yield path, settings
+        for key, value in settings.items():
+            if key not in OTHER_CLASSES and isinstance(value, (Mapping, list, tuple)):
+                yield from _heads(f'{path}.{key}', value)
+
+
+def _numbers(head: Mapping[str, Any], models: Registry) -> Iterator[tuple[str, int]]:
+    """Yield numbers of classes of a head: those of the config, else the defaults."""
+    cls = find_class(models, head.get('type'))
+    accepted = (parameters(cls) if cls is not None else None) or {}
+    if type_name(head) in TEXT:
+        return
+    for name in ('num_classes', 'num_things_classes', 'num_stuff_classes'):
+        default = getattr(accepted.get(name), 'default', None)
+        value = head.get(name, default)
+        if type(value) is int:
+            yield name, value
+
+
+def _check_weights(path: str, head: Mapping[str, Any]) -> None:
+    """Check ``class_weight`` of losses, which some heads give one for no object."""
+    count = head.get('num_classes')
+    for name in ('loss_decode', 'loss_cls', 'loss'):
+        losses = head.get(name) or ()
+        for loss in [losses] if isinstance(losses, Mapping) else losses:
+            weights = loss.get('class_weight') if isinstance(loss, Mapping) else None
+            if not isinstance(weights, (list, tuple)) or type(count) is not int:
+                continue
+            if len(weights) not in (count, count + 1):
+                raise UsageError(
+                    f'{path}.{name}.class_weight has {len(weights)} values, but '
+                    f'{path}.num_classes={count}; give one per class.'
+                )
+
+
+def _check_mixup(cfg: Config, classes: Classes) -> None:
+    """Check ``data_preprocessor.num_classes``, which mixup and CutMix need."""
+    model = cfg.model
+    part = (
+        'model.data_preprocessor'
+        if 'data_preprocessor' in model
+        else ('data_preprocessor')
+    )
+    settings = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mixes = (model.get('train_cfg') or {}).get('augments')
+    one_hot = mixes or settings.get('batch_augments') or settings.get('to_onehot')
+    number, count = settings.get('num_classes'), len(classes.names)
+    if one_hot and number is not None and number != count:
+        raise UsageError(
+            f'{part}.num_classes={number}, which mixup needs, but the data set of '
+            f'{classes.loader} has {count} classes: {listed(classes.names)}. Set it '
+            f'and model.head.num_classes to {count}.'
+        )
+
+
+def _check_topk(cfg: Config, count: int) -> None:
+    head = cfg.model.get('head') or {}
+    places = [('model.head', head)] if head.get('cal_acc') else []
+    for name in ('val_evaluator', 'test_evaluator'):
+        places += metrics_of(cfg, name)
+    for path, settings in places:
+        topk = settings.get('topk', 1)
+        largest = max(topk) if isinstance(topk, (list, tuple)) and topk else topk
+        if type(largest) is int and largest > count:
+            raise UsageError(
+                f'{path}.topk={topk}, but there are {count} classes; set topk=(1,).'
+            )
+
+
+def metrics_of(cfg: Config, evaluator: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return path and settings of every metric of an evaluator."""
+    settings = cfg.get(evaluator) or ()
+    path = evaluator
+    if isinstance(settings, Mapping) and 'metrics' in settings:
+        settings, path = settings['metrics'], f'{evaluator}.metrics'
+    if isinstance(settings, Mapping):
+        return [(path, settings)]
+    return [
+        (f'{path}[{i}]', x) for i, x in enumerate(settings) if isinstance(x, Mapping)
+    ]

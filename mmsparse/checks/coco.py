@@ -1,0 +1,276 @@
+"""Check annotation files in COCO format against classes, images and each other."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import Registry
+
+from mmsparse.checks.data import Data, listed, missing_files, names_in
+from mmsparse.checks.keywords import find_class
+from mmsparse.errors import UsageError
+
+NEEDED = {
+    'images': ('id', 'file_name', 'height', 'width'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+    'categories': ('id', 'name'),
+}
+ENOUGH_BOXES = 8  # to recognize boxes that are given by their corners
+
+
+@dataclass
+class Annotations:
+    """Summary of an annotation file."""
+
+    path: str
+    categories: list[str]  # names in the order of the file
+    images: dict[Any, str]  # file names by id
+    boxes: Counter[str] = field(default_factory=Counter)  # usable ones by category
+    with_boxes: set[Any] = field(default_factory=set)  # ids of images
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # boxes by reason
+    corners: bool = False  # bbox is (x1, y1, x2, y2)
+
+
+def uses_coco_files(data: Data, datasets: Registry) -> bool:
+    """Return whether a data set reads its file as mmdet's CocoDataset does."""
+    coco = find_class(datasets, 'CocoDataset')
+    own = type(data.dataset)
+    if coco is None or not issubclass(own, coco):
+        return False
+    return own.load_data_list is coco.load_data_list and own.COCOAPI is coco.COCOAPI
+
+
+def check_coco(data: Data, training: bool) -> list[str]:
+    """Raise UsageError unless classes, boxes and images of a data set fit its file.
+
+    Returns:
+        What is dropped from the file without an error, one line each.
+    """
+    file = read_annotations(data.dataset.ann_file)
+    _check_names(data, file)
+    if unknown := file.dropped.get('unknown category_id'):
+        raise UsageError(
+            f'{file.path}: {_count(unknown)} with a category_id that is not in '
+            f'categories; add the categories, or correct the ids.'
+        )
+    if file.corners:
+        raise UsageError(
+            f'{file.path}: bbox must be (x, y, width, height); most boxes leave their '
+            f'image, and all fit as corners (x1, y1, x2, y2). Convert them.'
+        )
+    used = sum(file.boxes[name] for name in data.classes)
+    if training and not used:
+        reasons = [f'{_count(x)}: {reason}' for reason, x in file.dropped.items()]
+        found = '; '.join(reasons) or 'it has none of these classes'
+        raise UsageError(
+            f'{data.path}: no box of {file.path} can be used ({found}). Correct the '
+            f'file.'
+        )
+    _check_images(data, file, training)
+    notes = [
+        f'{data.path}: {_count(x)} of {file.path} not used: {reason}.'
+        for reason, x in file.dropped.items()
+    ]
+    empty = [name for name in data.classes if not file.boxes[name]]
+    if training and empty:
+        notes.append(f'{data.path}: {file.path} has no box of {listed(empty, 10)}.')
+    return notes
+
+
+def _check_names(data: Data, file: Annotations) -> None:
+    names = data.classes
+    missing = [name for name in names if name not in file.categories]
+    own = 'classes' in (data.settings.get('metainfo') or {})
+    if missing and not own:
+        raise UsageError(
+            f'{data.path}.metainfo: not set, so that its classes are the {len(names)} '
+            f'of {type(data.dataset).__name__}, but {file.path} has '
+            f'{listed(file.categories)}; set metainfo=dict(classes='
+            f'{tuple(file.categories[:10])}) for every data set.'
+        )
+    if missing:
+        close = get_close_matches(missing[0], file.categories, 1, cutoff=0.5)
+        close = close or [x for x in file.categories if x.lower() == missing[0].lower()]
+        advice = f'did you mean {close[0]!r}? Its' if close else 'its'
+        raise UsageError(
+            f'{data.path}.metainfo.classes: {listed(missing)} not in {file.path}; '
+            f'{advice} categories are {listed(file.categories, 10)}. Spell them as in '
+            f'the file.'
+        )
+    order = [name for name in file.categories if name in names]
+    if order != list(names):
+        raise UsageError(
+            f'{data.path}.metainfo.classes: mmdet numbers the classes in the order of '
+            f'{file.path}, so they must have it: {listed(order, 10)}; got '
+            f'{listed(names, 10)}.'
+        )
+
+
+def _check_images(data: Data, file: Annotations, training: bool) -> None:
+    filtered = (data.dataset.filter_cfg or {}).get('filter_empty_gt', False)
+    folder = Path(data.dataset.data_prefix.get('img') or '')
+    paths = [
+        folder / name
+        for key, name in file.images.items()
+        if not (training and filtered) or key in file.with_boxes
+    ]
+    if '://' in str(data.dataset.data_prefix.get('img')):
+        return
+    if missing := missing_files(paths):
+        raise UsageError(
+            f'{data.path}: {len(missing)} of {len(paths)} images of {file.path} are '
+            f'missing, first {missing[0]}; {missing[0].parent} has '
+            f'{listed(names_in(missing[0].parent)) or "no files"}. Change '
+            f'data_prefix.img, or file_name in the file.'
+        )
+
+
+def check_evaluator_file(
+    path: str, metric: Mapping[str, Any], datasets: Sequence[Data]
+) -> None:
+    """Raise UsageError unless a metric has the annotation file of its loader.
+
+    Args:
+        path: Path of the metric in the config.
+        metric: Its settings.
+        datasets: Data sets of its loader.
+    """
+    name = metric.get('ann_file')
+    if not name or '://' in str(name) or metric.get('backend_args'):
+        return
+    if not Path(name).is_file():
+        raise UsageError(
+            f'{path}.ann_file: no such file: {name}; set it to that of the data set'
+            f'{f", {datasets[0].dataset.ann_file}" if datasets else ""}.'
+        )
+    if len(datasets) != 1 or datasets[0].settings.get('indices') is not None:
+        return
+    own = Path(getattr(datasets[0].dataset, 'ann_file', '') or '')
+    if own.suffix != '.json' or not own.is_file() or own.samefile(name):
+        return
+    images, others = (_image_names(str(x)) for x in (own, name))
+    if images is not None and others is not None and images != others:
+        raise UsageError(
+            f'{path}.ann_file={name} has other images than {own}, which '
+            f'{datasets[0].path} reads; set both to the same file.'
+        )
+
+
+def _image_names(path: str) -> set[tuple[Any, str]] | None:
+    content = json.loads(Path(path).read_text(encoding='utf-8'))
+    images = content.get('images') if isinstance(content, dict) else None
+    if images is None:
+        return None
+    return {(x.get('id'), x.get('file_name')) for x in images}
+
+
+def read_annotations(path: str) -> Annotations:
+    """Read an annotation file; UsageError says what mmdet could not read."""
+    stat = Path(path).stat()
+    return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(path: str, *changed: int) -> Annotations:
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UsageError(f'{path} is not valid JSON: {error}') from error
+    _check_keys(path, content)
+    names = {x['id']: x['name'] for x in content['categories']}
+    file = Annotations(
+        path, list(names.values()), {x['id']: x['file_name'] for x in content['images']}
+    )
+    sizes = {x['id']: (x['width'], x['height']) for x in content['images']}
+    for box, reason in _boxes(path, content['annotations'], names, sizes):
+        if reason:
+            examples = file.dropped.setdefault(reason, [])
+            examples.append(f'id {box["id"]}')
+        else:
+            file.boxes[names[box['category_id']]] += 1
+            file.with_boxes.add(box['image_id'])
+    file.corners = _are_corners(content['annotations'], sizes)
+    return file
+
+
+def _check_keys(path: str, content: Any) -> None:
+    for part, keys in NEEDED.items():
+        items = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(items, list):
+            raise UsageError(
+                f'{path} must have lists of {", ".join(NEEDED)} (COCO format); '
+                f'{part} is missing.'
+            )
+        for i, item in enumerate(items):
+            missing = [key for key in keys if key not in item]
+            if missing:
+                raise UsageError(
+                    f'{path}: {part}[{i}] has no {", ".join(missing)}; mmdet needs '
+                    f'{", ".join(keys)}.'
+                )
+        unique = 'name' if part == 'categories' else 'id'
+        twice = [x for x, n in Counter(x[unique] for x in items).items() if n > 1]
+        if twice:
+            raise UsageError(f'{path}: two {part} have the {unique} {twice[0]!r}.')
+
+
+def _boxes(
+    path: str, annotations: Sequence[Mapping], names: Mapping, sizes: Mapping
+) -> Iterator[tuple[Mapping, str]]:
+    """Yield every annotation, and why mmdet drops its box, '' if it does not."""
+    for annotation in annotations:
+        box = annotation['bbox']
+        if len(box) != 4 or not all(_is_finite(x) for x in box):
+            raise UsageError(
+                f'{path}: bbox of the annotation with id {annotation["id"]} must be '
+                f'(x, y, width, height); got {box}.'
+            )
+        if annotation['image_id'] not in sizes:
+            yield annotation, 'unknown image_id'
+        elif annotation['category_id'] not in names:
+            yield annotation, 'unknown category_id'
+        else:
+            size = sizes[annotation['image_id']]
+            yield annotation, _lost(box, annotation['area'], size)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _lost(box: Sequence[float], area: float, size: Sequence[float]) -> str:
+    """Return why CocoDataset drops a box, '' if it does not."""
+    x, y, width, height = box
+    if width < 1 or height < 1:
+        return 'width or height below 1 pixel'
+    if area <= 0:
+        return 'area of 0'
+    if min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0):
+        return 'outside the image'
+    return ''
+
+
+def _are_corners(annotations: Sequence[Mapping], sizes: Mapping) -> bool:
+    """Return whether most boxes leave their image, and all fit as corners."""
+    leaving = total = 0
+    for annotation in annotations:
+        size = sizes.get(annotation['image_id'])
+        if size is None:
+            continue
+        x, y, width, height = annotation['bbox']
+        if not (x < width <= size[0] + 1 and y < height <= size[1] + 1):
+            return False
+        total += 1
+        leaving += x + width > size[0] + 1 or y + height > size[1] + 1
+    return total >= ENOUGH_BOXES and 2 * leaving > total
+
+
+def _count(examples: Sequence[str]) -> str:
+    boxes = 'box' if len(examples) == 1 else 'boxes'
+    return f'{len(examples)} {boxes} (first {examples[0]})'

@@ -1,0 +1,36 @@
+"""Check that files of pretrained weights exist."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmsparse.errors import MissingFileError
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Raise MissingFileError unless every file of weights exists.
+
+    These are ``load_from``, and ``checkpoint`` of each ``init_cfg`` in the model.
+    """
+    paths = [
+        *_pretrained('model', cfg.get('model')),
+        ('load_from', cfg.get('load_from')),
+    ]
+    for setting, path in paths:
+        local = isinstance(path, str) and '://' not in path
+        if local and not Path(path).expanduser().exists():
+            raise MissingFileError(f'{setting}: no such file: {path}', path)
+
+
+def _pretrained(path: str, settings: Any) -> Iterator[tuple[str, Any]]:
+    """Yield path and checkpoint of every ``init_cfg`` at any depth."""
+    if isinstance(settings, (list, tuple)):
+        for i, value in enumerate(settings):
+            yield from _pretrained(f'{path}[{i}]', value)
+    elif isinstance(settings, dict):
+        if settings.get('type') == 'Pretrained':
+            yield f'{path}.checkpoint', settings.get('checkpoint')
+        for key, value in settings.items():
+            yield from _pretrained(f'{path}.{key}', value)

@@ -1,0 +1,260 @@
+"""Check crops, files and label maps of mmseg configs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv import rescale_size
+from mmengine.config import Config
+from PIL import Image
+
+from mmsparse.checks.data import Data, listed, missing_files, names_in
+from mmsparse.checks.keywords import dataset_settings, type_name
+from mmsparse.datasets.transforms import IGNORED
+from mmsparse.errors import UsageError
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+MOST_LABELS, MOST_IMAGES = 2000, 2000  # files to read
+ORIENTATION = 0x0112  # EXIF tag; above 4, width and height are exchanged
+POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
+# Transforms that keep the size of an image.
+SAME_SIZE = {'LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs', 'CheckSegLabels'}
+
+
+def check_crops(cfg: Config) -> None:
+    """Raise UsageError unless crops fit into the padded images and leave no gaps."""
+    model = cfg.get('model') or {}
+    if 'decode_head' not in model:
+        return
+    preprocessor = model.get('data_preprocessor') or {}
+    train = _pipeline(cfg.get('train_dataloader'))
+    _check_training_crop(train, preprocessor.get('size'))
+    test = model.get('test_cfg') or {}
+    if test.get('mode') == 'slide':
+        _check_windows(test)
+        pipeline = _pipeline(cfg.get('test_dataloader'))
+        padding = preprocessor.get('test_cfg') or {}
+        _check_window_size(test['crop_size'], pipeline, padding)
+
+
+def _pipeline(loader: Mapping[str, Any] | None) -> Sequence[Mapping]:
+    pipelines = (x.get('pipeline') for _, x in dataset_settings('', loader))
+    return next(filter(None, pipelines), [])
+
+
+def _check_training_crop(pipeline: Sequence[Mapping], padded: Any) -> None:
+    crops = [x['crop_size'] for x in pipeline if type_name(x) == 'RandomCrop']
+    if not crops or padded is None:
+        return
+    crop, padded = _pair(crops[-1]), _pair(padded)
+    if crop[0] > padded[0] or crop[1] > padded[1]:
+        raise UsageError(
+            f'RandomCrop: crop_size={crop} is larger than the padded image, '
+            f'model.data_preprocessor.size={padded}; set both to the same size.'
+        )
+
+
+def _check_windows(test: Mapping[str, Any]) -> None:
+    if missing := {'crop_size', 'stride'} - test.keys():
+        raise UsageError(
+            f"model.test_cfg: mode='slide' needs {' and '.join(sorted(missing))}; got "
+            f'{dict(test)}.'
+        )
+    crop, stride = _pair(test['crop_size']), _pair(test['stride'])
+    if min(stride) < 1 or stride[0] > crop[0] or stride[1] > crop[1]:
+        raise UsageError(
+            f'model.test_cfg: stride must be from 1 to crop_size={crop}, or windows '
+            f'leave gaps; got stride={stride}.'
+        )
+
+
+def _check_window_size(
+    crop: Any, pipeline: Sequence[Mapping], padding: Mapping[str, Any]
+) -> None:
+    resizes = [x for x in pipeline if type_name(x) == 'Resize' and x.get('scale')]
+    if not resizes:
+        return  # images may have any size
+    order = sorted if resizes[-1].get('keep_ratio') else tuple  # portrait or landscape
+    scale = _pair(resizes[-1]['scale'])[::-1]
+    sizes = _pair(crop), scale, _pair(padding.get('size') or 0)
+    crop, scale, sides = (tuple(order(size)) for size in sizes)
+    divisor = padding.get('size_divisor') or 1
+    largest = tuple(
+        max(-(-length // divisor) * divisor, side)
+        for length, side in zip(scale, sides, strict=True)
+    )
+    if crop[0] > largest[0] or crop[1] > largest[1]:
+        raise UsageError(
+            f'model.test_cfg: crop_size={crop} is larger than any padded image of '
+            f'the test pipeline, {largest}; reduce crop_size or increase the scale of '
+            f'Resize.'
+        )
+
+
+def check_label_maps(data: Data, training: bool) -> None:
+    """Raise UsageError unless a data set of mmseg finds all images and label maps.
+
+    Data sets that find their files in another way are not checked.
+    """
+    dataset = data.dataset
+    folder = (dataset.data_prefix or {}).get('img_path')
+    if not folder or not isinstance(dataset.img_suffix, str):
+        return
+    folder = Path(folder)
+    items = dataset.load_data_list()
+    if not items:
+        raise UsageError(
+            f'{data.loader}: no images *{dataset.img_suffix} in {folder}; found '
+            f'{listed(names_in(folder)) or "no files"}; change img_suffix or '
+            f'data_prefix.'
+        )
+    labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
+    if missing := missing_files(labels):
+        found = listed(names_in(missing[0].parent)) or 'no files'
+        raise UsageError(
+            f'{data.loader}: {len(missing)} of {len(labels)} label files are missing, '
+            f'first {missing[0]}; found {found}; change '
+            f'seg_map_suffix={dataset.seg_map_suffix!r} or add the files.'
+        )
+    if not dataset.ann_file:
+        _check_suffixes(data, folder, items)
+    _check_numbers(data)
+    if training and len(data.classes) > 1:
+        _check_values(data, labels)
+
+
+def _check_suffixes(data: Data, folder: Path, items: Sequence[Mapping]) -> None:
+    """Raise UsageError if other images than those with ``img_suffix`` have labels."""
+    suffix = data.dataset.img_suffix
+    used = {Path(item['img_path']) for item in items}
+    label_folder = data.dataset.data_prefix.get('seg_map_path')
+    unused = [
+        path
+        for path in sorted(folder.rglob('*'))
+        if path.suffix.lower() in IMAGES and path not in used
+    ]
+    if not label_folder or folder.samefile(label_folder):
+        return
+    labeled = [
+        path
+        for path in unused
+        if Path(
+            label_folder,
+            path.relative_to(folder).with_suffix(data.dataset.seg_map_suffix),
+        ).is_file()
+    ]
+    if labeled:
+        raise UsageError(
+            f'{data.path}.img_suffix={suffix!r}: {len(labeled)} of '
+            f'{len(labeled) + len(used)} labeled images in {folder} end otherwise and '
+            f'would not be used, first {labeled[0].name}; rename them to *{suffix}.'
+        )
+
+
+def _check_numbers(data: Data) -> None:
+    """Raise UsageError unless CheckSegLabels has the number of classes."""
+    count = len(data.classes)
+    for i, step in enumerate(data.settings.get('pipeline') or []):
+        if type_name(step) == 'CheckSegLabels' and step.get('num_classes') != count:
+            raise UsageError(
+                f'{data.path}.pipeline[{i}].num_classes={step.get("num_classes")}, but '
+                f'the data set has {count} classes: {listed(data.classes)}; set it to '
+                f'{count}.'
+            )
+
+
+def _check_values(data: Data, labels: Sequence[Path]) -> None:
+    """Raise UsageError if all label maps have one class, the same in all pixels.
+
+    It reads files until a second class occurs.
+    """
+    seen: set[int] = set()
+    reduced = int(bool(data.dataset.reduce_zero_label))
+    ignored = {data.dataset.ignore_index, IGNORED} | ({0} if reduced else set())
+    for number, path in enumerate(labels, start=1):
+        if number > MOST_LABELS:
+            return
+        try:
+            with Image.open(path) as image:
+                seen |= set(np.unique(np.asarray(image)).tolist())
+        except OSError:  # reported with its name when it is loaded
+            return
+        if len(seen - ignored) > 1:
+            return
+    if labels:
+        found = ', '.join(map(str, sorted(seen)))
+        raise UsageError(
+            f'{data.path}: all {len(labels)} label maps have the values {found} only, '
+            f'at most one of the {len(data.classes)} classes ({IGNORED} is ignored); '
+            f'labels must be class indices from {reduced}, for example 1 instead of '
+            f'255 in masks.'
+        )
+
+
+def check_batches(data: Data, batch_size: int) -> None:
+    """Raise UsageError if a test batch has images of different sizes.
+
+    The sizes are those after ``Resize``, read from the headers of the files. Other
+    pipelines are not checked.
+    """
+    sizes = _resized_sizes(data)
+    for start in range(0, len(sizes), batch_size):
+        batch = sizes[start : start + batch_size]
+        if len(set(batch)) > 1:
+            (height, width), (other_height, other_width) = sorted(set(batch))[:2]
+            raise UsageError(
+                f'{data.loader}.batch_size={batch_size}, but mmseg evaluates batches '
+                f'of images of one size; got {width}x{height} and '
+                f'{other_width}x{other_height} pixels in one batch. Set '
+                f'{data.loader}.batch_size=1.'
+            )
+
+
+def _resized_sizes(data: Data) -> list[tuple[int, int]]:
+    """Return height and width of all images after the pipeline; [] if unknown."""
+    pipeline = data.settings.get('pipeline') or []
+    types = [type_name(x) for x in pipeline]
+    if not set(types) <= SAME_SIZE | {'Resize'} or types.count('Resize') > 1:
+        return []
+    resize = pipeline[types.index('Resize')] if 'Resize' in types else {}
+    if resize.get('scale') and not resize.get('keep_ratio'):
+        return []
+    sizes = []
+    for item in data.dataset.load_data_list()[:MOST_IMAGES]:
+        try:
+            with Image.open(item['img_path']) as image:
+                rotated = image.getexif().get(ORIENTATION, 1) > 4
+                width, height = image.size[::-1] if rotated else image.size
+        except OSError:
+            return []
+        if resize.get('scale'):
+            width, height = rescale_size((width, height), _pair(resize['scale']))
+        sizes.append((height, width))
+    return sizes
+
+
+def check_pooling(cfg: Config) -> None:
+    """Raise UsageError for batch normalization of a single value in training.
+
+    Heads that pool to 1x1 pixels have one value per channel and image.
+    """
+    size = (cfg.get('train_dataloader') or {}).get('batch_size')
+    processes = cfg.get('launcher', 'none') != 'none'
+    for part in ('decode_head', 'auxiliary_head'):
+        heads = (cfg.get('model') or {}).get(part) or []
+        for head in [heads] if isinstance(heads, Mapping) else heads:
+            norm = type_name(head.get('norm_cfg') or {})
+            pools = type_name(head) in POOLING and 1 in head.get('pool_scales', (1,))
+            one = size == 1 and not (processes and norm == 'SyncBN')
+            if pools and one and norm in ('BN', 'SyncBN'):
+                raise UsageError(
+                    f'train_dataloader.batch_size=1: {norm} in model.{part}, '
+                    f'{type_name(head)}, would normalize a single value per channel; '
+                    f'set batch_size to at least 2, or norm_cfg to another type such '
+                    f"as dict(type='GN', num_groups=32)."
+                )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

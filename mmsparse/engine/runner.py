@@ -1,0 +1,73 @@
+"""Runner that checks a config and its data before it builds or trains anything."""
+
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmsparse.apis.config import find_host
+from mmsparse.checkpoint.mmengine import register_safe_loader
+from mmsparse.checks import check_config, check_data, check_pretrained
+from mmsparse.datasets.errors import blame_annotations
+from mmsparse.errors import config_errors
+from mmsparse.registry import RUNNERS
+
+
+@RUNNERS.register_module()
+class CheckedRunner(Runner):
+    """MMEngine's runner, which first checks the config, and the data that it uses.
+
+    A mistake raises UsageError, in one line. A config with a ``strategy`` (FSDP,
+    DeepSpeed) gets MMEngine's FlexibleRunner, after the same checks.
+    """
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Runner | FlexibleRunner:
+        """Check a config of mmdet, mmseg or mmpretrain, and build its runner."""
+        register_safe_loader()
+        host = find_host(cfg)
+        if host is not None:
+            check_config(cfg, host)
+        if 'strategy' in cfg:
+            if host is not None:
+                check_data(cfg, host, ('train_dataloader', 'val_dataloader'))
+            with config_errors():
+                return FlexibleRunner.from_cfg(cfg)
+        with config_errors():
+            return super().from_cfg(cfg)
+
+    def train(self) -> nn.Module:
+        """Check the data of training and validation, then train."""
+        check_pretrained(self.cfg)
+        self._check_data('train_dataloader', 'val_dataloader')
+        return super().train()
+
+    def val(self) -> dict[str, Any]:
+        """Check the data of the validation, then validate."""
+        self._check_data('val_dataloader')
+        return super().val()
+
+    def test(self) -> dict[str, Any]:
+        """Check the test data, then test."""
+        self._check_data('test_dataloader')
+        return super().test()
+
+    def _check_data(self, *loaders: str) -> None:
+        host = find_host(self.cfg)
+        if host is not None:
+            for note in check_data(self.cfg, host, loaders):
+                self.logger.warning(note)
+
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build a data loader; an error in an annotation file names the file."""
+        with blame_annotations(dataloader):
+            return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """Build an evaluator; an error in an annotation file names the file."""
+        with blame_annotations(evaluator):
+            return super().build_evaluator(evaluator)

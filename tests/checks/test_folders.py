@@ -1,0 +1,223 @@
+"""Class folders and label files of classifiers."""
+
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmsparse.apis import register_host
+from mmsparse.checks import check_data
+
+NAMES = ('cat', 'dog', 'horse')
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Return the config of a classifier, with a folder per class and split."""
+    register_host('mmpretrain')
+    loaders = {}
+    for split in ('train', 'val'):
+        for name in NAMES:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(tmp_path / split / name / 'a.png')
+        dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix=split)
+        loaders[f'{split}_dataloader'] = dict(dataset=dataset)
+    return Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(head=dict(type='LinearClsHead', num_classes=3)),
+            val_evaluator=dict(type='Accuracy', topk=(1,)),
+            **loaders,
+        )
+    )
+
+
+def test_right_folders_pass(folders):
+    assert check_data(folders, 'mmpretrain') == []
+
+
+@pytest.mark.parametrize('num_classes', [2, 1000])
+def test_a_head_with_another_number_of_classes_is_an_error(
+    folders, refused, num_classes
+):
+    folders.model.head.num_classes = num_classes
+
+    refused(
+        folders,
+        f'model.head.num_classes={num_classes}, but the data set of train_dataloader '
+        f'has 3 classes: cat, dog, horse. Set num_classes of every head to 3.',
+    )
+
+
+@pytest.mark.parametrize('part', ['data_preprocessor', 'model.data_preprocessor'])
+def test_mixup_with_another_number_of_classes_is_an_error(folders, refused, part):
+    mixup = dict(augments=[dict(type='Mixup', alpha=0.8)])
+    folders.merge_from_dict({f'{part}.num_classes': 1000, 'model.train_cfg': mixup})
+
+    refused(
+        folders,
+        f'{part}.num_classes=1000, which mixup needs, but the data set of '
+        f'train_dataloader has 3 classes: cat, dog, horse.',
+    )
+    folders.model.train_cfg.augments = None
+    check_data(folders, 'mmpretrain')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'val_evaluator.topk': (1, 5)}, 'val_evaluator.topk=(1, 5)'),
+        (
+            {'val_evaluator': [dict(type='Accuracy', topk=5)]},
+            'val_evaluator[0].topk=5',
+        ),
+        ({'model.head.topk': (1, 5), 'model.head.cal_acc': True}, 'model.head.topk='),
+    ],
+)
+def test_more_predictions_than_classes_are_an_error(folders, refused, options, message):
+    folders.merge_from_dict(options)
+
+    refused(folders, message)
+    refused(folders, 'but there are 3 classes; set topk=(1,).')
+
+
+def test_the_unused_topk_of_a_head_passes(folders):
+    folders.model.head.topk = (1, 5)
+
+    check_data(folders, 'mmpretrain')
+
+
+def test_a_class_folder_that_validation_lacks_is_an_error(folders, refused, tmp_path):
+    (tmp_path / 'val' / 'dog').rename(tmp_path / 'val' / 'Dog')
+
+    refused(
+        folders,
+        f'val_dataloader.dataset: {tmp_path}/val has other class folders than '
+        f'{tmp_path}/train, without dog and with Dog, which shifts the labels; create '
+        f'missing folders (they may be empty) and remove the others.',
+    )
+
+
+def test_an_empty_class_folder_is_noted_in_training_only(folders, tmp_path):
+    (tmp_path / 'val' / 'dog' / 'a.png').unlink()
+    assert check_data(folders, 'mmpretrain') == []
+
+    (tmp_path / 'train' / 'cat' / 'a.png').unlink()
+    assert check_data(folders, 'mmpretrain') == [
+        'train_dataloader.dataset: no images in the class folders cat.'
+    ]
+
+
+def test_folders_without_any_image_are_an_error(folders, refused, tmp_path):
+    folders.train_dataloader.dataset.extensions = ('.webp',)
+
+    refused(folders, f'no images in the class folders of {tmp_path}/train; extensions')
+
+
+def test_a_folder_without_class_folders_is_an_error(folders, refused, tmp_path):
+    folders.train_dataloader.dataset.data_prefix = 'train/cat'
+
+    refused(
+        folders, f'{tmp_path}/train/cat must have one folder per class; it has none'
+    )
+
+
+def test_the_recipe_of_imagenet_on_other_folders_is_an_error(
+    folders, refused, tmp_path
+):
+    folders.train_dataloader.dataset = dict(
+        type='ImageNet', data_root=str(tmp_path), data_prefix='train'
+    )
+
+    refused(
+        folders,
+        f'train_dataloader.dataset: {tmp_path}/train has 3 class folders (cat, dog, '
+        f"horse), but the data set has 1000 classes; use type='CustomDataset', which",
+    )
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (('cat', 'dog'), 'has 2 classes; correct metainfo.classes'),
+        (
+            ('dog', 'cat', 'horse'),
+            'metainfo.classes must be in the order of the folders, cat, dog, horse, '
+            'which numbers them; got dog, cat, horse.',
+        ),
+    ],
+)
+def test_names_that_contradict_the_folders_are_an_error(
+    folders, refused, classes, message
+):
+    folders.train_dataloader.dataset.metainfo = dict(classes=classes)
+
+    refused(folders, message)
+
+
+def test_other_names_for_the_folders_pass(folders):
+    for loader in (folders.train_dataloader, folders.val_dataloader):
+        loader.dataset.metainfo = dict(classes=('Katze', 'Hund', 'Pferd'))
+
+    check_data(folders, 'mmpretrain')
+
+
+@pytest.fixture
+def listed(folders, tmp_path):
+    """Return the config with a list of files and labels for training."""
+    (tmp_path / 'train.txt').write_text('cat/a.png 0\ndog/a.png 1\nhorse/a.png 2\n')
+    folders.train_dataloader.dataset.update(
+        ann_file='train.txt', metainfo=dict(classes=NAMES)
+    )
+    return folders
+
+
+def test_right_labels_pass(listed):
+    assert check_data(listed, 'mmpretrain') == []
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            'cat/a.png 1\nhorse/a.png 3\n',
+            'has the label 3, but there are 3 classes: labels must be from 0 to 2.',
+        ),
+        (
+            'cat/a.png cat\n',
+            "line 1: must be FILE LABEL, with an integer from 0; got '",
+        ),
+        ('\n', 'train.txt is empty.'),
+    ],
+)
+def test_wrong_labels_are_an_error(listed, refused, tmp_path, text, message):
+    (tmp_path / 'train.txt').write_text(text)
+
+    refused(listed, message)
+
+
+def test_labels_that_never_occur_are_noted(listed, tmp_path):
+    (tmp_path / 'train.txt').write_text('cat/a.png 0\ndog/a.png 1\n')
+
+    assert check_data(listed, 'mmpretrain') == [
+        'train_dataloader.dataset: no image of the classes horse.'
+    ]
+
+
+def test_a_missing_folder_is_named(folders, refused, tmp_path):
+    folders.train_dataloader.dataset.data_prefix = 'training'
+
+    refused(folders, f'no such folder: {tmp_path}/training; {tmp_path} has train, val')
+
+
+def test_data_that_are_downloaded_pass(tmp_path):
+    register_host('mmpretrain')
+    dataset = dict(type='CIFAR10', data_root=str(tmp_path / 'none'), split='train')
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(head=dict(type='LinearClsHead', num_classes=10)),
+            train_dataloader=dict(dataset=dataset),
+        )
+    )
+
+    assert check_data(cfg, 'mmpretrain') == []

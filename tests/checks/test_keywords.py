@@ -1,0 +1,219 @@
+"""Types and arguments of everything that a config names; each mistake is one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmsparse.apis import register_host
+from mmsparse.apis.config import read_file
+from mmsparse.checks.keywords import check_keywords
+from mmsparse.checks.signatures import parameters
+from mmsparse.errors import UsageError
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+# A config of each library, and mistakes in it: options, and the start of the message.
+CONFIG = {
+    'mmpretrain': 'biformer/biformer-nano_1xb32-9e_digits.py',
+    'mmdet': 'biformer/atss_biformer-pico_1xb8-6e_digits.py',
+    'mmseg': 'biformer/upernet_biformer-nano_1xb8-1600i_digits.py',
+}
+MISTAKES = [
+    (
+        'mmpretrain',
+        {'train_dataloader.dataset.split': 'train'},
+        "train_dataloader.dataset.split='train' is not an argument of CustomDataset; it "
+        'takes ann_file, classes, data_prefix, ',
+    ),
+    (
+        'mmpretrain',
+        {'model.backbone.topks': (1, 2, 4, None)},
+        'model.backbone.topks=(1, 2, 4, None) is a setting of the architecture; write '
+        "arch=dict(_delete_=True, base='nano', topks=(1, 2, 4, None)).",
+    ),
+    (
+        'mmpretrain',
+        {'model.backbone': dict(type='BiFormer', _delete_=True)},
+        "model.backbone.type='BiFormer' is not known to mmpretrain; write "
+        "'mmsparse.BiFormer'.",
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.optimizer.learning_rate': 1},
+        'optim_wrapper.optimizer.learning_rate=1 is not an argument of AdamW; it takes ',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.grad_clip': dict(max_norm=1)},
+        "optim_wrapper.grad_clip={'max_norm': 1} is not an argument of OptimWrapper; did "
+        'you mean clip_grad?',
+    ),
+    (
+        'mmpretrain',
+        {'param_scheduler.0.warmup': 5},
+        'param_scheduler[0].warmup=5 is not an argument of LinearLR; it takes begin, ',
+    ),
+    (
+        'mmpretrain',
+        {'train_dataloader.batchsize': 4},
+        'train_dataloader.batchsize=4 is not an argument of a data loader; did you mean '
+        'batch_size?',
+    ),
+    (
+        'mmpretrain',
+        {'val_evaluator.top_k': 1},
+        'val_evaluator.top_k=1 is not an argument of Accuracy; did you mean topk?',
+    ),
+    (
+        'mmdet',
+        {'train_dataloader.dataset.pipeline.1.with_boxes': True},
+        'train_dataloader.dataset.pipeline[1].with_boxes=True is not an argument of '
+        'LoadAnnotations; did you mean with_bbox?',
+    ),
+    (
+        'mmdet',
+        {'train_dataloader.dataset.pipeline.1.type': 'LoadAnotations'},
+        "train_dataloader.dataset.pipeline[1].type='LoadAnotations' is not known to "
+        "mmdet; did you mean 'LoadAnnotations'? Otherwise import your module by ",
+    ),
+    (
+        'mmdet',
+        {'train_dataloader.dataset.annotation': 'a.json'},
+        "train_dataloader.dataset.annotation='a.json' is not an argument of CocoDataset",
+    ),
+    (
+        'mmdet',
+        {'model.bbox_head.classes': 3},
+        'model.bbox_head.classes=3 is not an argument of ATSSHead; did you mean '
+        'num_classes?',
+    ),
+    (
+        'mmdet',
+        {'val_evaluator.classwis': True},
+        'val_evaluator.classwis=True is not an argument of CocoMetric; did you mean '
+        'classwise?',
+    ),
+    (
+        'mmdet',
+        {'custom_hooks.0.interval': 5},
+        'custom_hooks[0].interval=5 is not an argument of SafeCheckpoints',
+    ),
+    (
+        'mmdet',
+        {'train_cfg.max_epoch': 5},
+        'train_cfg.max_epoch=5 is not an argument of EpochBasedTrainLoop; did you mean '
+        'max_epochs?',
+    ),
+    (
+        'mmdet',
+        {'train_dataloader.sampler.shufle': True},
+        'train_dataloader.sampler.shufle=True is not an argument of DefaultSampler; did '
+        'you mean shuffle?',
+    ),
+    (
+        'mmdet',
+        {'train_dataloader.dataset': dict(type='RepeatDataset', _delete_=True)},
+        'train_dataloader.dataset: RepeatDataset needs times; got type.',
+    ),
+    (
+        'mmseg',
+        {'train_dataloader.dataset.ann_files': 'a.txt'},
+        "train_dataloader.dataset.ann_files='a.txt' is not an argument of "
+        'BaseSegDataset; did you mean ann_file?',
+    ),
+    (
+        'mmseg',
+        {'default_hooks.logger.intervall': 5},
+        'default_hooks.logger.intervall=5 is not an argument of LoggerHook; did you mean '
+        'interval?',
+    ),
+    (
+        'mmseg',
+        {'model.decode_head.pool_scale': (1, 2)},
+        'model.decode_head.pool_scale=(1, 2) is not an argument of UPerHead; did you '
+        'mean pool_scales?',
+    ),
+    (
+        'mmseg',
+        {'visualizer.vis_backends.0.type': 'TensorBoardVisBackend'},
+        "visualizer.vis_backends[0].type='TensorBoardVisBackend' is not known to mmseg; "
+        "did you mean 'TensorboardVisBackend'?",
+    ),
+]
+
+
+@pytest.fixture(scope='module')
+def configs():
+    for host in CONFIG:
+        register_host(host)
+    return {host: read_file(str(CONFIGS / path)) for host, path in CONFIG.items()}
+
+
+@pytest.mark.parametrize(
+    ('host', 'options', 'message'), MISTAKES, ids=[str([*x[1]][0]) for x in MISTAKES]
+)
+def test_a_mistake_is_named_with_its_path(configs, host, options, message):
+    cfg = Config(configs[host].to_dict())
+    cfg.merge_from_dict(options)
+
+    with pytest.raises(UsageError, match=f'^{re.escape(message)}') as info:
+        check_keywords(cfg, host)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('host', CONFIG)
+def test_a_right_config_passes_and_stays_as_it_is(configs, host):
+    before = configs[host].pretty_text
+
+    check_keywords(configs[host], host)
+
+    assert configs[host].pretty_text == before
+
+
+def test_transforms_in_transforms_are_checked_but_not_those_of_albumentations(configs):
+    cfg = Config(configs['mmdet'].to_dict())
+    flip = dict(type='RandomFlip', probability=0.5)
+    cfg.train_dataloader.dataset.pipeline.append(
+        dict(type='RandomApply', transforms=[flip])
+    )
+
+    with pytest.raises(
+        UsageError, match=r'pipeline\[3\]\.transforms\[0\]\.probability'
+    ):
+        check_keywords(cfg, 'mmdet')
+
+    albu = dict(type='Albu', transforms=[dict(type='RandomBrightness', limit=1)])
+    cfg.train_dataloader.dataset.pipeline[-1] = albu
+    check_keywords(cfg, 'mmdet')
+
+
+class Base:
+    def __init__(self, a, b=1):
+        self.sum = a + b
+
+
+class Forwards(Base):
+    def __init__(self, c=2, **kwargs):
+        self.c = c
+        super().__init__(**kwargs)
+
+
+class Uses(Base):
+    def __init__(self, **kwargs):
+        self.d = kwargs.pop('d', 0)
+        super().__init__(**kwargs)
+
+
+class Skips(Forwards):
+    def __init__(self, **kwargs):
+        super(Forwards, self).__init__(**kwargs)
+
+
+def test_forwarded_keywords_are_those_of_the_parent():
+    assert parameters(Forwards).keys() == {'a', 'b', 'c'}
+
+
+@pytest.mark.parametrize('cls', [Uses, Skips])
+def test_keywords_that_are_used_otherwise_are_unknown(cls):
+    assert parameters(cls) is None
