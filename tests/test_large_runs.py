@@ -73,7 +73,7 @@ def test_deepspeed_uses_the_optimizer_of_the_recipe(tmp_path):
 
     cfg = read_config(str(config))
 
-    assert cfg.runner_type == 'FlexibleRunner'
+    assert cfg.strategy.type == 'DeepSpeedStrategy'
     assert cfg.strategy.zero_optimization.stage == 3
     assert set(cfg.optim_wrapper) == {'type', 'optimizer', 'paramwise_cfg'}
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'

@@ -12,7 +12,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmsparse.apis import build_model, check_data, read_config
+from mmsparse.apis import build_model, read_config
+from mmsparse.checks import check_data
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def test_a_model_learns_from_the_data_of_the_recipe(
     block = block.replace('data/mine', f'{tmp_path}/mine')
     path.write_text(block.replace("'configs/", f"'{ROOT}/configs/"))
     cfg = read_config(str(path))
-    check_data(cfg)
+    assert check_data(cfg, cfg.default_scope) == []
 
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         train, val = (

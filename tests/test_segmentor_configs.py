@@ -12,7 +12,8 @@ from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 
-from mmsparse.apis import build_model, check_data, read_config
+from mmsparse.apis import build_model, read_config
+from mmsparse.checks import check_data
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = {path.stem: path for path in CONFIGS.glob('[!_]*/*_ade20k-512x512.py')}
@@ -69,7 +70,7 @@ def small(small_digits):
         for key in ('tta_pipeline', 'flip_pipeline'):
             shrink_images(cfg[key])
         cfg.train_dataloader.batch_size = 2
-        check_data(cfg)
+        check_data(cfg, 'mmseg')
         return cfg
 
     with DefaultScope.overwrite_default_scope('mmseg'):

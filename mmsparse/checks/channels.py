@@ -58,9 +58,9 @@ def _fitting(settings: Mapping[str, Any], returned: list[int]) -> Any:
         return None  # the head itself reports it
 
 
-def _backbone_channels(settings: Mapping[str, Any]) -> list[int]:
+def _backbone_channels(settings: Any) -> list[int]:
     """Return the channels of mmsparse's backbones, an empty list for any other."""
-    cls = settings.get('type')
+    cls = settings.get('type') if isinstance(settings, Mapping) else None
     if isinstance(cls, str):
         scope, _, name = cls.partition('.')
         cls = MODELS.get(name) if scope == MODELS.scope else None

@@ -25,11 +25,6 @@ def test_a_classifier_normalizes_as_its_config_says():
     ('change', 'message'),
     [
         ({'backbone.arch': 'huge'}, r"BiFormer: arch must be one of .*; got 'huge'"),
-        ({'backbone.depth': 1}, r"TypeError: .*unexpected .* 'depth' \(.*, line \d+\)"),
-        (
-            {'backbone.type': 'BiFormer'},
-            r'KeyError: .BiFormer is not in the mmpretrain',
-        ),
         (
             {'head.num_classes': '2'},
             r'LinearClsHead: TypeError: .* \(.*linear_head\.py',
@@ -37,7 +32,7 @@ def test_a_classifier_normalizes_as_its_config_says():
         ({'head': 3}, 'TypeError: .*int'),
         ({'backbone': 3}, 'TypeError: .*int'),
     ],
-    ids=['value', 'name', 'type', 'class', 'no dict', 'no backbone'],
+    ids=['value', 'class', 'no dict', 'no backbone'],
 )
 def test_an_invalid_setting_is_an_error_in_one_line(change, message):
     options = {f'model.{key}': value for key, value in change.items()}

@@ -1,23 +1,22 @@
 """Damaged and unusual images and labels in datasets of mmdet, mmseg and mmpretrain."""
 
 import json
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from PIL import Image
 
 from mmsparse.apis import register_host
 from mmsparse.datasets.errors import (
     SampleError,
+    blame_annotations,
     blame_files,
     check_image,
-    name_annotation_files,
     name_sample_files,
 )
+from mmsparse.engine.runner import CheckedRunner
 
 RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
 GRAY = np.asarray(RGB.convert('L'))
@@ -88,10 +87,6 @@ FAULTS = {
 
 def load(host, dataset, workers=0):
     """Return all batches of a dataset, as a training loads them."""
-    runner = SimpleNamespace(
-        build_dataloader=Runner.build_dataloader, build_evaluator=None
-    )
-    name_annotation_files(runner)
     register_host(host)
     with DefaultScope.overwrite_default_scope(host):
         settings = dict(
@@ -100,7 +95,7 @@ def load(host, dataset, workers=0):
             dataset=dataset,
             sampler=dict(type='DefaultSampler', shuffle=False),
         )
-        loader = runner.build_dataloader(settings)
+        loader = CheckedRunner.build_dataloader(settings)
     for _ in range(2):  # the second call changes nothing
         name_sample_files(loader.dataset)
     return list(loader)
@@ -311,14 +306,11 @@ def test_good_data_stay_unchanged(tmp_path):
 
 
 def test_the_annotations_of_a_metric_are_named():
-    def fail(settings):
+    with (
+        pytest.raises(SampleError, match=r"^val\.json: KeyError: 'images'"),
+        blame_annotations([dict(type='CocoMetric', ann_file='val.json')]),
+    ):
         raise KeyError('images')
-
-    made = SimpleNamespace(build_dataloader=None, build_evaluator=fail)
-    name_annotation_files(made)
-
-    with pytest.raises(SampleError, match=r"^val\.json: KeyError: 'images'"):
-        made.build_evaluator([dict(type='CocoMetric', ann_file='val.json')])
 
 
 def test_an_error_that_names_the_file_is_unchanged():
