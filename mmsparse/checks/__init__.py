@@ -16,10 +16,11 @@ from mmsparse.checks.classes import (
     Classes,
     check_heads,
     check_same_classes,
+    has_fixed_classes,
     metrics_of,
 )
 from mmsparse.checks.coco import check_coco, check_evaluator_file, uses_coco_files
-from mmsparse.checks.data import Data, check_files, listed, read_datasets
+from mmsparse.checks.data import Data, listed, read_datasets
 from mmsparse.checks.folders import (
     check_same_folders,
     class_folders,
@@ -68,9 +69,8 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     found = {name: read_datasets(cfg, host, name) for name in loaders}
     notes, classes = [], []
     for name, datasets in found.items():
-        local = [x for x in datasets if x.is_local and not x.downloads_itself]
+        local = [x for x in datasets if x.is_local]
         for data in local:
-            check_files(data)
             with DefaultScope.overwrite_default_scope(host):
                 notes += _check_content(data, library.DATASETS)
         classes += _classes(datasets, local, library.DATASETS)
@@ -82,10 +82,10 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
         for path, metric in metrics_of(cfg, evaluator):
             check_evaluator_file(path, metric, local)
     _check_folders(found, library.DATASETS)
-    for other in classes[1:]:
-        check_same_classes(classes[0], other)
-    for known in classes[:1]:
-        check_heads(cfg, known, host, library.MODELS)
+    if classes and has_fixed_classes(cfg.get('model')):
+        for other in classes[1:]:
+            check_same_classes(classes[0], other)
+        check_heads(cfg, classes[0], host, library.MODELS)
     return notes
 
 
@@ -146,15 +146,12 @@ def _check_folders(found: dict[str, list[Data]], datasets: Registry) -> None:
 def _classes(
     datasets: Sequence[Data], local: Sequence[Data], registry: Registry
 ) -> list[Classes]:
-    """Return the classes of every data set that has names for them."""
-    names = (
-        data.classes
-        or (
-            class_folders(data)
-            if data in local and uses_class_folders(data, registry)
-            else ()
-        )
-        for data in datasets
-    )
-    pairs = zip(datasets, names, strict=True)
-    return [Classes.of(data, known) for data, known in pairs if known]
+    """Return the classes of every data set of images that has names for them."""
+    found = []
+    for data in datasets:
+        names = data.classes
+        if not names and data in local and uses_class_folders(data, registry):
+            names = class_folders(data)
+        if names and not data.has_videos:
+            found.append(Classes.of(data, names))
+    return found

@@ -14,8 +14,8 @@ from mmsparse.errors import UsageError
 
 # Parts of a model whose num_classes is not that of the data.
 OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head', 'data_preprocessor')
-# Heads that know the classes of images by their text.
-TEXT = ('GroundingDINO', 'GLIP', 'GroundingDINOHead', 'ATSSVLFusionHead')
+OTHER_HEADS = ('STDCHead',)  # of boundaries
+TEXT = ('GroundingDINO', 'GLIP')  # models that know classes by their text
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Classes:
         things = metainfo.get('thing_classes') or names
         stuff = metainfo.get('stuff_classes') or ()
         return cls(data.loader, names, len(things), len(stuff))
+
+
+def has_fixed_classes(model: Any) -> bool:
+    """Return whether the classes of a model are those of its training data."""
+    return type_name(model or {}) not in TEXT
 
 
 def check_same_classes(train: Classes, other: Classes) -> None:
@@ -67,8 +72,6 @@ def check_heads(cfg: Config, classes: Classes, host: str, models: Registry) -> N
         models: Its registry of models.
     """
     model = cfg.get('model') or {}
-    if type_name(model) in TEXT:
-        return
     with DefaultScope.overwrite_default_scope(host):
         for path, head in _heads('model', model):
             for name, value in _numbers(head, models):
@@ -104,7 +107,7 @@ def _heads(path: str, settings: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _heads(f'{path}[{i}]', item)
     elif isinstance(settings, Mapping):
         last = path.rpartition('.')[2]
-        if 'head' in last and 'type' in settings:
+        if 'head' in last and type_name(settings) not in (*OTHER_HEADS, 'None'):
             yield path, settings
         for key, value in settings.items():
             if key not in OTHER_CLASSES and isinstance(value, (Mapping, list, tuple)):
@@ -115,8 +118,6 @@ def _numbers(head: Mapping[str, Any], models: Registry) -> Iterator[tuple[str, i
     """Yield numbers of classes of a head: those of the config, else the defaults."""
     cls = find_class(models, head.get('type'))
     accepted = (parameters(cls) if cls is not None else None) or {}
-    if type_name(head) in TEXT:
-        return
     for name in ('num_classes', 'num_things_classes', 'num_stuff_classes'):
         default = getattr(accepted.get(name), 'default', None)
         value = head.get(name, default)

@@ -33,33 +33,33 @@ class Data:
 
     @property
     def is_local(self) -> bool:
-        """Whether its files are in the file system of this machine."""
-        backend = (self.settings.get('backend_args') or {}).get('backend', 'local')
-        if backend != 'local':
-            return False
-        roots = (self.settings.get('data_root'), self.settings.get('ann_file'))
-        return not any('://' in str(root) for root in roots)
+        """Whether its files must be in the file system of this machine."""
+        return _is_local(type(self.dataset), self.settings)
 
     @property
-    def downloads_itself(self) -> bool:
-        """Whether the class downloads its files when they are missing."""
-        return getattr(self.dataset, 'download', False)
+    def has_videos(self) -> bool:
+        """Whether it is one of mmdet's for tracking, which have other classes."""
+        return any(x.__name__ == 'BaseVideoDataset' for x in type(self.dataset).__mro__)
 
 
 def read_datasets(cfg: Config, host: str, loader: str) -> list[Data]:
     """Build the data sets of a loader, also those in wrappers, without their files.
 
-    Classes that do not derive from MMEngine's ``BaseDataset`` are skipped.
+    MissingFileError is raised unless root, annotation file and folders exist. Classes
+    that do not derive from MMEngine's ``BaseDataset`` are skipped.
     """
     datasets = importlib.import_module(f'{host}.registry').DATASETS
     found = []
     with DefaultScope.overwrite_default_scope(host):
         for path, settings in dataset_settings(loader, cfg.get(loader)):
             cls = find_class(datasets, settings.get('type'))
-            if cls is not None and issubclass(cls, BaseDataset):
-                _check_metainfo(path, settings.get('metainfo'))
-                built = _build(cls, path, settings)
-                found.append(Data(loader, path, settings, built))
+            if cls is None or not issubclass(cls, BaseDataset):
+                continue
+            _check_metainfo(path, settings.get('metainfo'))
+            if _is_local(cls, settings):
+                _check_paths(loader, path, settings)
+            built = _build(cls, path, settings)
+            found.append(Data(loader, path, settings, built))
     return found
 
 
@@ -102,28 +102,37 @@ def _check_metainfo(path: str, metainfo: Any) -> None:
         raise UsageError(f'{path}.metainfo.classes has {twice[0]!r} twice.')
 
 
-def check_files(data: Data) -> None:
-    """Raise MissingFileError unless folders and annotation file of a data set exist."""
-    root = data.settings.get('data_root')
-    if root and not Path(root).expanduser().exists():
+def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:
+    if 'download' in (parameters(cls) or ()) and settings.get('download', True):
+        return False
+    backend = (settings.get('backend_args') or {}).get('backend', 'local')
+    roots = (settings.get('data_root'), settings.get('ann_file'))
+    return backend == 'local' and not any('://' in str(root) for root in roots)
+
+
+def _check_paths(loader: str, path: str, settings: Mapping[str, Any]) -> None:
+    """Raise MissingFileError unless root, annotation file and folders exist."""
+    root = Path(settings.get('data_root') or '').expanduser()
+    if not root.exists():
         raise MissingFileError(
-            f'{data.loader}: no data at {root}; put the data there or change '
-            f'{data.path}.data_root.',
-            root,
+            f'{loader}: no data at {root}; put the data there or change '
+            f'{path}.data_root.',
+            str(root),
         )
-    name = getattr(data.dataset, 'ann_file', '')
-    if isinstance(name, str) and name and not Path(name).exists():
+    name = settings.get('ann_file')
+    if name and isinstance(name, str) and not (root / name).exists():
         raise MissingFileError(
-            f'{data.path}.ann_file: no such file: {name}; {near(Path(name))}.', name
+            f'{path}.ann_file: no such file: {root / name}; {near(root / name)}.',
+            str(root / name),
         )
-    prefix = getattr(data.dataset, 'data_prefix', {})
-    for key, folder in prefix.items() if isinstance(prefix, Mapping) else ():
-        used = key in IMAGE_FOLDERS and isinstance(folder, str) and folder
-        if used and not Path(folder).is_dir():
+    prefix = settings.get('data_prefix')
+    for key, name in prefix.items() if isinstance(prefix, Mapping) else ():
+        used = key in IMAGE_FOLDERS and isinstance(name, str) and '://' not in name
+        if used and not (root / name).is_dir():
             raise MissingFileError(
-                f'{data.path}.data_prefix.{key}: no such folder: {folder}; '
-                f'{near(Path(folder))}.',
-                folder,
+                f'{path}.data_prefix.{key}: no such folder: {root / name}; '
+                f'{near(root / name)}.',
+                str(root / name),
             )
 
 

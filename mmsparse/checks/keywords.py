@@ -194,7 +194,7 @@ def _raise_unknown_type(place: Place, name: str, registry: Registry, host: str) 
     advice = f'did you mean {close[0]!r}? Otherwise ' if close else ''
     raise UsageError(
         f'{place.path}.type={name!r} is not known to {host}; {advice}import your '
-        f'module by custom_imports.'
+        f'module by custom_imports, or install what it needs.'
     )
 
 

@@ -17,8 +17,6 @@ OLD = {
     'log_config': 'default_hooks.logger and visualizer',
     'evaluation': 'val_evaluator and train_cfg.val_interval',
     'total_epochs': 'train_cfg.max_epochs',
-    'data.samples_per_gpu': 'train_dataloader.batch_size',
-    'data.workers_per_gpu': 'train_dataloader.num_workers',
     'data.train': 'train_dataloader.dataset',
 }
 

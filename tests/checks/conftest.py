@@ -26,7 +26,8 @@ def refused():
 
 @pytest.fixture
 def pets(tmp_path):
-    """Return the config of a detector, with images of pets and boxes of three classes."""
+    """Return the config of a detector, with images of pets and "
+    "boxes of three classes."""
     register_host('mmdet')
     for split in ('train', 'val'):
         (tmp_path / split).mkdir()

@@ -51,7 +51,8 @@ def test_missing_metainfo_is_an_error_with_the_names_to_set(pets, refused, tmp_p
 
     refused(
         pets,
-        f'train_dataloader.dataset.metainfo: not set, so that its classes are the 80 of '
+        f'train_dataloader.dataset.metainfo: not set, so that its '
+        f'classes are the 80 of '
         f'CocoDataset, but {tmp_path}/train.json has cat, dog, horse; set '
         f"metainfo=dict(classes=('cat', 'dog', 'horse')) for every data set.",
     )
@@ -235,7 +236,8 @@ def test_missing_images_are_counted_and_the_first_is_named(pets, refused, tmp_pa
 
     refused(
         pets,
-        f'train_dataloader.dataset: 1 of 3 images of {tmp_path}/train.json are missing, '
+        f'train_dataloader.dataset: 1 of 3 images of '
+        f'{tmp_path}/train.json are missing, '
         f'first {tmp_path}/train/b.jpg; {tmp_path}/train has a.jpg, b.jpeg, c.jpg. '
         f'Change data_prefix.img, or file_name in the file.',
     )

@@ -23,7 +23,8 @@ MISTAKES = [
     (
         'mmpretrain',
         {'train_dataloader.dataset.split': 'train'},
-        "train_dataloader.dataset.split='train' is not an argument of CustomDataset; it "
+        "train_dataloader.dataset.split='train' is not an argument "
+        'of CustomDataset; it '
         'takes ann_file, classes, data_prefix, ',
     ),
     (
@@ -41,12 +42,14 @@ MISTAKES = [
     (
         'mmpretrain',
         {'optim_wrapper.optimizer.learning_rate': 1},
-        'optim_wrapper.optimizer.learning_rate=1 is not an argument of AdamW; it takes ',
+        'optim_wrapper.optimizer.learning_rate=1 is not an argument '
+        'of AdamW; it takes ',
     ),
     (
         'mmpretrain',
         {'optim_wrapper.grad_clip': dict(max_norm=1)},
-        "optim_wrapper.grad_clip={'max_norm': 1} is not an argument of OptimWrapper; did "
+        "optim_wrapper.grad_clip={'max_norm': 1} is not an argument "
+        'of OptimWrapper; did '
         'you mean clip_grad?',
     ),
     (
@@ -57,7 +60,8 @@ MISTAKES = [
     (
         'mmpretrain',
         {'train_dataloader.batchsize': 4},
-        'train_dataloader.batchsize=4 is not an argument of a data loader; did you mean '
+        'train_dataloader.batchsize=4 is not an argument of a data '
+        'loader; did you mean '
         'batch_size?',
     ),
     (
@@ -80,7 +84,8 @@ MISTAKES = [
     (
         'mmdet',
         {'train_dataloader.dataset.annotation': 'a.json'},
-        "train_dataloader.dataset.annotation='a.json' is not an argument of CocoDataset",
+        "train_dataloader.dataset.annotation='a.json' is not an "
+        'argument of CocoDataset',
     ),
     (
         'mmdet',
@@ -108,7 +113,8 @@ MISTAKES = [
     (
         'mmdet',
         {'train_dataloader.sampler.shufle': True},
-        'train_dataloader.sampler.shufle=True is not an argument of DefaultSampler; did '
+        'train_dataloader.sampler.shufle=True is not an argument of '
+        'DefaultSampler; did '
         'you mean shuffle?',
     ),
     (
@@ -125,7 +131,8 @@ MISTAKES = [
     (
         'mmseg',
         {'default_hooks.logger.intervall': 5},
-        'default_hooks.logger.intervall=5 is not an argument of LoggerHook; did you mean '
+        'default_hooks.logger.intervall=5 is not an argument of '
+        'LoggerHook; did you mean '
         'interval?',
     ),
     (
@@ -137,7 +144,8 @@ MISTAKES = [
     (
         'mmseg',
         {'visualizer.vis_backends.0.type': 'TensorBoardVisBackend'},
-        "visualizer.vis_backends[0].type='TensorBoardVisBackend' is not known to mmseg; "
+        "visualizer.vis_backends[0].type='TensorBoardVisBackend' is "
+        'not known to mmseg; '
         "did you mean 'TensorboardVisBackend'?",
     ),
 ]

@@ -47,7 +47,7 @@ def test_any_schedule_by_epoch_passes():
     ('settings', 'new'),
     [
         (dict(lr_config=dict(policy='step')), 'param_scheduler'),
-        (dict(data=dict(samples_per_gpu=2)), r'train_dataloader\.batch_size'),
+        (dict(data=dict(train=dict())), r'train_dataloader\.dataset'),
         (dict(evaluation=dict(interval=1)), 'val_evaluator'),
         (dict(total_epochs=12), r'train_cfg\.max_epochs'),
     ],
