@@ -5,7 +5,8 @@ the setting, what it must be and the value given. A check that cannot know is si
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
@@ -19,7 +20,12 @@ from mmsparse.checks.classes import (
     has_fixed_classes,
     metrics_of,
 )
-from mmsparse.checks.coco import check_coco, check_evaluator_file, uses_coco_files
+from mmsparse.checks.coco import (
+    check_coco,
+    check_evaluator_file,
+    check_queries,
+    uses_coco_files,
+)
 from mmsparse.checks.data import Data, listed, read_datasets
 from mmsparse.checks.folders import (
     check_same_folders,
@@ -29,8 +35,8 @@ from mmsparse.checks.folders import (
     uses_class_folders,
     uses_label_file,
 )
-from mmsparse.checks.keywords import LOADERS, check_keywords
-from mmsparse.checks.pretrained import check_pretrained
+from mmsparse.checks.keywords import LOADERS, check_keywords, type_name
+from mmsparse.checks.pretrained import check_pretrained, untrained_norms
 from mmsparse.checks.schedule import check_schedule
 from mmsparse.checks.voc import check_xml, uses_xml_files
 from mmsparse.errors import UsageError
@@ -68,11 +74,13 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     library = importlib.import_module(f'{host}.registry')
     found = {name: read_datasets(cfg, host, name) for name in loaders}
     notes, classes = [], []
+    if LOADERS[0] in loaders:
+        notes += untrained_norms(cfg)
     for name, datasets in found.items():
         local = [x for x in datasets if x.is_local]
         for data in local:
             with DefaultScope.overwrite_default_scope(host):
-                notes += _check_content(data, library.DATASETS)
+                notes += _check_content(data, library.DATASETS, cfg)
         classes += _classes(datasets, local, library.DATASETS)
         batch_size = cfg[name].get('batch_size') if name in cfg else None
         if host == 'mmseg' and name != LOADERS[0] and (batch_size or 1) > 1:
@@ -81,6 +89,8 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
         evaluator = name.replace('dataloader', 'evaluator')
         for path, metric in metrics_of(cfg, evaluator):
             check_evaluator_file(path, metric, local)
+            if type_name(metric) == 'IoUMetric':
+                _check_named(path, datasets)
     _check_folders(found, library.DATASETS)
     if classes and has_fixed_classes(cfg.get('model')):
         for other in classes[1:]:
@@ -89,11 +99,12 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     return notes
 
 
-def _check_content(data: Data, datasets: Registry) -> list[str]:
+def _check_content(data: Data, datasets: Registry, cfg: Config) -> list[str]:
     """Check the files of a data set, and return notes."""
     training = data.loader == LOADERS[0]
     if uses_coco_files(data, datasets):
-        return check_coco(data, training)
+        notes = check_coco(data, training)
+        return notes + check_queries(data, cfg.get('model') or {})
     if uses_xml_files(data, datasets):
         return check_xml(data, training)
     if hasattr(data.dataset, 'seg_map_suffix') and hasattr(data.dataset, 'img_suffix'):
@@ -101,7 +112,7 @@ def _check_content(data: Data, datasets: Registry) -> list[str]:
     if uses_class_folders(data, datasets):
         return _check_class_folders(data, training)
     if uses_label_file(data, datasets):
-        return _check_label_file(data, training)
+        return _check_label_file(data, training, cfg.get('model') or {})
     return []
 
 
@@ -118,18 +129,30 @@ def _check_class_folders(data: Data, training: bool) -> list[str]:
     return []
 
 
-def _check_label_file(data: Data, training: bool) -> list[str]:
+def _check_label_file(
+    data: Data, training: bool, model: Mapping[str, Any]
+) -> list[str]:
     labels, names = read_labels(data), data.classes
-    if names and max(labels) >= len(names):
+    number = len(names) or (model.get('head') or {}).get('num_classes')
+    if type(number) is int and max(labels) >= number:
         raise UsageError(
             f'{data.path}.ann_file: {data.dataset.ann_file} has the label '
-            f'{max(labels)}, but there are {len(names)} classes: labels must be from 0 '
-            f'to {len(names) - 1}.'
+            f'{max(labels)}, but there are {number} classes: labels must be from 0 to '
+            f'{number - 1}.'
         )
     unused = [name for i, name in enumerate(names) if i not in set(labels)]
     if training and unused:
         return [f'{data.path}: no image of the classes {listed(unused, 10)}.']
     return []
+
+
+def _check_named(metric: str, datasets: Sequence[Data]) -> None:
+    for data in datasets:
+        if not data.classes:
+            raise UsageError(
+                f'{data.path}.metainfo has no classes, which {metric} needs; set '
+                f'metainfo=dict(classes=(...)) for every data set.'
+            )
 
 
 def _check_folders(found: dict[str, list[Data]], datasets: Registry) -> None:

@@ -32,7 +32,7 @@ class Annotations:
     categories: list[str]  # names in the order of the file
     images: dict[Any, str]  # file names by id
     boxes: Counter[str] = field(default_factory=Counter)  # usable ones by category
-    with_boxes: set[Any] = field(default_factory=set)  # ids of images
+    per_image: Counter[Any] = field(default_factory=Counter)  # by id of the image
     dropped: dict[str, list[str]] = field(default_factory=dict)  # boxes by reason
     corners: bool = False  # bbox is (x1, y1, x2, y2)
 
@@ -83,6 +83,20 @@ def check_coco(data: Data, training: bool) -> list[str]:
     return notes
 
 
+def check_queries(data: Data, model: Mapping[str, Any]) -> list[str]:
+    """Return a note if an image has more boxes than a DETR has queries."""
+    queries = model.get('num_queries')
+    file = read_annotations(data.dataset.ann_file)
+    found = file.per_image.most_common(1)
+    if type(queries) is not int or not found or found[0][1] <= queries:
+        return []
+    image, count = found[0]
+    return [
+        f'{data.path}: {file.images[image]} has {count} boxes, more than '
+        f'model.num_queries={queries}, the most that can be detected; increase it.'
+    ]
+
+
 def _check_names(data: Data, file: Annotations) -> None:
     names = data.classes
     missing = [name for name in names if name not in file.categories]
@@ -118,7 +132,7 @@ def _check_images(data: Data, file: Annotations, training: bool) -> None:
     paths = [
         folder / name
         for key, name in file.images.items()
-        if not (training and filtered) or key in file.with_boxes
+        if not (training and filtered) or key in file.per_image
     ]
     if '://' in str(data.dataset.data_prefix.get('img')):
         return
@@ -194,7 +208,7 @@ def _read(path: str, *changed: int) -> Annotations:
             examples.append(f'id {box["id"]}')
         else:
             file.boxes[names[box['category_id']]] += 1
-            file.with_boxes.add(box['image_id'])
+            file.per_image[box['image_id']] += 1
     file.corners = _are_corners(content['annotations'], sizes)
     return file
 

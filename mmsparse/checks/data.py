@@ -1,8 +1,10 @@
 """Find the data sets of a config, and check that their files exist."""
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,12 @@ class Data:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty if only the files have them."""
-        return tuple(self.dataset.metainfo.get('classes') or ())
+        """Names of the classes of the config, or of MMEngine's JSON files."""
+        names = self.dataset.metainfo.get('classes')
+        if names is None and self.is_local and _has_json(self.dataset):
+            path = Path(self.dataset.ann_file)
+            names = _json_metainfo(path, path.stat().st_mtime_ns).get('classes')
+        return tuple(names or ())
 
     @property
     def is_local(self) -> bool:
@@ -100,6 +106,27 @@ def _check_metainfo(path: str, metainfo: Any) -> None:
     twice = [x for x in classes or () if list(classes).count(x) > 1]
     if twice:
         raise UsageError(f'{path}.metainfo.classes has {twice[0]!r} twice.')
+
+
+def _has_json(dataset: BaseDataset) -> bool:
+    """Return whether a data set reads a JSON file as MMEngine's ``BaseDataset``."""
+    own = type(dataset).load_data_list is BaseDataset.load_data_list
+    return own and str(dataset.ann_file).endswith('.json')
+
+
+@lru_cache(maxsize=8)
+def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UsageError(f'{path} is not valid JSON: {error}') from error
+    parts = ('metainfo', 'data_list')
+    if not isinstance(content, dict) or not set(parts) <= content.keys():
+        raise UsageError(
+            f'{path} must have the keys metainfo and data_list (format of MMEngine); '
+            f'got {listed(sorted(content)) if isinstance(content, dict) else "a list"}.'
+        )
+    return content['metainfo']
 
 
 def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:

@@ -91,19 +91,38 @@ def _places(cfg: Config) -> Iterator[Place]:
 def _loader_places(path: str, loader: Any) -> Iterator[Place]:
     if not _is_dict(loader):
         return
-    unknown = loader.keys() - LOADER_KEYS - {'dataset', '_scope_'}
-    for name in sorted(unknown - {'disable_subprocess_warning'}):
-        names = sorted(LOADER_KEYS)
-        raise UsageError(
-            f'{path}.{name}={loader[name]!r:.60} is not an argument of a data loader; '
-            f'{_advice(name, names)}'
-        )
+    _check_loader(path, loader)
     for name in ('sampler', 'batch_sampler'):
         yield from _all(f'{path}.{name}', 'DATA_SAMPLERS', loader.get(name))
     for dataset_path, settings in dataset_settings(path, loader):
         yield Place(dataset_path, 'DATASETS', settings)
         pipeline = settings.get('pipeline')
         yield from _all(f'{dataset_path}.pipeline', 'TRANSFORMS', pipeline)
+
+
+def _check_loader(path: str, loader: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that a data loader lacks, or cannot have."""
+    for name in loader:
+        if name not in LOADER_KEYS | {'_scope_', 'disable_subprocess_warning'}:
+            raise UsageError(
+                f'{path}.{name}={loader[name]!r:.60} is not an argument of a data '
+                f'loader; {_advice(name, sorted(LOADER_KEYS))}'
+            )
+    for name in ('dataset', 'sampler'):
+        if name not in loader and 'batch_sampler' not in loader:
+            raise UsageError(
+                f'{path} needs {name}; got {", ".join(loader)}. For a sampler write '
+                f"sampler=dict(type='DefaultSampler', shuffle="
+                f'{path == LOADERS[0]}).'
+            )
+    if not loader.get('num_workers'):
+        for name in ('persistent_workers', 'prefetch_factor'):
+            if loader.get(name):
+                raise UsageError(
+                    f'{path}.{name}={loader[name]} needs num_workers of at least 1; '
+                    f'with num_workers=0 set persistent_workers=False and '
+                    f'prefetch_factor=None.'
+                )
 
 
 def dataset_settings(path: str, loader: Any) -> Iterator[tuple[str, Mapping]]:

@@ -1,4 +1,4 @@
-"""Check that files of pretrained weights exist."""
+"""Check files of pretrained weights, and what needs them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,3 +34,18 @@ def _pretrained(path: str, settings: Any) -> Iterator[tuple[str, Any]]:
             yield f'{path}.checkpoint', settings.get('checkpoint')
         for key, value in settings.items():
             yield from _pretrained(f'{path}.{key}', value)
+
+
+def untrained_norms(cfg: Config) -> list[str]:
+    """Return a note if BatchNorm layers keep statistics that were never computed."""
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    started = cfg.get('load_from') or cfg.get('resume') or model.get('init_cfg')
+    if not backbone.get('norm_eval') or started or list(_pretrained('', backbone)):
+        return []
+    if backbone.get('pretrained') or model.get('pretrained'):  # settings of 1.x
+        return []
+    return [
+        'model.backbone.norm_eval=True keeps the statistics of BatchNorm, but no '
+        'weights are loaded that have any; set init_cfg, or norm_eval=False.'
+    ]

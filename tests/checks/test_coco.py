@@ -292,6 +292,31 @@ def test_data_whose_boxes_are_all_lost_are_an_error(pets, refused, tmp_path):
     )
 
 
+def test_more_boxes_than_queries_are_noted(pets, tmp_path):
+    write(
+        tmp_path,
+        'train',
+        change=lambda coco: [box.update(image_id=0) for box in coco['annotations']],
+    )
+    pets.model.num_queries = 2
+
+    assert check_data(pets, 'mmdet') == [
+        'train_dataloader.dataset: a.jpg has 3 boxes, more than model.num_queries=2, '
+        'the most that can be detected; increase it.'
+    ]
+
+
+def test_norms_without_statistics_are_noted(pets):
+    pets.model.backbone = dict(type='mmsparse.BiFormer', norm_eval=True)
+    (note,) = check_data(pets, 'mmdet')
+    assert note.startswith(
+        'model.backbone.norm_eval=True keeps the statistics of Batch'
+    )
+
+    pets.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
+    assert check_data(pets, 'mmdet') == []
+
+
 def test_an_unknown_category_is_an_error(pets, refused, tmp_path):
     write(tmp_path, 'val', change=change_box(2, category_id=9))
 

@@ -1,5 +1,7 @@
 """Class folders and label files of classifiers."""
 
+import json
+
 import pytest
 from mmengine.config import Config
 from PIL import Image
@@ -195,6 +197,15 @@ def test_wrong_labels_are_an_error(listed, refused, tmp_path, text, message):
     refused(listed, message)
 
 
+def test_labels_beyond_the_outputs_of_the_head_are_an_error(listed, refused):
+    listed.model.head.num_classes = 2
+    del listed.train_dataloader.dataset['metainfo']
+
+    refused(
+        listed, 'has the label 2, but there are 2 classes: labels must be from 0 to'
+    )
+
+
 def test_labels_that_never_occur_are_noted(listed, tmp_path):
     (tmp_path / 'train.txt').write_text('cat/a.png 0\ndog/a.png 1\n')
 
@@ -221,3 +232,16 @@ def test_data_that_are_downloaded_pass(tmp_path):
     )
 
     assert check_data(cfg, 'mmpretrain') == []
+
+
+def test_the_classes_of_a_json_file_are_checked(folders, refused, tmp_path):
+    path = tmp_path / 'train.json'
+    path.write_text(json.dumps(dict(metainfo=dict(classes=NAMES[:2]), data_list=[])))
+    folders.train_dataloader.dataset = dict(
+        type='BaseDataset', data_root=str(tmp_path), ann_file='train.json'
+    )
+    folders.pop('val_dataloader')
+    refused(folders, 'model.head.num_classes=3, but the data set of train_dataloader')
+
+    path.write_text('[]')
+    refused(folders, f'{path} must have the keys metainfo and data_list')

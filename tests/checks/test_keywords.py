@@ -66,6 +66,17 @@ MISTAKES = [
     ),
     (
         'mmpretrain',
+        {'train_dataloader.persistent_workers': True},
+        'train_dataloader.persistent_workers=True needs num_workers of at least 1; ',
+    ),
+    (
+        'mmpretrain',
+        {'train_dataloader': dict(batch_size=1, dataset={}, _delete_=True)},
+        'train_dataloader needs sampler; got batch_size, dataset. For a sampler write '
+        "sampler=dict(type='DefaultSampler', shuffle=True).",
+    ),
+    (
+        'mmpretrain',
         {'val_evaluator.top_k': 1},
         'val_evaluator.top_k=1 is not an argument of Accuracy; did you mean topk?',
     ),
