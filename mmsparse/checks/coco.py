@@ -49,8 +49,7 @@ def uses_coco_files(data: Data, datasets: Registry) -> bool:
 def check_coco(data: Data, training: bool) -> list[str]:
     """Raise UsageError unless classes, boxes and images of a data set fit its file.
 
-    Returns:
-        What is dropped from the file without an error, one line each.
+    Return what is dropped from the file without an error, one line each.
     """
     file = read_annotations(data.dataset.ann_file)
     _check_names(data, file)

@@ -25,8 +25,7 @@ def uses_xml_files(data: Data, datasets: Registry) -> bool:
 def check_xml(data: Data, training: bool) -> list[str]:
     """Raise UsageError if no object in the files has one of the classes.
 
-    Returns:
-        Names in the files that are not classes, and classes that no object has.
+    Return names in the files that are not classes, and classes that no object has.
     """
     found = _object_names(data)
     names = data.classes
