@@ -92,6 +92,7 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
             if type_name(metric) == 'IoUMetric':
                 _check_named(path, datasets)
     _check_folders(found, library.DATASETS)
+    notes += _shared_files(found)
     if classes and has_fixed_classes(cfg.get('model')):
         for other in classes[1:]:
             check_same_classes(classes[0], other)
@@ -164,6 +165,22 @@ def _check_folders(found: dict[str, list[Data]], datasets: Registry) -> None:
     ]
     for other in by_folder[1:]:
         check_same_folders(by_folder[0], other)
+
+
+def _shared_files(found: Mapping[str, Sequence[Data]]) -> list[str]:
+    """Return a note if a test set has the files of the training."""
+    files = {
+        data.path: (data.dataset.ann_file, str(data.dataset.data_prefix))
+        for group in found.values()
+        for data in group
+        if data.settings.get('indices') is None
+    }
+    train = {x: path for path, x in files.items() if path.startswith(LOADERS[0])}
+    return [
+        f'{path} has the files of {train[x]}: its metrics are of training images.'
+        for path, x in files.items()
+        if x in train and path != train[x] and not path.startswith(LOADERS[0])
+    ]
 
 
 def _classes(

@@ -306,6 +306,16 @@ def test_more_boxes_than_queries_are_noted(pets, tmp_path):
     ]
 
 
+def test_validation_on_training_images_is_noted(pets, tmp_path):
+    pets.val_dataloader.dataset = pets.train_dataloader.dataset
+    pets.val_evaluator.ann_file = f'{tmp_path}/train.json'
+
+    assert check_data(pets, 'mmdet') == [
+        'val_dataloader.dataset has the files of train_dataloader.dataset: its metrics '
+        'are of training images.'
+    ]
+
+
 def test_norms_without_statistics_are_noted(pets):
     pets.model.backbone = dict(type='mmsparse.BiFormer', norm_eval=True)
     (note,) = check_data(pets, 'mmdet')
