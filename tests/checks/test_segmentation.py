@@ -146,7 +146,8 @@ def scenes(tmp_path):
 def test_complete_data_pass(scenes):
     before = scenes.pretty_text
 
-    assert check_data(scenes, 'mmseg') == []
+    assert check_data(scenes, 'mmseg', ('train_dataloader',)) == []
+    check_data(scenes, 'mmseg')
 
     assert scenes.pretty_text == before
 
