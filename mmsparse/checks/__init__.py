@@ -109,7 +109,7 @@ def _check_content(data: Data, datasets: Registry, cfg: Config) -> list[str]:
     if uses_xml_files(data, datasets):
         return check_xml(data, training)
     if hasattr(data.dataset, 'seg_map_suffix') and hasattr(data.dataset, 'img_suffix'):
-        segmentation.check_label_maps(data, training)
+        return segmentation.check_label_maps(data, training)
     if uses_class_folders(data, datasets):
         return _check_class_folders(data, training)
     if uses_label_file(data, datasets):

@@ -15,7 +15,7 @@ from mmsparse.datasets.transforms import IGNORED
 from mmsparse.errors import UsageError
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-MOST_LABELS, MOST_IMAGES = 2000, 2000  # files to read
+MOST_FILES = 1000  # to read before training
 ORIENTATION = 0x0112  # EXIF tag; above 4, width and height are exchanged
 POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
 # Transforms that keep the size of an image.
@@ -92,15 +92,16 @@ def _check_window_size(
         )
 
 
-def check_label_maps(data: Data, training: bool) -> None:
+def check_label_maps(data: Data, training: bool) -> list[str]:
     """Raise UsageError unless a data set of mmseg finds all images and label maps.
 
-    Data sets that find their files in another way are not checked.
+    Return a note of classes that never occur. Data sets that find their files in
+    another way are not checked.
     """
     dataset = data.dataset
     folder = (dataset.data_prefix or {}).get('img_path')
     if not folder or not isinstance(dataset.img_suffix, str):
-        return
+        return []
     folder = Path(folder)
     items = dataset.load_data_list()
     if not items:
@@ -120,8 +121,9 @@ def check_label_maps(data: Data, training: bool) -> None:
     if not dataset.ann_file:
         _check_suffixes(data, folder, items)
     _check_numbers(data)
-    if training and len(data.classes) > 1:
-        _check_values(data, labels)
+    if not training or len(data.classes) < 2 or dataset.label_map:
+        return []
+    return _check_values(data, labels)
 
 
 def _check_suffixes(data: Data, folder: Path, items: Sequence[Mapping]) -> None:
@@ -164,32 +166,42 @@ def _check_numbers(data: Data) -> None:
             )
 
 
-def _check_values(data: Data, labels: Sequence[Path]) -> None:
+def _check_values(data: Data, labels: Sequence[Path]) -> list[str]:
     """Raise UsageError if all label maps have one class, the same in all pixels.
 
-    It reads files until a second class occurs.
+    Return a note of the classes that never occur. Files are read until all classes
+    have occurred; with too many files nothing is known.
     """
-    seen: set[int] = set()
     reduced = int(bool(data.dataset.reduce_zero_label))
-    ignored = {data.dataset.ignore_index, IGNORED} | ({0} if reduced else set())
-    for number, path in enumerate(labels, start=1):
-        if number > MOST_LABELS:
-            return
+    number = len(data.classes)
+    classes = set(range(reduced, number + reduced))
+    seen: set[int] = set()
+    for path in labels[:MOST_FILES]:
         try:
-            with Image.open(path) as image:
-                seen |= set(np.unique(np.asarray(image)).tolist())
+            seen |= _values(path)
         except OSError:  # reported with its name when it is loaded
-            return
-        if len(seen - ignored) > 1:
-            return
-    if labels:
+            return []
+        if classes <= seen:
+            return []
+    if not labels or len(labels) > MOST_FILES:
+        return []
+    if len(classes & seen) < 2 and seen - {IGNORED} <= classes | {0}:
         found = ', '.join(map(str, sorted(seen)))
         raise UsageError(
             f'{data.path}: all {len(labels)} label maps have the values {found} only, '
-            f'at most one of the {len(data.classes)} classes ({IGNORED} is ignored); '
-            f'labels must be class indices from {reduced}, for example 1 instead of '
-            f'255 in masks.'
+            f'at most one of the {number} classes ({IGNORED} is ignored); labels must '
+            f'be class indices from {reduced}, for example 1 instead of 255 in masks.'
         )
+    absent = [data.classes[x - reduced] for x in sorted(classes - seen)]
+    return [f'{data.path}: no pixel has the classes {listed(absent, 10)}.']
+
+
+def _values(path: Path) -> set[int]:
+    with Image.open(path) as image:
+        values = np.asarray(image)
+    if values.dtype == np.uint8:  # faster than np.unique
+        return set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
+    return set(np.unique(values).tolist())
 
 
 def check_batches(data: Data, batch_size: int) -> None:
@@ -221,7 +233,7 @@ def _resized_sizes(data: Data) -> list[tuple[int, int]]:
     if resize.get('scale') and not resize.get('keep_ratio'):
         return []
     sizes = []
-    for item in data.dataset.load_data_list()[:MOST_IMAGES]:
+    for item in data.dataset.load_data_list()[:MOST_FILES]:
         try:
             with Image.open(item['img_path']) as image:
                 rotated = image.getexif().get(ORIENTATION, 1) > 4

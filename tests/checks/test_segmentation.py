@@ -240,6 +240,17 @@ def test_masks_of_0_and_255_are_an_error(scenes, refused, tmp_path):
     )
 
 
+def test_classes_that_never_occur_are_noted(scenes):
+    for loader in (scenes.train_dataloader.dataset, scenes.val_dataloader):
+        loader.dataset.metainfo.classes = ('paper', 'ink', 'stain', 'glue')
+    for head in (scenes.model.decode_head, *scenes.model.auxiliary_head):
+        head['num_classes'] = 4
+
+    assert check_data(scenes, 'mmseg', ('train_dataloader',)) == [
+        'train_dataloader.dataset.dataset: no pixel has the classes stain, glue.'
+    ]
+
+
 def test_masks_with_one_other_label_pass(scenes, tmp_path):
     for name in 'ab':
         path = tmp_path / 'annotations' / f'{name}.png'
