@@ -1,7 +1,6 @@
 """Two processes on the CPU compute the same as one with all their images."""
 
 import copy
-import socket
 
 import pytest
 import torch
@@ -35,8 +34,7 @@ def loss(out):
     return out.sin().sum(dim=(1, 2, 3)).mean()
 
 
-def train_one_image(rank, port, queue):
-    address = f'tcp://127.0.0.1:{port}'
+def train_one_image(rank, address, queue):
     distributed.init_process_group('gloo', address, world_size=2, rank=rank)
     model = convert_sync_batchnorm(net(), 'torch')
     model = CPUDistributedDataParallel(module=model, broadcast_buffers=False)
@@ -50,14 +48,12 @@ def train_one_image(rank, port, queue):
 
 
 @pytest.fixture(scope='module')
-def of_two():
+def of_two(tmp_path_factory):
     """Return the results of two processes with one image each."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    address = f'file://{tmp_path_factory.mktemp("store")}/file'  # no port to collide
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    multiprocessing.spawn(train_one_image, (port, queue), nprocs=2)
+    multiprocessing.spawn(train_one_image, (address, queue), nprocs=2)
     return sorted(queue.get() for _ in range(2))
 
 
