@@ -4,6 +4,7 @@ from mmsparse.apis.checks import check_channels, check_data, check_pretrained
 from mmsparse.apis.config import (
     add_cfg_options,
     config_arguments,
+    find_host,
     load_config,
     read_config,
     register_host,
@@ -18,6 +19,7 @@ __all__ = [
     'check_data',
     'check_pretrained',
     'config_arguments',
+    'find_host',
     'load_config',
     'load_model',
     'load_weights',

@@ -15,6 +15,7 @@ from mmengine.dist import is_distributed
 from mmsparse.apis.checks import check_channels, check_data
 from mmsparse.datasets.checks import check_crops
 from mmsparse.errors import UsageError, config_errors, format_error
+from mmsparse.registry import MODELS
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 READERS = ('mmengine.config', 'mmengine.utils')  # modules that read config files
@@ -96,9 +97,10 @@ def load_config(args: argparse.Namespace) -> Config:
 def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config file, change settings by dotted key, and register its library.
 
-    UsageError is raised if the file or an option is invalid, the library (mmdet, mmseg
-    or mmpretrain) is not installed, the backbone does not fit the neck or head, or a
-    crop does not fit the images.
+    Its ``default_scope`` is set to the library if it has none. UsageError is raised if
+    the file or an option is invalid, the library (mmdet, mmseg or mmpretrain) is not
+    installed, the backbone does not fit the neck or head, or a crop does not fit the
+    images.
     """
     cfg = read_file(path)
     try:
@@ -107,7 +109,9 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise UsageError(
             f'options do not fit the settings of {path}: {format_error(error)}'
         ) from error
-    register_host(cfg.get('default_scope', ''))
+    if host := find_host(cfg):
+        cfg.default_scope = host
+        register_host(host)
     with config_errors():
         check_channels(cfg)
         check_crops(cfg)
@@ -160,13 +164,32 @@ def _config_error(path: str, error: BaseException) -> str:
     return f'{file}: {reason}{line}'
 
 
+def find_host(cfg: Config) -> str | None:
+    """Return the library of a config: mmpretrain, mmdet, mmseg, or None.
+
+    It is the ``default_scope``. Pure-Python configs have none: it is the library that
+    defines the class of the model, or the first of its bases. A class that cannot be
+    imported raises UsageError.
+    """
+    if cfg.get('default_scope') in HOSTS:
+        return cfg.default_scope
+    try:
+        model = (cfg.get('model') or {}).get('type')
+    except ImportError as error:  # types of pure-Python configs are imported when read
+        raise UsageError(f'config: {format_error(error)}') from error
+    if isinstance(model, str):
+        if (scope := model.partition('.')[0]) in HOSTS:
+            return scope
+        model = MODELS.get(model) if scope == MODELS.scope else None
+    modules = (x.__module__.partition('.')[0] for x in getattr(model, '__mro__', ()))
+    return next((name for name in modules if name in HOSTS), None)
+
+
 def register_host(scope: str) -> None:
-    """Register all modules of mmdet, mmseg or mmpretrain; ignore any other scope.
+    """Register all modules of mmdet, mmseg or mmpretrain.
 
     A library that is not installed raises UsageError.
     """
-    if scope not in HOSTS:
-        return
     if importlib.util.find_spec(scope) is None:
         raise UsageError(
             f'The config needs {scope}, which is not installed; {INSTALLING}'
