@@ -1,39 +1,87 @@
 """Run a command: one-line errors, exit status, and no warnings of dependencies.
 
-Every command imports this module before mmengine, which warns while it is imported.
+Every command imports this module first: it reports a module that this Python lacks, and
+drops what dependencies say about themselves while they are imported.
 """
 
+from __future__ import annotations  # older Pythons must be able to read this file
+
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 
-from mmsparse.errors import MissingFileError, UsageError
+ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = '.mim' in __file__  # and no clone
+COMMAND = 'mim run mmsparse {}' if INSTALLED else 'python tools/{}.py'
 
-# Warnings of the dependencies about themselves, by the start of their text.
+
+def use_environment(problem: str) -> str:
+    """Return the error of a Python that cannot run the commands, with the way out."""
+    error = f'error: {sys.executable} {problem}'
+    if INSTALLED:
+        return f"{error}; run pip install 'mmsparse[openmmlab,digits,export]'"
+    if Path(sys.prefix).parent == ROOT:
+        return f'{error}; complete the environment: make install'
+    folder = '' if Path.cwd() == ROOT else f'{ROOT}/'
+    return (
+        f'{error}; activate the environment (source {folder}.venv/bin/activate), or '
+        'create it first (make install)'
+    )
+
+
+def _report_missing(
+    cls: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report a module that is not installed in one line, any other error as usual."""
+    name = (getattr(error, 'name', None) or '').partition('.')[0]
+    if issubclass(cls, ModuleNotFoundError) and name and find_spec(name) is None:
+        print(use_environment(f'lacks {name}'), file=sys.stderr)
+    else:
+        sys.__excepthook__(cls, error, trace)
+
+
+sys.excepthook = _report_missing
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit(use_environment('is older than Python 3.10'))
+
+from mmsparse.errors import MissingFileError, UsageError  # noqa: E402
+
+# Warnings of the dependencies about themselves, by the start of their text. Of any text
+# are DeprecationWarning and FutureWarning.
 WARNINGS = (
     'pkg_resources is deprecated as an API',
+    'DeprecationWarning: `',  # mmdet
     "Only use 'alpha' for pillow backend",  # ColorJitter of mmpretrain
-    r'Failed to add .*VisBackend.*, please provide the `save_dir`',  # inferencers
     '``build_loss`` would be deprecated',  # mmseg about its heads
     'Default ``avg_non_ignore`` is False',
     'The draw is False, it means that the hook for visualization',
     'To copy construct from a tensor, it is recommended',  # mmdet
     r'torch\.meshgrid: in an upcoming release',  # mmdet
     r'torch\.utils\.checkpoint: the use_reentrant parameter',  # mmdet
-    r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated',  # mmengine
+    r'Warning: The \w+ is out of bounds',  # mmengine about drawings
+    r'Glyph \d+ .* missing from',  # matplotlib; reported once by use_fonts_for
 )
 LOG_WARNINGS = (
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias of "LocalBackend"',
     'The prefix is not set in metric class',
-    'Failed to search registry with scope "mm',  # inferencers: registry of functions
+    'Failed to search registry with scope "mm',
+    'findfont: Failed to find font weight',  # matplotlib
 )
-COMMAND = 'mim run mmsparse {}' if '.mim' in __file__ else 'python tools/{}.py'
 
 for text in WARNINGS:
     warnings.filterwarnings('ignore', text)
+for category in (DeprecationWarning, FutureWarning):
+    warnings.simplefilter('ignore', category)
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no line of the decoder
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # nor of torch's profiler
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors='backslashreplace')  # names that a locale does not have
 
 
 def run(main: Callable[[], int | None], *errors: type[Exception]) -> None:
@@ -56,6 +104,9 @@ def filter_log(logger: logging.Logger) -> None:
     logger.addFilter(lambda record: not record.getMessage().startswith(LOG_WARNINGS))
 
 
+filter_log(logging.getLogger('matplotlib.font_manager'))
+
+
 def _hint(error: Exception) -> str:
     """Return the command that makes a missing file, '' if there is none."""
     if not isinstance(error, MissingFileError):
@@ -75,14 +126,18 @@ def check_files(*paths: str) -> None:
             raise UsageError(f'no such file: {path}')
 
 
-def check_unique_names(images: Sequence[str]) -> None:
-    """Raise UsageError if two images would have the same name of output files."""
+def check_unique_names(images: Sequence[str], names: Sequence[str] = ()) -> None:
+    """Raise UsageError if two images would have the same name of output files.
+
+    Args:
+        images: Their files.
+        names: Names of their output files; by default those of the images.
+    """
     named: dict[str, str] = {}
-    for path in images:
-        stem = Path(path).stem
-        if stem in named:
+    for path, name in zip(images, names or [Path(x).stem for x in images], strict=True):
+        if name in named:
             raise UsageError(
-                f'{named[stem]} and {path} have the same name, so one drawing would '
+                f'{named[name]} and {path} have the same name, so one drawing would '
                 'overwrite the other; draw them in two runs with different --out'
             )
-        named[stem] = path
+        named[name] = path

@@ -1,66 +1,76 @@
-"""Run a trained model on images, draw the results and print the paths of the drawings.
+"""Run a trained model on images and videos; draw and write the predictions.
 
-An image that cannot be read is reported and the others are drawn; the exit status is 1.
+Written to DIR for NAME.jpg, and for every image in a folder:
+
+  vis/NAME.jpg      drawing of the prediction, of a small image enlarged
+  preds/NAME.json   prediction, with boxes of all scores; coordinates in pixels of the
+                    image, after its rotation by EXIF
+  preds/NAME.png    of a segmentor: class of every pixel, from 0
+
+and for NAME.mp4 vis/NAME.mp4 and a file for every frame, preds/NAME/000000.json first.
+A file that cannot be read is reported and the others are drawn; the exit status is 1.
 """
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from _cli import check_files, check_unique_names, filter_log, run
 
+from _progress import Progress
+from infer.drawing import Drawing
+from infer.files import VideoFile, write_drawing, write_prediction
+from infer.inputs import Source, Video, find_sources
+from infer.predictor import Predictor
+from infer.results import Results
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from mmengine.structures import BaseDataElement
 
-from mmsparse.apis import load_weights, read_config
-from mmsparse.checkpoint.mmengine import register_safe_loader
-from mmsparse.checks.data import build_dataset
-from mmsparse.datasets.errors import SampleError, blame_files, check_image
-from mmsparse.errors import UsageError, config_errors
-
-Draw = Callable[[str], Path]
+from mmsparse.apis import read_config
+from mmsparse.datasets.errors import SampleError, check_image
+from mmsparse.visualization.image_transform import Pixels
 
 
 def main() -> bool:
     args = parse_args()
-    check_files(*args.images, args.checkpoint)
-    check_unique_names(args.images)
+    sources = find_sources(args.images, Path(args.out))
+    check_files(args.checkpoint)
+    check_unique_names([x.path for x in sources], [x.name for x in sources])
     cfg = read_config(args.config)
-    if cfg.get('default_scope') not in DRAW:
-        raise UsageError(
-            f'{args.config}: default_scope must be one of {sorted(DRAW)}; got '
-            f'{cfg.get("default_scope")!r}'
-        )
     filter_log(MMLogger.get_current_instance())
-    register_safe_loader()
-    with config_errors():
-        draw = DRAW[cfg.default_scope](cfg, args)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for path in args.images:
+    inference = Inference(cfg, args)
+    failed = False
+    for source in sources:
         try:
-            check_image(path)
-            with blame_files(path):
-                drawn.append(draw(path))
+            if source.is_video:
+                inference.run_video(source)
+            else:
+                inference.run_image(source)
         except SampleError as error:
             print(f'error: {error}', file=sys.stderr)
-    print('\n'.join(str(path) for path in drawn))
-    return len(drawn) < len(args.images)
+            failed = True
+    return failed
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'images',
+        nargs='+',
+        metavar='IMAGE',
+        help='image files, folders with images, and videos',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
         default='work_dirs/infer',
-        help='folder for the drawings (default: %(default)s)',
+        metavar='DIR',
+        help='output folder (default: %(default)s)',
     )
     parser.add_argument(
         '--device', help='cpu, cuda:0, ... (default: a GPU if there is one)'
@@ -69,64 +79,54 @@ def parse_args() -> argparse.Namespace:
         '--score-thr',
         type=float,
         default=0.3,
-        help='minimum score of a drawn box, 0 to 1 (default: %(default)s)',
+        help='minimum score of a drawn object, 0 to 1 (default: %(default)s)',
     )
     return parser.parse_args()
 
 
-def classify(cfg: Config, args: argparse.Namespace) -> Draw:
-    inferencer = _apis('mmpretrain').ImageClassificationInferencer(
-        cfg, pretrained=args.checkpoint, device=args.device or get_device()
-    )
-    load_weights(inferencer.model, args.checkpoint)
+class Inference:
+    """A model with the drawing and writing of its predictions.
 
-    def draw(path: str) -> Path:
-        (result,) = inferencer([path], show_dir=args.out)
-        # A checkpoint of weights alone has no names of classes.
-        name = result.get('pred_class', result['pred_label'])
-        print(f'{path}: {name} ({result["pred_score"]:.2f})')
-        return Path(args.out, Path(path).stem + '.png')
+    Args:
+        cfg: Config of the model.
+        args: Arguments of the command.
+    """
 
-    return draw
+    def __init__(self, cfg: Config, args: argparse.Namespace) -> None:
+        device = args.device or get_device()
+        self.predict = Predictor(cfg, args.checkpoint, device)
+        classes, palette = self.predict.classes, self.predict.palette
+        self.draw = Drawing(cfg, classes, palette, args.score_thr)
+        self.results = Results(classes, args.score_thr)
+        self.out = Path(args.out)
 
+    def run_image(self, source: Source) -> None:
+        check_image(source.path)
+        image, result = self.predict(source.path)
+        self._write(source.name, dict(image=source.path), image, result)
+        path = write_drawing(self.out, source, self.draw(image, result))
+        print(f'{source.path}: {self.results.describe(result)}\n{path}', flush=True)
 
-def detect(cfg: Config, args: argparse.Namespace) -> Draw:
-    inferencer = _apis('mmdet').DetInferencer(
-        cfg, weights=args.checkpoint, device=args.device, show_progress=False
-    )
-    load_weights(inferencer.model, args.checkpoint)
+    def run_video(self, source: Source) -> None:
+        video = Video(source.path)
+        drawn = VideoFile(self.out, source, video.fps)
+        with Progress(source.path, video.length, 'frames') as progress:
+            for i, frame in enumerate(video.frames()):
+                image, result = self.predict(source.path, frame)
+                about = dict(video=source.path, frame=i)
+                self._write(f'{source.name}/{i:06d}', about, image, result)
+                drawn.append(self.draw(image, result))
+                progress.update()
+        drawn.close()
+        print(f'{source.path}: {progress.done} frames\n{drawn.path}', flush=True)
 
-    def draw(path: str) -> Path:
-        inferencer([path], out_dir=args.out, pred_score_thr=args.score_thr)
-        return Path(args.out, 'vis', Path(path).name)
-
-    return draw
-
-
-def segment(cfg: Config, args: argparse.Namespace) -> Draw:
-    inferencer = _apis('mmseg').MMSegInferencer(
-        cfg, weights=args.checkpoint, device=args.device
-    )
-    inferencer.show_progress = False
-    load_weights(inferencer.model, args.checkpoint)
-    # mmseg draws Cityscapes classes if the checkpoint names none.
-    metainfo = build_dataset(cfg.test_dataloader.dataset, 'mmseg').metainfo
-    inferencer.model.dataset_meta = {
-        name: metainfo[name] for name in ('classes', 'palette')
-    }
-
-    def draw(path: str) -> Path:
-        inferencer([path], out_dir=args.out)
-        return Path(args.out, 'vis', Path(path).name)
-
-    return draw
-
-
-DRAW = {'mmpretrain': classify, 'mmdet': detect, 'mmseg': segment}
-
-
-def _apis(host: str) -> ModuleType:
-    return importlib.import_module(f'{host}.apis')
+    def _write(
+        self, name: str, about: dict, image: Pixels, result: BaseDataElement
+    ) -> None:
+        height, width = image.shape[:2]
+        about |= dict(width=width, height=height)
+        content = about | self.results.as_json(result)
+        write_prediction(self.out, name, content, self.results.label_map(result))
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ from typing import Any
 from _cli import check_files, check_unique_names, run
 
 import torch
+from _fonts import use_fonts_for
 from benchmark.report import align
 from mmengine.model import BaseModel
 
@@ -60,6 +61,7 @@ def main() -> int:
     cfg = read_config(args.config)
     model = load_model(cfg, args.checkpoint, args.device)
     transforms, names = read_pipeline(cfg)
+    use_fonts_for(names)
     out, failed, statistics = Path(args.out), False, []
     for path in args.images:
         try:

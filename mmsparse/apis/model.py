@@ -9,7 +9,7 @@ from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmsparse.apis.config import HOSTS
+from mmsparse.apis.config import HOSTS, find_host
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
 from mmsparse.errors import UsageError, config_errors
@@ -33,20 +33,20 @@ def build_runner(cfg: Config) -> Runner:
 def build_model(cfg: Config) -> BaseModel:
     """Build the model of a config of mmdet, mmseg or mmpretrain, with random weights.
 
-    UsageError is raised if the config has no model or another ``default_scope``, or a
+    UsageError is raised if the config has no model or one of another library, or a
     setting of the model is invalid.
     """
-    scope = cfg.get('default_scope')
-    if scope not in HOSTS or 'model' not in cfg:
+    host = find_host(cfg)
+    if host is None or 'model' not in cfg:
         raise UsageError(
-            f'The config needs a model and a default_scope of {HOSTS}; got '
-            f'default_scope={scope!r} and {sorted(cfg)}'
+            f'The config needs a model of {", ".join(HOSTS)}; got '
+            f'default_scope={cfg.get("default_scope")!r} and {sorted(cfg)}'
         )
-    models = importlib.import_module(f'{scope}.registry').MODELS
+    models = importlib.import_module(f'{host}.registry').MODELS
     settings = cfg.model.copy()
     if 'data_preprocessor' in cfg:  # in configs of mmpretrain, as Runner does
         settings.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    with DefaultScope.overwrite_default_scope(scope), config_errors():
+    with DefaultScope.overwrite_default_scope(host), config_errors():
         return models.build(settings)
 
 

@@ -69,13 +69,6 @@ def read_datasets(cfg: Config, host: str, loader: str) -> list[Data]:
     return found
 
 
-def build_dataset(settings: Mapping[str, Any], host: str) -> BaseDataset:
-    """Build a data set without reading its files, and without a pipeline."""
-    datasets = importlib.import_module(f'{host}.registry').DATASETS
-    with DefaultScope.overwrite_default_scope(host):
-        return _build(find_class(datasets, settings['type']), 'dataset', settings)
-
-
 def _build(cls: type, path: str, settings: Mapping[str, Any]) -> BaseDataset:
     arguments = {k: v for k, v in settings.items() if k not in ('type', '_scope_')}
     arguments['lazy_init'] = True

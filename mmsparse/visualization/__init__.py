@@ -18,6 +18,7 @@ from mmsparse.visualization.recorder import Recording, record
 from mmsparse.visualization.sample import (
     Sample,
     choose_query_point,
+    read_metainfo,
     read_pipeline,
     record_sample,
 )
@@ -37,6 +38,7 @@ __all__ = [
     'draw_routed_regions',
     'draw_sampled_keys',
     'draw_sampling_locations',
+    'read_metainfo',
     'read_pipeline',
     'record',
     'record_sample',

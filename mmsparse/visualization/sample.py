@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
@@ -72,15 +72,38 @@ def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:
     The modules of the config's ``default_scope`` must be registered. There are no names
     if only the files of the data set have them.
     """
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        transforms = Compose(dataset.pipeline).transforms
-        dataset_class = DATASETS.get(dataset.type)
-    metainfo = dataset.get('metainfo') or getattr(dataset_class, 'METAINFO', {})
-    names = metainfo.get('classes') if isinstance(metainfo, dict) else None
+        transforms = Compose(_test_dataset(cfg).pipeline).transforms
+    names = read_metainfo(cfg).get('classes')
     return transforms, names if isinstance(names, (tuple, list)) else ()
+
+
+def read_metainfo(cfg: Config) -> dict[str, Any]:
+    """Return the metainfo of a config's test data, as far as it is not in files.
+
+    It has class names as ``classes`` and colors as ``palette``, if they are known. The
+    modules of the config's ``default_scope`` must be registered.
+    """
+    dataset = _test_dataset(cfg)
+    dataset_class = dataset.type
+    if isinstance(dataset_class, str):
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as datasets:
+            dataset_class = datasets.get(dataset_class)
+    given = dataset.get('metainfo')
+    names = {'classes': dataset['classes']} if dataset.get('classes') else {}
+    return {
+        **getattr(dataset_class, 'METAINFO', {}),
+        **(given if isinstance(given, dict) else {}),
+        **names,  # an argument of the data sets of mmpretrain
+    }
+
+
+def _test_dataset(cfg: Config) -> ConfigDict:
+    """Return the settings of the test data, the first of those that are joined."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset.datasets[0]
+    return dataset
 
 
 def record_sample(

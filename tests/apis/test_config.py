@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.models import ImageClassifier
 
-from mmsparse.apis import config_arguments, load_config, read_config
+from mmsparse.apis import config_arguments, find_host, load_config, read_config
 from mmsparse.apis.config import read_file
 from mmsparse.doctor import installed_versions
 from mmsparse.errors import UsageError
+from mmsparse.models.detectors import FocusDETR
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -171,3 +173,39 @@ def test_a_file_of_another_format_is_named(tmp_path, name, content, message):
 
     with pytest.raises(UsageError, match=f'^config: {tmp_path}/{message}'):
         read_file(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'host'),
+    [
+        (dict(default_scope='mmseg', model=dict(type='mmdet.ATSS')), 'mmseg'),
+        (dict(model=dict(type='mmdet.ATSS')), 'mmdet'),
+        (dict(model=dict(type='mmseg.models.segmentors.EncoderDecoder')), 'mmseg'),
+        (dict(model=dict(type='mmsparse.FocusDETR')), 'mmdet'),
+        (dict(default_scope=None, model=dict(type=ImageClassifier)), 'mmpretrain'),
+        (dict(model=dict(type=type('Mine', (FocusDETR,), {}))), 'mmdet'),
+        (dict(default_scope='mmaction', model=dict(type='Recognizer2D')), None),
+        (dict(model=dict(type='mmsparse.BiFormer')), None),
+        (dict(model=dict(type='ATSS')), None),
+        (dict(model=None), None),
+        (dict(), None),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value),
+)
+def test_the_library_of_a_config_is_that_of_its_model(settings, host):
+    assert find_host(Config(settings)) == host
+
+
+def test_a_pure_python_config_gets_a_default_scope(config):
+    config.write_text('from mmdet.models import ATSS\nmodel = dict(type=ATSS)\n')
+
+    assert read_config(str(config)).default_scope == 'mmdet'
+
+
+def test_a_class_that_does_not_exist_is_an_error_in_one_line(config):
+    config.write_text('from mmdet.models import Retina\nmodel = dict(type=Retina)\n')
+
+    with pytest.raises(
+        UsageError, match=r'^config: .*Failed to import Retina from mmdet.models'
+    ):
+        read_config(str(config))

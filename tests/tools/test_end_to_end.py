@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import Forked
@@ -173,23 +174,38 @@ def test_training_resumes_from_the_last_checkpoint(trained, small_digits, run_to
 def test_inference_draws_all_images_and_reports_a_text_file(trained, small_digits):
     name, work_dir, checkpoint = trained
     images = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[:2]
-    text = work_dir / 'text.jpg'
+    folder = work_dir / 'images'
+    folder.mkdir()
+    shutil.copy(images[1], folder / 'b.JPG')
+    text = folder / 'text.png'
     text.write_text('not an image')
     out = work_dir / 'drawn'
 
     done = run_command(
-        *('infer.py', images[0], text, images[1], CONFIGS / f'{name}.py'),
-        *(checkpoint, '--out', out),
+        *('infer.py', images[0], folder, CONFIGS / f'{name}.py', checkpoint),
+        *('--out', out, '--score-thr', '0'),
         cwd=small_digits,
         status=1,
     )
 
     assert done.stderr.splitlines()[-1] == f'error: not a readable image: {text}'
-    drawn = [Path(line) for line in done.stdout.splitlines()[-2:]]
-    assert [path.stem for path in drawn] == [path.stem for path in images]
+    drawn = [out / 'vis' / images[0].name, out / 'vis' / 'b.JPG']
+    assert done.stdout.splitlines()[-3::2] == list(map(str, drawn))
     for path in drawn:
-        assert out in path.parents
-        assert min(Image.open(path).size) >= 128
+        assert max(Image.open(path).size) == 640
+        found = json.loads((out / 'preds' / f'{path.stem}.json').read_text())
+        assert (found['width'], found['height']) == (128, 128)
+        if HOSTS[name] == 'mmdet':
+            assert np.array(found['bboxes']).max() <= 128
+            assert len(found['scores']) == len(found['names']) == 50
+        elif HOSTS[name] == 'mmseg':
+            label_map = np.asarray(Image.open(out / 'preds' / found['label_map']))
+            labels, counts = np.unique(label_map, return_counts=True)
+            assert label_map.shape == (128, 128)
+            assert [x['label'] for x in found['classes']] == labels.tolist()
+            assert [x['pixels'] for x in found['classes']] == counts.tolist()
+        else:
+            assert found['pred_class'] == str(found['pred_label'])
 
 
 def test_mim_trains_the_same_config(trained, small_digits, run_host):

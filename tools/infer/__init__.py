@@ -1,0 +1,1 @@
+"""Predict on images and videos, draw and write the predictions: tools/infer.py."""
