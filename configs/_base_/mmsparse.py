@@ -1,6 +1,6 @@
 # What makes training safe, by tools/train.py and by mim train mmdet, mmseg and
-# mmpretrain: a runner that checks config and data before it trains, and hooks. A config that sets custom_hooks replaces them: let it add to
-# _base_.custom_hooks instead.
+# mmpretrain: a runner that checks config and data first, and hooks. A config that sets
+# custom_hooks replaces them: let it add to _base_.custom_hooks instead.
 runner_type = 'mmsparse.CheckedRunner'
 custom_hooks = [
     dict(type='mmsparse.SafeCheckpoints'),
