@@ -79,7 +79,7 @@ def test_the_backbones_page_shows_what_its_program_prints(
     tmp_path, monkeypatch, capsys
 ):
     text = (ROOT / 'docs' / 'backbones.md').read_text()
-    example, loading = examples('backbones')
+    example, loading, gray = examples('backbones')
     (printed,) = re.findall(r'```\n(\[.*?)```', text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
 
@@ -93,6 +93,8 @@ def test_the_backbones_page_shows_what_its_program_prints(
     for key, tensor in names['backbone'].state_dict().items():
         if not key.startswith('out_norms'):
             assert torch.equal(tensor, weights[key])
+    exec(gray, names)
+    assert names['gray'](torch.rand(1, 1, 64, 64))[-1].shape == (1, 512, 2, 2)
 
 
 def programs():

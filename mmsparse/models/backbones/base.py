@@ -7,12 +7,13 @@ from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.models.backbones.arch import Arch, DropRate, check_setting
+from mmsparse.models.backbones.arch import Arch, Count, DropRate, check_setting
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
@@ -64,10 +65,13 @@ class StagedBackbone(BaseModule):
         with_cp: Use activation checkpointing in the blocks to save memory.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
+        in_channels: Channels of the images. The first convolution adapts weights of
+            RGB images when it loads them: it sums them for one channel, and repeats
+            them, scaled, for others.
 
     Raises:
-        ValueError: ``arch``, ``out_indices`` or ``frozen_stages`` is unknown or out of
-            range.
+        ValueError: ``arch``, ``out_indices``, ``frozen_stages`` or ``in_channels`` is
+            unknown or out of range.
     """
 
     family: ClassVar[str]
@@ -97,6 +101,7 @@ class StagedBackbone(BaseModule):
         norm_eval: bool,
         with_cp: bool,
         init_cfg: dict | list[dict] | None,
+        in_channels: int = 3,
     ) -> None:
         default = [dict(cfg) for cfg in self.default_init_cfg]
         super().__init__(default if init_cfg is None else init_cfg)
@@ -108,6 +113,8 @@ class StagedBackbone(BaseModule):
                 f'frozen_stages must be an integer from -1 to {total}; got '
                 f'{frozen_stages!r}.'
             )
+        check_setting('in_channels', in_channels, Count)
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.num_stages = max(out_indices) + 1  # later ones would have no output
         self.out_norm = out_norm
@@ -139,7 +146,7 @@ class StagedBackbone(BaseModule):
         """Compute the feature maps of the stages in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least ``min_side``.
+            x: Images, (B, in_channels, H, W), H and W at least ``min_side``.
 
         Returns:
             One (B, C, H', W') for each of ``out_indices``.
@@ -147,7 +154,7 @@ class StagedBackbone(BaseModule):
         Raises:
             ValueError: ``x`` has another shape, or is smaller.
         """
-        _check_images(x, self.min_side)
+        _check_images(x, self.in_channels, self.min_side)
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -212,12 +219,27 @@ class StagedBackbone(BaseModule):
                     module.eval()
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        for name, module in self.named_modules(prefix=prefix[:-1]):
+            if isinstance(module, nn.Conv2d):
+                _adapt_channels(state_dict, f'{name}.weight', module.weight.shape)
+                break
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
         count = self.frozen_stages
         norms = [self._out_norm(i) for i in self.out_indices if i < count]
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
+
+
+def image_channels(model: nn.Module) -> int:
+    """Return the channels of the images of a model: 3 but for mmsparse's backbones."""
+    backbone = getattr(model, 'backbone', model)
+    return backbone.in_channels if isinstance(backbone, StagedBackbone) else 3
 
 
 @contextmanager
@@ -259,10 +281,36 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
         )
 
 
-def _check_images(x: Tensor, min_side: int) -> None:
-    if x.ndim != 4 or x.shape[1] != 3 or not x.shape[0] or min(x.shape[2:]) < min_side:
+def _check_images(x: Tensor, channels: int, min_side: int) -> None:
+    if x.ndim != 4 or not x.shape[0] or min(x.shape[2:]) < min_side:
         raise ValueError(
-            f'x must be images of shape (B, 3, H, W) with B at least 1 and H and W at '
-            f'least {min_side}, for the last stage; got {tuple(x.shape)}. Resize or '
-            'pad them.'
+            f'x must be images of shape (B, {channels}, H, W) with B at least 1 and H '
+            f'and W at least {min_side}, for the last stage; got {tuple(x.shape)}. '
+            'Resize or pad them.'
         )
+    if x.shape[1] != channels:
+        raise ValueError(
+            f'x must be images of in_channels={channels} channels; got {x.shape[1]}, '
+            f'shape {tuple(x.shape)}. Set in_channels={x.shape[1]} of the backbone, or '
+            f'load images of {channels} channels.'
+        )
+
+
+def _adapt_channels(
+    state_dict: dict[str, Tensor], name: str, shape: Sequence[int]
+) -> None:
+    """Adapt a convolution of RGB images to other channels, in place, as timm does.
+
+    One channel sums the weights, and thus equals RGB of three equal channels. Others
+    repeat them, scaled to the same sum. Weights of other sizes are not changed.
+    """
+    weight, channels = state_dict.get(name), shape[1]
+    if channels == 3 or weight is None or weight.shape != (shape[0], 3, *shape[2:]):
+        return
+    if channels == 1:
+        adapted = weight.sum(1, keepdim=True)
+    else:
+        repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+        adapted = repeated * (3 / channels)
+    state_dict[name] = adapted
+    print_log(f'{name}: RGB weights adapted to in_channels={channels}.', 'current')

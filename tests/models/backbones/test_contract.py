@@ -322,7 +322,7 @@ def test_arguments_out_of_range_are_refused(build, arguments, message):
 
 @pytest.mark.parametrize(
     'shape',
-    [(2, 3, 30, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64), (2, 1, 64, 64)],
+    [(2, 3, 30, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64)],
 )
 def test_inputs_of_another_shape_are_refused(build, shape):
     backbone = build()
