@@ -203,6 +203,32 @@ class StagedBackbone(BaseModule):
             for name, _ in module.named_parameters()
         }
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, as in mmpretrain.
+
+        Layer-wise learning-rate decay needs them. The stem has depth 0, every block is
+        one deeper, and a downsampling or the norm of a stage has the depth of the block
+        before it. Norms of outputs and parameters without ``prefix``, as of a head,
+        have the last depth.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: Prefix of the backbone's parameters in it, ``backbone.``.
+
+        Returns:
+            Depth, from 0, and number of depths.
+        """
+        depths = self.arch.depths[: self.num_stages]
+        depth = sum(depths) + 1
+        num_depths = depth + 1
+        part, *place = param_name.removeprefix(prefix).split('.')
+        if param_name.startswith(prefix) and part in ('downsamples', 'stages'):
+            stage = int(place[0])
+            depth = sum(depths[:stage])
+            if part == 'stages':
+                depth += int(place[1]) + 1 if place[1].isdigit() else depths[stage]
+        return depth, num_depths
+
     def freeze(self) -> None:
         """Disable the gradients of the frozen stages."""
         for module in self._frozen_modules():
