@@ -1,8 +1,10 @@
 """Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
@@ -155,6 +157,8 @@ class StagedBackbone(BaseModule):
             ValueError: ``x`` has another shape, or is smaller.
         """
         _check_images(x, self.in_channels, self.min_side)
+        if torch.jit.is_tracing():
+            x = _fix_size(x)
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -186,7 +190,7 @@ class StagedBackbone(BaseModule):
         return self.out_norms[f'{self.out_norm}{stage}']
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
+        if self.with_cp and x.requires_grad and not torch.jit.is_tracing():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
@@ -320,6 +324,33 @@ def _check_images(x: Tensor, channels: int, min_side: int) -> None:
             f'shape {tuple(x.shape)}. Set in_channels={x.shape[1]} of the backbone, or '
             f'load images of {channels} channels.'
         )
+
+
+def _fix_size(x: Tensor) -> Tensor:
+    """Make the graph of ``torch.jit.trace`` raise an error for images of another size.
+
+    Padding and grids of the traced size are constants in it. Legacy ONNX export drops
+    the check, but keeps the expansion, which fails, too.
+    """
+    height, width = (int(length) for length in x.shape[-2:])
+    return _size_check()(x, height, width).expand(-1, -1, height, width)
+
+
+@cache
+def _size_check() -> Callable[[Tensor, int, int], Tensor]:
+    with warnings.catch_warnings():  # torch.jit is deprecated; only tracing gets here
+        warnings.simplefilter('ignore')
+        return torch.jit.script(_check_size)
+
+
+def _check_size(x: Tensor, height: int, width: int) -> Tensor:
+    found = x.shape[2], x.shape[3]
+    if found != (height, width):
+        raise ValueError(
+            f'x must be images of the traced size {(height, width)}; got {found}. '
+            'Trace the model for this size, or use torch.export.'
+        )
+    return x
 
 
 def _adapt_channels(
