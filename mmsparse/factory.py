@@ -48,8 +48,9 @@ def create_backbone(
             ``out_indices=(0, 1, 2, 3)``.
 
     Returns:
-        The backbone, from (B, 3, H, W) to a tuple of one (B, C, H', W') for each of
-        ``out_indices``; ``feature_info`` has their channels and strides.
+        The backbone, from images, (B, in_channels, H, W), to a tuple of one (B, C, H',
+        W') for each of ``out_indices``; ``feature_info`` has their channels and
+        strides.
 
     Raises:
         ValueError: The name is unknown, an argument is out of range, or the file is no
@@ -75,7 +76,8 @@ def create_model(
         **arguments: Arguments of the backbone.
 
     Returns:
-        The classifier, from (B, 3, H, W) to logits (B, num_classes).
+        The classifier, from images, (B, in_channels, H, W), to logits, (B,
+        num_classes).
 
     Raises:
         ValueError: See :func:`create_backbone`.

@@ -33,8 +33,8 @@ def assert_traced(graph, program):
 
 
 def make_images(graph, batch):
-    """Return random RGB images, (B, 3, H, W), as integers."""
-    return torch.randint(256, (batch, 3, *graph.size))
+    """Return random images, RGB if they have three channels, as integers."""
+    return torch.randint(256, (batch, graph.channels, *graph.size))
 
 
 def predict(model, image, sample, to_bgr=True):

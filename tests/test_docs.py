@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from mmdet.registry import MODELS
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmsparse import create_backbone
@@ -79,7 +80,7 @@ def test_the_backbones_page_shows_what_its_program_prints(
     tmp_path, monkeypatch, capsys
 ):
     text = (ROOT / 'docs' / 'backbones.md').read_text()
-    example, loading = examples('backbones')
+    example, loading, gray, _ = examples('backbones')
     (printed,) = re.findall(r'```\n(\[.*?)```', text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
 
@@ -93,6 +94,21 @@ def test_the_backbones_page_shows_what_its_program_prints(
     for key, tensor in names['backbone'].state_dict().items():
         if not key.startswith('out_norms'):
             assert torch.equal(tensor, weights[key])
+    exec(gray, names)
+    assert names['gray'](torch.rand(1, 1, 64, 64))[-1].shape == (1, 512, 2, 2)
+
+
+def test_the_backbones_page_decays_learning_rates_by_layer(tmp_path):
+    *_, example = examples('backbones')
+    cfg = read_example(example, tmp_path)
+    with torch.device('meta'):
+        model = build_model(cfg)
+
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+
+    rates = sorted({group['lr'] for group in groups}, reverse=True)
+    expected = [1e-4 * 0.8**i for i in range(sum(model.backbone.arch.depths) + 2)]
+    assert rates == pytest.approx(expected)
 
 
 def programs():

@@ -27,6 +27,7 @@ from mmsparse.analysis.flops import (
     published_classifiers,
 )
 from mmsparse.apis import build_model, read_config
+from mmsparse.models.backbones.base import image_channels
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def measure_time(model: BaseModel, args: argparse.Namespace) -> dict[str, float]
     """Return the seconds of every part for one image of random pixels."""
     model = model.to(args.device).eval()
     shape = tuple(args.shape)
-    x = torch.rand(1, 3, *shape, device=args.device)
+    x = torch.rand(1, image_channels(model), *shape, device=args.device)
     metainfo = dict(batch_input_shape=shape, img_shape=shape)
     sample = BaseDataElement(metainfo=metainfo)
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
 from mmsparse.models.backbones import BACKBONES
-from mmsparse.models.backbones.base import StagedBackbone
+from mmsparse.models.backbones.base import StagedBackbone, image_channels
 from mmsparse.models.classifier import Classifier
 
 ROI_BOXES, ROI_MASKS = 1000, 100  # regions of interest, as mmdet counts them
@@ -61,7 +61,8 @@ def measure(
         flops = counter.get_total_flops() - before
         macs[name] = macs.get(name, 0) + flops // 2
 
-    x, total = torch.empty(1, 3, *shape, device='meta'), 'total'
+    x = torch.empty(1, image_channels(model), *shape, device='meta')
+    total = 'total'
     with torch.no_grad(), ops.reference_only(), inside_parts(parts, count):
         try:
             with counter:

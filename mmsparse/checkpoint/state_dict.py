@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,19 +138,29 @@ def load_state_dict(
 ) -> Mismatch:
     """Load weights into a model, and return why they do not fit, if they do not.
 
-    The model may rename keys and resize tensors.
+    The model may rename keys and resize tensors; these are no mismatch.
     """
     shapes = shapes_of(model.state_dict())
     expected = {key: x for key, x in weights.items() if key in shapes}
     mismatch = state_dict_mismatch(expected if allow_unexpected else weights, shapes)
+    reported = ''
     try:
         keys = model.load_state_dict(weights, strict=False)
-    except RuntimeError:  # size mismatch
+    except RuntimeError as error:  # size mismatch
         if not mismatch:
             raise
-        return mismatch
-    fits = not keys.missing_keys and (allow_unexpected or not keys.unexpected_keys)
-    return Mismatch() if fits else mismatch
+        reported = str(error)
+    else:
+        if not keys.missing_keys and (allow_unexpected or not keys.unexpected_keys):
+            return Mismatch()
+    return replace(
+        mismatch,
+        size_mismatch=[
+            text
+            for text in mismatch.size_mismatch
+            if f'size mismatch for {text.partition(" ")[0]}:' in reported
+        ],
+    )
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmsparse._logging import log_level
 from mmsparse.errors import UsageError
+from mmsparse.models.backbones.base import image_channels
 from mmsparse.ops.tokens import gather_tokens
 
 OLDEST_TORCH = '2.9'
@@ -33,7 +34,8 @@ class Graph(nn.Module):
     The input is ``image``: RGB from 0 to 255, float32, (B, 3, H, W), resized to the
     ``size`` of the graph (height and width) and not padded; UsageError is raised if the
     model's data preprocessor would pad it. Color order, mean and standard deviation of
-    the data preprocessor are part of the graph.
+    the data preprocessor are part of the graph. Backbones with other ``in_channels``
+    take them in the order of the data.
     """
 
     outputs: tuple[str, ...] = ('logits',)
@@ -44,16 +46,19 @@ class Graph(nn.Module):
         self.size = size
         preprocessor = model.data_preprocessor
         _check_padding(preprocessor, size)
+        self.channels = image_channels(model)
         # mmcv loads BGR; a model without conversion was trained on BGR.
-        self.flip = not any(getattr(preprocessor, name, False) for name in CONVERSIONS)
-        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        self.flip = self.channels == 3 and not any(
+            getattr(preprocessor, name, False) for name in CONVERSIONS
+        )
+        mean, std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         if getattr(preprocessor, '_enable_normalize', False):
             mean, std = preprocessor.mean, preprocessor.std
         self.register_buffer('mean', mean.clone())
         self.register_buffer('std', std.clone())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return one tensor for each of ``outputs`` from images, (B, 3, H, W)."""
+        """Return one tensor for each of ``outputs`` from images, (B, C, H, W)."""
         x = image.flip(1) if self.flip else image
         return self.run((x - self.mean) / self.std)
 
@@ -83,7 +88,7 @@ class ClassifierGraph(Graph):
     """A classifier of mmpretrain; returns logits, (B, classes)."""
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of normalized images, (B, 3, H, W)."""
+        """Return the logits of normalized images, (B, C, H, W)."""
         return (self.model.head(self.model.extract_feat(x)),)
 
 
@@ -91,7 +96,7 @@ class SegmentorGraph(Graph):
     """A segmentor of mmseg; returns logits of the whole image, (B, classes, H, W)."""
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of normalized images, (B, 3, H, W)."""
+        """Return the logits of normalized images, (B, C, H, W)."""
         return (self.model.encode_decode(x, [dict(img_shape=self.size)]),)
 
 
@@ -115,7 +120,7 @@ class DetectorGraph(Graph):
         super().__init__(model, size)
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores and labels of normalized images, (B, 3, H, W)."""
+        """Return boxes, scores and labels of normalized images, (B, C, H, W)."""
         states = self.model.forward_transformer(self.model.extract_feat(x))
         logits, boxes = (layers[-1] for layers in self.model.bbox_head(**states))
         scores, labels, queries = self._best(logits)
@@ -255,9 +260,9 @@ def compare_onnx(
 
 
 def _noise(graph: Graph, batch: int) -> Tensor:
-    """Return reproducible random images, (B, 3, H, W)."""
+    """Return reproducible random images, (B, C, H, W)."""
     generator = torch.Generator().manual_seed(batch)
-    return 255 * torch.rand(batch, 3, *graph.size, generator=generator)
+    return 255 * torch.rand(batch, graph.channels, *graph.size, generator=generator)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

@@ -21,5 +21,5 @@ class Classifier(nn.Module):
         self.head = nn.ModuleDict({'fc': nn.Linear(channels, num_classes)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits, (B, num_classes)."""
+        """Images, (B, in_channels, H, W), to logits, (B, num_classes)."""
         return self.head['fc'](self.backbone(x)[-1].mean((2, 3)))

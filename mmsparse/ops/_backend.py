@@ -7,7 +7,7 @@ from contextvars import ContextVar
 import torch
 
 # torch 2.1 has it under its other name only.
-is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+_is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
 
 _reference_only: ContextVar[bool] = ContextVar('reference_only', default=False)
 
@@ -33,6 +33,15 @@ def reference_only() -> Iterator[None]:
 @torch.compiler.assume_constant_result  # the compiler cannot trace a ContextVar
 def _is_reference_only() -> bool:
     return _reference_only.get()
+
+
+def is_tracing() -> bool:
+    """Return whether the compiler, ``torch.export`` or ``torch.jit`` is tracing.
+
+    A graph that they record must not depend on whether gradients are enabled, nor, by
+    chunks for example, on the batch size; ``torch.jit`` saves no autograd function.
+    """
+    return _is_compiling() or torch.jit.is_tracing()
 
 
 def is_exporting() -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops._backend import is_compiling, resolve_backend
+from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._precision import no_autocast
 
 CHECKPOINT_BACKENDS = ('auto', 'reference', 'checkpointed')
@@ -111,7 +111,7 @@ def chunked_attention(
         (N, ...).
     """
     # Of a single chunk, the compiler decides by itself what to keep for backward.
-    if is_compiling() or queries[0].shape[0] <= length:
+    if is_tracing() or queries[0].shape[0] <= length:
         with no_autocast(queries[0]):
             return attend(*queries, *shared)
     return _ChunkedAttention.apply(attend, length, len(queries), *queries, *shared)
@@ -157,7 +157,7 @@ class _ChunkedAttention(torch.autograd.Function):
 
 def _is_eager_on_cpu(x: Tensor) -> bool:
     """Return whether chunks and checkpoints pay; the compiler has its own."""
-    return x.device.type == 'cpu' and not is_compiling()
+    return x.device.type == 'cpu' and not is_tracing()
 
 
 def _split(tensors: Iterable[Tensor], length: int) -> Iterable[tuple[Tensor, ...]]:

@@ -48,7 +48,8 @@ def depthwise_conv2d(
         )
     backend = resolve_backend(backend, BACKENDS)
     if backend == 'auto':
-        fast = 'tiled' if width > TILE_COLUMNS else 'folded'
+        wide = width > TILE_COLUMNS and not torch.jit.is_tracing()
+        fast = 'tiled' if wide else 'folded'
         backend = fast if _is_float32_on_cpu(x, weight) else 'reference'
     if backend == 'reference':
         out = _convolve(x, weight, bias)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_compiling, is_exporting, resolve_backend
+from mmsparse.ops._backend import is_exporting, is_tracing, resolve_backend
 from mmsparse.ops._precision import no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
@@ -65,6 +65,8 @@ def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
         return 'sdpa'
     # No fused kernel of the CPU computes the gradient of a bias.
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if torch.jit.is_tracing():  # with or without gradients
+        learned = bias is not None
     small = q.shape[-2] * k.shape[-2] <= MATH_MAX_LOGITS
     return unfused if small or learned else 'sdpa'
 
@@ -122,7 +124,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
     On a CPU, allocating as many elements again takes as long as the softmax.
     """
-    if torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or is_tracing():
         return logits.softmax(dim=-1)
     return torch.softmax(logits, dim=-1, out=logits)
 

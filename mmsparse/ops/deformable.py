@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops import attention
-from mmsparse.ops._backend import is_compiling, resolve_backend
+from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops._precision import no_autocast, precise_dtype
 from mmsparse.ops.attention import (
@@ -92,7 +92,7 @@ def deformable_attention(
 
 def _choose_backend(q: Tensor, k: Tensor, num_heads: int) -> str:
     """Choose by the number of logits; the compiler does not need chunks or tiles."""
-    if is_compiling():
+    if is_tracing():
         return 'auto'
     num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
     if num_logits >= TILED_MIN_LOGITS and q.is_cpu and q.dtype == torch.float32:

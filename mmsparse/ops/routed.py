@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mmsparse.ops._backend import is_compiling, resolve_backend
+from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops.attention import (
     attention_logits,
@@ -198,7 +198,7 @@ def _gathered(
 def _chunk_length(k: Tensor, v: Tensor, routes: Tensor) -> int:
     """Return the number of query regions of a chunk; the compiler takes all."""
     num_queries = routes.shape[0] * routes.shape[1]
-    if is_compiling():
+    if is_tracing():
         return num_queries
     numel = k.numel() + v.numel()
     # Every chunk adds to the gradients of all keys and values: it must not be small

@@ -108,7 +108,7 @@ def run_pipeline(
         if 'img' not in results:
             continue
         if tracked is None:
-            image = np.ascontiguousarray(results['img'][..., ::-1])  # BGR to RGB
+            image = _to_rgb(results['img'])
             tracked = ImageTransform(image.shape[:2], image.shape[:2])
         elif results.get('flip', False) and not flipped:
             tracked = tracked.flipped(results['flip_direction'])
@@ -117,6 +117,17 @@ def run_pipeline(
     if image is None or tracked is None:
         raise ValueError('transforms must load the image; got none that does.')
     return results, image, tracked
+
+
+def _to_rgb(image: NDArray) -> Pixels:
+    """Convert an image of mmcv to RGB: gray, or BGR and further channels."""
+    image = image if image.ndim == 3 else image[..., None]
+    few = image.shape[-1] < 3
+    image = image[..., :1].repeat(3, axis=-1) if few else image[..., 2::-1]
+    if image.dtype != np.uint8:  # of 16 bits, for example
+        ends = image.min(), image.max()
+        image = np.interp(image, ends, (0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(image)
 
 
 def _track(

@@ -41,9 +41,9 @@ def receptive_field(
 ) -> Tensor:
     """Compute the gradient of one cell of a feature map by the input pixels.
 
-    ``inputs`` are images, (B, 3, H, W). ``point`` (x, y), in their pixels, selects the
+    ``inputs`` are images, (B, C, H, W). ``point`` (x, y), in their pixels, selects the
     cell of feature map number ``output``. The result, (H, W), is the absolute gradient
-    of the sum of the cell's channels, summed over batch and colors, divided by its
+    of the sum of the cell's channels, summed over batch and channels, divided by its
     maximum.
 
     Source: Understanding the Effective Receptive Field, arXiv 1701.04128, section 3.

@@ -95,7 +95,7 @@ class DetectionsRecording(NamedTuple):
 class Recording:
     """What was recorded of the last batch; parts that the model lacks are empty."""
 
-    inputs: Tensor | None = None  # of the backbone, padding included, (B, 3, H, W)
+    inputs: Tensor | None = None  # of the backbone, padding included, (B, C, H, W)
     layers: list[LayerRecording] = field(default_factory=list)  # in execution order
     tokens: TokensRecording | None = None
     sampling: list[SamplingRecording] = field(default_factory=list)  # by decoder layer

@@ -115,6 +115,14 @@ class StemAndAttention(nn.Module):
         return self.attention(self.stem(x))
 
 
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_images_have_the_channels_of_the_backbone(in_channels):
+    rgb = measure(BiFormer('nano'), (64, 64))[-1]
+    other = measure(BiFormer('nano', in_channels=in_channels), (64, 64))[-1]
+
+    assert other.macs - rgb.macs == (in_channels - 3) * 9 * 16 * 32 * 32
+
+
 def test_neighborhood_attention_counts_only_its_neighbors():
     layer = NeighborhoodAttention2d(16, num_heads=2, kernel_size=3)
 

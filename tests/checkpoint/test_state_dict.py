@@ -90,6 +90,22 @@ def test_loading_returns_the_mismatch(allow):
     assert mismatch.size_mismatch == ['weight (4, 2) instead of (3, 2)']
 
 
+def test_a_mismatch_leaves_out_what_the_model_resizes():
+    model = nn.ModuleDict(dict(one=Resizing(2, 3), other=nn.Linear(2, 3)))
+    weights = {
+        'one.weight': torch.ones(1, 2),
+        'one.bias': torch.ones(3),
+        'other.weight': torch.ones(1, 2),
+    }
+
+    mismatch = load_state_dict(model, weights)
+
+    assert mismatch.missing == ['other.bias']
+    assert mismatch.size_mismatch == ['other.weight (1, 2) instead of (3, 2)']
+    del weights['other.weight']
+    assert not load_state_dict(model, weights).size_mismatch
+
+
 def test_loading_raises_other_errors_of_the_model():
     model = Resizing(2, 7)
 

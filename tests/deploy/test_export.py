@@ -146,6 +146,34 @@ def test_a_classifier_exports(name, changes, tmp_path):
     assert_exports(graph, tmp_path / 'model.onnx')
 
 
+@pytest.mark.parametrize('in_channels', [1, 4])
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_images_have_the_channels_of_the_backbone(in_channels, to_rgb, tmp_path):
+    model = build_classifier(
+        dict(
+            type='mmsparse.ShuntedTransformer',
+            arch=MICRO,
+            out_indices=(1,),
+            in_channels=in_channels,
+        ),
+        width=32,
+        to_rgb=to_rgb,
+        mean=[100.0 + i for i in range(in_channels)],
+        std=[50.0 + i for i in range(in_channels)],
+    )
+    graph = build_graph(model, (64, 64))
+    image = make_images(graph, 2)
+
+    (logits,) = graph(image.float())
+
+    # Of four channels, mmpretrain swaps none.
+    samples = predict(model, image, DataSample, to_bgr=False)
+    expected = torch.stack([sample.pred_score for sample in samples])
+    torch.testing.assert_close(logits.softmax(-1), expected)
+    if not to_rgb:
+        assert_exports(graph, tmp_path / 'model.onnx')
+
+
 def test_a_segmentor_exports(tmp_path):
     graph = build_graph(build_segmentor(bgr_to_rgb=True), SIZE)
 

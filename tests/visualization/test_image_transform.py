@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,32 @@ def test_the_original_image_is_returned(image):
     _, pixels, _ = run_pipeline([LoadImageFromFile(), flip('horizontal')], image)
 
     assert (pixels == np.asarray(Image.open(image))).all()
+
+
+@pytest.mark.parametrize('shape', [(80, 60), (80, 60, 1), (80, 60, 2)], ids=str)
+def test_an_image_of_few_channels_is_drawn_in_gray(shape, image):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    _, drawn, _ = run_pipeline([partial(load, pixels)], image)
+
+    gray = pixels.reshape(80, 60, -1)[..., :1]
+    assert (drawn == gray).all()
+    assert drawn.shape == (80, 60, 3)
+
+
+def test_the_first_channels_of_many_are_drawn(image):
+    pixels = np.random.default_rng(0).integers(100, 4000, (80, 60, 5), np.uint16)
+
+    _, drawn, _ = run_pipeline([partial(load, pixels)], image)
+
+    assert (drawn.min(), drawn.max(), drawn.dtype) == (0, 255, np.uint8)
+    order = pixels[..., 2].ravel().argsort(kind='stable')
+    assert (np.diff(drawn[..., 0].ravel()[order].astype(int)) >= 0).all()
+
+
+def load(pixels, results):
+    """Load these pixels, as a transform does."""
+    return results | dict(img=pixels)
 
 
 def test_annotations_are_not_loaded(image):

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmark.timing import Candidate, Stopwatch
 from mmsparse.apis import build_model
 from mmsparse.errors import UsageError
+from mmsparse.models.backbones.base import image_channels
 
 TIME = 'time'
 
@@ -41,7 +42,8 @@ def training_candidates(
             f'{type(model.backbone).__name__}.'
         )
     generator = torch.Generator().manual_seed(0)
-    crops = torch.rand(batch_size, 3, *size, generator=generator).to(device)
+    shape = (batch_size, image_channels(model), *size)
+    crops = torch.rand(shape, generator=generator).to(device)
     classes = model.decode_head.num_classes
     labels = torch.randint(classes, (batch_size, 1, *size), generator=generator)
     samples = [
@@ -69,7 +71,8 @@ def prediction_candidate(
     cfg = copy.deepcopy(cfg)
     cfg.model.test_cfg = dict(mode='whole')
     model = _build(cfg, device).eval()
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    shape = (1, image_channels(model), *size)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     return Candidate('predict', partial(_predict, model, image.to(device)))
 
 

@@ -1,18 +1,21 @@
 """Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.models.backbones.arch import Arch, DropRate, check_setting
+from mmsparse.models.backbones.arch import Arch, Count, DropRate, check_setting
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
@@ -64,10 +67,13 @@ class StagedBackbone(BaseModule):
         with_cp: Use activation checkpointing in the blocks to save memory.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
+        in_channels: Channels of the images. The first convolution adapts weights of
+            RGB images when it loads them: it sums them for one channel, and repeats
+            them, scaled, for others.
 
     Raises:
-        ValueError: ``arch``, ``out_indices`` or ``frozen_stages`` is unknown or out of
-            range.
+        ValueError: ``arch``, ``out_indices``, ``frozen_stages`` or ``in_channels`` is
+            unknown or out of range.
     """
 
     family: ClassVar[str]
@@ -97,6 +103,7 @@ class StagedBackbone(BaseModule):
         norm_eval: bool,
         with_cp: bool,
         init_cfg: dict | list[dict] | None,
+        in_channels: int = 3,
     ) -> None:
         default = [dict(cfg) for cfg in self.default_init_cfg]
         super().__init__(default if init_cfg is None else init_cfg)
@@ -108,6 +115,8 @@ class StagedBackbone(BaseModule):
                 f'frozen_stages must be an integer from -1 to {total}; got '
                 f'{frozen_stages!r}.'
             )
+        check_setting('in_channels', in_channels, Count)
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.num_stages = max(out_indices) + 1  # later ones would have no output
         self.out_norm = out_norm
@@ -139,7 +148,7 @@ class StagedBackbone(BaseModule):
         """Compute the feature maps of the stages in ``out_indices``.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least ``min_side``.
+            x: Images, (B, in_channels, H, W), H and W at least ``min_side``.
 
         Returns:
             One (B, C, H', W') for each of ``out_indices``.
@@ -147,7 +156,9 @@ class StagedBackbone(BaseModule):
         Raises:
             ValueError: ``x`` has another shape, or is smaller.
         """
-        _check_images(x, self.min_side)
+        _check_images(x, self.in_channels, self.min_side)
+        if torch.jit.is_tracing():
+            x = _fix_size(x)
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
@@ -179,7 +190,7 @@ class StagedBackbone(BaseModule):
         return self.out_norms[f'{self.out_norm}{stage}']
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
+        if self.with_cp and x.requires_grad and not torch.jit.is_tracing():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
@@ -195,6 +206,32 @@ class StagedBackbone(BaseModule):
             if isinstance(module, NORM_LAYERS)
             for name, _ in module.named_parameters()
         }
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, as in mmpretrain.
+
+        Layer-wise learning-rate decay needs them. The stem has depth 0, every block is
+        one deeper, and a downsampling or the norm of a stage has the depth of the block
+        before it. Norms of outputs and parameters without ``prefix``, as of a head,
+        have the last depth.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: Prefix of the backbone's parameters in it, ``backbone.``.
+
+        Returns:
+            Depth, from 0, and number of depths.
+        """
+        depths = self.arch.depths[: self.num_stages]
+        depth = sum(depths) + 1
+        num_depths = depth + 1
+        part, *place = param_name.removeprefix(prefix).split('.')
+        if param_name.startswith(prefix) and part in ('downsamples', 'stages'):
+            stage = int(place[0])
+            depth = sum(depths[:stage])
+            if part == 'stages':
+                depth += int(place[1]) + 1 if place[1].isdigit() else depths[stage]
+        return depth, num_depths
 
     def freeze(self) -> None:
         """Disable the gradients of the frozen stages."""
@@ -212,12 +249,27 @@ class StagedBackbone(BaseModule):
                     module.eval()
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        for name, module in self.named_modules(prefix=prefix[:-1]):
+            if isinstance(module, nn.Conv2d):
+                _adapt_channels(state_dict, f'{name}.weight', module.weight.shape)
+                break
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
         count = self.frozen_stages
         norms = [self._out_norm(i) for i in self.out_indices if i < count]
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
+
+
+def image_channels(model: nn.Module) -> int:
+    """Return the channels of the images of a model: 3 but for mmsparse's backbones."""
+    backbone = getattr(model, 'backbone', model)
+    return backbone.in_channels if isinstance(backbone, StagedBackbone) else 3
 
 
 @contextmanager
@@ -259,10 +311,63 @@ def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
         )
 
 
-def _check_images(x: Tensor, min_side: int) -> None:
-    if x.ndim != 4 or x.shape[1] != 3 or not x.shape[0] or min(x.shape[2:]) < min_side:
+def _check_images(x: Tensor, channels: int, min_side: int) -> None:
+    if x.ndim != 4 or not x.shape[0] or min(x.shape[2:]) < min_side:
         raise ValueError(
-            f'x must be images of shape (B, 3, H, W) with B at least 1 and H and W at '
-            f'least {min_side}, for the last stage; got {tuple(x.shape)}. Resize or '
-            'pad them.'
+            f'x must be images of shape (B, {channels}, H, W) with B at least 1 and H '
+            f'and W at least {min_side}, for the last stage; got {tuple(x.shape)}. '
+            'Resize or pad them.'
         )
+    if x.shape[1] != channels:
+        raise ValueError(
+            f'x must be images of in_channels={channels} channels; got {x.shape[1]}, '
+            f'shape {tuple(x.shape)}. Set in_channels={x.shape[1]} of the backbone, or '
+            f'load images of {channels} channels.'
+        )
+
+
+def _fix_size(x: Tensor) -> Tensor:
+    """Make the graph of ``torch.jit.trace`` raise an error for images of another size.
+
+    Padding and grids of the traced size are constants in it. Legacy ONNX export drops
+    the check, but keeps the expansion, which fails, too.
+    """
+    height, width = (int(length) for length in x.shape[-2:])
+    return _size_check()(x, height, width).expand(-1, -1, height, width)
+
+
+@cache
+def _size_check() -> Callable[[Tensor, int, int], Tensor]:
+    with warnings.catch_warnings():  # torch.jit is deprecated; only tracing gets here
+        warnings.simplefilter('ignore')
+        return torch.jit.script(_check_size)
+
+
+def _check_size(x: Tensor, height: int, width: int) -> Tensor:
+    found = x.shape[2], x.shape[3]
+    if found != (height, width):
+        raise ValueError(
+            f'x must be images of the traced size {(height, width)}; got {found}. '
+            'Trace the model for this size, or use torch.export.'
+        )
+    return x
+
+
+def _adapt_channels(
+    state_dict: dict[str, Tensor], name: str, shape: Sequence[int]
+) -> None:
+    """Adapt a convolution of RGB images to other channels, in place, as timm does.
+
+    One channel sums the weights, and thus equals RGB of three equal channels. Others
+    repeat them, scaled to the same sum. Weights of other sizes are not changed.
+    """
+    weight, channels = state_dict.get(name), shape[1]
+    if channels == 3 or weight is None or weight.shape != (shape[0], 3, *shape[2:]):
+        return
+    if channels == 1:
+        adapted = weight.sum(1, keepdim=True)
+    else:
+        repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+        adapted = repeated * (3 / channels)
+    state_dict[name] = adapted
+    print_log(f'{name}: RGB weights adapted to in_channels={channels}.', 'current')

@@ -115,6 +115,8 @@ class BiFormer(StagedBackbone):
         frozen_stages: Number of stages to freeze; 0 freezes the stem alone, -1 nothing.
         norm_eval: Keep BatchNorm layers in eval mode during training.
         with_cp: Use activation checkpointing in the blocks to save memory.
+        in_channels: Channels of the images; weights of RGB images are adapted to them
+            when they are loaded.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
@@ -158,10 +160,18 @@ class BiFormer(StagedBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
-            arch, out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg
+            arch,
+            out_indices,
+            out_norm,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+            in_channels,
         )
         check_choice('out_norm', out_norm, NORMS)
         arch = self.arch
@@ -169,7 +179,7 @@ class BiFormer(StagedBackbone):
         rates = drop_path_rates(drop_path_rate, arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(arch, i))
+                self.downsamples.append(_build_downsample(arch, i, in_channels))
                 self.stages.append(_build_stage(arch, i, regions[i], rates[i]))
         self.out_norms = nn.ModuleDict(
             {f'{out_norm}{i}': NORMS[out_norm](arch.embed_dims[i]) for i in out_indices}
@@ -223,8 +233,8 @@ def _build_attention(arch: BiFormerArch, i: int, regions_per_side: int) -> nn.Mo
     )
 
 
-def _build_downsample(arch: BiFormerArch, i: int) -> nn.Sequential:
-    before, after = (3, *arch.embed_dims)[i : i + 2]
+def _build_downsample(arch: BiFormerArch, i: int, in_channels: int) -> nn.Sequential:
+    before, after = (in_channels, *arch.embed_dims)[i : i + 2]
     norm = NORMS[arch.downsample_norm]
     if arch.downsampling == 'patches':
         layers = (

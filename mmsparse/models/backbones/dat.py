@@ -166,6 +166,8 @@ class DAT(StagedBackbone):
         frozen_stages: Number of stages to freeze; 0 freezes the stem alone, -1 nothing.
         norm_eval: Keep BatchNorm layers in eval mode during training.
         with_cp: Use activation checkpointing in the blocks to save memory.
+        in_channels: Channels of the images; weights of RGB images are adapted to them
+            when they are loaded.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``. The released models start from
             torch's default initialization of every layer, and so does this one.
@@ -226,17 +228,25 @@ class DAT(StagedBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
-            arch, out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg
+            arch,
+            out_indices,
+            out_norm,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+            in_channels,
         )
         check_choice('out_norm', out_norm, OUT_NORMS)
         arch = self.arch
         rates = drop_path_rates(drop_path_rate, arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(arch, i))
+                self.downsamples.append(_build_downsample(arch, i, in_channels))
                 self.stages.append(_build_stage(arch, i, rates[i]))
         self.out_norms = nn.ModuleDict(
             {
@@ -308,9 +318,9 @@ def _build_attention(arch: DATArch, i: int, block_type: str) -> nn.Module:
     )
 
 
-def _build_downsample(arch: DATArch, i: int) -> nn.Sequential:
+def _build_downsample(arch: DATArch, i: int, in_channels: int) -> nn.Sequential:
     if i == 0:
-        downsample = _stem(arch)
+        downsample = _stem(arch, in_channels)
     else:
         before, after = arch.embed_dims[i - 1 : i + 1]
         kernel_size = 3 if arch.downsampling == 'overlapping' else 2
@@ -322,16 +332,16 @@ def _build_downsample(arch: DATArch, i: int) -> nn.Sequential:
     return downsample
 
 
-def _stem(arch: DATArch) -> nn.Sequential:
+def _stem(arch: DATArch, in_channels: int) -> nn.Sequential:
     width, norm = arch.embed_dims[0], arch.downsample_norm
     channels = arch.stem_channels if arch.stem_channels is not None else width
     if arch.downsampling == 'patches':
-        stem = _conv_norm(3, channels, norm, kernel_size=4, stride=4)
+        stem = _conv_norm(in_channels, channels, norm, kernel_size=4, stride=4)
     elif arch.formulation == 'v2022':
-        stem = _conv_norm(3, channels, norm, kernel_size=7, stride=4)
+        stem = _conv_norm(in_channels, channels, norm, kernel_size=7, stride=4)
     else:
         stem = nn.Sequential(
-            *_conv_norm(3, channels // 2, norm, kernel_size=3, stride=2),
+            *_conv_norm(in_channels, channels // 2, norm, kernel_size=3, stride=2),
             nn.GELU(),
             *_conv_norm(channels // 2, channels, norm, kernel_size=3, stride=2),
         )

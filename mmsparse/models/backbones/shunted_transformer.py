@@ -74,6 +74,8 @@ class ShuntedTransformer(StagedBackbone):
         norm_eval: Keep BatchNorm layers, which the stem has, in eval mode during
             training.
         with_cp: Use activation checkpointing in the blocks to save memory.
+        in_channels: Channels of the images; weights of RGB images are adapted to them
+            when they are loaded.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
 
@@ -108,15 +110,23 @@ class ShuntedTransformer(StagedBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
-            arch, out_indices, None, frozen_stages, norm_eval, with_cp, init_cfg
+            arch,
+            out_indices,
+            None,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+            in_channels,
         )
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(self.arch, i))
+                self.downsamples.append(_build_downsample(self.arch, i, in_channels))
                 self.stages.append(_build_stage(self.arch, i, rates[i]))
         self.freeze()
 
@@ -138,12 +148,12 @@ class ShuntedTransformer(StagedBackbone):
         return 4 * max(grids) - 1  # the stem rounds up at first, then down
 
 
-def _build_downsample(arch: ShuntedArch, i: int) -> nn.Sequential:
+def _build_downsample(arch: ShuntedArch, i: int, in_channels: int) -> nn.Sequential:
     widths, norm = arch.embed_dims, arch.downsample_norm
     downsample = (
         patch_embedding(widths[i - 1], widths[i], norm=norm)
         if i
-        else stem(widths[0], arch.stem_convs, norm)
+        else stem(widths[0], arch.stem_convs, norm, in_channels)
     )
     if arch.downsample_act:
         downsample.append(nn.GELU())
@@ -170,23 +180,26 @@ def _build_stage(arch: ShuntedArch, i: int, rates: Sequence[float]) -> nn.Sequen
     return stage
 
 
-def stem(channels: int, num_convs: int = 0, norm: str = 'layer') -> nn.Sequential:
+def stem(
+    channels: int, num_convs: int = 0, norm: str = 'layer', in_channels: int = 3
+) -> nn.Sequential:
     """Build the stem: convolutions with a total stride of 4, and a norm.
 
     Args:
         channels: C of the feature map.
         num_convs: Number of 3x3 convolutions between the two with stride 2.
         norm: ``batch`` or ``layer``.
+        in_channels: Channels of the images.
 
     Returns:
-        (B, 3, H, W) to (B, C, H / 4, W / 4), the size rounded up, then down.
+        (B, in_channels, H, W) to (B, C, H / 4, W / 4), the size rounded up, then down.
     """
     layers: list[nn.Module] = []
     for i in range(num_convs + 1):
         conv = (
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
             if i
-            else nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
+            else nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
         )
         layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(channels, channels, kernel_size=2, stride=2))

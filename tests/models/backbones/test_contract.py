@@ -322,7 +322,7 @@ def test_arguments_out_of_range_are_refused(build, arguments, message):
 
 @pytest.mark.parametrize(
     'shape',
-    [(2, 3, 30, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64), (2, 1, 64, 64)],
+    [(2, 3, 30, 64), (2, 3, 64, 0), (0, 3, 64, 64), (3, 64, 64)],
 )
 def test_inputs_of_another_shape_are_refused(build, shape):
     backbone = build()
@@ -356,3 +356,39 @@ def test_an_arch_may_have_only_what_differs_from_its_base(build):
         ValueError, match=r"arch\['base'\] must be one of .*; got 'atto'"
     ):
         build(arch=dict(base='atto', depths=(1, 1, 1, 1)))
+
+
+def test_layer_depths_count_the_blocks_from_stem_to_outputs(build):
+    backbone = build()
+    depths = backbone.arch.depths
+    ends = [sum(depths[: i + 1]) for i in range(4)]
+
+    found = {}
+    for name, _ in backbone.named_parameters():
+        depth, count = backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
+        assert (depth, count) == backbone.get_layer_depth(name)
+        assert count == sum(depths) + 2
+        part, i, place = (*name.split('.'), '')[:3]
+        found.setdefault((part, i, place if part == 'stages' else ''), set()).add(depth)
+
+    for (part, i, place), depths_found in found.items():
+        if part == 'out_norms':
+            expected = count - 1
+        elif part == 'downsamples':
+            expected = ends[int(i) - 1] if int(i) else 0
+        else:
+            first = ends[int(i)] - depths[int(i)] + 1
+            expected = first + int(place) if place.isdigit() else ends[int(i)]
+        assert depths_found == {expected}, (part, i, place)
+    assert {x for depth in found.values() for x in depth} >= set(range(count - 1))
+    assert backbone.get_layer_depth('head.fc.weight', 'backbone.') == (count - 1, count)
+
+
+def test_layer_depths_leave_out_stages_that_are_not_built(build):
+    backbone = build(out_indices=(0, 1))
+
+    depths = [backbone.get_layer_depth(name) for name, _ in backbone.named_parameters()]
+
+    built = sum(backbone.arch.depths[:2])
+    assert {count for _, count in depths} == {built + 2}
+    assert set(range(built + 1)) <= {depth for depth, _ in depths}
