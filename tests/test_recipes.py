@@ -165,6 +165,28 @@ def test_dat_takes_the_place_of_biformer(clone, monkeypatch):
     assert widths[1:] == (128, 256, 512)
 
 
+def test_masks_train_with_the_changes_of_the_recipe(clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    boxes, changes = code(BOXES)
+    for old, new in (
+        ('mmdet::atss/atss_r50_fpn_1x', 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x'),
+        ('    bbox_head=dict(num_classes=3),\n', ''),
+    ):
+        assert boxes.count(old) == 1
+        boxes = boxes.replace(old, new)
+    Path('masks.py').write_text(boxes)
+    Path('recipe.py').write_text(f"_base_ = 'masks.py'\n{changes}")
+    channels = {'model.neck.in_channels': [32, 64, 128, 256]}  # of nano
+    cfg = read_config('recipe.py', NANO | channels)
+    check_data(cfg)
+    batch = first_batch(cfg, images=1)
+
+    losses = train(build(cfg), cfg, 1, batch)
+
+    assert np.isfinite(losses).all()
+    assert len(batch['data_samples'][0].gt_instances.masks) > 1
+
+
 def test_only_layers_with_classes_differ_from_the_checkpoint(clone, monkeypatch):
     monkeypatch.chdir(clone)
     name = 'configs/focus_detr/focus-detr_r50_8xb2-12e_coco.py'
