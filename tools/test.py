@@ -5,6 +5,7 @@ Prints the metrics; --out also writes them as JSON and prints the path.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from _cli import check_files, filter_log, run
@@ -43,6 +44,16 @@ def use_tta(cfg: Config, pipeline: str) -> None:
             raise UsageError(f'--tta needs {name} in the config')
     cfg.test_dataloader.dataset.pipeline = cfg[pipeline]
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    drop_kept_tokens(cfg)
+
+
+def drop_kept_tokens(cfg: Config) -> None:
+    """Remove the recall of kept tokens: each augmented image keeps others."""
+    metrics = cfg.test_evaluator
+    metrics = metrics if isinstance(metrics, Sequence) else [metrics]
+    cfg.test_evaluator = [x for x in metrics if x.type != 'mmsparse.KeptTokenRecall']
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [x for x in hooks if x.type != 'mmsparse.KeptTokensHook']
 
 
 def check_fit(model: nn.Module, checkpoint: str) -> None:

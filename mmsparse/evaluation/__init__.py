@@ -1,5 +1,6 @@
 """Metrics, and the hook that records their inputs."""
 
+from mmsparse.evaluation.confusion_matrix import ConfusionMatrix
 from mmsparse.evaluation.kept_token_recall import KeptTokenRecall
 from mmsparse.evaluation.kept_tokens import (
     KeptTokens,
@@ -7,4 +8,10 @@ from mmsparse.evaluation.kept_tokens import (
     record_kept_tokens,
 )
 
-__all__ = ['KeptTokenRecall', 'KeptTokens', 'KeptTokensHook', 'record_kept_tokens']
+__all__ = [
+    'ConfusionMatrix',
+    'KeptTokenRecall',
+    'KeptTokens',
+    'KeptTokensHook',
+    'record_kept_tokens',
+]
