@@ -17,9 +17,20 @@ class MissingFileError(UsageError):
         self.path = path
 
 
+def original_message(text: str) -> str:
+    """Return the message of an error in a worker process without its traceback.
+
+    torch puts the traceback, which ends with type and message, into the message.
+    """
+    if not text.startswith('Caught ') or '\nOriginal Traceback' not in text:
+        return text
+    return text.rstrip().rpartition('\n')[2].partition(': ')[2]
+
+
 def format_error(error: Exception) -> str:
     """Return the first line of an exception, and its type unless it is a ValueError."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = original_message(str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     reason = ' '.join(lines[:1])
     if isinstance(error, ValueError):
         return reason

@@ -64,7 +64,7 @@ def test_every_config_has_the_hooks_that_make_training_safe(name):
     hooks = [hook.type.removeprefix('mmsparse.') for hook in read(name).custom_hooks]
 
     expected = ['SafeCheckpoints', 'StopAtNaN', 'NameSampleFiles']
-    assert hooks[:4] == [*expected, 'RepeatableRandomness']
+    assert hooks[:5] == [*expected, 'ExplainErrors', 'RepeatableRandomness']
 
 
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))

@@ -5,21 +5,22 @@ import copy
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
 
 class Pyramid(nn.Module):
-    """A minimal backbone with feature maps of strides 8, 16 and 32."""
+    """A minimal backbone with feature maps of strides 8, 16, 32 and so on."""
 
     out_indices = (1, 2, 3)
 
-    def __init__(self):
+    def __init__(self, levels=3):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, stride=8, padding=1)
         self.steps = nn.ModuleList(
-            nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2)
+            nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(levels - 1)
         )
 
     def forward(self, x):
@@ -95,6 +96,34 @@ def build_model(config, std=0.2):
         spread = 0.5 if 'sampling_offsets' in name else std
         nn.init.normal_(parameter, mean=float('norm' in name), std=spread)
     return detector
+
+
+def build_host_detector(name):
+    """Build a detector from a config of mmdet, with fewer layers and queries."""
+    config = get_config(f'mmdet::{name}').model
+    neck = config.get('neck') or config.panoptic_head
+    levels = len(neck.in_channels)
+    neck.in_channels = [4] * levels
+    config.backbone = dict(type=Pyramid, levels=levels)
+    config.data_preprocessor.batch_augments = None  # pads to 1024x1024
+    _shrink(config)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(config)
+    detector.init_weights()
+    return detector
+
+
+def _shrink(settings):
+    for key, value in settings.items():
+        if key == 'num_layers':
+            settings[key] = 1
+        elif key in ('num_queries', 'num_proposals'):
+            settings[key] = 20
+        elif key == 'train_cfg' and isinstance(value, dict) and 'num_points' in value:
+            value['num_points'] = 50
+        elif isinstance(value, dict):
+            _shrink(value)
 
 
 def make_images(sizes, boxes=2, canvas=None, classes=3, generator=None):

@@ -6,6 +6,7 @@ custom_hooks = [
     dict(type='mmsparse.SafeCheckpoints'),
     dict(type='mmsparse.StopAtNaN'),
     dict(type='mmsparse.NameSampleFiles'),
+    dict(type='mmsparse.ExplainErrors'),
     dict(type='mmsparse.RepeatableRandomness'),
 ]
 

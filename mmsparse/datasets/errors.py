@@ -10,14 +10,18 @@ from mmcv import imread
 from mmengine.dataset import Compose
 
 from mmsparse.datasets.transforms import IGNORED, CheckSegLabels
-from mmsparse.errors import format_error
+from mmsparse.errors import UsageError, format_error, original_message
 
-ADVICE = 'Replace the file, or remove it from the dataset.'
+READING = 'Replace the file, or remove it from the dataset.'
+TRANSFORMING = 'Change the settings of this transform, or remove the file.'
 FILES = ('img_path', 'seg_map_path', 'pan_seg_map_path', 'depth_map_path', 'ann_file')
 
 
-class SampleError(ValueError):
+class SampleError(UsageError):
     """An image or its annotation cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(original_message(message))
 
 
 @contextmanager
@@ -33,7 +37,8 @@ def blame_files(*files: Any, step: str = '') -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - decoders raise anything
         reason = format_error(error)
         if not isinstance(error, ValueError):
-            reason = f'{reason.rstrip(".")}. {ADVICE}'
+            reads = not step or step.startswith('Load')
+            reason = f'{reason.rstrip(".")}. {READING if reads else TRANSFORMING}'
         elif any(str(file) in reason for file in files):
             raise SampleError(reason) from error
         names = ' and '.join(map(str, files))

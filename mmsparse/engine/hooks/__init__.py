@@ -1,6 +1,7 @@
 """Hooks of mmengine's runner."""
 
 from mmsparse.engine.hooks.attention_vis import AttentionVisHook
+from mmsparse.engine.hooks.explain_errors import ExplainErrors
 from mmsparse.engine.hooks.name_sample_files import NameSampleFiles
 from mmsparse.engine.hooks.repeatable_randomness import RepeatableRandomness
 from mmsparse.engine.hooks.safe_checkpoints import SafeCheckpoints
@@ -8,6 +9,7 @@ from mmsparse.engine.hooks.stop_at_nan import StopAtNaN
 
 __all__ = [
     'AttentionVisHook',
+    'ExplainErrors',
     'NameSampleFiles',
     'RepeatableRandomness',
     'SafeCheckpoints',
