@@ -215,10 +215,10 @@ def test_an_evaluator_with_a_copy_of_the_file_passes(pets, tmp_path):
 def test_an_annotation_file_with_a_typo_is_named_with_those_that_exist(
     pets, refused, tmp_path
 ):
-    pets.train_dataloader.dataset.ann_file = 'trian.json'
+    pets.train_dataloader.dataset.ann_file = 'trains.json'
     refused(
         pets,
-        f'train_dataloader.dataset.ann_file: no such file: {tmp_path}/trian.json; '
+        f'train_dataloader.dataset.ann_file: no such file: {tmp_path}/trains.json; '
         f'{tmp_path} has train, train.json, val and 1 more.',
     )
 

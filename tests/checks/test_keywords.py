@@ -123,8 +123,8 @@ MISTAKES = [
     ),
     (
         'mmdet',
-        {'train_dataloader.sampler.shufle': True},
-        'train_dataloader.sampler.shufle=True is not an argument of '
+        {'train_dataloader.sampler.shuffles': True},
+        'train_dataloader.sampler.shuffles=True is not an argument of '
         'DefaultSampler; did '
         'you mean shuffle?',
     ),
@@ -141,8 +141,8 @@ MISTAKES = [
     ),
     (
         'mmseg',
-        {'default_hooks.logger.intervall': 5},
-        'default_hooks.logger.intervall=5 is not an argument of '
+        {'default_hooks.logger.intervals': 5},
+        'default_hooks.logger.intervals=5 is not an argument of '
         'LoggerHook; did you mean '
         'interval?',
     ),
