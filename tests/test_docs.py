@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -185,6 +188,36 @@ def test_configs_to_copy_train_well(page, tmp_path):
     assert cfg.model.backbone.init_cfg.prefix == 'backbone.'
     assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
     assert cfg.optim_wrapper.clip_grad.max_norm == 1
+
+
+def test_the_config_of_the_readme_learns_with_a_small_backbone(tmp_path, small_digits):
+    (config,) = (code for code in examples('README') if code.startswith('_base_'))
+    digits = small_digits / 'data/digits/detection'
+    weights = next((ROOT / 'weights').glob('biformer-nano*.pth'))
+    cfg = read_example(config.replace('biformer-small.pth', str(weights)), tmp_path)
+    cfg.merge_from_dict(
+        {
+            'model.backbone.arch': 'nano',
+            'model.neck.in_channels': [32, 64, 128, 256],
+            'model.roi_head.bbox_head.num_classes': 10,
+            'model.roi_head.mask_head.num_classes': 10,
+            'train_dataloader.dataset.pipeline.2.scale': (128, 128),
+            'train_dataloader.dataset.data_root': str(digits),
+            'train_dataloader.dataset.ann_file': 'annotations/train.json',
+            'train_dataloader.dataset.data_prefix.img': 'train',
+            'train_dataloader.dataset.metainfo': dict(classes=tuple('0123456789')),
+        }
+    )
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    model = build_model(cfg).train()
+    model.init_weights()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batch = pseudo_collate([dataset[0], dataset[1]])
+    losses = [float(model.train_step(batch, optim_wrapper)['loss']) for _ in range(6)]
+
+    assert losses[-1] < 0.8 * losses[0], losses
 
 
 def test_safeguards_can_be_appended_to_other_hooks(tmp_path):
