@@ -8,7 +8,6 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
-from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmsparse import create_backbone
@@ -201,6 +200,9 @@ def test_the_config_of_the_readme_learns_with_a_small_backbone(tmp_path, small_d
             'model.neck.in_channels': [32, 64, 128, 256],
             'model.roi_head.bbox_head.num_classes': 10,
             'model.roi_head.mask_head.num_classes': 10,
+            # Fewer regions and smaller images, to be fast.
+            'model.train_cfg.rpn_proposal': dict(nms_pre=50, max_per_img=50),
+            'model.train_cfg.rcnn.sampler.num': 16,
             'train_dataloader.dataset.pipeline.2.scale': (128, 128),
             'train_dataloader.dataset.data_root': str(digits),
             'train_dataloader.dataset.ann_file': 'annotations/train.json',
