@@ -11,12 +11,11 @@ from PIL import Image
 
 from mmsparse.checks.data import Data, listed, missing_files, names_in
 from mmsparse.checks.keywords import dataset_settings, type_name
-from mmsparse.datasets.transforms import IGNORED
+from mmsparse.datasets.transforms import IGNORED, ORIENTATION, SIDEWAYS
 from mmsparse.errors import UsageError
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MOST_FILES = 1000  # to read before training
-ORIENTATION = 0x0112  # EXIF tag; above 4, width and height are exchanged
 POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
 # Transforms that keep the size of an image.
 SAME_SIZE = {'LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs', 'CheckSegLabels'}
@@ -236,7 +235,7 @@ def _resized_sizes(data: Data) -> list[tuple[int, int]]:
     for item in data.dataset.load_data_list()[:MOST_FILES]:
         try:
             with Image.open(item['img_path']) as image:
-                rotated = image.getexif().get(ORIENTATION, 1) > 4
+                rotated = image.getexif().get(ORIENTATION) in SIDEWAYS
                 width, height = image.size[::-1] if rotated else image.size
         except OSError:
             return []

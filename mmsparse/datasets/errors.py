@@ -9,7 +9,7 @@ import numpy as np
 from mmcv import imread
 from mmengine.dataset import Compose
 
-from mmsparse.datasets.transforms import IGNORED, CheckSegLabels
+from mmsparse.datasets.transforms import IGNORED, CheckImage, CheckSegLabels
 from mmsparse.errors import UsageError, format_error, original_message
 
 READING = 'Replace the file, or remove it from the dataset.'
@@ -85,7 +85,8 @@ def _annotation_files(settings: Any, root: str = '') -> Iterator[str]:
 def name_sample_files(dataset: Any) -> None:
     """Name the files of a sample in errors of the transforms of a dataset, in place.
 
-    A dataset of mmseg also checks its label maps by
+    A dataset also checks its images and, in mmseg, its label maps by
+    :class:`~mmsparse.datasets.transforms.CheckImage` and
     :class:`~mmsparse.datasets.transforms.CheckSegLabels`.
     """
     for inner in getattr(dataset, 'datasets', ()):
@@ -94,19 +95,26 @@ def name_sample_files(dataset: Any) -> None:
         name_sample_files(dataset.dataset)
     pipeline = getattr(dataset, 'pipeline', None)
     if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):
-        dataset.pipeline = NamingPipeline(_with_check(dataset))
+        dataset.pipeline = NamingPipeline(_with_checks(dataset))
 
 
-def _with_check(dataset: Any) -> list[Callable]:
-    """Return a dataset's transforms, with a check after label maps are loaded."""
-    transforms = list(dataset.pipeline.transforms)
+def _with_checks(dataset: Any) -> list[Callable]:
+    """Return a dataset's transforms, with checks after images and labels are loaded."""
     classes = getattr(dataset, 'metainfo', {}).get('classes')
-    loads = [type(x).__name__ == 'LoadAnnotations' for x in transforms]
-    checked = any(isinstance(x, CheckSegLabels) for x in transforms)
     segments = getattr(dataset, 'ignore_index', None) == IGNORED
-    if segments and classes and any(loads) and not checked:
-        transforms.insert(loads.index(True) + 1, CheckSegLabels(len(classes)))
-    return transforms
+    transforms = list(dataset.pipeline.transforms)
+    present = set(map(type, transforms))
+    checked = []
+    for transform in transforms:
+        checked.append(transform)
+        name = type(transform).__name__
+        if name == 'LoadImageFromFile' and CheckImage not in present:
+            backend = getattr(transform, 'imdecode_backend', 'cv2')
+            checked.append(CheckImage(backend))
+        labeled = name == 'LoadAnnotations' and segments and classes
+        if labeled and CheckSegLabels not in present:
+            checked.append(CheckSegLabels(len(classes)))
+    return checked
 
 
 class NamingPipeline(Compose):

@@ -1,10 +1,12 @@
 """Damaged and unusual images and labels in datasets of mmdet, mmseg and mmpretrain."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 from PIL import Image
 
@@ -16,8 +18,10 @@ from mmsparse.datasets.errors import (
     check_image,
     name_sample_files,
 )
+from mmsparse.datasets.transforms import ORIENTATION
 from mmsparse.engine.runner import CheckedRunner
 
+ROOT = Path(__file__).parents[2]
 RGB = Image.effect_noise((8, 6), 90).convert('RGB').resize((48, 36), Image.BICUBIC)
 GRAY = np.asarray(RGB.convert('L'))
 BGR = np.asarray(RGB)[..., ::-1]
@@ -151,21 +155,37 @@ COCO = dict(
 )
 
 
+def dataset_with_image(host, folder, name, size=(48, 36)):
+    """Return the settings of a dataset and the path of its image."""
+    if host == 'mmpretrain':
+        return classification(folder), folder / 'cats' / name
+    if host == 'mmdet':
+        image = dict(id=1, file_name=name, width=size[0], height=size[1])
+        return detection(folder, COCO | dict(images=[image])), folder / name
+    dataset = segmentation(folder, img_suffix=Path(name).suffix)
+    Image.new('L', size).save(folder / 'maps' / 'a.png')
+    return dataset, folder / 'images' / name
+
+
+@pytest.mark.parametrize('host', ['mmpretrain', 'mmdet', 'mmseg'])
 @pytest.mark.parametrize('image', UNUSUAL)
-def test_unusual_images_are_read_as_8_bit_colors(image, tmp_path):
+def test_unusual_images_are_read_as_8_bit_colors(image, host, tmp_path):
     make, name, tolerance = UNUSUAL[image]
-    dataset = classification(tmp_path)
-    path = tmp_path / 'cats' / name
+    if image == 'one pixel' and host == 'mmseg':
+        pytest.skip('mmseg squeezes label maps')
+    sizes = {'one pixel': (1, 1), '20,000 pixels wide': (20_000, 64)}
+    size = sizes.get(image, (48, 36))
+    dataset, path = dataset_with_image(host, tmp_path, name, size)
     make(str(path))
 
     check_image(str(path))
-    ((inputs,),) = (batch['inputs'] for batch in load('mmpretrain', dataset))
+    ((inputs,),) = (batch['inputs'] for batch in load(host, dataset))
 
     expected = RGB if 'gray, alpha' in image or '16 bits' in image else Image.open(path)
     if image in ('16 bits, gray', 'gray, alpha'):
         expected = RGB.convert('L')
     expected = np.asarray(expected.convert('RGB'))[..., ::-1].transpose(2, 0, 1)
-    assert inputs.dtype.itemsize == 1
+    assert inputs.dtype == torch.uint8
     difference = abs(inputs.numpy().astype(int) - expected)
     assert difference.max() <= tolerance
 
@@ -194,7 +214,9 @@ def test_a_training_names_the_image(fault, workers, tmp_path):
     with pytest.raises(SampleError, match=rf'cats/b\{suffix}') as info:
         load('mmpretrain', dataset, workers)
 
-    assert 'LoadImageFromFile' in str(info.value)
+    assert str(info.value).startswith(f'{tmp_path}/cats/b{suffix}: LoadImageFromFile')
+    assert 'Replace the file, or remove it' in str(info.value)
+    assert '\n' not in str(info.value)
 
 
 @pytest.mark.parametrize(
@@ -231,24 +253,157 @@ def test_a_training_names_the_label_map(make, message, tmp_path):
         load('mmseg', dataset)
 
 
-@pytest.mark.parametrize(
-    'make',
-    [
-        lambda path, x: Image.fromarray(x).save(path),
-        lambda path, x: cv2.imwrite(path, x.astype('uint16')),
-        lambda path, x: Image.fromarray(x).convert('P').save(path),
-    ],
-    ids=['8 bits', '16 bits', 'palette'],
-)
-def test_label_maps_of_any_format_keep_their_labels(make, tmp_path):
+FORMATS = {
+    'L': lambda x: Image.fromarray(x),
+    'P': lambda x: Image.fromarray(x).convert('P'),
+    'I;16': lambda x: Image.fromarray(x.astype('uint16')),
+}
+
+
+@pytest.mark.parametrize('mode', FORMATS)
+def test_label_maps_of_any_format_keep_their_labels(mode, tmp_path):
     dataset = segmentation(tmp_path)
     RGB.save(tmp_path / 'images' / 'a.png')
     labels = np.array([0, 1, 2, 255], dtype='uint8').repeat(12)[None].repeat(36, 0)
-    make(str(tmp_path / 'maps' / 'a.png'), labels)
+    FORMATS[mode](labels).save(tmp_path / 'maps' / 'a.png')
 
     (batch,) = load('mmseg', dataset)
 
     assert np.array_equal(batch['data_samples'][0].gt_sem_seg.data[0], labels)
+
+
+def test_a_black_and_white_label_map_has_the_labels_0_and_1(tmp_path):
+    dataset = segmentation(tmp_path)
+    RGB.save(tmp_path / 'images' / 'a.png')
+    RGB.convert('1').save(tmp_path / 'maps' / 'a.png')
+
+    (batch,) = load('mmseg', dataset)
+
+    labels = batch['data_samples'][0].gt_sem_seg.data[0]
+    assert np.array_equal(labels, np.asarray(RGB.convert('1')))
+
+
+@pytest.mark.parametrize('mode', ['1', 'P'])
+def test_labels_that_cv2_changes_are_an_error(mode, tmp_path):
+    dataset = segmentation(tmp_path)
+    dataset['pipeline'][1] = dict(type='LoadAnnotations', imdecode_backend='cv2')
+    RGB.save(tmp_path / 'images' / 'a.png')
+    RGB.convert(mode).save(tmp_path / 'maps' / 'a.png')
+
+    with pytest.raises(
+        SampleError, match=r"a\.png: .*imdecode_backend='pillow' of Load"
+    ):
+        load('mmseg', dataset)
+
+
+def test_labels_in_a_jpeg_are_an_error_that_says_so(tmp_path):
+    dataset = segmentation(tmp_path, seg_map_suffix='.jpg')
+    RGB.save(tmp_path / 'images' / 'a.png')
+    RGB.convert('L').save(tmp_path / 'maps' / 'a.jpg')
+
+    with pytest.raises(
+        SampleError, match=r'labels must be .* save label maps as PNG\.'
+    ):
+        load('mmseg', dataset)
+
+
+def sideways(path):
+    """Write an image of 48 x 36 pixels that its EXIF tag rotates."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    RGB.save(path, exif=exif, quality=95)
+
+
+BEFORE = "annotated before its EXIF rotation; set color_type='color_ignore_orientation'"
+AFTER = (
+    "annotated after its EXIF rotation, which .* ignores; set its color_type='color'"
+)
+# Arguments of LoadImageFromFile, the size in the annotations, and the error.
+ROTATED = [
+    (dict(imdecode_backend='cv2'), (36, 48), None),
+    (dict(imdecode_backend='pillow'), (36, 48), None),
+    (dict(imdecode_backend='cv2'), (48, 36), BEFORE),
+    (dict(imdecode_backend='pillow'), (48, 36), BEFORE),
+    (dict(color_type='color_ignore_orientation'), (48, 36), None),
+    (dict(color_type='color_ignore_orientation'), (36, 48), AFTER),
+]
+
+
+@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize(('settings', 'size', 'message'), ROTATED)
+def test_exif_rotation_fits_the_annotations(settings, size, message, host, tmp_path):
+    dataset, path = dataset_with_image(host, tmp_path, 'a.jpg', size)
+    dataset['pipeline'][0].update(settings)
+    sideways(path)
+
+    if message:
+        with pytest.raises(SampleError, match=rf'a\.jpg.* has .*{message}'):
+            load(host, dataset)
+    else:
+        (batch,) = load(host, dataset)
+        assert batch['inputs'][0].shape == (3, *size[::-1])
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_classifiers_get_images_rotated_by_exif(backend, tmp_path):
+    dataset, path = dataset_with_image('mmpretrain', tmp_path, 'a.jpg')
+    dataset['pipeline'][0].update(imdecode_backend=backend)
+    sideways(path)
+
+    (batch,) = load('mmpretrain', dataset)
+
+    assert batch['inputs'][0].shape == (3, 48, 36)
+
+
+def test_an_image_of_another_size_than_its_annotations_is_an_error(tmp_path):
+    dataset, path = dataset_with_image('mmdet', tmp_path, 'a.png')
+    RGB.resize((24, 18)).save(path)
+
+    with pytest.raises(
+        SampleError,
+        match=rf'^{path}: the image has width x height 24 x 18, but its annotations '
+        r'are for 48 x 36: it was resized, or .*; scale the annotations',
+    ):
+        load('mmdet', dataset)
+
+
+def test_an_image_may_differ_by_one_pixel_from_its_annotations(tmp_path):
+    dataset, path = dataset_with_image('mmdet', tmp_path, 'a.png')
+    RGB.resize((49, 35)).save(path)
+
+    (batch,) = load('mmdet', dataset)
+
+    assert batch['inputs'][0].shape == (3, 35, 49)
+
+
+@pytest.mark.parametrize('host', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_a_gray_image_that_pillow_would_make_white_is_an_error(host, tmp_path):
+    dataset, path = dataset_with_image(host, tmp_path, 'a.png')
+    dataset['pipeline'][0].update(imdecode_backend='pillow')
+    UNUSUAL['16 bits, gray'][0](str(path))
+
+    with pytest.raises(SampleError, match=rf"{path}: .*set imdecode_backend='cv2' of"):
+        load(host, dataset)
+
+
+@pytest.mark.parametrize(
+    ('host', 'crop'),
+    [
+        ('mmpretrain', dict(type='RandomCrop', crop_size=99, pad_if_needed=True)),
+        ('mmpretrain', dict(type='RandomResizedCrop', scale=99)),
+        ('mmpretrain', dict(type='CenterCrop', crop_size=99)),
+        ('mmdet', dict(type='RandomCrop', crop_size=(99, 99))),
+        ('mmseg', dict(type='RandomCrop', crop_size=(99, 99))),
+    ],
+)
+def test_an_image_may_be_smaller_than_a_crop(host, crop, tmp_path):
+    dataset, path = dataset_with_image(host, tmp_path, 'a.png')
+    dataset['pipeline'].insert(-1, crop)
+    RGB.save(path)
+
+    (batch,) = load(host, dataset)
+
+    assert batch['inputs'][0].shape in ((3, 36, 48), (3, 99, 99))
 
 
 @pytest.mark.parametrize(
@@ -285,12 +440,15 @@ def test_a_training_names_the_annotations(annotations, tmp_path):
 
 
 def test_a_training_names_the_image_and_the_transform(tmp_path):
-    wide(tmp_path / 'a.png')
-    dataset = detection(tmp_path, COCO)
+    dataset, path = dataset_with_image('mmdet', tmp_path, 'a.png', (20_000, 64))
+    wide(path)
     resize = dict(type='Resize', scale=(100, 100), keep_ratio=True)
     dataset['pipeline'].insert(2, resize)
 
-    with pytest.raises(SampleError, match=r'a\.png: Resize of 20000 x 64 pixels: '):
+    with pytest.raises(
+        SampleError,
+        match=r'a\.png: Resize of 20000 x 64 pixels: .* Change the settings of this tr',
+    ):
         load('mmdet', dict(type='ConcatDataset', datasets=[dataset]))
 
 
@@ -319,3 +477,33 @@ def test_an_error_that_names_the_file_is_unchanged():
         blame_files('a.png'),
     ):
         raise ValueError('a.png: labels are wrong')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['tools/train.py', 'mim'])
+def test_a_command_names_the_image_that_a_worker_cannot_read(
+    command, small_digits, run_tool, run_host
+):
+    config = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
+    root = small_digits / 'broken'
+    for split in ('train', 'val'):
+        (root / split / 'cat').mkdir(parents=True, exist_ok=True)
+        RGB.save(root / split / 'cat' / 'a.png')
+    cut(0.5)(root / 'train/cat/b.png')
+    options = (
+        *('--cfg-options', f'train_dataloader.dataset.data_root={root}'),
+        *(f'val_dataloader.dataset.data_root={root}', 'model.head.num_classes=1'),
+        'train_dataloader.num_workers=1',
+    )
+
+    if command == 'mim':
+        done = run_host('mmpretrain', 'train.py', config, *options, cwd=small_digits)
+        start = 'mmsparse.datasets.errors.SampleError'
+    else:
+        done = run_tool('train.py', config, *options, cwd=small_digits, check=False)
+        start = 'error'
+
+    assert done.returncode == 1
+    message = f'{start}: {root}/train/cat/b.png: LoadImageFromFile: '
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert (command == 'mim') == ('Traceback' in done.stderr)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
 
-from mmsparse.datasets.transforms import CheckSegLabels
+from mmsparse.datasets.transforms import CheckImage, CheckSegLabels
 
 
 def sample(labels, **more):
@@ -31,7 +31,28 @@ def test_an_image_without_labels_passes():
     assert CheckSegLabels(num_classes=3).transform({'img': 1}) == {'img': 1}
 
 
-def test_it_is_registered():
+@pytest.mark.parametrize('size', [{}, dict(width=6, height=4), dict(width=7, height=3)])
+def test_an_image_of_the_size_of_its_annotations_passes(size):
+    item = dict(img_path='a.jpg', ori_shape=(4, 6), **size)
+
+    assert CheckImage().transform(item) is item
+
+
+@pytest.mark.parametrize('size', [dict(width=8, height=4), dict(width=6, height=2)])
+def test_an_image_of_another_size_is_an_error(size):
+    item = dict(img_path='a.jpg', ori_shape=(4, 6), **size)
+
+    with pytest.raises(ValueError, match='a.jpg: the image has width x height 6 x 4, '):
+        CheckImage().transform(item)
+
+
+def test_the_check_of_images_is_registered():
+    settings = dict(type='mmsparse.CheckImage', imdecode_backend='pillow')
+
+    assert repr(TRANSFORMS.build(settings)) == "CheckImage(imdecode_backend='pillow')"
+
+
+def test_the_check_of_labels_is_registered():
     check = TRANSFORMS.build(dict(type='mmsparse.CheckSegLabels', num_classes=3))
 
     assert repr(check) == 'CheckSegLabels(num_classes=3)'

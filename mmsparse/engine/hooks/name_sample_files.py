@@ -11,7 +11,8 @@ from mmsparse.registry import HOOKS
 class NameSampleFiles(Hook):
     """Name the files and the transform in errors of data loading.
 
-    Datasets of mmseg also check the size and the labels of their label maps.
+    Datasets also check that images have the size of their annotations and, in mmseg,
+    that label maps have the size of their images and labels of their classes.
     """
 
     def before_train(self, runner: Runner) -> None:
