@@ -17,6 +17,14 @@ class MissingFileError(UsageError):
         self.path = path
 
 
+class OfficialWeightsError(UsageError):
+    """A file has official weights where converted ones are expected: ``path``."""
+
+    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
+        super().__init__(message)
+        self.path = path
+
+
 def format_error(error: Exception) -> str:
     """Return the first line of an exception, and its type unless it is a ValueError."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmsparse.errors import MissingFileError, UsageError
+from mmsparse.errors import MissingFileError, OfficialWeightsError, UsageError
 
 # Warnings of the dependencies about themselves, by the start of their text.
 WARNINGS = (
@@ -57,13 +57,15 @@ def filter_log(logger: logging.Logger) -> None:
 
 
 def _hint(error: Exception) -> str:
-    """Return the command that makes a missing file, '' if there is none."""
+    """Return the command that makes the file that is needed, '' if there is none."""
+    convert = COMMAND.format('convert_checkpoint')
+    if isinstance(error, OfficialWeightsError) and '://' not in error.path:
+        return f': {convert} {error.path} CONVERTED.pth'
     if not isinstance(error, MissingFileError):
         return ''
     if 'digits' in Path(error.path).parts:
         return f'; create it with: {COMMAND.format("prepare_digits")}'
     if Path(error.path).suffix == '.pth':
-        convert = COMMAND.format('convert_checkpoint')
         return f'; convert the official weights: {convert} DOWNLOADED {error.path}'
     return ''
 
