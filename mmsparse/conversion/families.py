@@ -15,6 +15,7 @@ from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
+from mmsparse.conversion.relatives import find_relative
 from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone, recognize_official
 
@@ -174,7 +175,10 @@ DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DET
 
 
 def recognize(keys: Collection[str]) -> Official | None:
-    """Describe official weights of any family; return None for any others."""
+    """Describe official weights of any family or relative; None for any others."""
+    relative = find_relative(keys)
+    if relative is not None:
+        return Official(str(relative), convertible=False)
     for family in DETECTORS.values():
         if family.prefix(keys) is not None:
             return Official.of_family(family.name)
