@@ -17,6 +17,14 @@ class MissingFileError(UsageError):
         self.path = path
 
 
+class OfficialWeightsError(UsageError):
+    """A file has official weights where converted ones are expected: ``path``."""
+
+    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
+        super().__init__(message)
+        self.path = path
+
+
 def original_message(text: str) -> str:
     """Return the message of an error in a worker process without its traceback.
 

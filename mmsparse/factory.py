@@ -21,7 +21,7 @@ from mmsparse.conversion.convert import convert
 from mmsparse.conversion.families import BACKBONE, FAMILIES
 from mmsparse.errors import UsageError
 from mmsparse.models.backbones import BACKBONES
-from mmsparse.models.backbones.base import StagedBackbone
+from mmsparse.models.backbones.base import OWN_KEYS, StagedBackbone
 from mmsparse.models.classifier import Classifier
 
 
@@ -127,7 +127,7 @@ def _read_pretrained(
     checkpoint = read_checkpoint(path)
     try:
         weights = find_state_dict(checkpoint)
-        prefix = find_prefix(weights, marker=r'downsamples\.0\.')
+        prefix = find_prefix(weights, marker=OWN_KEYS)
         if prefix is not None and not prefix.endswith(BACKBONE):
             return {BACKBONE + k: x for k, x in strip_prefix(weights, prefix).items()}
         if prefix is not None:

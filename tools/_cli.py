@@ -49,7 +49,11 @@ sys.excepthook = _report_missing
 if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit(use_environment('is older than Python 3.10'))
 
-from mmsparse.errors import MissingFileError, UsageError  # noqa: E402
+from mmsparse.errors import (  # noqa: E402
+    MissingFileError,
+    OfficialWeightsError,
+    UsageError,
+)
 
 # Warnings of the dependencies about themselves, by the start of their text. Of any text
 # are DeprecationWarning and FutureWarning.
@@ -108,13 +112,15 @@ filter_log(logging.getLogger('matplotlib.font_manager'))
 
 
 def _hint(error: Exception) -> str:
-    """Return the command that makes a missing file, '' if there is none."""
+    """Return the command that makes the file that is needed, '' if there is none."""
+    convert = COMMAND.format('convert_checkpoint')
+    if isinstance(error, OfficialWeightsError) and '://' not in error.path:
+        return f': {convert} {error.path} CONVERTED.pth'
     if not isinstance(error, MissingFileError):
         return ''
     if 'digits' in Path(error.path).parts:
         return f'; create it with: {COMMAND.format("prepare_digits")}'
     if Path(error.path).suffix == '.pth':
-        convert = COMMAND.format('convert_checkpoint')
         return f'; convert the official weights: {convert} DOWNLOADED {error.path}'
     return ''
 

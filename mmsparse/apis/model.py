@@ -7,11 +7,13 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import RUNNERS, DefaultScope
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmsparse.apis.config import HOSTS, find_host
+from mmsparse.checkpoint.coverage import HALF, diagnose
 from mmsparse.checkpoint.mmengine import register_safe_loader
-from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
+from mmsparse.checkpoint.state_dict import Mismatch, load_state_dict, read_weights
+from mmsparse.conversion.families import BACKBONE, recognize
 from mmsparse.errors import UsageError, config_errors
 
 CHECKED = 'mmsparse.CheckedRunner'
@@ -68,12 +70,32 @@ def load_weights(
 ) -> None:
     """Load the weights of a file of torch or safetensors, which must fit the model.
 
-    UsageError names a file that cannot be read, or lists missing and unexpected keys
-    (unless allowed) and those of another size.
+    UsageError names a file that cannot be read, has official weights or those of a
+    part of a model, or lists missing and unexpected keys (unless allowed) and those of
+    another size.
     """
     state = read_weights(checkpoint)
     state = {name.removeprefix('module.'): x for name, x in state.items()}
     if mismatch := load_state_dict(model, state, allow_unexpected):
-        raise UsageError(
-            f'checkpoint: {checkpoint} does not fit the configuration; {mismatch}'
+        raise _mismatch_error(model, state, str(checkpoint), mismatch)
+
+
+def _mismatch_error(
+    model: nn.Module, weights: dict[str, Tensor], file: str, mismatch: Mismatch
+) -> UsageError:
+    names = list(model.state_dict())
+    text = f'checkpoint: {file} does not fit the configuration'
+    if len(mismatch.missing) < HALF * len(names):
+        return UsageError(f'{text}; {mismatch}')
+    whole = diagnose(weights, names, recognize)
+    parts = [name.removeprefix(BACKBONE) for name in names if name.startswith(BACKBONE)]
+    backbone = diagnose(weights, parts, recognize).prefix
+    reason = str(mismatch)
+    if whole.prefix:
+        reason = f'its keys have the prefix {whole.prefix!r}; remove it from them'
+    elif backbone not in (None, BACKBONE):
+        reason = (
+            f'it has weights of the backbone alone, under the prefix {backbone!r}; '
+            f'train the model, from these by model.backbone.init_cfg'
         )
+    return whole.error(text, file, reason)

@@ -87,8 +87,9 @@ def register_safetensors() -> None:
 
 def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a local file, with its metadata as mmengine's ``meta``."""
-    weights = read_checkpoint(filename)
-    with import_module('safetensors').safe_open(filename, framework='pt') as file:
+    path = Path(filename).expanduser()
+    weights = read_checkpoint(path)
+    with import_module('safetensors').safe_open(path, framework='pt') as file:
         metadata = file.metadata() or {}
     meta = {key: _parse_json(value) for key, value in metadata.items()}
     return dict(meta=meta, state_dict=weights)

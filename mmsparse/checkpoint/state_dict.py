@@ -185,8 +185,8 @@ def find_prefix(keys: Collection[str], marker: str) -> str | None:
     return None
 
 
-def join_keys(keys: Collection[str]) -> str:
-    """Join keys for a message: the first :data:`SHOWN_KEYS`, and how many more."""
-    text = ', '.join(list(keys)[:SHOWN_KEYS])
-    more = len(keys) - SHOWN_KEYS
+def join_keys(keys: Collection[str], shown: int = SHOWN_KEYS) -> str:
+    """Join keys for a message: the first ones, and how many more there are."""
+    text = ', '.join(list(keys)[:shown])
+    more = len(keys) - shown
     return f'{text} and {more} more' if more > 0 else text

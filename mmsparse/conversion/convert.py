@@ -15,6 +15,7 @@ from mmsparse.checkpoint.state_dict import (
 )
 from mmsparse.conversion.detectors import Detector
 from mmsparse.conversion.families import BACKBONE, DETECTORS, FAMILIES, Arch, Family
+from mmsparse.conversion.relatives import find_relative
 from mmsparse.conversion.segmentors import convert_heads
 
 
@@ -68,7 +69,7 @@ def convert(
 ) -> Conversion:
     """Like :func:`convert_official`, but return the family and arch as well."""
     everything = find_state_dict(checkpoint)
-    chosen = _find_family(everything, family)
+    chosen = _find_family(everything, family, backbone_only)
     weights = _find_model(everything, chosen, backbone_only)
     if isinstance(chosen, Detector):
         if arch is not None:
@@ -98,13 +99,21 @@ def convert(
     )
 
 
-def _find_family(keys: Collection[str], name: str | None) -> Family | Detector:
-    """Return the family of this name, or the one that the keys belong to."""
+def _find_family(
+    keys: Collection[str], name: str | None, backbone_only: bool
+) -> Family | Detector:
+    """Return the family of this name, or the one that the keys belong to.
+
+    Relatives of detectors are refused, but for their backbones.
+    """
     known: dict[str, Family | Detector] = {**DETECTORS, **FAMILIES}
     if name is not None and name not in known:
         raise ValueError(f'family must be one of {sorted(known)}; got {name!r}.')
     families = known.values() if name is None else [known[name]]
     fitting = [family for family in families if family.prefix(keys) is not None]
+    relative = find_relative(keys)
+    if relative is not None and not (fitting and backbone_only):
+        raise ValueError(f'The file is {relative}.')
     if not fitting:
         raise ValueError(
             f'The keys are not those of {" or ".join(f.name for f in families)}; they '

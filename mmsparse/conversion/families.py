@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmsparse.checkpoint.coverage import Official
 from mmsparse.checkpoint.safe_pickle import walk
 from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
+from mmsparse.conversion.relatives import find_relative
 from mmsparse.models.backbones import BACKBONES, DAT
-from mmsparse.models.backbones.base import StagedBackbone
+from mmsparse.models.backbones.base import StagedBackbone, recognize_official
 
 Arch = str | Mapping[str, Any]
 BACKBONE, HEAD = 'backbone.', 'head.fc.'  # prefixes in mmpretrain's classifier
@@ -27,7 +29,6 @@ class Family:
     """A family of official checkpoints, and the backbone for it."""
 
     name: str  # a key of BACKBONES
-    marker: str  # regular expression of the start of some keys that only it has
     head: str  # official name of the classifier's linear layer
     rename_key: Callable[[str], str | None]  # None for buffers that mmsparse computes
     official_key: Callable[[str, Arch], str]  # its inverse for an arch
@@ -46,7 +47,7 @@ class Family:
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
-        return find_prefix(keys, self.marker)
+        return find_prefix(keys, self.backbone.official_keys)
 
     def rename(self, official: str) -> str | None:
         """Translate an official key to that of mmpretrain's model; None if computed."""
@@ -147,7 +148,6 @@ FAMILIES = {
     for family in (
         Family(
             name='biformer',
-            marker=r'stages\.\d+\.(blocks\.)?\d+\.attn\.(lepe|qkv\.qkv|qkv_linear)\.',
             head='head',
             rename_key=biformer.rename_key,
             official_key=_official_biformer_key,
@@ -156,7 +156,6 @@ FAMILIES = {
         ),
         Family(
             name='dat',
-            marker=r'stages\.\d+\.attns\.\d+\.',
             head='cls_head',
             rename_key=dat.rename_key,
             official_key=_official_dat_key,
@@ -165,7 +164,6 @@ FAMILIES = {
         ),
         Family(
             name='shunted',
-            marker=r'block\d+\.\d+\.attn\.(sr1|kv1|local_conv)\.',
             head='head',
             rename_key=shunted.rename_key,
             official_key=lambda key, arch: shunted.official_key(key),
@@ -174,3 +172,14 @@ FAMILIES = {
 }
 
 DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}
+
+
+def recognize(keys: Collection[str]) -> Official | None:
+    """Describe official weights of any family or relative; None for any others."""
+    relative = find_relative(keys)
+    if relative is not None:
+        return Official(str(relative), convertible=False)
+    for family in DETECTORS.values():
+        if family.prefix(keys) is not None:
+            return Official.of_family(family.name)
+    return recognize_official(keys)

@@ -1,11 +1,14 @@
-"""Building the model of a config."""
+"""Building the model of a config, and loading weights."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from mmsparse.apis import build_model, read_config
-from mmsparse.errors import UsageError
+from mmsparse.apis import build_model, load_weights, read_config
+from mmsparse.conversion.families import FAMILIES
+from mmsparse.errors import OfficialWeightsError, UsageError
+from mmsparse.models import BiFormer
 
 CLASSIFIER = str(
     Path(__file__).parents[2] / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
@@ -50,3 +53,61 @@ def test_an_error_of_the_machine_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr('mmpretrain.models.LinearClsHead.__init__', fail)
     with pytest.raises(RuntimeError, match='CUDA error'):
         build_model(cfg)
+
+
+def save_official(path):
+    backbone = BiFormer('nano').state_dict()
+    official = FAMILIES['biformer'].official
+    weights = {official(f'backbone.{k}', 'nano'): x for k, x in backbone.items()}
+    torch.save(dict(model=weights), path)
+
+
+def save_backbone(path):
+    torch.save(BiFormer('nano').state_dict(), path)
+
+
+def save_wrapped(path):
+    model = build_model(read_config(CLASSIFIER))
+    torch.save({f'model.{k}': x for k, x in model.state_dict().items()}, path)
+
+
+@pytest.mark.parametrize(
+    ('save', 'error', 'message'),
+    [
+        (
+            save_official,
+            OfficialWeightsError,
+            'it is an official checkpoint of biformer; convert it, see docs/migration',
+        ),
+        (
+            save_backbone,
+            UsageError,
+            r"it has weights of the backbone alone, under the prefix ''; train",
+        ),
+        (
+            save_wrapped,
+            UsageError,
+            r"its keys have the prefix 'model\.'; remove it from them$",
+        ),
+    ],
+    ids=['official', 'backbone', 'prefix'],
+)
+def test_weights_that_do_not_fit_have_a_reason(save, error, message, tmp_path):
+    save(tmp_path / 'a.pth')
+    model = build_model(read_config(CLASSIFIER))
+
+    with pytest.raises(
+        error,
+        match=rf'^checkpoint: \S+a\.pth does not fit the configuration; {message}',
+    ):
+        load_weights(model, str(tmp_path / 'a.pth'))
+
+
+def test_weights_that_nearly_fit_have_a_list_of_keys(tmp_path):
+    model = build_model(read_config(CLASSIFIER))
+    weights = model.state_dict()
+    del weights['head.fc.bias']
+    torch.save(weights, tmp_path / 'a.pth')
+
+    with pytest.raises(UsageError, match=r'missing keys: head\.fc\.bias$'):
+        load_weights(model, str(tmp_path / 'a.pth'))

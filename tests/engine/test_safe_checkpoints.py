@@ -11,6 +11,7 @@ import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 from mmsparse.engine.checkpoints import find_damage
 
@@ -27,7 +28,11 @@ def hook(monkeypatch):
 def runner(work_dir, resume=False, load_from=None, **settings):
     hooks = [CheckpointHook(**settings)]
     return SimpleNamespace(
-        hooks=hooks, work_dir=str(work_dir), _resume=resume, _load_from=load_from
+        hooks=hooks,
+        work_dir=str(work_dir),
+        model=nn.Identity(),
+        _resume=resume,
+        _load_from=load_from,
     )
 
 

@@ -7,7 +7,7 @@ import _cli
 
 import pytest
 
-from mmsparse.errors import MissingFileError, UsageError
+from mmsparse.errors import MissingFileError, OfficialWeightsError, UsageError
 
 
 def run(error, *expected):
@@ -39,6 +39,16 @@ def test_any_other_error_keeps_its_traceback():
 
     with pytest.raises(RuntimeError):
         _cli.run(main, OSError)
+
+
+def test_official_weights_have_a_hint_at_the_command_that_converts_them():
+    error = OfficialWeightsError('an official checkpoint', 'official.pth')
+
+    assert run(error) == (
+        'error: an official checkpoint: python tools/convert_checkpoint.py '
+        'official.pth CONVERTED.pth'
+    )
+    assert run(OfficialWeightsError('official', 'https://x/a.pth')) == 'error: official'
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmsparse.checkpoint.coverage import Official
+from mmsparse.checkpoint.pretrained import checked_pretrained
+from mmsparse.checkpoint.state_dict import find_prefix
 from mmsparse.models.backbones.arch import Arch, Count, DropRate, check_setting
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
+OWN_KEYS = r'downsamples\.0\.'  # start of some keys of every backbone of mmsparse
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
@@ -46,7 +50,9 @@ class StagedBackbone(BaseModule):
     """A sequence of stages, each a downsampling followed by blocks.
 
     A subclass with a ``family`` is in ``BACKBONES`` under that name, and thus in
-    :func:`mmsparse.create_backbone` and in the contract test. Its constructor fills
+    :func:`mmsparse.create_backbone` and in the contract test. ``official_keys`` is a
+    regular expression of the start of some keys that only the authors' weights have,
+    None without such weights. Its constructor fills
     ``self.downsamples`` and ``self.stages`` with ``self.num_stages`` modules each,
     within :func:`stage_errors`, and ``self.out_norms``, the norms of the outputs by
     type and stage (``layer0``, ``batch3``: names differ, so that weights of one type
@@ -77,6 +83,7 @@ class StagedBackbone(BaseModule):
     """
 
     family: ClassVar[str]
+    official_keys: ClassVar[str | None] = None
     arch_type: ClassVar[type[Arch]]
     arch_settings: ClassVar[Mapping[str, Arch]]
     default_init_cfg: ClassVar[tuple[dict, ...]] = (
@@ -125,6 +132,11 @@ class StagedBackbone(BaseModule):
         self.with_cp = with_cp
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
+
+    def init_weights(self) -> None:
+        """Initialize by init_cfg; raise UsageError if a file has few of the weights."""
+        with checked_pretrained(self, recognize_official):
+            super().init_weights()
 
     @classmethod
     def resolve_arch(cls, arch: str | Mapping[str, Any] | Arch) -> Any:
@@ -264,6 +276,16 @@ class StagedBackbone(BaseModule):
         count = self.frozen_stages
         norms = [self._out_norm(i) for i in self.out_indices if i < count]
         return [*self.downsamples[: max(count, 1)], *self.stages[:count], *norms]
+
+
+def recognize_official(keys: Collection[str]) -> Official | None:
+    """Describe official weights of a backbone; return None for any others."""
+    if find_prefix(keys, OWN_KEYS) is None:
+        for family, backbone in BACKBONES.items():
+            marker = backbone.official_keys
+            if marker is not None and find_prefix(keys, marker) is not None:
+                return Official.of_family(family)
+    return None
 
 
 def image_channels(model: nn.Module) -> int:

@@ -125,6 +125,7 @@ class BiFormer(StagedBackbone):
     """
 
     family = 'biformer'
+    official_keys = r'stages\.\d+\.(blocks\.)?\d+\.attn\.(lepe|qkv\.qkv|qkv_linear)\.'
     arch_type = BiFormerArch
     arch_settings = {
         'pico': BiFormerArch(**_SMALLEST, depths=(1, 1, 1, 1), mlp_kernels=3),

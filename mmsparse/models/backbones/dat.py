@@ -177,6 +177,7 @@ class DAT(StagedBackbone):
     """
 
     family = 'dat'
+    official_keys = r'stages\.\d+\.attns\.\d+\.'
     arch_type = DATArch
     default_init_cfg = ()
     arch_settings = {

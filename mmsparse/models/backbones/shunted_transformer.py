@@ -85,6 +85,7 @@ class ShuntedTransformer(StagedBackbone):
     """
 
     family = 'shunted'
+    official_keys = r'block\d+\.\d+\.attn\.(sr1|kv1|local_conv)\.'
     arch_type = ShuntedArch
     arch_settings = {
         'nano': ShuntedArch(
