@@ -208,6 +208,20 @@ def test_inference_draws_all_images_and_reports_a_text_file(trained, small_digit
             assert found['pred_class'] == str(found['pred_label'])
 
 
+def test_other_commands_print_no_warning_of_a_library(trained, small_digits):
+    name, work_dir, checkpoint = trained
+    config = CONFIGS / f'{name}.py'
+    image = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[0]
+
+    for command in (
+        ('visualize.py', config, checkpoint, image, '--out', work_dir / 'seen'),
+        ('get_flops.py', config, '--time', '--repeats', '1'),
+        ('publish_model.py', checkpoint, '--config', config, '--out', work_dir / 'p'),
+    ):
+        done = run_command(*command, cwd=small_digits)
+        assert done.stderr == ''
+
+
 def test_mim_trains_the_same_config(trained, small_digits, run_host):
     name, work_dir, _ = trained
     out = work_dir.with_name(f'mim-{work_dir.name}')
