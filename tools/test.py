@@ -24,7 +24,7 @@ def main() -> None:
     cfg = load_config(args)
     if args.tta:
         use_tta(cfg, args.tta)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False
     cfg.runner_type = 'Runner'  # also after a training with FSDP or DeepSpeed
     runner = build_runner(cfg)
     filter_log(runner.logger)
