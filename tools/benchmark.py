@@ -170,7 +170,7 @@ def write(
 ) -> None:
     where = environment(args.device)
     versions = ', '.join(f'{k} {v}' for k, v in where['versions'].items())
-    machine = f'{where["device"]}, {where["threads"]} threads'
+    machine = record(args.device)['machine']
     what = (
         f'Medians of {args.repeats} rounds; ratios are medians of the ratios to the '
         'first row in each round. Memory is the peak that a run allocates, without '
