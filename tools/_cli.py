@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ def use_environment(problem: str) -> str:
     if INSTALLED:
         return f"{error}; run pip install 'mmsparse[openmmlab,digits,export]'"
     if Path(sys.prefix).parent == ROOT:
-        return f'{error}; complete the environment: make install'
+        return f'{error}, which the environment should have; complete it: make install'
     folder = '' if Path.cwd() == ROOT else f'{ROOT}/'
     return (
         f'{error}; activate the environment (source {folder}.venv/bin/activate), or '
@@ -76,6 +77,7 @@ LOG_WARNINGS = (
     'The prefix is not set in metric class',
     'Failed to search registry with scope "mm',
     'findfont: Failed to find font weight',  # matplotlib
+    'Because batch augmentations are enabled',  # mmpretrain
 )
 
 for text in WARNINGS:
@@ -84,6 +86,8 @@ for category in (DeprecationWarning, FutureWarning):
     warnings.simplefilter('ignore', category)
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no line of the decoder
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # nor of torch's profiler
+if Path(sys.argv[0]).name in ('ablate.py', 'benchmark.py'):  # which use that
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors='backslashreplace')  # names that a locale does not have
 
@@ -95,6 +99,8 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> None:
         main: The command; may return its exit status.
         *errors: Exceptions, in addition to UsageError, that need no traceback.
     """
+    if 'mmengine' in sys.modules:
+        filter_log(import_module('mmengine.logging').MMLogger.get_current_instance())
     try:
         sys.exit(main())
     except (UsageError, *errors) as error:

@@ -1,4 +1,4 @@
-"""Train the variants of a model on the digits, and compare their accuracy and cost.
+"""Train the variants of a model, and compare their accuracy and cost.
 
 A study is a file of configs/ablations, or your own file like those: a config, and the
 settings that differ in each variant. Finished variants are not trained again, and an

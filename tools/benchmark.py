@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -40,8 +39,6 @@ Tables = Iterator[tuple[str | int, list[Candidate]]]  # title, and what is compa
 
 def main() -> None:
     args = parse_args(__doc__)
-    # Torch's profiler, which measures memory, logs a lot.
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     warnings.filterwarnings('ignore', module='torch')
     check(args)
     args.device = torch.device(args.device)
@@ -173,7 +170,7 @@ def write(
 ) -> None:
     where = environment(args.device)
     versions = ', '.join(f'{k} {v}' for k, v in where['versions'].items())
-    machine = f'{where["device"]}, {where["threads"]} threads'
+    machine = record(args.device)['machine']
     what = (
         f'Medians of {args.repeats} rounds; ratios are medians of the ratios to the '
         'first row in each round. Memory is the peak that a run allocates, without '

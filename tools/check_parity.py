@@ -1,22 +1,19 @@
 """Compare models of mmsparse with stored outputs of the official implementations."""
 
 import argparse
-import sys
 from collections import Counter
+
+from _cli import run
 
 import torch
 from parity import Case, check_case, find_cases
 
 
-def main() -> None:
+def main() -> bool:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    try:
-        paths = find_cases(args.folders)
-    except FileNotFoundError as error:
-        sys.exit(f'error: {error}')
     counts: Counter[str] = Counter()
-    for path in paths:
+    for path in find_cases(args.folders):
         verdict = check_case(Case.read(path))
         counts[verdict.status] += 1
         error = '-' if verdict.error is None else f'{verdict.error:.3f}'
@@ -25,7 +22,7 @@ def main() -> None:
         f'{counts["passed"]} passed, {counts["failed"]} failed, '
         f'{counts["unsupported"]} unsupported'
     )
-    sys.exit(1 if counts['failed'] else 0)
+    return counts['failed'] > 0
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,4 +44,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    main()
+    run(main, FileNotFoundError)

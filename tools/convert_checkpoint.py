@@ -1,9 +1,10 @@
 """Convert an official checkpoint to weights for mmpretrain, mmdet or mmseg."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from _cli import run
 
 from mmsparse import __version__
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
@@ -14,14 +15,10 @@ from mmsparse.errors import UsageError
 
 
 def main() -> None:
-    args = parse_args()
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    convert_file(parse_args())
 
 
-def run(args: argparse.Namespace) -> None:
+def convert_file(args: argparse.Namespace) -> None:
     source, target = Path(args.source), Path(args.target)
     if target.exists() and not args.force:
         raise ValueError(f'{target} exists; --force overwrites it.')
@@ -101,4 +98,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    main()
+    run(main, OSError, ValueError)

@@ -4,7 +4,7 @@ Counted are convolutions, linear layers, both matrix products of attention, and 
 per bilinearly sampled value; not normalization, activations and softmax. One MAC is two
 FLOPs; many papers report MACs as FLOPs. Whole models are counted: classifiers,
 segmentors without auxiliary heads, and detectors with encoder, decoder and heads (RoI
-heads with 1,000 boxes and 100 masks).
+heads with 1,000 boxes and 100 masks). A part that does not run is named in the total.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 from _cli import run
 
 import torch
+from _progress import Progress
 from benchmark.parts import time_parts
 from benchmark.report import align
 from mmengine.model import BaseModel
@@ -24,6 +25,7 @@ from mmsparse.analysis.flops import (
     Part,
     format_count,
     measure,
+    measure_classifier,
     published_classifiers,
 )
 from mmsparse.apis import build_model, read_config
@@ -33,7 +35,7 @@ from mmsparse.models.backbones.base import image_channels
 def main() -> None:
     args = parse_args()
     if args.zoo:
-        parts, seconds = list(published_classifiers()), {}
+        parts, seconds = measure_zoo(), {}
     else:
         if min(args.shape) < 1:
             raise ValueError(
@@ -46,8 +48,9 @@ def main() -> None:
             seconds = measure_time(model, args)
         print(f'{args.config}, one image of {args.shape[0]}x{args.shape[1]} pixels')
     print(format_table(parts, seconds))
-    if parts[-1].name.endswith('neck'):
-        print('not run: heads that need the values of tensors, not only shapes')
+    if without := ', '.join(parts[-1].without):
+        reason = parts[-1].failure or 'used in training only'
+        print(f'not run: {without} ({reason})')
     if args.json:
         write_json(Path(args.json), parts, seconds)
         print(args.json)
@@ -91,6 +94,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measure_zoo() -> list[Part]:
+    published, parts = published_classifiers(), []
+    with Progress('zoo', len(published), 'models') as progress:
+        for model in published:
+            parts.append(measure_classifier(*model))
+            progress.update()
+    return parts
+
+
 def measure_time(model: BaseModel, args: argparse.Namespace) -> dict[str, float]:
     """Return the seconds of every part for one image of random pixels."""
     model = model.to(args.device).eval()
@@ -113,6 +125,8 @@ def format_table(parts: list[Part], seconds: dict[str, float]) -> str:
         name = '  ' * part.name.count('.') + part.name.rpartition('.')[2]
         counts = [part.parameters, part.macs, part.flops]
         row = ['not run' if x is None else format_count(x) for x in counts]
+        if part.without:
+            name = f'total without {", ".join(part.without)}'
         if seconds:
             time = seconds.get(part.name)
             row.append('' if time is None else f'{1000 * time:.2f}')
@@ -125,6 +139,8 @@ def write_json(path: Path, parts: list[Part], seconds: dict[str, float]) -> None
     for part in parts:
         entry = dict(name=part.name, params=part.parameters)
         entry.update(macs=part.macs, flops=part.flops)
+        if part.without:
+            entry.update(without=part.without)
         if part.name in seconds:
             entry.update(seconds=seconds[part.name])
         entries.append(entry)

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import check_files, check_unique_names, filter_log, run
+from _cli import check_files, check_unique_names, run
 
 from _progress import Progress
 from infer.drawing import Drawing
@@ -25,7 +25,6 @@ from infer.predictor import Predictor
 from infer.results import Results
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 
 from mmsparse.apis import read_config
@@ -39,7 +38,6 @@ def main() -> bool:
     check_files(args.checkpoint)
     check_unique_names([x.path for x in sources], [x.name for x in sources])
     cfg = read_config(args.config)
-    filter_log(MMLogger.get_current_instance())
     inference = Inference(cfg, args)
     failed = False
     for source in sources:

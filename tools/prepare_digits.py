@@ -8,11 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
-MISSING = "error: {}: pip install 'mmsparse[digits]'"
-try:
-    from digits.dataset import Settings, prepare
-except ImportError as error:
-    sys.exit(MISSING.format(error))
+from _cli import run
+
+from digits.dataset import Settings, prepare
+
+from mmsparse.errors import UsageError
 
 LAYOUT = """\
 Three layouts of the same scans in DIR:
@@ -41,11 +41,7 @@ def main() -> None:
         )
         prepare(args.out.resolve(), settings, args.force)
     except OSError as error:
-        sys.exit(f'error: cannot write {args.out}: {error}')
-    except ImportError as error:
-        sys.exit(MISSING.format(error))
-    except ValueError as error:
-        sys.exit(f'error: {error}')
+        raise UsageError(f'cannot write {args.out}: {error}') from error
     except KeyboardInterrupt:
         sys.exit('interrupted: nothing was written')
 
@@ -79,4 +75,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    main()
+    run(main, ValueError)

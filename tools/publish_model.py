@@ -7,10 +7,11 @@ first digits of its SHA-256. No code of the checkpoint is run, no file is overwr
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent
+
+from _cli import run
 
 import yaml
 from torch import Tensor
@@ -25,43 +26,6 @@ from mmsparse.errors import UsageError
 
 def main() -> None:
     args = parse_args()
-    try:
-        publish(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--config', help='config that the weights must fit; also names the file'
-    )
-    parser.add_argument(
-        '--name', help='name of the file, instead of that of the config'
-    )
-    parser.add_argument('--out', required=True, metavar='DIR', help='output folder')
-    parser.add_argument(
-        '--format', choices=('pth', 'safetensors'), default='pth', help='default: pth'
-    )
-    parser.add_argument(
-        '--half', action='store_true', help='store weights in half precision'
-    )
-    parser.add_argument(
-        '--ema',
-        action=argparse.BooleanOptionalAction,
-        help='publish the averages of EMAHook, or the weights before averaging; '
-        'default: those that mmengine loads, which are averages if there are any',
-    )
-    parser.add_argument(
-        '--url', help='web address of the folder, for the metafile entry'
-    )
-    return parser.parse_args()
-
-
-def publish(args: argparse.Namespace) -> None:
     name = args.name or Path(args.config or args.checkpoint).stem
     if Path(name).name != name:
         raise UsageError(f'--name must be a name without a folder; got {name!r}')
@@ -94,6 +58,36 @@ def publish(args: argparse.Namespace) -> None:
     print(indent(text, '  '), end='')
 
 
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--config', help='config that the weights must fit; also names the file'
+    )
+    parser.add_argument(
+        '--name', help='name of the file, instead of that of the config'
+    )
+    parser.add_argument('--out', required=True, metavar='DIR', help='output folder')
+    parser.add_argument(
+        '--format', choices=('pth', 'safetensors'), default='pth', help='default: pth'
+    )
+    parser.add_argument(
+        '--half', action='store_true', help='store weights in half precision'
+    )
+    parser.add_argument(
+        '--ema',
+        action=argparse.BooleanOptionalAction,
+        help='publish the averages of EMAHook, or the weights before averaging; '
+        'default: those that mmengine loads, which are averages if there are any',
+    )
+    parser.add_argument(
+        '--url', help='web address of the folder, for the metafile entry'
+    )
+    return parser.parse_args()
+
+
 def write(
     out: Path, name: str, suffix: str, weights: dict[str, Tensor], meta: dict
 ) -> Path:
@@ -110,4 +104,4 @@ def write(
 
 
 if __name__ == '__main__':
-    main()
+    run(main, OSError, ValueError)

@@ -25,7 +25,7 @@ def main() -> None:
     cfg = load_config(args, 'test_dataloader')
     if args.tta:
         use_tta(cfg, args.tta)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False
     cfg.pop('strategy', None)  # of a training with FSDP or DeepSpeed
     runner = build_runner(cfg)
     filter_log(runner.logger)

@@ -27,6 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from _cli import run
+
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,4 +244,4 @@ def markdown(columns: dict[str, list[str]]) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -2,7 +2,7 @@
 
 Counted are convolutions, linear layers, both matrix products of attention, and 4 MACs
 per bilinearly sampled value; not normalization, activations and softmax. One MAC is two
-FLOPs. Models run on torch's meta device, which computes shapes only.
+FLOPs. Models run on torch's meta device, which computes shapes only, or on the CPU.
 """
 
 import copy
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsparse import ops
+from mmsparse.errors import format_error
 from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone, image_channels
 from mmsparse.models.classifier import Classifier
 
 ROI_BOXES, ROI_MASKS = 1000, 100  # regions of interest, as mmdet counts them
+ROI = 'roi_head.'
+NEEDS_MORE = 'needs other inputs than boxes'
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Part:
     name: str
     parameters: int
     macs: int | None  # for one image; None if the part did not run
+    without: tuple[str, ...] = ()  # of the total: parts that did not run
+    failure: str = ''  # of the total: why not, '' if only training uses them
 
     @property
     def flops(self) -> int | None:
@@ -46,11 +51,60 @@ def measure(
     """Count the parameters and MACs of a model in inference.
 
     Heads that only training uses do not run. RoI heads count 1,000 boxes and 100 masks,
-    without RoIAlign. A detector that needs the values of tensors, not only shapes, runs
-    up to its neck. ``shape`` is the height and width of the image; for ``blocks``, see
-    :func:`named_parts`. The last part is ``total`` or ``total up to the neck``.
+    without RoIAlign. A model that needs the values of tensors, not only shapes, runs on
+    the CPU; one that fails there too runs up to its neck. ``shape`` is the height and
+    width of the image; for ``blocks``, see :func:`named_parts`. The last part is
+    ``total``, and names those that did not run.
     """
-    model = _static(model)
+    counted, failure = _run_anyhow(model, shape, blocks)
+    if roi_heads := [x for name, x in counted.macs.items() if name.startswith(ROI)]:
+        counted.macs['roi_head'] = sum(roi_heads)  # whose forward does not run
+    measured = []
+    for name, modules in counted.parts.items():
+        without_macs = not modules or isinstance(modules[0], nn.Embedding)
+        default = 0 if without_macs else None
+        part = Part(name, _num_parameters(*modules), counted.macs.get(name, default))
+        if part.parameters or part.macs:
+            measured.append(part)
+    unused = [part.name for part in measured if part.macs is None]
+    without = tuple(x for x in unused if x.rpartition('.')[0] not in unused)
+    if counted.macs.keys() & {'roi_head'}:
+        failure = failure or NEEDS_MORE
+    total = Part('total', _num_parameters(model), counted.total, without, failure)
+    return [*measured, total]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """MACs of a run: parts by name, MACs of those that ran, and of the whole model."""
+
+    parts: dict[str, list[nn.Module]]
+    macs: dict[str, int]
+    total: int
+
+
+def _run_anyhow(
+    model: nn.Module, shape: tuple[int, int], blocks: bool
+) -> tuple[_Counted, str]:
+    """Count a run of the whole model or, if that fails, up to the neck, and why."""
+    try:
+        return _count(_static(model), _run, shape, blocks), ''
+    except Exception:  # at the value of a meta tensor
+        if not hasattr(model, 'extract_feat'):
+            raise
+    try:
+        return _count(_on_cpu(model), _run, shape, blocks), ''
+    except Exception as error:  # noqa: BLE001 - heads raise anything
+        counted = _count(_static(model), _run_to_neck, shape, blocks)
+        return counted, format_error(error)
+
+
+def _count(
+    model: nn.Module,
+    run: Callable[[nn.Module, Tensor], None],
+    shape: tuple[int, int],
+    blocks: bool,
+) -> _Counted:
     parts = dict(named_parts(model, blocks))
     counter, macs = _counter(), {}
 
@@ -61,30 +115,11 @@ def measure(
         flops = counter.get_total_flops() - before
         macs[name] = macs.get(name, 0) + flops // 2
 
-    x = torch.empty(1, image_channels(model), *shape, device='meta')
-    total = 'total'
-    with torch.no_grad(), ops.reference_only(), inside_parts(parts, count):
-        try:
-            with counter:
-                _run(model, x)
-        except RuntimeError:  # of torch, at the value of a meta tensor
-            if not hasattr(model, 'extract_feat'):
-                raise
-            macs.clear()
-            with counter:
-                model.extract_feat(x)
-            total = 'total up to the neck'
-    if 'roi_head.bbox_head' in macs:  # the forward method of roi_head does not run
-        names = ('roi_head.bbox_head', 'roi_head.mask_head')
-        macs['roi_head'] = sum(macs.get(name, 0) for name in names)
-    measured = []
-    for name, modules in parts.items():
-        unused = 0 if isinstance(modules[0], nn.Embedding) else None  # not called
-        part = Part(name, _num_parameters(*modules), macs.get(name, unused))
-        if part.parameters or part.macs:
-            measured.append(part)
-    total_macs = counter.get_total_flops() // 2
-    return [*measured, Part(total, _num_parameters(model), total_macs)]
+    device = next((x.device for x in model.parameters()), 'meta')
+    x = torch.zeros(1, image_channels(model), *shape, device=device)
+    with torch.no_grad(), ops.reference_only(), inside_parts(parts, count), counter:
+        run(model, x)
+    return _Counted(parts, macs, counter.get_total_flops() // 2)
 
 
 def count_macs(run: Callable[[], Any]) -> int:
@@ -98,27 +133,30 @@ def count_macs(run: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-def published_classifiers() -> Iterator[Part]:
-    """Measure every published ImageNet classifier at the image size of its weights.
-
-    Each is one part, named ``FAMILY-ARCH``.
-    """
-    for backbone in BACKBONES.values():
-        for arch, settings in backbone.arch_settings.items():
-            if arch not in ('nano', 'pico'):
-                side = getattr(settings, 'img_size', 224)
-                yield _measure_classifier(backbone, arch, side)
-    yield _measure_classifier(BACKBONES['dat'], 'pp-base', 384, suffix='-384')
+def published_classifiers() -> list[tuple[type[StagedBackbone], str, int]]:
+    """Return backbone, arch and image size of every published ImageNet classifier."""
+    published = [
+        (backbone, arch, getattr(settings, 'img_size', 224))
+        for backbone in BACKBONES.values()
+        for arch, settings in backbone.arch_settings.items()
+        if arch not in ('nano', 'pico')
+    ]
+    return [*published, (BACKBONES['dat'], 'pp-base', 384)]
 
 
-def _measure_classifier(
-    backbone_type: type[StagedBackbone], arch: str, side: int, suffix: str = ''
+def measure_classifier(
+    backbone_type: type[StagedBackbone], arch: str, side: int
 ) -> Part:
+    """Measure an ImageNet classifier; return it as one part, named ``FAMILY-ARCH``.
+
+    The name ends with the image size unless that is the arch's.
+    """
     with torch.device('meta'):
         backbone = backbone_type(arch)
         model = Classifier(backbone, backbone.arch.embed_dims[-1], num_classes=1000)
+    size = '' if side == getattr(backbone.arch, 'img_size', 224) else f'-{side}'
     total = measure(model, (side, side))[-1]
-    return replace(total, name=f'{backbone.family}-{arch}{suffix}')
+    return replace(total, name=f'{backbone.family}-{arch}{size}')
 
 
 def named_parts(
@@ -141,14 +179,14 @@ def named_parts(
             yield 'out_norms', list(model.out_norms.values())
         return
     for name, child in model.named_children():
-        yield name, [child]
+        yield name, _as_list(child)
         if isinstance(child, StagedBackbone):
             for part, modules in named_parts(child, blocks):
                 yield f'{name}.{part}', modules
         elif name == 'roi_head':
-            for part in ('bbox_head', 'mask_head'):
-                if heads := _as_list(getattr(child, part, None)):
-                    yield f'{name}.{part}', heads
+            for part, head in child.named_children():
+                if part.endswith('_head'):
+                    yield f'{name}.{part}', _as_list(head)
 
 
 @contextmanager
@@ -180,7 +218,7 @@ def _inside(
 
 def format_count(count: int) -> str:
     """Format a count with a unit: ``2.23 G``, ``13.1 M`` or ``64.0 k``."""
-    for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
+    for unit, size in (('T', 1e12), ('G', 1e9), ('M', 1e6), ('k', 1e3)):
         if count >= size:
             return f'{count / size:.{2 if count < 10 * size else 1}f} {unit}'
     return str(count)
@@ -205,6 +243,17 @@ def _static(model: nn.Module) -> nn.Module:
         return model
 
 
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """Copy a model to the CPU; weights on the meta device become zero."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    if not any(x.is_meta for x in copied.parameters()):
+        return copied.cpu()
+    copied = copied.to_empty(device='cpu')
+    for x in (*copied.parameters(), *copied.buffers()):
+        x.zero_()
+    return copied
+
+
 def _counter() -> FlopCounterMode:
     formulas = {torch.ops.aten.grid_sampler_2d: sampling_flops}
     # torch's counter has no formula for the fused attention of nn.MultiheadAttention
@@ -225,12 +274,19 @@ def _run(model: nn.Module, x: Tensor) -> None:
     if not hasattr(model, 'extract_feat'):  # a backbone
         model(x)
     elif hasattr(model, 'roi_head'):
-        model.rpn_head(model.extract_feat(x))
+        features = model.extract_feat(x)
+        model.rpn_head(features)
+        if getattr(model, 'semantic_head', None) is not None:
+            model.semantic_head(features)
         _run_roi_head(model.roi_head, x)
     else:
         shape = tuple(x.shape[-2:])
         metainfo = dict(batch_input_shape=shape, img_shape=shape)
         model(x, [BaseDataElement(metainfo=metainfo)], mode='tensor')
+
+
+def _run_to_neck(model: nn.Module, x: Tensor) -> None:
+    model.extract_feat(x)
 
 
 def _run_roi_head(roi_head: nn.Module, x: Tensor) -> None:
@@ -242,11 +298,11 @@ def _run_roi_head(roi_head: nn.Module, x: Tensor) -> None:
             head(x.new_empty(count, extractor.out_channels, *size))
 
 
-def _as_list(modules: nn.Module | None) -> list[nn.Module]:
-    """Return the heads of a cascade, one for each stage, or the only head."""
-    if modules is None:
-        return []
-    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+def _as_list(module: nn.Module | None) -> list[nn.Module]:
+    """Return the modules in a list or dict, whose forward does not run, or the only."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [x for child in module.children() for x in _as_list(child)]
+    return [] if module is None else [module]
 
 
 def _num_parameters(*modules: nn.Module) -> int:

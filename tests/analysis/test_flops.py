@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
+from mmengine.utils import get_installed_path
 from torch import nn
 
 from mmsparse.analysis.flops import count_macs, format_count, measure
 from mmsparse.apis import build_model, read_config
+from mmsparse.factory import create_model
 from mmsparse.models import (
     DAT,
     BiFormer,
@@ -153,7 +155,7 @@ def test_measuring_does_not_change_the_model_and_the_ops():
     assert module.neighborhood_attention is neighborhood_attention
 
 
-def measure_config(config, shape):
+def measure_config(config, shape=(128, 128)):
     with torch.device('meta'):
         model = build_model(read_config(str(CONFIGS / config)))
     return {part.name: part for part in measure(model, shape)}
@@ -231,13 +233,47 @@ def test_heads_of_a_cascade_are_counted():
     assert parts['roi_head'].macs / 1e9 == pytest.approx(545.5, abs=0.1)
 
 
-def test_a_detector_that_needs_values_is_counted_up_to_its_neck():
+def test_a_model_that_needs_values_runs_on_the_cpu():
     config = 'mask2former_dat-pp-tiny_8xb2-lsj-50e_coco-panoptic.py'
+    path = CONFIGS / '../projects/dat_systems/configs' / config
+    model = build_model(read_config(str(path), {'model.panoptic_head.num_queries': 5}))
 
-    parts = measure_config(f'../projects/dat_systems/configs/{config}', (128, 128))
+    parts = {part.name: part for part in measure(model, (64, 64))}
 
-    assert parts['panoptic_head'].macs is None
-    assert parts['total up to the neck'].macs == parts['backbone'].macs
+    assert parts['panoptic_head'].macs > 1e8
+    assert parts['total'].macs == total_of(parts)
+    assert (parts['total'].without, parts['total'].failure) == ((), '')
+
+
+def of_mmdet(config):
+    return Path(get_installed_path('mmdet'), '.mim', 'configs', config)
+
+
+def test_heads_of_boxes_that_need_more_are_named_in_the_total():
+    parts = measure_config(
+        of_mmdet('point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py')
+    )
+
+    assert parts['roi_head.point_head'].macs is None
+    assert parts['total'].without == ('roi_head.point_head',)
+    assert parts['total'].failure == 'needs other inputs than boxes'
+    assert parts['total'].macs == total_of(parts)
+
+
+def test_the_semantic_head_of_a_panoptic_detector_is_counted():
+    parts = measure_config(of_mmdet('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'))
+
+    assert parts['semantic_head'].macs > 1e8
+    assert parts['total'].without == ()
+
+
+def test_a_detector_whose_heads_fail_is_counted_up_to_its_neck():
+    parts = measure_config(of_mmdet('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'))
+
+    assert parts['roi_head.bbox_head'].macs is None
+    assert parts['total'].without == ('rpn_head', 'roi_head')
+    assert parts['total'].failure.startswith('NotImplementedError: ')
+    assert parts['total'].macs == parts['backbone'].macs + parts['neck'].macs
 
 
 def test_a_segmentor_is_counted_without_its_auxiliary_head():
@@ -247,7 +283,17 @@ def test_a_segmentor_is_counted_without_its_auxiliary_head():
 
     assert parts['decode_head'].macs > 0
     assert parts['auxiliary_head'].macs is None
+    assert parts['total'].without == ('auxiliary_head',)
+    assert parts['total'].failure == ''  # training only
     assert parts['total'].macs == total_of(parts)
+
+
+def test_a_head_in_a_dict_is_counted():
+    parts = measure(create_model('biformer-nano', num_classes=7), (64, 64))
+
+    head, total = parts[-2:]
+    assert (head.name, head.macs) == ('head', 256 * 7)
+    assert total.without == ()
 
 
 def test_a_flop_is_half_a_mac():
@@ -265,7 +311,7 @@ def test_a_flop_is_half_a_mac():
         (1_517_002, '1.52 M'),
         (13_142_760, '13.1 M'),
         (139_900_000_000, '139.9 G'),
-        (1_008_900_000_000, '1008.9 G'),
+        (1_008_900_000_000, '1.01 T'),
     ],
 )
 def test_counts_are_formatted_with_a_unit(count, text):

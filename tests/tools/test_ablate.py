@@ -10,9 +10,11 @@ import ablate
 import ablation.run
 import pytest
 import torch
-from ablation import costs
+from ablation import costs, report
 from ablation.study import ROOT, STUDIES, read_study, variant_config
 from ablation.training import check_start
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mmsparse.apis import build_model, read_config
@@ -91,6 +93,39 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
     )
     with pytest.raises(SystemExit, match=r'one/seed-0 has a training with other set'):
         run('--epochs', '2')
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_the_plot_shows_the_range_of_the_seeds_and_does_not_enlarge_noise(
+    seeds, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        Figure, 'savefig', lambda self, *args, **more: saved.append(self)
+    )
+    saved, values = [], [70.0, 70.4, 70.2][:seeds]
+    row = dict(metric='mIoU', macs=1e9, iteration_seconds=0.1)
+    rows = [
+        dict(row, name=name, values=[x + shift for x in values])
+        for name, shift in (('one', 0), ('two', 0.3))
+    ]
+
+    report.plot(rows, tmp_path / 'plot.png', 'Heads\nmine, 2 epochs')
+
+    (figure,) = saved
+    metric, time = figure.axes[0], figure.axes[1]
+    low, high = metric.get_ylim()
+    assert high - low == pytest.approx(10)
+    assert low < 70 < 70.7 < high
+    assert time.get_xlim() == pytest.approx((75, 125))
+    assert metric.get_ylabel() == 'mIoU on the validation data, in %'
+    bars = [x for x in metric.collections if isinstance(x, LineCollection)]
+    if seeds == 1:
+        assert not bars
+        assert 'mine, 2 epochs\none seed each' in figure.get_suptitle()
+    else:
+        (ends,) = bars[0].get_segments()
+        assert ends[:, 1].tolist() == pytest.approx([70, 70.4])
+        assert 'mean and range of 3 seeds each' in figure.get_suptitle()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_size_has_a_table(done):
         assert header.split() == ['encoder', 'whole', 'model', 'peak', 'memory']
         assert dino.startswith('DINO ')
         assert focus.startswith('Focus-DETR 0.3 ')
-    assert '1 threads, ' in process.stdout
+    assert '1 thread, ' in process.stdout
     assert 'torch 2' in process.stdout
 
 

@@ -1,13 +1,21 @@
 """Errors, hints and checks that all commands share."""
 
+import ast
 import logging
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import _cli
 
 import pytest
 
 from mmsparse.errors import MissingFileError, OfficialWeightsError, UsageError
+
+TOOLS = Path(_cli.__file__).parent
+COMMANDS = sorted(x.name for x in TOOLS.glob('[a-z]*.py') if x.name != 'install.py')
 
 
 def run(error, *expected):
@@ -98,3 +106,109 @@ def test_two_images_with_one_name_are_an_error(other):
     _cli.check_unique_names(['a/cat.jpg', 'a/dog.jpg'])
     with pytest.raises(UsageError, match=f'a/cat.jpg and {other} have the same name'):
         _cli.check_unique_names(['a/cat.jpg', 'a/dog.jpg', other])
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_outside_the_environment_a_command_ends_with_the_way_into_it(name, tmp_path):
+    command = [sys.executable, '-S', TOOLS / name, '--help']  # without packages
+    env = {key: x for key, x in os.environ.items() if key != 'PYTHONPATH'}
+
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=env
+    )
+
+    assert done.returncode == 1
+    assert done.stdout == ''
+    assert done.stderr == (
+        f'error: {sys.executable} lacks mmsparse; activate the environment (source '
+        f'{TOOLS.parent}/.venv/bin/activate), or create it first (make install)\n'
+    )
+
+
+def test_the_installation_needs_no_package(tmp_path):
+    command = [sys.executable, '-S', TOOLS / 'install.py', '--help']
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert '--stack' in done.stdout
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_command_imports_cli_before_packages(name):
+    tree = ast.parse((TOOLS / name).read_text())
+    imports = [x for x in tree.body if isinstance(x, (ast.Import, ast.ImportFrom))]
+    modules = [getattr(x, 'module', None) or x.names[0].name for x in imports]
+    first = modules.index('_cli')
+
+    assert {x.partition('.')[0] for x in modules[:first]} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ModuleNotFoundError('', name='no_such.module'), 'lacks no_such; '),
+        (ModuleNotFoundError('', name='torch.no_such'), None),
+        (ImportError('cannot import name', name='torch'), None),
+        (RuntimeError('CUDA error'), None),
+    ],
+    ids=['missing', 'part of a package', 'name', 'other'],
+)
+def test_a_missing_package_is_one_line_and_another_error_a_traceback(
+    error, line, capsys
+):
+    _cli._report_missing(type(error), error, None)
+
+    printed = capsys.readouterr().err
+    if line:
+        assert printed.count('\n') == 1
+        assert printed.startswith(f'error: {sys.executable} {line}')
+    else:
+        assert printed.startswith(f'{type(error).__name__}')
+
+
+def test_an_incomplete_environment_is_completed_and_a_wheel_gets_its_extras(
+    monkeypatch,
+):
+    monkeypatch.setattr(sys, 'prefix', str(_cli.ROOT / '.venv-onedl'))
+    assert _cli.use_environment('lacks x').endswith('complete it: make install')
+
+    monkeypatch.setattr(_cli, 'INSTALLED', True)
+    assert _cli.use_environment('lacks x').endswith(
+        "; run pip install 'mmsparse[openmmlab,digits,export]'"
+    )
+
+
+def test_nothing_is_printed_while_the_libraries_are_imported(tmp_path):
+    hosts = [f'{host}.apis' for host in ('mmdet', 'mmseg', 'mmpretrain')]
+    script = f"""
+import sys
+sys.path.insert(0, {str(TOOLS)!r})
+import _cli
+import onnx, torchvision, sklearn.datasets, matplotlib.pyplot, {', '.join(hosts)}
+from mmsparse.apis import register_host
+for host in ('mmdet', 'mmseg', 'mmpretrain'):
+    register_host(host)
+"""
+    env = {key: x for key, x in os.environ.items() if key != 'PYTHONWARNINGS'}
+
+    done = subprocess.run(
+        [sys.executable, '-c', script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+def test_output_in_a_locale_without_a_character_does_not_fail():
+    code = f'import sys; sys.path.insert(0, {str(TOOLS)!r}); import _cli; print("猫")'
+    env = os.environ | dict(PYTHONIOENCODING='ascii')
+
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=env
+    )
+
+    assert (done.returncode, done.stdout) == (0, '\\u732b\n')

@@ -13,6 +13,8 @@ import torch
 from forked import Forked
 from PIL import Image
 
+from mmsparse.apis import build_model, read_config
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 SHORT = {  # settings for two iterations
@@ -92,6 +94,21 @@ def test_testing_writes_the_metric(trained, small_digits):
 
     assert done.stdout.splitlines()[-1] == str(out)
     assert 0 <= json.loads(out.read_text())[METRICS[name]] <= 100
+
+
+def test_weights_are_tested_with_the_config_of_a_resumed_training(
+    small_digits, tmp_path, run_tool
+):
+    name = 'biformer/biformer-nano_1xb32-9e_digits'
+    config = CONFIGS / f'{name}.py'
+    model = build_model(read_config(str(config)))
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+
+    run_tool(
+        *('test.py', config, tmp_path / 'weights.pth', '--work-dir', tmp_path),
+        *options(name, 'resume=True', 'test_dataloader.dataset.indices=4'),
+        cwd=small_digits,
+    )
 
 
 def test_testing_a_text_file_is_an_error(small_digits, tmp_path, run_tool):
@@ -206,6 +223,20 @@ def test_inference_draws_all_images_and_reports_a_text_file(trained, small_digit
             assert [x['pixels'] for x in found['classes']] == counts.tolist()
         else:
             assert found['pred_class'] == str(found['pred_label'])
+
+
+def test_other_commands_print_no_warning_of_a_library(trained, small_digits):
+    name, work_dir, checkpoint = trained
+    config = CONFIGS / f'{name}.py'
+    image = sorted((small_digits / 'data/digits/detection/val').glob('*.jpg'))[0]
+
+    for command in (
+        ('visualize.py', config, checkpoint, image, '--out', work_dir / 'seen'),
+        ('get_flops.py', config, '--time', '--repeats', '1'),
+        ('publish_model.py', checkpoint, '--config', config, '--out', work_dir / 'p'),
+    ):
+        done = run_command(*command, cwd=small_digits)
+        assert done.stderr == ''
 
 
 def test_mim_trains_the_same_config(trained, small_digits, run_host):

@@ -72,6 +72,22 @@ def test_exact_counts_and_times_of_blocks_are_written(tmp_path, run_tool):
     assert parts['decode_head']['seconds'] > 0
 
 
+def test_a_part_that_does_not_run_is_named_in_its_row_and_in_the_total(
+    tmp_path, run_tool
+):
+    config = CONFIGS / 'upernet_biformer-nano_1xb8-1600i_digits.py'
+
+    done = run_tool('get_flops.py', config, '--json', 'a.json', cwd=tmp_path)
+
+    lines = [line.split() for line in done.stdout.splitlines()]
+    (row,) = [x for x in lines if x[:1] == ['auxiliary_head']]
+    assert row[-4:] == ['not', 'run', 'not', 'run']
+    assert lines[-3][:3] == ['total', 'without', 'auxiliary_head']
+    assert ' '.join(lines[-2]) == 'not run: auxiliary_head (used in training only)'
+    total = json.loads((tmp_path / 'a.json').read_text())[-1]
+    assert (total['name'], total['without']) == ('total', ['auxiliary_head'])
+
+
 @pytest.fixture(scope='module')
 def zoo(tmp_path_factory, run_tool):
     """The published models that the command writes, by name."""

@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import _cli
+
 import publish_model
 import pytest
 import torch
@@ -53,7 +55,10 @@ def publish(checkpoint, tmp_path, monkeypatch, capsys):
             *arguments,
         ]
         monkeypatch.setattr(sys, 'argv', list(map(str, command)))
-        publish_model.main()
+        with pytest.raises(SystemExit) as end:
+            _cli.run(publish_model.main, OSError, ValueError)
+        if end.value.code:
+            raise end.value
         first, *rest = capsys.readouterr().out.splitlines()
         assert rest.pop(0) == 'Entry for a metafile:'
         (entry,) = yaml.safe_load('\n'.join(rest))

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import io
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ class Cost:
 def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cost]:
     """Build and measure all variants, which also finds mistakes before training."""
     warnings.simplefilter('ignore')
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
         cfg = variant_config(study, variant, epochs, 0, pretrained)

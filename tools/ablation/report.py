@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 MARKERS = 'osD^vP*X'
+SPAN = 10  # percentage points of the axis of metrics, at least
 
 
 def table(rows: list[Row]) -> str:
@@ -32,16 +33,20 @@ def figures(row: Row) -> dict[str, str]:
 def plot(rows: list[Row], path: Path, title: str) -> None:
     """Draw the metric over MACs and over the time of an iteration.
 
+    Bars are the range of the seeds. Axes are long enough that noise does not seem to be
+    a difference: that of the metric spans at least 10 points, and that of the time half
+    of the longest.
+
     Args:
         rows: The variants.
         path: PNG file to write.
-        title: Title of the figure.
+        title: What was trained.
     """
-    figure = Figure((10, 4.4), layout='constrained')
+    figure = Figure((10, 4.8), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, key, scale, label in (
-        (axes[0], 'macs', 1e-6, 'MACs of an image, in millions'),
-        (axes[1], 'iteration_seconds', 1e3, 'training iteration, in ms'),
+    for axis, key, scale, share, label in (
+        (axes[0], 'macs', 1e-6, 0.2, 'MACs of an image, in millions'),
+        (axes[1], 'iteration_seconds', 1e3, 0.5, 'training iteration, in ms'),
     ):
         for i, row in enumerate(rows):
             middle = _mean(row)
@@ -56,12 +61,15 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
                 capsize=3,
                 label=row['name'],
             )
+        costs = [scale * row[key] for row in rows]
+        axis.set_xlim(*_limits(costs, share * max(costs)))
         axis.set_xlabel(label)
-        axis.margins(x=0.15, y=0.1)
         axis.locator_params(axis='x', nbins=6)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
-    axes[0].set_ylabel(f'{rows[0]["metric"]} on validation digits, in %')
+    values = [value for row in rows for value in row['values']]
+    axes[0].set_ylim(*_limits(values, SPAN))
+    axes[0].set_ylabel(f'{rows[0]["metric"]} on the validation data, in %')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         [handle[0] for handle in handles],
@@ -70,8 +78,22 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
         ncols=min(len(rows), 6),
         frameon=False,
     )
-    figure.suptitle(title)
+    figure.suptitle(f'{title}\n{_seeds(rows)}', fontsize=11)
     figure.savefig(path, dpi=110)
+
+
+def _limits(values: list[float], span: float) -> tuple[float, float]:
+    """Return the ends of an axis around values, at least ``span`` apart."""
+    low, high = min(values), max(values)
+    half = max(span, 1.2 * (high - low)) / 2
+    return (low + high) / 2 - half, (low + high) / 2 + half
+
+
+def _seeds(rows: list[Row]) -> str:
+    count = len(rows[0]['values'])
+    if count == 1:
+        return 'one seed each, so small differences may be noise'
+    return f'mean and range of {count} seeds each'
 
 
 def _mean(row: Row) -> float:

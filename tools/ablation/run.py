@@ -94,5 +94,7 @@ def write(
         variants=rows,
     )
     results.write_text(json.dumps(content, indent=2) + '\n')
-    report.plot(rows, plot, study.title)
+    epochs = settings['epochs']
+    trained = f'{Path(study.config).stem}, {epochs} epoch{"s" if epochs > 1 else ""}'
+    report.plot(rows, plot, f'{study.title}\n{trained}')
     return [table, results, plot]

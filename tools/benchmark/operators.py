@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark.backbone import FORWARD, TRAINING
+from benchmark.report import wrap
 from benchmark.timing import Candidate, Measurement, Stopwatch
 from mmsparse import ops
 from mmsparse.ops.attention import full_attention
@@ -204,5 +205,5 @@ def plot_scaling(
         axis.grid(alpha=0.3)
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc='outside right center', fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(wrap(title, figure.get_figwidth()), fontsize=10)
     figure.savefig(path, dpi=130)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmsparse.doctor import installed_versions
 
 MEMORY = 'peak memory'
 PLOT_FORMATS = ('.png', '.svg', '.pdf')
+CHARACTERS_PER_INCH = 11  # of titles
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -138,28 +140,47 @@ def plot(
     from matplotlib.figure import Figure  # slow to import
 
     parts = list(next(iter(results.values()))[0].seconds)
-    figure = Figure(
-        (3.2 * (len(parts) + 1), 1.2 + 1.9 * len(results)), layout='constrained'
-    )
-    axes = figure.subplots(len(results), len(parts) + 1, squeeze=False)
-    for row, (name, measurements) in zip(axes, results.items(), strict=True):
-        names = [measured.name for measured in measurements]
-        values = [[x.median_seconds(part) for x in measurements] for part in parts]
-        labels = [[_seconds(x) for x in lengths] for lengths in values]
-        values.append([x.peak_bytes for x in measurements])
-        labels.append([_memory(x) for x in values[-1]])
-        columns = (*parts, MEMORY)
-        for i, axis in enumerate(row):
-            bars = axis.barh(names, values[i], color=_colors(len(names)))
-            axis.bar_label(bars, labels[i], padding=3, fontsize=8)
-            axis.set_title(f'{columns[i]}, {name}', fontsize=9)
-            axis.set_xlim(0, 1.3 * max(values[i]))
-            axis.set_xticks([])
-            axis.tick_params(labelleft=i == 0, length=0)
-            axis.invert_yaxis()
-            axis.spines[['top', 'right', 'bottom']].set_visible(False)
-    figure.suptitle(title, fontsize=10)
+    width = 3.2 * (len(parts) + 1)
+    heights = [0.7 + 0.4 * len(measurements) for measurements in results.values()]
+    figure = Figure((width, 0.7 + sum(heights)), layout='constrained')
+    rows = figure.subfigures(len(results), squeeze=False, height_ratios=heights)
+    for (row,), (name, measurements) in zip(rows, results.items(), strict=True):
+        row.suptitle(wrap(name, width), fontsize=9, fontweight='bold')
+        _plot_bars(row.subplots(1, len(parts) + 1), parts, measurements)
+    figure.suptitle(wrap(title, width), fontsize=10)
     figure.savefig(path, dpi=130)
+
+
+def _plot_bars(
+    axes: Sequence[Any], parts: Sequence[str], measurements: Sequence[Measurement]
+) -> None:
+    names = [measured.name for measured in measurements]
+    values = [[x.median_seconds(part) for x in measurements] for part in parts]
+    labels = [[_seconds(x) for x in lengths] for lengths in values]
+    values.append([x.peak_bytes for x in measurements])
+    labels.append([_memory(x) for x in values[-1]])
+    for i, (axis, column) in enumerate(zip(axes, (*parts, MEMORY), strict=True)):
+        bars = axis.barh(names, values[i], color=_colors(len(names)))
+        axis.bar_label(bars, labels[i], padding=3, fontsize=8)
+        axis.set_title(column, fontsize=9)
+        axis.set_xlim(0, 1.3 * max(values[i]))
+        axis.set_xticks([])
+        axis.tick_params(labelleft=i == 0, length=0)
+        axis.invert_yaxis()
+        axis.spines[['top', 'right', 'bottom']].set_visible(False)
+
+
+def wrap(title: str, width: float) -> str:
+    """Break a title into lines that fit into a figure of a width in inches.
+
+    Args:
+        title: The title, in a font of at most 10 points.
+        width: The width.
+
+    Returns:
+        The lines.
+    """
+    return textwrap.fill(title, round(width * CHARACTERS_PER_INCH))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

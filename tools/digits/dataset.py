@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,11 +19,11 @@ from _processes import (
     end_with_parent,
     shielded_from_interrupts,
 )
+from _progress import Progress
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from digits.scenes import Digit, draw_scene, draw_single, tight_box
 
@@ -124,7 +123,6 @@ def prepare(out: Path, settings: Settings, force: bool) -> None:
     Raises:
         ValueError: The folder has files that must not be replaced.
         OSError: It cannot be written.
-        ImportError: scikit-learn is missing.
     """
     if not force and is_complete(out, settings):
         print(f'{out} is complete, nothing to do')
@@ -210,12 +208,7 @@ def build(out: Path, scans: Scans, settings: Settings) -> dict[str, int]:
         folder.mkdir(parents=True)
     keys = image_keys(scans, settings)
     scenes: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
-    with tqdm(
-        total=len(keys),
-        unit='images',
-        desc='digits',
-        mininterval=0.1 if sys.stderr.isatty() else 10,  # few lines in a log
-    ) as progress:
+    with Progress('digits', len(keys), 'images') as progress:
         for part, annotations in write_in_processes(out, scans, settings, keys):
             progress.update(len(part))
             for (split, kind, *_), digits in zip(part, annotations, strict=True):

@@ -3,7 +3,10 @@ import json
 import pytest
 import torch
 from benchmark import Measurement
+from benchmark.operators import plot_scaling
 from benchmark.report import as_json, environment, figures, plot, record, table
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 MEASURED = [
@@ -74,6 +77,29 @@ def test_the_plot_has_a_row_for_each_result(rows, tmp_path):
     assert width > 800
     assert height > 200 * rows
     assert len(Image.open(path).convert('RGB').getcolors(2**24)) > 2
+
+
+def test_no_title_is_cut_or_covers_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Figure, 'savefig', lambda self, *args, **more: saved.append(self)
+    )
+    saved, long = (
+        [],
+        'focus-detr_swin-l-384-in22k_8xb2-36e_coco, prediction of 1x800x1333',
+    )
+
+    plot({long: MEASURED, f'{long} again': MEASURED[:1]}, tmp_path / 'a.png', long * 3)
+    plot_scaling({64: MEASURED, 128: MEASURED}, tmp_path / 'b.png', long * 4)
+
+    for figure in saved:
+        FigureCanvasAgg(figure).draw()
+        titles = [axis.title for axis in figure.axes]
+        titles += [x._suptitle for x in (figure, *figure.subfigs)]
+        boxes = [title.get_window_extent() for title in titles]
+        for i, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 def test_the_environment_has_machine_and_versions():
