@@ -109,6 +109,7 @@ def main(config, iterations):
     random.seed(0)
     cfg = read_config(config)
     model = build_model(cfg).train()
+    model.init_weights()  # mmdet's level_embed is uninitialized memory before
     wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
     found = dict(
         training=growth(

@@ -22,8 +22,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from PIL import Image
 
-from mmsparse.apis import build_model, check_data, read_config
+from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
+from mmsparse.checks import check_data
 from mmsparse.engine.optim_wrapper_constructor import BackboneOptimWrapperConstructor
 from mmsparse.models import BiFormer
 
@@ -119,7 +120,7 @@ BOXES = 'Fine-tune a backbone on your own boxes'
 def test_the_config_for_boxes_learns(clone, monkeypatch):
     monkeypatch.chdir(clone)
     cfg = read_config('my_config.py', NANO)
-    check_data(cfg)
+    check_data(cfg, cfg.default_scope)
     batch = first_batch(cfg, images=1)
 
     losses = train(build(cfg), cfg, 5, batch)
@@ -178,7 +179,7 @@ def test_masks_train_with_the_changes_of_the_recipe(clone, monkeypatch):
     Path('recipe.py').write_text(f"_base_ = 'masks.py'\n{changes}")
     channels = {'model.neck.in_channels': [32, 64, 128, 256]}  # of nano
     cfg = read_config('recipe.py', NANO | channels)
-    check_data(cfg)
+    check_data(cfg, cfg.default_scope)
     batch = first_batch(cfg, images=1)
 
     losses = train(build(cfg), cfg, 1, batch)
@@ -494,7 +495,7 @@ def test_cross_validation_uses_each_image_once(
     for line in lines[:2]:
         convert(line)
     name, cfg = training_config(lines[2], monkeypatch)
-    check_data(cfg)
+    check_data(cfg, 'mmdet', ('train_dataloader', 'val_dataloader'))
     assert name == 'work_dirs/fold_0'
     with DefaultScope.overwrite_default_scope('mmdet'):
         train_set, val_set = (

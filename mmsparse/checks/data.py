@@ -132,17 +132,18 @@ def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:
 
 def _check_paths(loader: str, path: str, settings: Mapping[str, Any]) -> None:
     """Raise MissingFileError unless root, annotation file and folders exist."""
-    root = Path(settings.get('data_root') or '').expanduser()
+    data_root = settings.get('data_root') or ''
+    root = Path(data_root).expanduser()
     if not root.exists():
         raise MissingFileError(
-            f'{loader}: no data at {root}; put the data there or change '
-            f'{path}.data_root.',
+            f'{loader}: no data at {data_root}; put the data there or change '
+            f'{path}.data_root',
             str(root),
         )
     name = settings.get('ann_file')
     if name and isinstance(name, str) and not (root / name).exists():
         raise MissingFileError(
-            f'{path}.ann_file: no such file: {root / name}; {near(root / name)}.',
+            f'{path}.ann_file: no such file: {root / name}; {near(root / name)}',
             str(root / name),
         )
     prefix = settings.get('data_prefix')
@@ -151,7 +152,7 @@ def _check_paths(loader: str, path: str, settings: Mapping[str, Any]) -> None:
         if used and not (root / name).is_dir():
             raise MissingFileError(
                 f'{path}.data_prefix.{key}: no such folder: {root / name}; '
-                f'{near(root / name)}.',
+                f'{near(root / name)}',
                 str(root / name),
             )
 

@@ -40,7 +40,7 @@ def class_folders(data: Data) -> tuple[str, ...]:
     root = Path(data.dataset.img_prefix)
     if not root.is_dir():
         raise MissingFileError(
-            f'{data.path}.data_prefix: no such folder: {root}; {near(root)}.', str(root)
+            f'{data.path}.data_prefix: no such folder: {root}; {near(root)}', str(root)
         )
     folders = tuple(sorted(x.name for x in root.iterdir() if x.is_dir()))
     if not folders:

@@ -219,7 +219,7 @@ def test_an_annotation_file_with_a_typo_is_named_with_those_that_exist(
     refused(
         pets,
         f'train_dataloader.dataset.ann_file: no such file: {tmp_path}/trains.json; '
-        f'{tmp_path} has train, train.json, val and 1 more.',
+        f'{tmp_path} has train, train.json, val and 1 more',
     )
 
     pets.train_dataloader.dataset.ann_file = 'train.json'

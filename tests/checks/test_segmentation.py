@@ -176,7 +176,7 @@ def test_a_folder_without_images_of_the_suffix_is_named(scenes, refused, tmp_pat
     refused(
         scenes,
         f'train_dataloader.dataset.dataset.data_prefix.img_path: no such folder: '
-        f'{tmp_path}/photos; {tmp_path} has annotations, images.',
+        f'{tmp_path}/photos; {tmp_path} has annotations, images',
     )
 
 

@@ -404,6 +404,7 @@ def test_a_host_explains_an_upernet_that_gets_one_image(small_digits, run_host):
             config,
             '--cfg-options',
             'train_dataloader.batch_size=1',
+            'runner_type=Runner',  # without the check before training
         ),
         cwd=small_digits,
     )

@@ -268,7 +268,8 @@ def test_mim_trains_the_same_config(trained, small_digits, run_host):
         (
             [CONFIGS / 'focus_detr/focus-detr_biformer-nano_1xb4-4e_digits.py'],
             'error: train_dataloader: no data at data/digits/detection/; put the data '
-            'there or change data_root; create it with: python tools/prepare_digits.py',
+            'there or change train_dataloader.dataset.data_root; create it with: '
+            'python tools/prepare_digits.py',
         ),
     ],
     ids=['no config', 'no data'],
