@@ -157,10 +157,19 @@ def test_a_load_from_without_the_backbone_is_an_error(mistake, start, tmp_path):
     assert isinstance(info.value, OfficialWeightsError) == ('official' in mistake)
 
 
-def test_weights_of_a_resumed_training_are_not_judged(start, logged):
-    start(Model(), {'other.weight': torch.ones(1)}, resume=True)
-
+def test_a_training_resumes_only_from_its_own_model(start, logged, tmp_path):
+    model = Model()
+    start(Model(), model.state_dict(), resume=True)
     assert not logged
+
+    other = dict(model.state_dict())
+    other.popitem()
+    with pytest.raises(
+        UsageError,
+        match=rf'resume: {tmp_path}/a\.pth is of another model, without \S+; resume '
+        'with the config of the training, or start a new one with load_from',
+    ):
+        start(Model(), other, resume=True)
 
 
 def test_a_model_without_backbone_is_not_judged(start, logged, tmp_path):

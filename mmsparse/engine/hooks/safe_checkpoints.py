@@ -11,9 +11,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsparse.checkpoint.coverage import Coverage, LoadObserver, diagnose
+from mmsparse.checkpoint.coverage import SHOWN, Coverage, LoadObserver, diagnose
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.checkpoint.pretrained import observe_pretrained
+from mmsparse.checkpoint.state_dict import join_keys
 from mmsparse.conversion.families import BACKBONE, recognize
 from mmsparse.engine.checkpoints import WHOLE_FILE, last_whole_checkpoint
 from mmsparse.errors import UsageError
@@ -30,7 +31,8 @@ class SafeCheckpoints(Hook):
     - mmengine reads checkpoints in this process without running their code, from the
       time that the hook is built.
     - One line states how many weights come from the file of an ``init_cfg`` and of
-      ``load_from``. A file that fits nearly nothing of a backbone is an error.
+      ``load_from``. A file that fits nearly nothing of a backbone is an error, and so
+      is resuming from the checkpoint of another model.
     """
 
     priority = 'VERY_LOW'  # after hooks that copy the model or change the checkpoint
@@ -54,14 +56,16 @@ class SafeCheckpoints(Hook):
                 self._observe(observe_pretrained(module, recognize, setting))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Observe what the model loads, which happens next, unless it resumes."""
+        """Observe what the model loads, which happens next."""
         self._stop_observing()
         model = _unwrap(runner.model)
-        # Others, such as FSDP, have parts of the weights.
-        if not runner._resume and not is_model_wrapper(model):
-            file = str(runner._load_from or 'the checkpoint')
-            report = partial(_report, type(model).__name__, file, checkpoint)
-            self._observe(LoadObserver(model, report))
+        if is_model_wrapper(model):  # such as that of FSDP, with parts of the weights
+            return
+        file = str(runner._load_from or 'the checkpoint')
+        report = partial(_report, type(model).__name__, file, checkpoint)
+        if runner._resume:
+            report = partial(_check_resumed, file)
+        self._observe(LoadObserver(model, report))
 
     def before_train(self, runner: Runner) -> None:
         """Stop observing."""
@@ -85,6 +89,16 @@ def _unwrap(model: nn.Module) -> nn.Module:
     while isinstance(model, (BaseTTAModel, DistributedDataParallel)):
         model = model.module
     return model
+
+
+def _check_resumed(file: str, coverage: Coverage, weights: Mapping[str, Any]) -> None:
+    """Raise UsageError unless all weights of a resumed model were loaded."""
+    if coverage.missing:
+        raise UsageError(
+            f'resume: {file} is of another model, without '
+            f'{join_keys(list(coverage.missing.values()), SHOWN)}; resume with the '
+            f'config of the training, or start a new one with load_from.'
+        )
 
 
 def _report(
