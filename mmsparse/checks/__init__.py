@@ -21,6 +21,7 @@ from mmsparse.checks.classes import (
     metrics_of,
 )
 from mmsparse.checks.coco import (
+    check_boxes,
     check_coco,
     check_evaluator_file,
     check_queries,
@@ -80,8 +81,11 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
         local = [x for x in datasets if x.is_local]
         for data in local:
             with DefaultScope.overwrite_default_scope(host):
-                notes += _check_content(data, library.DATASETS, cfg)
+                alone = name == LOADERS[0] and len(datasets) == 1
+                notes += _check_content(data, library.DATASETS, cfg, alone)
         classes += _classes(datasets, local, library.DATASETS)
+        if name == LOADERS[0]:
+            notes += _check_boxes(datasets, local, library.DATASETS, host)
         batch_size = cfg[name].get('batch_size') if name in cfg else None
         if host == 'mmseg' and name != LOADERS[0] and (batch_size or 1) > 1:
             for data in local:
@@ -100,21 +104,32 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     return notes
 
 
-def _check_content(data: Data, datasets: Registry, cfg: Config) -> list[str]:
-    """Check the files of a data set, and return notes."""
+def _check_content(
+    data: Data, datasets: Registry, cfg: Config, alone: bool
+) -> list[str]:
+    """Check the files of a data set, alone in its training or not; return notes."""
     training = data.loader == LOADERS[0]
     if uses_coco_files(data, datasets):
         notes = check_coco(data, training)
         return notes + check_queries(data, cfg.get('model') or {})
     if uses_xml_files(data, datasets):
-        return check_xml(data, training)
+        return check_xml(data, alone)
     if hasattr(data.dataset, 'seg_map_suffix') and hasattr(data.dataset, 'img_suffix'):
-        return segmentation.check_label_maps(data, training)
+        return segmentation.check_label_maps(data, alone)
     if uses_class_folders(data, datasets):
         return _check_class_folders(data, training)
     if uses_label_file(data, datasets):
         return _check_label_file(data, training, cfg.get('model') or {})
     return []
+
+
+def _check_boxes(
+    datasets: Sequence[Data], local: Sequence[Data], registry: Registry, host: str
+) -> list[str]:
+    """Check that the training has boxes, if its files can all be read."""
+    with DefaultScope.overwrite_default_scope(host):
+        known = [x for x in local if uses_coco_files(x, registry)]
+    return check_boxes(known) if known and len(known) == len(datasets) else []
 
 
 def _check_class_folders(data: Data, training: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from mmengine.config import Config
@@ -13,8 +14,9 @@ from mmsparse.checks.signatures import parameters
 from mmsparse.errors import UsageError
 
 # Parts of a model whose num_classes is not that of the data.
-OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head', 'data_preprocessor')
+OTHER_CLASSES = ('backbone', 'rpn_head', 'data_preprocessor')
 OTHER_HEADS = ('STDCHead',)  # of boundaries
+NUMBERS = ('num_classes', 'num_things_classes', 'num_stuff_classes')
 TEXT = ('GroundingDINO', 'GLIP')  # models that know classes by their text
 
 
@@ -24,8 +26,8 @@ class Classes:
 
     loader: str
     names: Sequence[str]
-    things: int  # classes with boxes; all without panoptic annotations
-    stuff: int  # the others
+    things: int | None  # classes with boxes, all without panoptic data; None if unknown
+    stuff: int | None  # the others
 
     @classmethod
     def of(cls, data: Data, names: Sequence[str]) -> 'Classes':
@@ -33,6 +35,8 @@ class Classes:
         metainfo = data.dataset.metainfo
         things = metainfo.get('thing_classes') or names
         stuff = metainfo.get('stuff_classes') or ()
+        if sorted([*things, *stuff]) != sorted(names):  # of another data set
+            return cls(data.loader, names, None, None)
         return cls(data.loader, names, len(things), len(stuff))
 
 
@@ -74,20 +78,33 @@ def check_heads(cfg: Config, classes: Classes, host: str, models: Registry) -> N
     model = cfg.get('model') or {}
     with DefaultScope.overwrite_default_scope(host):
         for path, head in _heads('model', model):
-            for name, value in _numbers(head, models):
-                expected = {
-                    'num_classes': len(classes.names)
-                    if host != 'mmdet'
-                    else classes.things,
-                    'num_things_classes': classes.things,
-                    'num_stuff_classes': classes.stuff,
-                }[name]
-                if value != expected:
-                    _raise_other_number(f'{path}.{name}', value, expected, classes)
+            for name, value in _numbers(path, head, models):
+                expected = _expected(name, head, classes, host)
+                if expected and value not in expected:
+                    _raise_other_number(f'{path}.{name}', value, expected[0], classes)
             _check_weights(path, head)
     if host == 'mmpretrain':
         _check_mixup(cfg, classes)
         _check_topk(cfg, len(classes.names))
+
+
+def _expected(
+    name: str, head: Mapping[str, Any], classes: Classes, host: str
+) -> list[int]:
+    """Return the numbers of classes that a head may have, none if unknown."""
+    if host == 'mmseg' and name == 'num_classes':
+        count = len(classes.names)
+        return [2, 1] if count == 2 and _is_binary(head) else [count]
+    number = classes.stuff if name == 'num_stuff_classes' else classes.things
+    return [] if number is None else [number]
+
+
+def _is_binary(head: Mapping[str, Any]) -> bool:
+    """Return whether one output of a head of mmseg separates two classes."""
+    losses = head.get('loss_decode') or {'type': 'CrossEntropyLoss'}
+    losses = [losses] if isinstance(losses, Mapping) else losses
+    softmax = [x for x in losses if type_name(x) == 'CrossEntropyLoss']
+    return all(loss.get('use_sigmoid') for loss in softmax)
 
 
 def _raise_other_number(path: str, value: int, expected: int, classes: Classes) -> None:
@@ -114,11 +131,14 @@ def _heads(path: str, settings: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield from _heads(f'{path}.{key}', value)
 
 
-def _numbers(head: Mapping[str, Any], models: Registry) -> Iterator[tuple[str, int]]:
+def _numbers(
+    path: str, head: Mapping[str, Any], models: Registry
+) -> Iterator[tuple[str, int]]:
     """Yield numbers of classes of a head: those of the config, else the defaults."""
     cls = find_class(models, head.get('type'))
-    accepted = (parameters(cls) if cls is not None else None) or {}
-    for name in ('num_classes', 'num_things_classes', 'num_stuff_classes'):
+    accepted = {} if cls is None else parameters(cls) or signature(cls).parameters
+    other = head.get('class_agnostic') or path.endswith('.semantic_head')
+    for name in NUMBERS[1:] if other else NUMBERS:
         default = getattr(accepted.get(name), 'default', None)
         value = head.get(name, default)
         if type(value) is int:

@@ -1,26 +1,37 @@
 """Check annotation files in COCO format against classes, images and each other."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path
+from numbers import Number
+from pathlib import Path, PurePath
 from typing import Any
 
 from mmengine.registry import Registry
 
-from mmsparse.checks.data import Data, listed, missing_files, names_in
-from mmsparse.checks.keywords import find_class
+from mmsparse.checks.data import Data, listed, missing_files, names_in, read_json
+from mmsparse.checks.keywords import find_class, type_name
 from mmsparse.errors import UsageError
 
-NEEDED = {
-    'images': ('id', 'file_name', 'height', 'width'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
+NEEDED = {  # keys of each part with the types of their values
+    'images': {'id': Hashable, 'file_name': str, 'height': Number, 'width': Number},
+    'annotations': {
+        'id': Hashable,
+        'image_id': Hashable,
+        'category_id': Hashable,
+        'bbox': list,
+        'area': Number,
+    },
+    'categories': {'id': Hashable, 'name': Hashable},
 }
+TYPES = {Hashable: 'a number or a name', Number: 'a number', str: 'a name'}
+TYPES[list] = '(x, y, width, height)'
+IGNORED = 'ignore is set'
+CROWD = 'iscrowd is set'
+MEANT = (CROWD, IGNORED)  # why boxes are not learned, on purpose
 ENOUGH_BOXES = 8  # to recognize boxes that are given by their corners
 
 
@@ -31,6 +42,7 @@ class Annotations:
     path: str
     categories: list[str]  # names in the order of the file
     images: dict[Any, str]  # file names by id
+    images_of: dict[Any, set] = field(default_factory=dict)  # ids by category
     boxes: Counter[str] = field(default_factory=Counter)  # usable ones by category
     per_image: Counter[Any] = field(default_factory=Counter)  # by id of the image
     dropped: dict[str, list[str]] = field(default_factory=dict)  # boxes by reason
@@ -43,7 +55,9 @@ def uses_coco_files(data: Data, datasets: Registry) -> bool:
     own = type(data.dataset)
     if coco is None or not issubclass(own, coco):
         return False
-    return own.load_data_list is coco.load_data_list and own.COCOAPI is coco.COCOAPI
+    known = own.parse_data_info.__module__.startswith('mmdet.')
+    same = own.load_data_list is coco.load_data_list and own.COCOAPI is coco.COCOAPI
+    return known and same
 
 
 def check_coco(data: Data, training: bool) -> list[str]:
@@ -63,23 +77,36 @@ def check_coco(data: Data, training: bool) -> list[str]:
             f'{file.path}: bbox must be (x, y, width, height); most boxes leave their '
             f'image, and all fit as corners (x1, y1, x2, y2). Convert them.'
         )
-    used = sum(file.boxes[name] for name in data.classes)
-    if training and not used:
-        reasons = [f'{_count(x)}: {reason}' for reason, x in file.dropped.items()]
-        found = '; '.join(reasons) or 'it has none of these classes'
-        raise UsageError(
-            f'{data.path}: no box of {file.path} can be used ({found}). Correct the '
-            f'file.'
-        )
     _check_images(data, file, training)
-    notes = [
+    return [
         f'{data.path}: {_count(x)} of {file.path} not used: {reason}.'
         for reason, x in file.dropped.items()
+        if reason not in MEANT
     ]
-    empty = [name for name in data.classes if not file.boxes[name]]
-    if training and empty:
-        notes.append(f'{data.path}: {file.path} has no box of {listed(empty, 10)}.')
-    return notes
+
+
+def check_boxes(datasets: Sequence[Data]) -> list[str]:
+    """Raise UsageError unless the data sets of a training have boxes.
+
+    Return a note of classes without any.
+    """
+    files = [read_annotations(x.dataset.ann_file) for x in datasets]
+    path, names = datasets[0].path, datasets[0].classes
+    paths = listed([file.path for file in files])
+    if not any(file.boxes[name] for file in files for name in names):
+        reasons = [
+            f'{_count(boxes)}: {reason}'
+            for file in files
+            for reason, boxes in file.dropped.items()
+        ]
+        found = '; '.join(reasons) or 'it has none of these classes'
+        raise UsageError(
+            f'{path}: no box of {paths} can be used ({found}). Correct the file.'
+        )
+    empty = [name for name in names if not any(file.boxes[name] for file in files)]
+    if not empty:
+        return []
+    return [f'{path}: {paths} has no box of {listed(empty, 10)}.']
 
 
 def check_queries(data: Data, model: Mapping[str, Any]) -> list[str]:
@@ -98,6 +125,8 @@ def check_queries(data: Data, model: Mapping[str, Any]) -> list[str]:
 
 def _check_names(data: Data, file: Annotations) -> None:
     names = data.classes
+    if twice := [name for name in names if file.categories.count(name) > 1]:
+        raise UsageError(f'{file.path}: two categories have the name {twice[0]!r}.')
     missing = [name for name in names if name not in file.categories]
     own = 'classes' in (data.settings.get('metainfo') or {})
     if missing and not own:
@@ -108,8 +137,9 @@ def _check_names(data: Data, file: Annotations) -> None:
             f'{tuple(file.categories[:10])}) for every data set.'
         )
     if missing:
-        close = get_close_matches(missing[0], file.categories, 1, cutoff=0.5)
-        close = close or [x for x in file.categories if x.lower() == missing[0].lower()]
+        first, known = str(missing[0]), [str(x) for x in file.categories]
+        close = get_close_matches(first, known, 1, cutoff=0.5)
+        close = close or [x for x in known if x.lower() == first.lower()]
         advice = f'did you mean {close[0]!r}? Its' if close else 'its'
         raise UsageError(
             f'{data.path}.metainfo.classes: {listed(missing)} not in {file.path}; '
@@ -127,14 +157,16 @@ def _check_names(data: Data, file: Annotations) -> None:
 
 def _check_images(data: Data, file: Annotations, training: bool) -> None:
     filtered = (data.dataset.filter_cfg or {}).get('filter_empty_gt', False)
-    folder = Path(data.dataset.data_prefix.get('img') or '')
-    paths = [
-        folder / name
-        for key, name in file.images.items()
-        if not (training and filtered) or key in file.per_image
-    ]
-    if '://' in str(data.dataset.data_prefix.get('img')):
+    used = file.images.keys()
+    if training and filtered:
+        used = set().union(*(file.images_of.get(x, ()) for x in data.classes))
+    if not used:
+        raise UsageError(f'{data.path}: {file.path} has no images that can be used.')
+    folder = str(data.dataset.data_prefix.get('img') or '')
+    elsewhere = any('://' in x for x in (folder, *file.images.values()))
+    if elsewhere or data.settings.get('indices') is not None:
         return
+    paths = [Path(folder, name) for key, name in file.images.items() if key in used]
     if missing := missing_files(paths):
         raise UsageError(
             f'{data.path}: {len(missing)} of {len(paths)} images of {file.path} are '
@@ -167,20 +199,40 @@ def check_evaluator_file(
     own = Path(getattr(datasets[0].dataset, 'ann_file', '') or '')
     if own.suffix != '.json' or not own.is_file() or own.samefile(name):
         return
-    images, others = (_image_names(str(x)) for x in (own, name))
-    if images is not None and others is not None and images != others:
+    content, other = (read_json(Path(x)) for x in (own, name))
+    if not _is_coco(content) or not _is_coco(other):
+        return
+    if _image_names(content) != _image_names(other):
         raise UsageError(
             f'{path}.ann_file={name} has other images than {own}, which '
             f'{datasets[0].path} reads; set both to the same file.'
         )
+    known, found = (_categories(x, datasets[0]) for x in (content, other))
+    if type_name(metric) == 'CocoMetric' and known != found:
+        raise UsageError(
+            f'{path}.ann_file={name} has other categories than {own}, which '
+            f'{datasets[0].path} reads: {listed(found, 10) or "none"} instead of '
+            f'{listed(known, 10)}; set both to the same file.'
+        )
 
 
-def _image_names(path: str) -> set[tuple[Any, str]] | None:
-    content = json.loads(Path(path).read_text(encoding='utf-8'))
-    images = content.get('images') if isinstance(content, dict) else None
-    if images is None:
-        return None
-    return {(x.get('id'), x.get('file_name')) for x in images}
+def _is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and 'images' in content
+
+
+def _image_names(content: Mapping[str, Any]) -> set[tuple[Any, str]]:
+    """Return ids and names of the images of a file, without their folders."""
+    return {
+        (x.get('id'), PurePath(str(x.get('file_name'))).name) for x in content['images']
+    }
+
+
+def _categories(content: Mapping[str, Any], data: Data) -> list[Any]:
+    """Return the categories that are classes, in order; of panoptic data none."""
+    if data.dataset.metainfo.get('stuff_classes'):
+        return []
+    names = [x.get('name') for x in content.get('categories', ())]
+    return [x for x in names if x in data.classes]
 
 
 def read_annotations(path: str) -> Annotations:
@@ -191,25 +243,32 @@ def read_annotations(path: str) -> Annotations:
 
 @lru_cache(maxsize=8)
 def _read(path: str, *changed: int) -> Annotations:
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UsageError(f'{path} is not valid JSON: {error}') from error
+    content = read_json(Path(path))
+    if isinstance(content, dict):  # images to test have no annotations
+        annotations = content.setdefault('annotations', [])
+        content['annotations'] = [x for x in annotations if not _is_ignored(x)]
     _check_keys(path, content)
     names = {x['id']: x['name'] for x in content['categories']}
     file = Annotations(
         path, list(names.values()), {x['id']: x['file_name'] for x in content['images']}
     )
+    if ignored := [f'id {x.get("id")}' for x in annotations if _is_ignored(x)]:
+        file.dropped[IGNORED] = ignored
     sizes = {x['id']: (x['width'], x['height']) for x in content['images']}
     for box, reason in _boxes(path, content['annotations'], names, sizes):
         if reason:
-            examples = file.dropped.setdefault(reason, [])
-            examples.append(f'id {box["id"]}')
+            file.dropped.setdefault(reason, []).append(f'id {box["id"]}')
         else:
             file.boxes[names[box['category_id']]] += 1
             file.per_image[box['image_id']] += 1
+        name = names.get(box['category_id'])
+        file.images_of.setdefault(name, set()).add(box['image_id'])
     file.corners = _are_corners(content['annotations'], sizes)
     return file
+
+
+def _is_ignored(annotation: Any) -> bool:
+    return isinstance(annotation, dict) and bool(annotation.get('ignore'))
 
 
 def _check_keys(path: str, content: Any) -> None:
@@ -227,10 +286,15 @@ def _check_keys(path: str, content: Any) -> None:
                     f'{path}: {part}[{i}] has no {", ".join(missing)}; mmdet needs '
                     f'{", ".join(keys)}.'
                 )
-        unique = 'name' if part == 'categories' else 'id'
-        twice = [x for x, n in Counter(x[unique] for x in items).items() if n > 1]
+            for key, kind in keys.items():
+                if not isinstance(item[key], kind):
+                    raise UsageError(
+                        f'{path}: {part}[{i}].{key} must be {TYPES[kind]}; got '
+                        f'{item[key]!r:.60}.'
+                    )
+        twice = [x for x, n in Counter(x['id'] for x in items).items() if n > 1]
         if twice:
-            raise UsageError(f'{path}: two {part} have the {unique} {twice[0]!r}.')
+            raise UsageError(f'{path}: two {part} have the id {twice[0]!r}.')
 
 
 def _boxes(
@@ -250,7 +314,9 @@ def _boxes(
             yield annotation, 'unknown category_id'
         else:
             size = sizes[annotation['image_id']]
-            yield annotation, _lost(box, annotation['area'], size)
+            reason = _lost(box, annotation['area'], size)
+            crowd = annotation.get('iscrowd')
+            yield annotation, reason or (CROWD if crowd else '')
 
 
 def _is_finite(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,19 +87,26 @@ def _check_metainfo(path: str, metainfo: Any) -> None:
     if not isinstance(metainfo, Mapping):
         return
     classes = metainfo.get('classes')
-    if isinstance(classes, str) and not Path(classes).is_file():
-        raise UsageError(
-            f'{path}.metainfo.classes={classes!r} must be a tuple of names; for one '
-            f"class write ('{classes}',)."
-        )
     if classes is None and 'CLASSES' in metainfo:
         raise UsageError(
             f'{path}.metainfo.CLASSES has no effect in OpenMMLab 2.x; write classes '
             f'and palette in lower case.'
         )
-    twice = [x for x in classes or () if list(classes).count(x) > 1]
+    if classes is None or _is_file(classes):
+        return
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise UsageError(
+            f'{path}.metainfo.classes={classes!r} must be a tuple of names; for one '
+            f"class write ('{classes}',)."
+        )
+    twice = [x for x in classes if list(classes).count(x) > 1]
     if twice:
         raise UsageError(f'{path}.metainfo.classes has {twice[0]!r} twice.')
+
+
+def _is_file(classes: Any) -> bool:
+    """Return whether classes are the lines of a file, as MMEngine reads them."""
+    return isinstance(classes, str) and ('://' in classes or Path(classes).is_file())
 
 
 def _has_json(dataset: BaseDataset) -> bool:
@@ -109,10 +117,7 @@ def _has_json(dataset: BaseDataset) -> bool:
 
 @lru_cache(maxsize=8)
 def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UsageError(f'{path} is not valid JSON: {error}') from error
+    content = read_json(path)
     parts = ('metainfo', 'data_list')
     if not isinstance(content, dict) or not set(parts) <= content.keys():
         raise UsageError(
@@ -120,6 +125,14 @@ def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
             f'got {listed(sorted(content)) if isinstance(content, dict) else "a list"}.'
         )
     return content['metainfo']
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; UsageError unless it can be read."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UsageError(f'{path} is not valid JSON: {error}') from error
 
 
 def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:
@@ -186,4 +199,7 @@ def missing_files(paths: Sequence[Path]) -> list[Path]:
 def _files_in(folders: set[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
-            yield from folder.iterdir()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_symlink() or os.path.exists(entry.path):
+                        yield Path(entry.path)

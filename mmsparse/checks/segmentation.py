@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 from mmcv import rescale_size
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from mmsparse.checks.data import Data, listed, missing_files, names_in
-from mmsparse.checks.keywords import dataset_settings, type_name
+from mmsparse.checks.keywords import dataset_settings, find_class, type_name
 from mmsparse.datasets.transforms import IGNORED, ORIENTATION, SIDEWAYS
 from mmsparse.errors import UsageError
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MOST_FILES = 1000  # to read before training
 POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
+KNOWN = ('mmcv', 'mmdet', 'mmseg', 'mmsparse')  # their transforms keep all labels
 # Transforms that keep the size of an image.
 SAME_SIZE = {'LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs', 'CheckSegLabels'}
 
@@ -91,11 +93,17 @@ def _check_window_size(
         )
 
 
-def check_label_maps(data: Data, training: bool) -> list[str]:
+def check_label_maps(data: Data, alone: bool) -> list[str]:
     """Raise UsageError unless a data set of mmseg finds all images and label maps.
 
-    Return a note of classes that never occur. Data sets that find their files in
-    another way are not checked.
+    Data sets that find their files in another way are not checked.
+
+    Args:
+        data: The data set.
+        alone: Whether it must have all classes, as the only one of a training.
+
+    Returns:
+        A note of classes that never occur, and of labels that are no class.
     """
     dataset = data.dataset
     folder = (dataset.data_prefix or {}).get('img_path')
@@ -109,42 +117,60 @@ def check_label_maps(data: Data, training: bool) -> list[str]:
             f'{listed(names_in(folder)) or "no files"}; change img_suffix or '
             f'data_prefix.'
         )
-    labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
-    if missing := missing_files(labels):
-        found = listed(names_in(missing[0].parent)) or 'no files'
-        raise UsageError(
-            f'{data.loader}: {len(missing)} of {len(labels)} label files are missing, '
-            f'first {missing[0]}; found {found}; change '
-            f'seg_map_suffix={dataset.seg_map_suffix!r} or add the files.'
-        )
-    if not dataset.ann_file:
-        _check_suffixes(data, folder, items)
     _check_numbers(data)
-    if not training or len(data.classes) < 2 or dataset.label_map:
+    if data.settings.get('indices') is not None:
+        return []
+    labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
+    images = [Path(item['img_path']) for item in items]
+    _check_files(data, 'label', labels, 'seg_map_suffix')
+    _check_files(data, 'image', images, 'img_suffix')
+    known = type(dataset).load_data_list.__module__.startswith('mmseg.')
+    if known and not dataset.ann_file:
+        _check_suffixes(data, folder, items)
+    mapped = any(item.get('label_map') for item in items) or _maps_labels(data)
+    if not alone or len(data.classes) < 2 or mapped:
         return []
     return _check_values(data, labels)
+
+
+def _check_files(data: Data, kind: str, paths: Sequence[Path], setting: str) -> None:
+    if missing := missing_files(paths):
+        found = listed(names_in(missing[0].parent)) or 'no files'
+        raise UsageError(
+            f'{data.loader}: {len(missing)} of {len(paths)} {kind} files are missing, '
+            f'first {missing[0]}; found {found}; change '
+            f'{setting}={getattr(data.dataset, setting)!r} or add the files.'
+        )
+
+
+def _maps_labels(data: Data) -> bool:
+    """Return whether a transform may change labels: one of the user."""
+    steps = data.settings.get('pipeline') or []
+    with TRANSFORMS.switch_scope_and_registry(None) as registry:
+        classes = [find_class(registry, step.get('type')) for step in steps]
+    return any(
+        cls is None or cls.__module__.partition('.')[0] not in KNOWN for cls in classes
+    )
 
 
 def _check_suffixes(data: Data, folder: Path, items: Sequence[Mapping]) -> None:
     """Raise UsageError if other images than those with ``img_suffix`` have labels."""
     suffix = data.dataset.img_suffix
-    used = {Path(item['img_path']) for item in items}
     label_folder = data.dataset.data_prefix.get('seg_map_path')
-    unused = [
-        path
-        for path in sorted(folder.rglob('*'))
-        if path.suffix.lower() in IMAGES and path not in used
-    ]
     if not label_folder or folder.samefile(label_folder):
         return
-    labeled = [
-        path
-        for path in unused
-        if Path(
-            label_folder,
-            path.relative_to(folder).with_suffix(data.dataset.seg_map_suffix),
-        ).is_file()
-    ]
+    used = {Path(item['img_path']) for item in items}
+    labels = {Path(item['seg_map_path']) for item in items}
+    ending = suffix.rpartition('.')[0]
+    labeled = []
+    for path in sorted(folder.rglob('[!.]*')):
+        if path.suffix.lower() not in IMAGES or path in used:
+            continue
+        name = path.relative_to(folder).with_suffix('').as_posix()
+        label = name.removesuffix(ending) + data.dataset.seg_map_suffix
+        label = Path(label_folder, label)
+        if name.endswith(ending) and label.is_file() and label not in labels:
+            labeled.append(path)
     if labeled:
         raise UsageError(
             f'{data.path}.img_suffix={suffix!r}: {len(labeled)} of '
@@ -174,6 +200,7 @@ def _check_values(data: Data, labels: Sequence[Path]) -> list[str]:
     reduced = int(bool(data.dataset.reduce_zero_label))
     number = len(data.classes)
     classes = set(range(reduced, number + reduced))
+    ignored = {IGNORED, data.dataset.ignore_index, *range(reduced)}
     seen: set[int] = set()
     for path in labels[:MOST_FILES]:
         try:
@@ -181,10 +208,10 @@ def _check_values(data: Data, labels: Sequence[Path]) -> list[str]:
         except OSError:  # reported with its name when it is loaded
             return []
         if classes <= seen:
-            return []
+            return _other_values(data, seen - classes - ignored)
     if not labels or len(labels) > MOST_FILES:
         return []
-    if len(classes & seen) < 2 and seen - {IGNORED} <= classes | {0}:
+    if len(classes & seen) < 2 and seen - ignored <= classes | {0}:
         found = ', '.join(map(str, sorted(seen)))
         raise UsageError(
             f'{data.path}: all {len(labels)} label maps have the values {found} only, '
@@ -192,7 +219,19 @@ def _check_values(data: Data, labels: Sequence[Path]) -> list[str]:
             f'be class indices from {reduced}, for example 1 instead of 255 in masks.'
         )
     absent = [data.classes[x - reduced] for x in sorted(classes - seen)]
-    return [f'{data.path}: no pixel has the classes {listed(absent, 10)}.']
+    notes = [f'{data.path}: no pixel has the classes {listed(absent, 10)}.']
+    return notes + _other_values(data, seen - classes - ignored)
+
+
+def _other_values(data: Data, values: set[int]) -> list[str]:
+    if not values:
+        return []
+    first = int(bool(data.dataset.reduce_zero_label))
+    return [
+        f'{data.path}: label maps have the values {listed(sorted(values), 10)}, which '
+        f'are no class; labels must be from {first} to '
+        f'{len(data.classes) + first - 1}, or {IGNORED} to be ignored.'
+    ]
 
 
 def _values(path: Path) -> set[int]:

@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
-from pets import write
+from pets import NAMES, write
 
 from mmsparse.checks import check_data
 
@@ -292,6 +293,21 @@ def test_data_whose_boxes_are_all_lost_are_an_error(pets, refused, tmp_path):
     )
 
 
+@pytest.mark.parametrize('flag', ['iscrowd', 'ignore'])
+def test_boxes_to_ignore_pass_unless_there_are_no_others(pets, refused, tmp_path, flag):
+    extra = {'id': 9, 'image_id': 0, 'category_id': 1, 'bbox': [0, 0, 9, 9], flag: 1}
+    extra['area'] = 81
+    write(tmp_path, 'train', change=lambda coco: coco['annotations'].append(extra))
+    assert check_data(pets, 'mmdet') == []
+
+    write(
+        tmp_path,
+        'train',
+        change=lambda coco: [box.update({flag: 1}) for box in coco['annotations']],
+    )
+    refused(pets, f'can be used (3 boxes (first id 1): {flag} is set). Correct')
+
+
 def test_more_boxes_than_queries_are_noted(pets, tmp_path):
     write(
         tmp_path,
@@ -378,10 +394,29 @@ def test_boxes_by_corners_are_recognized(pets, refused, tmp_path):
             lambda coco: coco['categories'][1].update(name='cat'),
             "two categories have the name 'cat'.",
         ),
+        (lambda coco: coco['categories'][1].update(id=1), 'two categories have the id'),
+        (change_box(1, area=None), 'annotations[1].area must be a number; got None.'),
+        (
+            change_box(1, bbox=None),
+            'annotations[1].bbox must be (x, y, width, height); got None.',
+        ),
+        (
+            lambda coco: coco['images'][0].update(width='40'),
+            "images[0].width must be a number; got '40'.",
+        ),
+        (
+            lambda coco: coco['images'][0].update(file_name=7),
+            'images[0].file_name must be a name; got 7.',
+        ),
+        (
+            change_box(1, image_id=[0]),
+            'annotations[1].image_id must be a number or a name; got [0].',
+        ),
     ],
     ids=[
         *('no area', 'no width', 'no categories', 'id twice', 'three values', 'nan'),
-        'name twice',
+        *('name twice', 'category id twice', 'area', 'bbox', 'width', 'file name'),
+        'image id',
     ],
 )
 def test_a_file_that_mmdet_cannot_read_is_an_error(
@@ -452,3 +487,181 @@ def test_missing_data_in_a_wrapper_are_named(pets, refused):
     refused(
         cfg, 'val_dataloader: no data at data/nowhere; put the data there or change'
     )
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda coco: coco.pop('annotations'),
+        lambda coco: coco['annotations'].clear(),
+    ],
+    ids=['no list', 'empty list'],
+)
+def test_annotations_are_needed_only_in_training(pets, refused, tmp_path, change):
+    write(tmp_path, 'val', change=change)
+    assert check_data(pets, 'mmdet') == []
+
+    write(tmp_path, 'train', change=change)
+    refused(pets, f'no box of {tmp_path}/train.json can be used (it has none of')
+
+
+def join(cfg, *names):
+    one = cfg.train_dataloader.dataset.to_dict()
+    joined = [dict(one, ann_file=f'{name}.json') for name in names]
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=joined)
+
+
+def test_joined_data_sets_may_have_other_classes_or_no_boxes(pets, tmp_path):
+    write(tmp_path, 'negative', change=lambda coco: coco['annotations'].clear())
+    write(tmp_path, 'unlabeled', change=lambda coco: coco.pop('annotations'))
+    write(tmp_path, 'cats', change=lambda coco: coco['annotations'].pop())
+    write(tmp_path, 'horses', change=lambda coco: coco['annotations'].pop(0))
+    join(pets, 'negative', 'unlabeled', 'cats', 'horses')
+
+    assert check_data(pets, 'mmdet') == []
+
+
+def test_a_joined_data_set_of_which_all_is_filtered_is_an_error(
+    pets, refused, tmp_path
+):
+    write(tmp_path, 'negative', change=lambda coco: coco['annotations'].clear())
+    pets.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    join(pets, 'train', 'negative')
+
+    refused(
+        pets,
+        f'train_dataloader.dataset.datasets[1]: {tmp_path}/negative.json has no images '
+        f'that can be used.',
+    )
+
+
+def test_images_of_other_classes_and_beyond_indices_may_be_missing(pets, tmp_path):
+    (tmp_path / 'train' / 'c.jpg').unlink()
+    pets.train_dataloader.dataset.indices = 2
+    assert check_data(pets, 'mmdet') == []
+
+    del pets.train_dataloader.dataset['indices']
+    pets.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    set_classes(pets, 'cat', 'dog')
+    pets.model.bbox_head.num_classes = 2
+    assert check_data(pets, 'mmdet') == []
+
+
+def test_links_to_nothing_are_missing_and_addresses_are_not_checked(
+    pets, refused, tmp_path
+):
+    (tmp_path / 'train' / 'a.jpg').unlink()
+    (tmp_path / 'train' / 'a.jpg').symlink_to(tmp_path / 'nothing.jpg')
+    refused(pets, f'1 of 3 images of {tmp_path}/train.json are missing')
+
+    write(
+        tmp_path,
+        'train',
+        change=lambda coco: [
+            image.update(file_name=f'http://pets.org/{image["id"]}.jpg')
+            for image in coco['images']
+        ],
+    )
+    assert check_data(pets, 'mmdet') == []
+
+
+def test_classes_may_be_the_lines_of_a_file(pets, tmp_path):
+    (tmp_path / 'classes.txt').write_text('cat\ndog\nhorse\n')
+    for loader in (pets.train_dataloader, pets.val_dataloader):
+        loader.dataset.metainfo.classes = f'{tmp_path}/classes.txt'
+
+    assert check_data(pets, 'mmdet') == []
+
+
+def test_numbers_as_names_are_compared(pets, refused):
+    set_classes(pets, 0, 1, 2)
+    refused(pets, 'metainfo.classes: 0, 1, 2 not in')
+
+    pets.train_dataloader.dataset.metainfo.classes = 3
+    refused(pets, 'metainfo.classes=3 must be a tuple of names')
+
+
+def test_a_data_set_that_reads_boxes_otherwise_is_not_checked(pets, tmp_path):
+    write(tmp_path, 'train', change=lambda coco: coco['annotations'][0].pop('area'))
+
+    class Corners(CocoDataset):
+        def parse_data_info(self, raw_data_info):
+            return dict(instances=[])
+
+    pets.train_dataloader.dataset.type = Corners
+
+    assert check_data(pets, 'mmdet') == []
+
+
+def test_an_evaluator_needs_the_same_categories(pets, refused, tmp_path):
+    pets.val_evaluator.ann_file = f'{tmp_path}/other.json'
+    write(tmp_path, 'other', names=('dog', 'cat', 'horse'))
+    refused(
+        pets,
+        f'val_evaluator.ann_file={tmp_path}/other.json has other categories than '
+        f'{tmp_path}/val.json, which val_dataloader.dataset reads: dog, cat, horse '
+        f'instead of cat, dog, horse; set both to the same file.',
+    )
+
+    (tmp_path / 'other.json').write_text('{')
+    refused(pets, f'{tmp_path}/other.json is not valid JSON')
+
+
+def test_an_evaluator_may_have_more_categories_and_folders_in_names(pets, tmp_path):
+    pets.val_evaluator.ann_file = f'{tmp_path}/other.json'
+
+    def move(coco):
+        for image in coco['images']:
+            image['file_name'] = f'val/{image["file_name"]}'
+
+    write(tmp_path, 'other', names=(*NAMES, 'cow'), change=move)
+
+    assert check_data(pets, 'mmdet') == []
+
+
+PANOPTIC = dict(classes=('cat', 'sky'), thing_classes=('cat',), stuff_classes=('sky',))
+
+
+@pytest.mark.parametrize(
+    ('part', 'head', 'message'),
+    [
+        ('panoptic_head', dict(type='Mask2FormerHead'), 'num_things_classes=80'),
+        (
+            'semantic_head',
+            dict(type='PanopticFPNHead', num_things_classes=1),
+            'num_stuff_classes=53',
+        ),
+    ],
+)
+def test_defaults_of_panoptic_heads_are_checked(
+    pets, refused, tmp_path, part, head, message
+):
+    dataset = dict(
+        type='CocoPanopticDataset',
+        metainfo=PANOPTIC,
+        ann_file=f'{tmp_path}/train.json',
+        data_prefix=dict(img=f'{tmp_path}/train', seg=f'{tmp_path}/train'),
+    )
+    model = {part: head}
+    cfg = Config(
+        dict(
+            default_scope='mmdet',
+            model=model,
+            train_dataloader=dict(dataset=dataset),
+        )
+    )
+    refused(cfg, f'model.{part}.{message}, but the data set of train_dataloader has 2')
+
+    cfg.model[part].update(num_things_classes=1, num_stuff_classes=1)
+    assert check_data(cfg, 'mmdet') == []
+
+    cfg.model[part].update(num_things_classes=9)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('cat', 'sky'))
+    assert check_data(cfg, 'mmdet') == []
+
+
+def test_masks_of_no_class_may_have_any_number(pets):
+    mask = dict(type='FCNMaskHead', num_classes=80, class_agnostic=True)
+    pets.model.roi_head = dict(mask_head=mask)
+
+    assert check_data(pets, 'mmdet') == []

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from PIL import Image
 
@@ -372,3 +373,105 @@ def test_pooling_to_one_value_with_one_image_is_an_error(norm):
 )
 def test_other_pooling_passes(settings):
     check_pooling(upernet(**settings))
+
+
+def write_labels(folder, values):
+    for path in (folder / 'annotations').iterdir():
+        Image.fromarray(np.resize(values, (8, 8)).astype('uint8')).save(path)
+
+
+@pytest.mark.parametrize(
+    ('number', 'loss', 'right'),
+    [
+        (1, dict(type='CrossEntropyLoss', use_sigmoid=True), True),
+        (1, [dict(type='CrossEntropyLoss', use_sigmoid=True), dict(type='Mine')], True),
+        (1, dict(type='CrossEntropyLoss'), False),
+        (1, None, False),
+        (3, dict(type='CrossEntropyLoss', use_sigmoid=True), False),
+    ],
+)
+def test_one_output_with_a_sigmoid_separates_two_classes(
+    scenes, refused, number, loss, right
+):
+    head = dict(_delete_=True, type='FCNHead', num_classes=number)
+    scenes.merge_from_dict({'model.decode_head': head})
+    if loss:
+        scenes.model.decode_head.loss_decode = loss
+
+    if right:
+        check_data(scenes, 'mmseg')
+    else:
+        refused(scenes, f'model.decode_head.num_classes={number}, but the data set')
+
+
+def test_images_of_a_list_must_exist(scenes, refused, tmp_path):
+    (tmp_path / 'list.txt').write_text('a\nb\nc\n')
+    (tmp_path / 'images' / 'b.jpg').rename(tmp_path / 'images' / 'b.JPG')
+    dataset = scenes.train_dataloader.dataset.dataset
+    dataset.ann_file = str(tmp_path / 'list.txt')
+    refused(scenes, f'1 of 3 image files are missing, first {tmp_path}/images/b.jpg;')
+
+    dataset.indices = 1
+    check_data(scenes, 'mmseg', ('train_dataloader',))
+
+
+def test_a_suffix_of_more_than_an_extension_is_compared(scenes, refused, tmp_path):
+    for path in (tmp_path / 'images').iterdir():
+        path.rename(tmp_path / 'images' / f'{path.stem}_left.jpg')
+    for path in (tmp_path / 'annotations').iterdir():
+        path.rename(tmp_path / 'annotations' / f'{path.stem}_labels.png')
+    for loader in (scenes.train_dataloader.dataset, scenes.val_dataloader):
+        loader.dataset.update(img_suffix='_left.jpg', seg_map_suffix='_labels.png')
+    Image.new('L', (8, 8)).save(tmp_path / 'images' / 'a_right.jpg')
+    check_data(scenes, 'mmseg')
+
+    path = tmp_path / 'images' / 'b_left.jpg'
+    path.rename(path.with_suffix('.png'))
+    refused(scenes, '1 of 3 labeled images in')
+
+
+@pytest.mark.parametrize('names', [('a.tif',), ('._a.jpg', '._a.png')])
+def test_more_images_of_used_labels_and_hidden_files_pass(scenes, tmp_path, names):
+    for name in names:
+        for folder in ('images', 'annotations'):
+            (tmp_path / folder / name).touch()
+
+    check_data(scenes, 'mmseg')
+
+
+def test_labels_that_are_no_class_are_noted(scenes, tmp_path):
+    write_labels(tmp_path, [0, 1, 2, 255])
+    assert check_data(scenes, 'mmseg', ('train_dataloader',)) == [
+        'train_dataloader.dataset.dataset: label maps have the values 2, which are no '
+        'class; labels must be from 0 to 1, or 255 to be ignored.'
+    ]
+
+    scenes.train_dataloader.dataset.dataset.ignore_index = 2
+    assert check_data(scenes, 'mmseg', ('train_dataloader',)) == []
+
+
+class MaskToClass(BaseTransform):
+    """A transform that makes class 1 of 255."""
+
+    def transform(self, results):
+        """Return the results."""
+        return results
+
+
+def test_labels_that_the_pipeline_may_change_pass(scenes, tmp_path):
+    write_labels(tmp_path, [0, 255])
+    scenes.train_dataloader.dataset.dataset.pipeline = [dict(type=MaskToClass)]
+
+    check_data(scenes, 'mmseg', ('train_dataloader',))
+
+
+def test_a_joined_data_set_may_have_one_class(scenes, tmp_path):
+    one = scenes.train_dataloader.dataset.dataset.to_dict()
+    (tmp_path / 'blank').mkdir()
+    for name in 'abc':
+        Image.new('L', (8, 8)).save(tmp_path / 'blank' / f'{name}.png')
+    blank = dict(one, data_prefix=dict(img_path='images', seg_map_path='blank'))
+    joined = dict(type='ConcatDataset', datasets=[one, blank])
+    scenes.train_dataloader.dataset = joined
+
+    check_data(scenes, 'mmseg', ('train_dataloader',))
