@@ -1,10 +1,11 @@
 """Building the model of a config."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from mmsparse.apis import build_model, read_config
+from mmsparse.apis import build_model, build_runner, read_config
 from mmsparse.errors import UsageError
 
 CLASSIFIER = str(
@@ -55,3 +56,30 @@ def test_an_error_of_the_machine_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr('mmpretrain.models.LinearClsHead.__init__', fail)
     with pytest.raises(RuntimeError, match='CUDA error'):
         build_model(cfg)
+
+
+def logging_to_tensorboard(work_dir):
+    cfg = read_config(CLASSIFIER)
+    cfg.visualizer.vis_backends = [dict(type='TensorboardVisBackend')]
+    cfg.work_dir, cfg.experiment_name = str(work_dir), work_dir.name
+    cfg.visualizer.name = work_dir.name
+    return build_runner(cfg)
+
+
+def test_a_library_that_is_not_installed_is_an_error_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+
+    with pytest.raises(
+        UsageError, match=r'^config: Runner: ImportError: .*pip install .*tensorboard'
+    ):
+        logging_to_tensorboard(tmp_path)
+
+
+def test_curves_are_logged_for_tensorboard(tmp_path):
+    pytest.importorskip('tensorboard')
+
+    runner = logging_to_tensorboard(tmp_path)
+    runner.visualizer.add_scalar('loss', 0.5)
+    runner.visualizer.close()
+
+    assert list(tmp_path.glob('*/vis_data/events.out.tfevents.*'))
