@@ -125,7 +125,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
 
     assert mim == configs | tools | {'model-index.yml'}
     folders = {name.split('/')[1] for name in tools if name.count('/') > 1}
-    assert folders == {'ablation', 'benchmark', 'digits', 'parity'}
+    assert folders == {'ablation', 'benchmark', 'digits', 'infer', 'parity'}
 
 
 def test_helpers_of_tools_do_not_have_the_name_of_a_command():
