@@ -72,6 +72,7 @@ MMENGINE = [
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+TENSORBOARD = ['tensorboard']  # for TensorboardVisBackend of mmengine
 
 EXTRAS = {
     # Install one of the next two, not both: they have the same modules.
@@ -97,10 +98,12 @@ EXTRAS = {
     'digits': DIGITS,
     'docs': DOCS,
     'export': EXPORT,
+    'tensorboard': TENSORBOARD,
     'dev': [
         *DIGITS,
         *DOCS,
         *EXPORT,
+        *TENSORBOARD,
         'codespell',
         'hypothesis',
         'import-linter',

@@ -4,6 +4,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What constructors raise for a setting.
+SETTINGS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+
 
 class UsageError(ValueError):
     """A mistake of the user; its message is one line and needs no traceback."""
@@ -51,19 +61,20 @@ def format_error(error: Exception) -> str:
 def config_errors() -> Iterator[None]:
     """Raise UsageError for settings of a config that a constructor refuses.
 
-    It names the class, and the line of code unless the reason is a ValueError.
+    It names the class, and the line of code unless the reason is a ValueError or a
+    library that is not installed.
     """
     try:
         yield
     except UsageError:
         raise
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except SETTINGS as error:
         owner = line_of_code = ''
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == '__init__':
                 owner = f'{type(frame.f_locals["self"]).__name__}: '
                 line_of_code = f' ({frame.f_code.co_filename}, line {line})'
-        if isinstance(error, ValueError):
+        if isinstance(error, (ImportError, ValueError)):
             line_of_code = ''
         reason = format_error(error)
         raise UsageError(f'config: {owner}{reason}{line_of_code}') from error

@@ -99,7 +99,8 @@ class Inference:
         self.out = Path(args.out)
 
     def run_image(self, source: Source) -> None:
-        check_image(source.path)
+        if self.predict.loads_colors:
+            check_image(source.path)
         image, result = self.predict(source.path)
         self._write(source.name, dict(image=source.path), image, result)
         path = write_drawing(self.out, source, self.draw(image, result))

@@ -1,11 +1,12 @@
 """Building the model of a config, and loading weights."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmsparse.apis import build_model, load_weights, read_config
+from mmsparse.apis import build_model, build_runner, load_weights, read_config
 from mmsparse.conversion.families import FAMILIES
 from mmsparse.errors import OfficialWeightsError, UsageError
 from mmsparse.models import BiFormer
@@ -111,3 +112,30 @@ def test_weights_that_nearly_fit_have_a_list_of_keys(tmp_path):
 
     with pytest.raises(UsageError, match=r'missing keys: head\.fc\.bias$'):
         load_weights(model, str(tmp_path / 'a.pth'))
+
+
+def logging_to_tensorboard(work_dir):
+    cfg = read_config(CLASSIFIER)
+    cfg.visualizer.vis_backends = [dict(type='TensorboardVisBackend')]
+    cfg.work_dir, cfg.experiment_name = str(work_dir), work_dir.name
+    cfg.visualizer.name = work_dir.name
+    return build_runner(cfg)
+
+
+def test_a_library_that_is_not_installed_is_an_error_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+
+    with pytest.raises(
+        UsageError, match=r'^config: Runner: ImportError: .*pip install .*tensorboard'
+    ):
+        logging_to_tensorboard(tmp_path)
+
+
+def test_curves_are_logged_for_tensorboard(tmp_path):
+    pytest.importorskip('tensorboard')
+
+    runner = logging_to_tensorboard(tmp_path)
+    runner.visualizer.add_scalar('loss', 0.5)
+    runner.visualizer.close()
+
+    assert list(tmp_path.glob('*/vis_data/events.out.tfevents.*'))

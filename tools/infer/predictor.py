@@ -14,8 +14,11 @@ from mmengine.structures import BaseDataElement, InstanceData
 from mmsparse.apis import build_model, load_weights
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.errors import blame_files
+from mmsparse.errors import UsageError
 from mmsparse.visualization import read_metainfo, read_pipeline
 from mmsparse.visualization.image_transform import ANNOTATIONS, Pixels
+
+PREDICTED = ('pred_instances', 'pred_sem_seg', 'pred_score')  # of predictions
 
 
 class Predictor:
@@ -32,6 +35,8 @@ class Predictor:
         load_weights(self.model, checkpoint)
         self.model.to(device).eval()
         self.transforms, _ = read_pipeline(cfg)
+        # Files of other channels may be none that OpenCV reads as colors.
+        self.loads_colors = getattr(self.transforms[0], 'color_type', '') == 'color'
         self.classes, self.palette = _read_classes(cfg, checkpoint)
 
     def __call__(
@@ -55,6 +60,12 @@ class Predictor:
         result = result.cpu()
         if 'pred_panoptic_seg' in result:
             result.pred_instances = _segments(result, len(self.classes))
+        if not any(key in result for key in PREDICTED):
+            raise UsageError(
+                f'model.type: a model that predicts {", ".join(PREDICTED)} or '
+                f'pred_panoptic_seg can be drawn; {type(self.model).__name__} predicts '
+                f'{", ".join(result.keys()) or "nothing"}'
+            )
         return image, result
 
     def _load(

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from infer.predictor import Predictor
+from infer.predictor import Predictor, _as_rgb
+from mmpretrain.structures import DataSample
 from PIL import Image
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.datasets.errors import SampleError
+from mmsparse.errors import UsageError
 
 CONFIG = str(
     Path(__file__).parents[3] / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
@@ -102,3 +104,20 @@ def test_colors_that_do_not_fit_the_classes_are_not_used(predictor, tmp_path):
 
     assert Predictor(cfg, save(tmp_path / 'a.pth'), 'cpu').palette == []
     assert predictor.classes == []  # those of a CustomDataset are in its folders
+
+
+def test_a_model_that_predicts_something_else_is_an_error(predictor, monkeypatch):
+    sample = DataSample(pred_caption='a dog')
+    monkeypatch.setattr(predictor.model, 'test_step', lambda batch: [sample])
+
+    with pytest.raises(
+        UsageError, match=r'model\.type: .*; ImageClassifier predicts pred_caption'
+    ):
+        predictor('a.mp4', RGB)
+
+
+@pytest.mark.parametrize('channels', [0, 1, 2, 5])
+def test_an_image_of_other_channels_is_drawn_in_three(channels):
+    pixels = np.full((4, 6, channels) if channels else (4, 6), 257, np.uint16)
+
+    assert _as_rgb(pixels).tolist() == [[[1] * 3] * 6] * 4
