@@ -11,7 +11,8 @@ from mmsparse.visualization.fonts import choose_fonts
 def use_fonts_for(names: Iterable[str]) -> list[str]:
     """Let matplotlib draw names with installed fonts that have their characters.
 
-    Characters that no font has are reported in a line, and drawn as boxes.
+    A ``$`` starts no formula. Characters that no font has are reported in a line, and
+    drawn as boxes.
 
     Args:
         names: The names.
@@ -27,5 +28,5 @@ def use_fonts_for(names: Iterable[str]) -> list[str]:
             'example by apt-get install fonts-noto-cjk',
             file=sys.stderr,
         )
-    matplotlib.rcParams['font.family'] = families
+    matplotlib.rcParams.update({'font.family': families, 'text.parse_math': False})
     return families

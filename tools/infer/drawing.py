@@ -44,7 +44,7 @@ class Drawing:
         palette: Sequence[Sequence[int]],
         score_thr: float,
     ) -> None:
-        self.classes = [x.replace('$', r'\$') for x in classes]  # no formulas
+        self.classes = classes
         self.palette = [tuple(color) for color in palette]
         self.score_thr = score_thr
         self.families = use_fonts_for(classes)
