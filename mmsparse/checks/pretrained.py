@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmsparse.checks.keywords import type_name
 from mmsparse.errors import MissingFileError
 
 
@@ -30,7 +31,7 @@ def _pretrained(path: str, settings: Any) -> Iterator[tuple[str, Any]]:
         for i, value in enumerate(settings):
             yield from _pretrained(f'{path}[{i}]', value)
     elif isinstance(settings, dict):
-        if settings.get('type') == 'Pretrained':
+        if type_name(settings) in ('Pretrained', 'PretrainedInit'):
             yield f'{path}.checkpoint', settings.get('checkpoint')
         for key, value in settings.items():
             yield from _pretrained(f'{path}.{key}', value)

@@ -126,7 +126,8 @@ def test_a_library_that_is_not_installed_is_an_error_in_one_line(tmp_path, monke
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
 
     with pytest.raises(
-        UsageError, match=r'^config: CheckedRunner: ImportError: .*pip install .*tensorboard'
+        UsageError,
+        match=r'^config: CheckedRunner: ImportError: .*pip install .*tensorboard',
     ):
         logging_to_tensorboard(tmp_path)
 

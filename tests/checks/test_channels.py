@@ -2,6 +2,7 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 
 from mmsparse.apis import read_config
 from mmsparse.checks.channels import check_channels
@@ -156,6 +157,13 @@ def test_a_path_below_the_home_folder_is_found(tmp_path, monkeypatch):
         check_pretrained(cfg)
     (tmp_path / 'small.pth').touch()
     check_pretrained(cfg)
+
+
+def test_types_of_pure_python_configs_are_known():
+    backbone = dict(init_cfg=dict(type=PretrainedInit, checkpoint='no.pth'))
+
+    with pytest.raises(MissingFileError, match=r'checkpoint: no such file: no\.pth'):
+        check_pretrained(Config(dict(model=dict(backbone=backbone))))
 
 
 def test_a_missing_file_to_load_is_named():
