@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
-from mmsparse.checks.keywords import dataset_settings, find_class
+from mmsparse.checks.keywords import dataset_settings, find_class, type_name
 from mmsparse.checks.signatures import parameters
 from mmsparse.errors import MissingFileError, UsageError, format_error
 
@@ -27,14 +27,14 @@ class Data:
     path: str  # of its settings in the config
     settings: Mapping[str, Any]
     dataset: BaseDataset
+    is_part: bool = False  # one of several parts of its files
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes of the config, or of MMEngine's JSON files."""
         names = self.dataset.metainfo.get('classes')
-        if names is None and self.is_local and _has_json(self.dataset):
-            path = Path(self.dataset.ann_file)
-            names = _json_metainfo(path, path.stat().st_mtime_ns).get('classes')
+        if names is None and self.is_local and has_json(self.dataset):
+            names = read_json(self)['metainfo'].get('classes')
         return tuple(names or ())
 
     @property
@@ -55,17 +55,21 @@ def read_datasets(cfg: Config, host: str, loader: str) -> list[Data]:
     that do not derive from MMEngine's ``BaseDataset`` are skipped.
     """
     datasets = importlib.import_module(f'{host}.registry').DATASETS
-    found = []
+    found, folds = [], []
     with DefaultScope.overwrite_default_scope(host):
         for path, settings in dataset_settings(loader, cfg.get(loader)):
             cls = find_class(datasets, settings.get('type'))
+            if type_name(settings) == 'KFoldDataset':
+                folds.append(f'{path}.')
             if cls is None or not issubclass(cls, BaseDataset):
                 continue
             _check_metainfo(path, settings.get('metainfo'))
             if _is_local(cls, settings):
                 _check_paths(loader, path, settings)
             built = _build(cls, path, settings)
-            found.append(Data(loader, path, settings, built))
+            has_indices = settings.get('indices') is not None
+            is_part = has_indices or path.startswith(tuple(folds))
+            found.append(Data(loader, path, settings, built, is_part))
     return found
 
 
@@ -96,19 +100,26 @@ def _check_metainfo(path: str, metainfo: Any) -> None:
             f'{path}.metainfo.CLASSES has no effect in OpenMMLab 2.x; write classes '
             f'and palette in lower case.'
         )
-    twice = [x for x in classes or () if list(classes).count(x) > 1]
-    if twice:
+    names = classes if isinstance(classes, (list, tuple)) else ()
+    if twice := [x for x in names if names.count(x) > 1]:
         raise UsageError(f'{path}.metainfo.classes has {twice[0]!r} twice.')
 
 
-def _has_json(dataset: BaseDataset) -> bool:
+def has_json(dataset: BaseDataset) -> bool:
     """Return whether a data set reads a JSON file as MMEngine's ``BaseDataset``."""
-    own = type(dataset).load_data_list is BaseDataset.load_data_list
+    methods = ('load_data_list', 'parse_data_info')
+    own = all(getattr(type(dataset), x) is getattr(BaseDataset, x) for x in methods)
     return own and str(dataset.ann_file).endswith('.json')
 
 
-@lru_cache(maxsize=8)
-def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
+def read_json(data: Data) -> Mapping[str, Any]:
+    """Return metainfo and data_list of a JSON file in MMEngine's format."""
+    path = Path(data.dataset.ann_file)
+    return _read_json(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read_json(path: Path, changed: int) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
@@ -119,15 +130,20 @@ def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
             f'{path} must have the keys metainfo and data_list (format of MMEngine); '
             f'got {listed(sorted(content)) if isinstance(content, dict) else "a list"}.'
         )
-    return content['metainfo']
+    for part, expected in zip(parts, (dict, list), strict=True):
+        if not isinstance(content[part], expected):
+            raise UsageError(f'{path}: {part} must be a {expected.__name__}.')
+    return content
 
 
 def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:
     if 'download' in (parameters(cls) or ()) and settings.get('download', True):
         return False
     backend = (settings.get('backend_args') or {}).get('backend', 'local')
-    roots = (settings.get('data_root'), settings.get('ann_file'))
-    return backend == 'local' and not any('://' in str(root) for root in roots)
+    roots = [settings.get(x) for x in ('data_root', 'ann_file', 'data_prefix')]
+    return backend == 'local' and not any(
+        '://' in root for root in roots if isinstance(root, str)
+    )
 
 
 def _check_paths(loader: str, path: str, settings: Mapping[str, Any]) -> None:
