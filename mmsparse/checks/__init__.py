@@ -6,7 +6,6 @@ the setting, what it must be and the value given. A check that cannot know is si
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
@@ -39,6 +38,8 @@ from mmsparse.checks.folders import (
     uses_label_file,
 )
 from mmsparse.checks.keywords import LOADERS, check_keywords, type_name
+from mmsparse.checks.names import misspelled
+from mmsparse.checks.optimizer import check_optimizer
 from mmsparse.checks.pretrained import check_pretrained, untrained_norms
 from mmsparse.checks.schedule import check_schedule
 from mmsparse.checks.voc import check_xml, uses_xml_files
@@ -55,6 +56,7 @@ def check_config(cfg: Config, host: str) -> None:
         host: Its library: mmdet, mmseg or mmpretrain.
     """
     check_keywords(cfg, host)
+    check_optimizer(cfg, host)
     check_channels(cfg)
     check_schedule(cfg)
     if host == 'mmseg':
@@ -78,7 +80,7 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     found = {name: read_datasets(cfg, host, name) for name in loaders}
     notes, classes = [], []
     if LOADERS[0] in loaders:
-        notes += untrained_norms(cfg)
+        notes += untrained_norms(cfg) + misspelled(cfg)
     for name, datasets in found.items():
         local = [x for x in datasets if x.is_local]
         for data in local:
