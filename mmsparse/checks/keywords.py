@@ -57,7 +57,8 @@ DEFAULT_TYPES = {
 }
 TYPED = {'DATASETS', 'TRANSFORMS', 'DATA_SAMPLERS', 'METRICS', 'HOOKS', 'OPTIMIZERS'}
 TYPED |= {'PARAM_SCHEDULERS', 'VISUALIZERS', 'VISBACKENDS', 'MODELS'}
-COMPLETED = ('MODELS', 'TASK_UTILS')  # settings to which their parents add others
+# Settings to which their parents or the command line add others.
+COMPLETED = ('MODELS', 'TASK_UTILS', 'WEIGHT_INITIALIZERS')
 NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?', re.IGNORECASE)
 
 
@@ -188,7 +189,7 @@ def _model_places(path: str, settings: Any, registry: str | None) -> Iterator[Pl
         for i, part in enumerate(settings):
             yield from _model_places(f'{path}[{i}]', part, registry)
     elif _is_dict(settings):
-        if registry and ('type' in settings or path.endswith('.backbone')):
+        if registry and ('type' in settings or path == 'model.backbone'):
             yield Place(path, registry, settings)
         for name, value in settings.items():
             is_module = name in PARTS or name.startswith('loss')

@@ -20,6 +20,7 @@ def misspelled(cfg: Config) -> list[str]:
     """
     notes = []
     for name in cfg.keys() - KNOWN:
-        if close := get_close_matches(name, KNOWN, n=1, cutoff=CUTOFF):
+        close = get_close_matches(name, KNOWN, n=1, cutoff=CUTOFF)
+        if close and not name.startswith(f'{close[0]}_'):  # a variant in a variable
             notes.append(f'{name} has no effect in MMEngine; did you mean {close[0]}?')
     return sorted(notes)
