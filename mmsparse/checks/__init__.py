@@ -6,7 +6,6 @@ the setting, what it must be and the value given. A check that cannot know is si
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
@@ -27,16 +26,21 @@ from mmsparse.checks.coco import (
     check_queries,
     uses_coco_files,
 )
-from mmsparse.checks.data import Data, listed, read_datasets
+from mmsparse.checks.data import Data, has_json, listed, read_datasets
 from mmsparse.checks.folders import (
     check_same_folders,
+    check_samples,
     class_folders,
     empty_folders,
-    read_labels,
+    read_data_list,
+    read_lines,
+    unused_images,
     uses_class_folders,
     uses_label_file,
 )
 from mmsparse.checks.keywords import LOADERS, check_keywords, type_name
+from mmsparse.checks.names import misspelled
+from mmsparse.checks.optimizer import check_optimizer
 from mmsparse.checks.pretrained import check_pretrained, untrained_norms
 from mmsparse.checks.schedule import check_schedule
 from mmsparse.checks.voc import check_xml, uses_xml_files
@@ -53,6 +57,7 @@ def check_config(cfg: Config, host: str) -> None:
         host: Its library: mmdet, mmseg or mmpretrain.
     """
     check_keywords(cfg, host)
+    check_optimizer(cfg, host)
     check_channels(cfg)
     check_schedule(cfg)
     if host == 'mmseg':
@@ -76,7 +81,7 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
     found = {name: read_datasets(cfg, host, name) for name in loaders}
     notes, classes = [], []
     if LOADERS[0] in loaders:
-        notes += untrained_norms(cfg)
+        notes += untrained_norms(cfg) + misspelled(cfg)
     for name, datasets in found.items():
         local = [x for x in datasets if x.is_local]
         for data in local:
@@ -119,7 +124,11 @@ def _check_content(
     if uses_class_folders(data, datasets):
         return _check_class_folders(data, training)
     if uses_label_file(data, datasets):
-        return _check_label_file(data, training, cfg.get('model') or {})
+        notes = check_samples(data, read_lines(data), cfg.get('model') or {})
+        return notes if training else []
+    if hasattr(data.dataset, 'get_gt_labels') and has_json(data.dataset):
+        notes = check_samples(data, read_data_list(data), cfg.get('model') or {})
+        return notes if training else []
     return []
 
 
@@ -140,26 +149,17 @@ def _check_class_folders(data: Data, training: bool) -> list[str]:
             f'{data.dataset.img_prefix}; extensions are '
             f'{", ".join(sorted(data.dataset.extensions))}.'
         )
-    if training and empty:
-        return [f'{data.path}: no images in the class folders {listed(empty, 10)}.']
-    return []
-
-
-def _check_label_file(
-    data: Data, training: bool, model: Mapping[str, Any]
-) -> list[str]:
-    labels, names = read_labels(data), data.classes
-    number = len(names) or (model.get('head') or {}).get('num_classes')
-    if type(number) is int and max(labels) >= number:
-        raise UsageError(
-            f'{data.path}.ann_file: {data.dataset.ann_file} has the label '
-            f'{max(labels)}, but there are {number} classes: labels must be from 0 to '
-            f'{number - 1}.'
-        )
-    unused = [name for i, name in enumerate(names) if i not in set(labels)]
-    if training and unused:
-        return [f'{data.path}: no image of the classes {listed(unused, 10)}.']
-    return []
+    if not training:
+        return []
+    notes = []
+    if empty:
+        notes += [f'{data.path}: no images in the class folders {listed(empty, 10)}.']
+    if unused := unused_images(data):
+        notes += [
+            f'{data.path}: {len(unused)} images are not used, such as {unused[0]}; add '
+            f'their extension to extensions, or convert them.'
+        ]
+    return notes
 
 
 def _check_named(metric: str, datasets: Sequence[Data]) -> None:
@@ -185,10 +185,14 @@ def _check_folders(found: dict[str, list[Data]], datasets: Registry) -> None:
 def _shared_files(found: Mapping[str, Sequence[Data]]) -> list[str]:
     """Return a note if a test set has the files of the training."""
     files = {
-        data.path: (data.dataset.ann_file, str(data.dataset.data_prefix))
+        data.path: (
+            data.dataset.ann_file,
+            str(data.dataset.data_prefix),
+            data.settings.get('split'),
+        )
         for group in found.values()
         for data in group
-        if data.settings.get('indices') is None
+        if data.is_local and not data.is_part
     }
     train = {x: path for path, x in files.items() if path.startswith(LOADERS[0])}
     return [

@@ -73,6 +73,8 @@ def _backbone_channels(settings: Any) -> list[int]:
     except ValueError:  # building the backbone reports it
         return []
     indices = settings.get('out_indices', defaults['out_indices'].default)
+    if not isinstance(indices, (list, tuple)):
+        return []
     return [widths[i] for i in indices if i in widths]
 
 

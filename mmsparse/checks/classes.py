@@ -151,8 +151,15 @@ def _check_weights(path: str, head: Mapping[str, Any]) -> None:
     for name in ('loss_decode', 'loss_cls', 'loss'):
         losses = head.get(name) or ()
         for loss in [losses] if isinstance(losses, Mapping) else losses:
-            weights = loss.get('class_weight') if isinstance(loss, Mapping) else None
-            if not isinstance(weights, (list, tuple)) or type(count) is not int:
+            if not isinstance(loss, Mapping) or type(count) is not int:
+                continue
+            number, weights = loss.get('num_classes'), loss.get('class_weight')
+            if type(number) is int and number != count:
+                raise UsageError(
+                    f'{path}.{name}.num_classes={number} must be {path}.num_classes='
+                    f'{count}.'
+                )
+            if not isinstance(weights, (list, tuple)):
                 continue
             if len(weights) not in (count, count + 1):
                 raise UsageError(

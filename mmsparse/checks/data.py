@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
-from mmsparse.checks.keywords import dataset_settings, find_class
+from mmsparse.checks.keywords import dataset_settings, find_class, type_name
 from mmsparse.checks.signatures import parameters
 from mmsparse.errors import MissingFileError, UsageError, format_error
 
@@ -28,14 +28,14 @@ class Data:
     path: str  # of its settings in the config
     settings: Mapping[str, Any]
     dataset: BaseDataset
+    is_part: bool = False  # one of several parts of its files
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes of the config, or of MMEngine's JSON files."""
         names = self.dataset.metainfo.get('classes')
-        if names is None and self.is_local and _has_json(self.dataset):
-            path = Path(self.dataset.ann_file)
-            names = _json_metainfo(path, path.stat().st_mtime_ns).get('classes')
+        if names is None and self.is_local and has_json(self.dataset):
+            names = read_data_list(self)['metainfo'].get('classes')
         return tuple(names or ())
 
     @property
@@ -56,17 +56,21 @@ def read_datasets(cfg: Config, host: str, loader: str) -> list[Data]:
     that do not derive from MMEngine's ``BaseDataset`` are skipped.
     """
     datasets = importlib.import_module(f'{host}.registry').DATASETS
-    found = []
+    found, folds = [], []
     with DefaultScope.overwrite_default_scope(host):
         for path, settings in dataset_settings(loader, cfg.get(loader)):
             cls = find_class(datasets, settings.get('type'))
+            if type_name(settings) == 'KFoldDataset':
+                folds.append(f'{path}.')
             if cls is None or not issubclass(cls, BaseDataset):
                 continue
             _check_metainfo(path, settings.get('metainfo'))
             if _is_local(cls, settings):
                 _check_paths(loader, path, settings)
             built = _build(cls, path, settings)
-            found.append(Data(loader, path, settings, built))
+            has_indices = settings.get('indices') is not None
+            is_part = has_indices or path.startswith(tuple(folds))
+            found.append(Data(loader, path, settings, built, is_part))
     return found
 
 
@@ -109,14 +113,21 @@ def _is_file(classes: Any) -> bool:
     return isinstance(classes, str) and ('://' in classes or Path(classes).is_file())
 
 
-def _has_json(dataset: BaseDataset) -> bool:
+def has_json(dataset: BaseDataset) -> bool:
     """Return whether a data set reads a JSON file as MMEngine's ``BaseDataset``."""
-    own = type(dataset).load_data_list is BaseDataset.load_data_list
+    methods = ('load_data_list', 'parse_data_info')
+    own = all(getattr(type(dataset), x) is getattr(BaseDataset, x) for x in methods)
     return own and str(dataset.ann_file).endswith('.json')
 
 
-@lru_cache(maxsize=8)
-def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
+def read_data_list(data: Data) -> Mapping[str, Any]:
+    """Return metainfo and data_list of a JSON file in MMEngine's format."""
+    path = Path(data.dataset.ann_file)
+    return _read_data_list(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read_data_list(path: Path, changed: int) -> Mapping[str, Any]:
     content = read_json(path)
     parts = ('metainfo', 'data_list')
     if not isinstance(content, dict) or not set(parts) <= content.keys():
@@ -124,7 +135,10 @@ def _json_metainfo(path: Path, changed: int) -> Mapping[str, Any]:
             f'{path} must have the keys metainfo and data_list (format of MMEngine); '
             f'got {listed(sorted(content)) if isinstance(content, dict) else "a list"}.'
         )
-    return content['metainfo']
+    for part, expected in zip(parts, (dict, list), strict=True):
+        if not isinstance(content[part], expected):
+            raise UsageError(f'{path}: {part} must be a {expected.__name__}.')
+    return content
 
 
 def read_json(path: Path) -> Any:
@@ -139,8 +153,10 @@ def _is_local(cls: type, settings: Mapping[str, Any]) -> bool:
     if 'download' in (parameters(cls) or ()) and settings.get('download', True):
         return False
     backend = (settings.get('backend_args') or {}).get('backend', 'local')
-    roots = (settings.get('data_root'), settings.get('ann_file'))
-    return backend == 'local' and not any('://' in str(root) for root in roots)
+    roots = [settings.get(x) for x in ('data_root', 'ann_file', 'data_prefix')]
+    return backend == 'local' and not any(
+        '://' in root for root in roots if isinstance(root, str)
+    )
 
 
 def _check_paths(loader: str, path: str, settings: Mapping[str, Any]) -> None:

@@ -1,13 +1,28 @@
 """Check class folders and label files of mmpretrain's CustomDataset."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from mmengine.fileio import list_from_file
 from mmengine.registry import Registry
 
-from mmsparse.checks.data import Data, listed, near
+from mmsparse.checks.data import Data, listed, missing_files, near, read_data_list
 from mmsparse.checks.keywords import find_class
 from mmsparse.errors import MissingFileError, UsageError
+
+# Folders of tools, which would be classes, as any whose name begins with a dot.
+NO_CLASSES = ('__MACOSX', '__pycache__', '@eaDir')
+IMAGES = ('.avif', '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm')
+IMAGES += ('.tif', '.tiff', '.webp')
+
+
+class Sample(NamedTuple):
+    """An image of a list, with its labels."""
+
+    image: Path
+    labels: Sequence[int]
 
 
 def uses_class_folders(data: Data, datasets: Registry) -> bool:
@@ -37,7 +52,7 @@ def class_folders(data: Data) -> tuple[str, ...]:
     MissingFileError is raised if the folder does not exist, UsageError if it has no
     folders or their names contradict the classes of the config.
     """
-    root = Path(data.dataset.img_prefix)
+    root = _image_folder(data)
     if not root.is_dir():
         raise MissingFileError(
             f'{data.path}.data_prefix: no such folder: {root}; {near(root)}', str(root)
@@ -47,6 +62,11 @@ def class_folders(data: Data) -> tuple[str, ...]:
         raise UsageError(
             f'{data.path}: {root} must have one folder per class; it has none.'
         )
+    for name in folders:
+        if name.startswith('.') or name in NO_CLASSES:
+            raise UsageError(
+                f'{data.path}: the folder {root / name} would be a class; remove it.'
+            )
     classes = data.classes
     if classes and len(classes) != len(folders):
         own = 'classes' in (data.settings.get('metainfo') or {})
@@ -86,28 +106,111 @@ def check_same_folders(train: Data, other: Data) -> None:
 
 def empty_folders(data: Data) -> list[str]:
     """Return the class folders without an image."""
-    root = Path(data.dataset.img_prefix)
+    valid = data.dataset.is_valid_file
+    return [x for x in class_folders(data) if not any(map(valid, _files(data, x)))]
+
+
+def unused_images(data: Data) -> list[str]:
+    """Return the images in class folders that have another extension."""
     return [
-        name
-        for name in class_folders(data)
-        if not any(data.dataset.is_valid_file(x.name) for x in (root / name).rglob('*'))
+        f'{folder}/{name}'
+        for folder in class_folders(data)
+        for name in _files(data, folder)
+        if name.lower().endswith(IMAGES) and not data.dataset.is_valid_file(name)
     ]
 
 
-def read_labels(data: Data) -> Sequence[int]:
-    """Read the labels of a file with lines of ``file label``."""
-    path = data.dataset.ann_file
-    labels = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        text = line.rstrip().rpartition(' ')[2]
-        if not text.isdecimal():
+def _files(data: Data, folder: str) -> Iterator[str]:
+    """Yield the files that mmpretrain finds in a class folder."""
+    for _, _, names in os.walk(_image_folder(data) / folder, followlinks=True):
+        yield from (name for name in names if not name.startswith('.'))
+
+
+def _image_folder(data: Data) -> Path:
+    prefix = data.dataset.data_prefix
+    if 'img_path' not in prefix:
+        raise UsageError(
+            f'{data.path}.data_prefix must have the key img_path; got '
+            f'{", ".join(prefix)}.'
+        )
+    return Path(prefix['img_path'])
+
+
+def read_lines(data: Data) -> list[Sample]:
+    """Read a file with lines of ``file label``."""
+    path, folder = data.dataset.ann_file, _image_folder(data)
+    if Path(path).is_dir():
+        raise UsageError(f'{data.path}.ann_file: {path} is a folder.')
+    try:
+        lines = list_from_file(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f'{data.path}.ann_file: {path} must be UTF-8: {error}.'
+        ) from error
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(' ')
+        if not name or not label.isdecimal():
             raise UsageError(
-                f'{path}, line {number}: must be FILE LABEL, with an integer from 0; '
-                f'got {line.strip()!r:.80}.'
+                f'{path}, line {number}: must be FILE LABEL, with a space and an '
+                f'integer from 0; got {line.strip()!r:.80}.'
             )
-        labels.append(int(text))
-    if not labels:
+        samples.append(Sample(folder / name, [int(label)]))
+    return samples
+
+
+def read_data_list(data: Data) -> list[Sample]:
+    """Read the images with labels of a JSON file of MMEngine."""
+    folder, samples = _image_folder(data), []
+    for number, item in enumerate(read_data_list(data)['data_list']):
+        if not isinstance(item, Mapping) or 'img_path' not in item:
+            raise UsageError(
+                f'{data.dataset.ann_file}: data_list[{number}] must have img_path; got '
+                f'{item!r:.80}.'
+            )
+        samples.append(Sample(folder / item['img_path'], _labels(item)))
+    return samples
+
+
+def _labels(item: Mapping[str, Any]) -> list[int]:
+    found = item.get('gt_label')
+    labels = found if isinstance(found, list) else [found]
+    return labels if all(type(x) is int for x in labels) else []
+
+
+def check_samples(
+    data: Data, samples: Sequence[Sample], model: Mapping[str, Any]
+) -> list[str]:
+    """Raise UsageError unless labels fit the classes and images exist.
+
+    Args:
+        data: The data set.
+        samples: Its samples.
+        model: The model, whose head has the number of classes if there are no names.
+
+    Returns:
+        Classes without images, as a note.
+    """
+    path, names = data.dataset.ann_file, data.classes
+    if not samples:
         raise UsageError(f'{data.path}.ann_file: {path} is empty.')
-    return labels
+    labels = {label for sample in samples for label in sample.labels}
+    number = len(names) or (model.get('head') or {}).get('num_classes')
+    if type(number) is int and max(labels, default=0) >= number:
+        raise UsageError(
+            f'{data.path}.ann_file: {path} has the label {max(labels)}, but there are '
+            f'{number} classes: labels must be from 0 to {number - 1}.'
+        )
+    is_local = '://' not in str(data.dataset.data_prefix)
+    images = [sample.image for sample in samples] if is_local else []
+    if missing := missing_files(images):
+        raise MissingFileError(
+            f'{data.path}: {len(missing)} of {len(samples)} images of {path} do not '
+            f'exist, the first is {missing[0]}; correct data_prefix, to which the '
+            f'names are relative, or the file.',
+            str(missing[0]),
+        )
+    unused = [name for i, name in enumerate(names) if i not in labels]
+    if not labels or not unused:
+        return []
+    return [f'{data.path}: no image of the classes {listed(unused, 10)}.']

@@ -36,7 +36,12 @@ def check_schedule(cfg: Config) -> None:
             raise UsageError(
                 f'{name} is a setting of OpenMMLab 1.x and has no effect; set {new}.'
             )
-    if not _is_by_iteration(cfg.get('train_cfg') or {}):
+    loop = cfg.get('train_cfg') or {}
+    for name in ('max_epochs', 'max_iters', 'val_interval'):
+        value = loop.get(name)
+        if type(value) is int and value < 1:
+            raise UsageError(f'train_cfg.{name}={value} must be at least 1.')
+    if not _is_by_iteration(loop):
         return
     for path, scheduler in _schedulers(cfg.get('param_scheduler')):
         if scheduler.get('by_epoch', True):

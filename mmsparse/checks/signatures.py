@@ -3,7 +3,7 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from inspect import Parameter
 
@@ -37,6 +37,13 @@ def parameters(cls: type) -> Mapping[str, Parameter] | None:
         if not _only_forwards(parent, rest[0]):
             return None
     return found
+
+
+def function_parameters(*functions: Callable) -> Mapping[str, Parameter]:
+    """Return the arguments that functions accept by name."""
+    signatures = [inspect.signature(function).parameters for function in functions]
+    found = [x for parameters in signatures for x in parameters.values()]
+    return {x.name: x for x in found if x.kind in NAMED}
 
 
 def required(cls: type) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
@@ -12,7 +13,7 @@ from mmsparse.apis.config import find_host
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.checks import check_config, check_data, check_pretrained
 from mmsparse.datasets.errors import blame_annotations
-from mmsparse.errors import config_errors
+from mmsparse.errors import UsageError, config_errors
 from mmsparse.registry import RUNNERS
 
 
@@ -65,9 +66,25 @@ class CheckedRunner(Runner):
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a data loader; an error in an annotation file names the file."""
         with blame_annotations(dataloader):
-            return Runner.build_dataloader(dataloader, *args, **kwargs)
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        _check_batches(loader)
+        return loader
 
     def build_evaluator(self, evaluator: Any) -> Evaluator:
         """Build an evaluator; an error in an annotation file names the file."""
         with blame_annotations(evaluator):
             return super().build_evaluator(evaluator)
+
+
+def _check_batches(loader: DataLoader) -> None:
+    """Raise UsageError for a data loader without a batch, unless it may repeat."""
+    sampler = loader.batch_sampler
+    if isinstance(getattr(sampler, 'sampler', None), DefaultSampler) and not len(
+        loader
+    ):
+        size, drop_last = sampler.batch_size, getattr(sampler, 'drop_last', False)
+        raise UsageError(
+            f'A data loader has no batch: {len(loader.dataset)} images with '
+            f'batch_size={size} and drop_last={drop_last}; lower batch_size or add '
+            f'images.'
+        )

@@ -1,6 +1,7 @@
 """Class folders and label files of classifiers."""
 
 import json
+import re
 
 import pytest
 from mmengine.config import Config
@@ -186,9 +187,14 @@ def test_right_labels_pass(listed):
         ),
         (
             'cat/a.png cat\n',
-            "line 1: must be FILE LABEL, with an integer from 0; got '",
+            'line 1: must be FILE LABEL, with a space and an integer from 0; got '
+            "'cat/a.png cat'.",
         ),
-        ('\n', 'train.txt is empty.'),
+        (
+            'cat/a.png 0\n\ndog/a.png 1\n',
+            'line 2: must be FILE LABEL, with a space and ',
+        ),
+        ('', 'train.txt is empty.'),
     ],
 )
 def test_wrong_labels_are_an_error(listed, refused, tmp_path, text, message):
@@ -236,7 +242,9 @@ def test_data_that_are_downloaded_pass(tmp_path):
 
 def test_the_classes_of_a_json_file_are_checked(folders, refused, tmp_path):
     path = tmp_path / 'train.json'
-    path.write_text(json.dumps(dict(metainfo=dict(classes=NAMES[:2]), data_list=[])))
+    sample = dict(img_path='train/cat/a.png', gt_label=1)
+    content = dict(metainfo=dict(classes=NAMES[:2]), data_list=[sample])
+    path.write_text(json.dumps(content))
     folders.train_dataloader.dataset = dict(
         type='BaseDataset', data_root=str(tmp_path), ann_file='train.json'
     )
@@ -245,3 +253,144 @@ def test_the_classes_of_a_json_file_are_checked(folders, refused, tmp_path):
 
     path.write_text('[]')
     refused(folders, f'{path} must have the keys metainfo and data_list')
+
+
+@pytest.mark.parametrize('name', ['.ipynb_checkpoints', '__MACOSX'])
+def test_the_folder_of_a_tool_is_an_error(folders, refused, tmp_path, name):
+    (tmp_path / 'train' / name).mkdir()
+
+    refused(folders, f'the folder {tmp_path}/train/{name} would be a class; remove it.')
+
+
+def test_images_with_another_extension_are_noted(folders, tmp_path):
+    for name in ('b.webp', 'c.webp', 'notes.txt', '.d.webp'):
+        (tmp_path / 'train' / 'cat' / name).write_text('')
+
+    [note] = check_data(folders, 'mmpretrain')
+
+    assert re.match(
+        r'train_dataloader\.dataset: 2 images are not used, such as cat/[bc]\.webp; '
+        r'add their extension to extensions',
+        note,
+    )
+
+
+def test_images_behind_a_link_are_found(folders, tmp_path):
+    (tmp_path / 'train' / 'cat').rename(tmp_path / 'cats')
+    (tmp_path / 'train' / 'cat').mkdir()
+    (tmp_path / 'train' / 'cat' / 'link').symlink_to(tmp_path / 'cats')
+
+    assert check_data(folders, 'mmpretrain') == []
+
+
+def test_a_prefix_under_another_key_is_an_error(folders, refused):
+    folders.train_dataloader.dataset.data_prefix = dict(img='train')
+
+    refused(folders, 'dataset.data_prefix must have the key img_path; got img.')
+
+
+def test_images_of_a_list_that_do_not_exist_are_an_error(listed, refused, tmp_path):
+    (tmp_path / 'train.txt').write_text('cat/a.png 0\ntrain/dog/a.png 1\n')
+
+    refused(
+        listed,
+        f'1 of 2 images of {tmp_path}/train.txt do not exist, the first is '
+        f'{tmp_path}/train/train/dog/a.png; correct data_prefix',
+    )
+
+
+def test_absolute_paths_in_a_list_pass(listed, tmp_path):
+    lines = [f'{tmp_path}/train/{name}/a.png {i}' for i, name in enumerate(NAMES)]
+    (tmp_path / 'train.txt').write_text('\n'.join(lines))
+
+    assert check_data(listed, 'mmpretrain') == []
+
+
+def test_a_list_in_another_encoding_is_an_error(listed, refused, tmp_path):
+    (tmp_path / 'train.txt').write_bytes('käse/a.png 0\n'.encode('latin-1'))
+
+    refused(listed, f'train_dataloader.dataset.ann_file: {tmp_path}/train.txt must be')
+
+
+@pytest.fixture
+def json_list(folders, tmp_path):
+    """Return the config with a JSON file for training, and how to write it."""
+
+    def write(*samples):
+        content = dict(metainfo=dict(classes=NAMES), data_list=samples)
+        (tmp_path / 'train.json').write_text(json.dumps(content))
+        return folders
+
+    folders.train_dataloader.dataset = dict(
+        type='BaseDataset',
+        data_root=str(tmp_path),
+        ann_file='train.json',
+        data_prefix='train',
+    )
+    return write
+
+
+@pytest.mark.parametrize(
+    ('sample', 'message'),
+    [
+        (dict(img_path='cat/a.png', gt_label=3), 'has the label 3, but there are 3'),
+        (dict(img_path='cat/a.png', gt_label=[0, 4]), 'has the label 4, but there'),
+        (dict(img_path='cat/b.png', gt_label=0), '1 of 1 images of'),
+        (dict(file='cat/a.png'), "data_list[0] must have img_path; got {'file'"),
+    ],
+)
+def test_wrong_samples_of_a_json_file_are_an_error(json_list, refused, sample, message):
+    refused(json_list(sample), message)
+
+
+def test_right_samples_of_a_json_file_pass(json_list):
+    labels = dict(img_path='cat/a.png', gt_label=[0, 1, 2])
+    assert check_data(json_list(labels), 'mmpretrain') == []
+
+    assert check_data(json_list(dict(img_path='cat/a.png')), 'mmpretrain') == []
+
+
+def test_folds_of_one_folder_pass_and_the_same_folder_is_noted(folders):
+    train, val = folders.train_dataloader, folders.val_dataloader
+    val.dataset.data_prefix = 'train'
+    assert check_data(folders, 'mmpretrain') == [
+        'val_dataloader.dataset has the files of train_dataloader.dataset: its metrics '
+        'are of training images.'
+    ]
+
+    for loader in (train, val):
+        loader.dataset = dict(type='KFoldDataset', fold=0, dataset=loader.dataset)
+    assert check_data(folders, 'mmpretrain') == []
+
+
+def test_downloaded_data_in_one_folder_pass(folders, tmp_path):
+    for split, loader in (('train', 'train'), ('test', 'val')):
+        folders[f'{loader}_dataloader'].dataset = Config(
+            dict(type='CIFAR10', data_root=str(tmp_path), split=split)
+        )._cfg_dict
+    folders.model.head.num_classes = 10
+
+    assert check_data(folders, 'mmpretrain') == []
+
+
+def test_names_in_a_file_pass(folders, tmp_path):
+    (tmp_path / 'names.txt').write_text('\n'.join(NAMES))
+    for loader in (folders.train_dataloader, folders.val_dataloader):
+        loader.dataset.metainfo = dict(classes=str(tmp_path / 'names.txt'))
+
+    assert check_data(folders, 'mmpretrain') == []
+
+
+def test_a_loss_with_another_number_of_classes_is_an_error(folders, refused):
+    folders.model.head.loss = dict(type='LabelSmoothLoss', num_classes=4)
+
+    refused(folders, 'model.head.loss.num_classes=4 must be model.head.num_classes=3.')
+
+
+@pytest.mark.parametrize('name', ['train_dataloder', 'optim_wraper', 'load_form'])
+def test_a_misspelled_setting_is_noted(folders, name):
+    folders[name] = dict()
+    folders['train_pipeline'] = folders['val_evaluator_abs'] = []
+
+    [note] = check_data(folders, 'mmpretrain')
+    assert note.startswith(f'{name} has no effect in MMEngine; did you mean ')

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmsparse.apis import register_host
 from mmsparse.apis.config import read_file
 from mmsparse.checks.keywords import check_keywords
+from mmsparse.checks.optimizer import check_optimizer
 from mmsparse.checks.signatures import parameters
 from mmsparse.errors import UsageError
 
@@ -159,6 +160,143 @@ MISTAKES = [
         'not known to mmseg; '
         "did you mean 'TensorboardVisBackend'?",
     ),
+    (
+        'mmpretrain',
+        {'train_cfg.max_epoch': 5},
+        'train_cfg.max_epoch=5 is not an argument of EpochBasedTrainLoop; did you mean '
+        'max_epochs?',
+    ),
+    (
+        'mmpretrain',
+        {'train_cfg': dict(max_epochs=5, _delete_=True)},
+        "train_cfg needs type='EpochBasedTrainLoop' or by_epoch; got max_epochs.",
+    ),
+    (
+        'mmpretrain',
+        {'val_cfg.fp61': True},
+        'val_cfg.fp61=True is not an argument of ValLoop; did you mean fp16?',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.optimizer': dict(lr=1, _delete_=True)},
+        'optim_wrapper.optimizer needs type; got lr.',
+    ),
+    (
+        'mmpretrain',
+        {'default_hooks.checkpoints': dict(interval=1)},
+        'default_hooks.checkpoints needs type; got interval.',
+    ),
+    (
+        'mmpretrain',
+        {'model.backbone': dict(arch='nano', _delete_=True)},
+        'model.backbone needs type; got arch.',
+    ),
+    (
+        'mmpretrain',
+        {'default_hooks.checkpoint.max_keep_ckpt': 1},
+        'default_hooks.checkpoint.max_keep_ckpt=1 is not an argument of '
+        'CheckpointHook; did you mean max_keep_ckpts?',
+    ),
+    (
+        'mmdet',
+        {'custom_hooks.0': dict(type='EMAHook', momentm=1e-4, _delete_=True)},
+        'custom_hooks[0].momentm=0.0001 is not an argument of EMAHook; did you mean '
+        'momentum?',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.optimizer.lr': '1e-4'},
+        "optim_wrapper.optimizer.lr='1e-4' must be a number, not a text in quotes; "
+        'YAML needs a point, 1.0e-4.',
+    ),
+    (
+        'mmpretrain',
+        {'model.head.num_classes': '3'},
+        "model.head.num_classes='3' must be a number, not a text in quotes.",
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.constructor': 'DefaultOptimWraperConstructor'},
+        "optim_wrapper.constructor='DefaultOptimWraperConstructor' is not known to "
+        "mmpretrain; did you mean 'DefaultOptimWrapperConstructor'?",
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.paramwise_cfg': dict(norm_decay_mul=0.0)},
+        'optim_wrapper.paramwise_cfg.norm_decay_mul=0.0 has no effect; did you mean '
+        'norm_decay_mult?',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.paramwise_cfg': dict(custom_keys=dict(a=dict(lr_mul=0.1)))},
+        "optim_wrapper.paramwise_cfg.custom_keys['a'].lr_mul=0.1 has no effect; did "
+        'you mean lr_mult?',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.clip_grad': 1.0},
+        'optim_wrapper.clip_grad=1.0 must be a dict; write '
+        'clip_grad=dict(max_norm=1.0).',
+    ),
+    (
+        'mmpretrain',
+        {'optim_wrapper.clip_grad.max_nrom': 1.0},
+        'optim_wrapper.clip_grad.max_nrom=1.0 is not an argument of clip_grad_norm_; '
+        'did you mean max_norm?',
+    ),
+    (
+        'mmpretrain',
+        {'model.head.loss.type': 'LabelSmothLoss'},
+        "model.head.loss.type='LabelSmothLoss' is not known to mmpretrain; did you "
+        "mean 'LabelSmoothLoss'?",
+    ),
+    (
+        'mmpretrain',
+        {'model.train_cfg': dict(augments=[dict(type='MixUp', alpha=0.8)])},
+        "model.train_cfg.augments[0].type='MixUp' is not known to mmpretrain; did you "
+        "mean 'Mixup'?",
+    ),
+    (
+        'mmpretrain',
+        {'model.backbone.init_cfg': dict(type='Pretrained', checkpoints='a')},
+        "model.backbone.init_cfg.checkpoints='a' is not an argument of PretrainedInit; "
+        'did you mean checkpoint?',
+    ),
+    (
+        'mmpretrain',
+        {'model.backbone.type': 'mmsparse.BiFomer'},
+        "model.backbone.type='mmsparse.BiFomer' is not known to mmpretrain; did you "
+        "mean 'mmsparse.BiFormer'?",
+    ),
+    (
+        'mmpretrain',
+        {'tta_model': dict(type='AverageClsScoreTA')},
+        "tta_model.type='AverageClsScoreTA' is not known to mmpretrain; did you mean ",
+    ),
+    (
+        'mmdet',
+        {'model.train_cfg.assigner.topks': 9},
+        'model.train_cfg.assigner.topks=9 is not an argument of ATSSAssigner; did you '
+        'mean topk?',
+    ),
+    (
+        'mmdet',
+        {'model.bbox_head.anchor_generator.scale': [1]},
+        'model.bbox_head.anchor_generator.scale=[1] is not an argument of '
+        'AnchorGenerator; did you mean scales?',
+    ),
+    (
+        'mmdet',
+        {'model.data_preprocessor.pad_size_divsor': 32},
+        'model.data_preprocessor.pad_size_divsor=32 is not an argument of '
+        'DetDataPreprocessor; did you mean pad_size_divisor?',
+    ),
+    (
+        'mmseg',
+        {'model.decode_head.loss_decode.weight': 1},
+        'model.decode_head.loss_decode.weight=1 is not an argument of '
+        'CrossEntropyLoss; did you mean loss_weight?',
+    ),
 ]
 
 
@@ -178,6 +316,7 @@ def test_a_mistake_is_named_with_its_path(configs, host, options, message):
 
     with pytest.raises(UsageError, match=f'^{re.escape(message)}') as info:
         check_keywords(cfg, host)
+        check_optimizer(cfg, host)
     assert '\n' not in str(info.value)
 
 
@@ -236,3 +375,35 @@ def test_forwarded_keywords_are_those_of_the_parent():
 @pytest.mark.parametrize('cls', [Uses, Skips])
 def test_keywords_that_are_used_otherwise_are_unknown(cls):
     assert parameters(cls) is None
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'optim_wrapper.paramwise_cfg': dict(custom_keys=dict(bn=dict(fix_lr=True)))},
+        {'custom_hooks.0': dict(type='EMAHook', momentum=1e-4, _delete_=True)},
+        {'train_cfg': dict(by_epoch=False, max_iters=5, _delete_=True)},
+        {'val_cfg': dict(type='ValLoop', fp16=True)},
+    ],
+    ids=['other options of parameters', 'EMA', 'by iterations', 'type'],
+)
+def test_right_settings_pass(configs, options):
+    cfg = Config(configs['mmpretrain'].to_dict())
+    cfg.merge_from_dict(options)
+
+    check_keywords(cfg, 'mmpretrain')
+    check_optimizer(cfg, 'mmpretrain')
+
+
+def test_policies_are_checked_as_transforms(configs):
+    cfg = Config(configs['mmpretrain'].to_dict())
+    policy = dict(type='Rotate', magnitude_key='angle', magnitude_range=(0, 30))
+    augment = dict(
+        type='RandAugment', policies=[policy], num_policies=1, magnitude_level=5
+    )
+    cfg.train_dataloader.dataset.pipeline.insert(1, augment)
+    check_keywords(cfg, 'mmpretrain')
+
+    policy['type'] = 'Rotat'
+    with pytest.raises(UsageError, match=r"pipeline\[1\]\.policies\[0\]\.type='Rotat'"):
+        check_keywords(cfg, 'mmpretrain')

@@ -61,3 +61,9 @@ def test_settings_of_openmmlab_1_are_an_error(settings, new):
 
 def test_variables_of_a_config_with_other_content_pass():
     check_schedule(Config(dict(data='coco', evaluation=None)))
+
+
+@pytest.mark.parametrize('name', ['max_epochs', 'max_iters', 'val_interval'])
+def test_a_loop_without_steps_is_an_error(name):
+    with pytest.raises(UsageError, match=f'train_cfg.{name}=0 must be at least 1'):
+        check_schedule(Config(dict(train_cfg={name: 0})))

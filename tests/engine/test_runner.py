@@ -4,6 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from mmengine.config import ConfigDict
+from mmengine.dataset import DefaultSampler
+
+from mmsparse.engine.runner import CheckedRunner
+from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 # A config of each library, a mistake, and the start of the message.
@@ -82,3 +87,22 @@ def test_what_is_dropped_from_the_data_is_in_the_log(small_digits, run_tool):
     (log,) = (small_digits / 'noted').glob('*/*.log')
     assert '1 box (first id' in log.read_text()
     assert 'dropped.json not used: width or height below 1 pixel.' in log.read_text()
+
+
+def test_a_loader_without_a_batch_is_an_error():
+    settings = dict(
+        dataset=[0, 1, 2],
+        batch_size=4,
+        num_workers=0,
+        drop_last=True,
+        sampler=dict(type=DefaultSampler, shuffle=False),
+    )
+
+    with pytest.raises(
+        UsageError,
+        match='A data loader has no batch: 3 images with batch_size=4 and '
+        'drop_last=True; lower batch_size or add images',
+    ):
+        CheckedRunner.build_dataloader(ConfigDict(settings))
+    settings['drop_last'] = False
+    assert len(CheckedRunner.build_dataloader(ConfigDict(settings))) == 1
