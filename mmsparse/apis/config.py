@@ -89,6 +89,7 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or str(Path('work_dirs', Path(args.config).stem))
     if host := find_host(cfg):
+        check_config(cfg, host, training='train_dataloader' in loaders)
         check_data(cfg, host, loaders)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
@@ -100,7 +101,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Its ``default_scope`` is set to the library if it has none. UsageError is raised if
     the file or an option is invalid, the library (mmdet, mmseg or mmpretrain) is not
-    installed, or :func:`mmsparse.checks.check_config` finds a mistake.
+    installed, or :func:`mmsparse.checks.check_config` finds a mistake for inference.
     """
     cfg = read_file(path)
     try:
@@ -113,7 +114,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg.default_scope = host
         register_host(host)
         with config_errors():
-            check_config(cfg, host)
+            check_config(cfg, host, training=False)
     return cfg
 
 

@@ -35,7 +35,7 @@ class Data:
         """Names of the classes of the config, or of MMEngine's JSON files."""
         names = self.dataset.metainfo.get('classes')
         if names is None and self.is_local and has_json(self.dataset):
-            names = read_data_list(self)['metainfo'].get('classes')
+            names = read_dataset_json(self)['metainfo'].get('classes')
         return tuple(names or ())
 
     @property
@@ -120,14 +120,14 @@ def has_json(dataset: BaseDataset) -> bool:
     return own and str(dataset.ann_file).endswith('.json')
 
 
-def read_data_list(data: Data) -> Mapping[str, Any]:
+def read_dataset_json(data: Data) -> Mapping[str, Any]:
     """Return metainfo and data_list of a JSON file in MMEngine's format."""
     path = Path(data.dataset.ann_file)
-    return _read_data_list(path, path.stat().st_mtime_ns)
+    return _read_dataset_json(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def _read_data_list(path: Path, changed: int) -> Mapping[str, Any]:
+def _read_dataset_json(path: Path, changed: int) -> Mapping[str, Any]:
     content = read_json(path)
     parts = ('metainfo', 'data_list')
     if not isinstance(content, dict) or not set(parts) <= content.keys():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mmengine.fileio import list_from_file
 from mmengine.registry import Registry
 
-from mmsparse.checks.data import Data, listed, missing_files, near, read_data_list
+from mmsparse.checks.data import Data, listed, missing_files, near, read_dataset_json
 from mmsparse.checks.keywords import find_class
 from mmsparse.errors import MissingFileError, UsageError
 
@@ -16,6 +16,7 @@ from mmsparse.errors import MissingFileError, UsageError
 NO_CLASSES = ('__MACOSX', '__pycache__', '@eaDir')
 IMAGES = ('.avif', '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm')
 IMAGES += ('.tif', '.tiff', '.webp')
+MOST_FILES = 100_000  # of a list, to find before training
 
 
 class Sample(NamedTuple):
@@ -162,7 +163,7 @@ def read_lines(data: Data) -> list[Sample]:
 def read_data_list(data: Data) -> list[Sample]:
     """Read the images with labels of a JSON file of MMEngine."""
     folder, samples = _image_folder(data), []
-    for number, item in enumerate(read_data_list(data)['data_list']):
+    for number, item in enumerate(read_dataset_json(data)['data_list']):
         if not isinstance(item, Mapping) or 'img_path' not in item:
             raise UsageError(
                 f'{data.dataset.ann_file}: data_list[{number}] must have img_path; got '
@@ -202,7 +203,8 @@ def check_samples(
             f'{number} classes: labels must be from 0 to {number - 1}.'
         )
     is_local = '://' not in str(data.dataset.data_prefix)
-    images = [sample.image for sample in samples] if is_local else []
+    found = is_local and len(samples) <= MOST_FILES  # else it takes long
+    images = [sample.image for sample in samples] if found else []
     if missing := missing_files(images):
         raise MissingFileError(
             f'{data.path}: {len(missing)} of {len(samples)} images of {path} do not '

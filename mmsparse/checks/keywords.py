@@ -71,33 +71,45 @@ class Place:
     settings: Mapping[str, Any]
 
 
-def check_keywords(cfg: Config, host: str) -> None:
+def check_keywords(cfg: Config, host: str, training: bool = True) -> None:
     """Raise UsageError for a type or an argument that does not exist.
 
-    Data sets, transforms, samplers, metrics, hooks, optimizer, schedulers, loops,
-    visualizers and the parts of the model are checked, as far as it can be known from
-    the signatures of the classes.
+    Model, test data, metrics and visualizer are checked, for a training also its data,
+    hooks, optimizer, schedulers and loops, as far as it can be known from the
+    signatures of the classes.
 
     Args:
         cfg: The config.
         host: Its library: mmdet, mmseg or mmpretrain.
+        training: Whether the model is trained.
     """
     registries = importlib.import_module(f'{host}.registry')
     with DefaultScope.overwrite_default_scope(host):
-        for place in _places(cfg):
+        for place in _places(cfg, training):
             registry = getattr(registries, place.registry, None)
             if registry is not None:
                 _check(place, registry, host)
 
 
-def _places(cfg: Config) -> Iterator[Place]:
-    for name in LOADERS:
+def _places(cfg: Config, training: bool) -> Iterator[Place]:
+    for name in ('model', 'tta_model'):
+        yield from _model_places(name, cfg.get(name), 'MODELS')
+    for name in LOADERS if training else LOADERS[2:]:
         yield from _loader_places(name, cfg.get(name))
-    for name in EVALUATORS:
+    for name in EVALUATORS if training else EVALUATORS[1:]:
         evaluator = cfg.get(name)
         metrics = evaluator.get('metrics') if _is_dict(evaluator) else None
         path = name if metrics is None else f'{name}.metrics'
         yield from _all(path, 'METRICS', metrics or evaluator)
+    visualizer = cfg.get('visualizer')
+    yield from _all('visualizer', 'VISUALIZERS', visualizer)
+    backends = visualizer.get('vis_backends') if _is_dict(visualizer) else None
+    yield from _all('visualizer.vis_backends', 'VISBACKENDS', backends)
+    if training:
+        yield from _training_places(cfg)
+
+
+def _training_places(cfg: Config) -> Iterator[Place]:
     hooks = cfg.get('default_hooks')
     for name, hook in hooks.items() if _is_dict(hooks) else ():
         yield from _all(f'default_hooks.{name}', 'HOOKS', hook)
@@ -112,12 +124,6 @@ def _places(cfg: Config) -> Iterator[Place]:
     for name in LOOPS:
         if _is_dict(cfg.get(name)) and cfg[name]:
             yield Place(name, 'LOOPS', _typed(name, cfg[name]))
-    visualizer = cfg.get('visualizer')
-    yield from _all('visualizer', 'VISUALIZERS', visualizer)
-    backends = visualizer.get('vis_backends') if _is_dict(visualizer) else None
-    yield from _all('visualizer.vis_backends', 'VISBACKENDS', backends)
-    for name in ('model', 'tta_model'):
-        yield from _model_places(name, cfg.get(name), 'MODELS')
 
 
 def _typed(path: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:

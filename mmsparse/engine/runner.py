@@ -16,6 +16,8 @@ from mmsparse.datasets.errors import blame_annotations
 from mmsparse.errors import UsageError, config_errors
 from mmsparse.registry import RUNNERS
 
+TRAINING = ('train_dataloader', 'val_dataloader')
+
 
 @RUNNERS.register_module()
 class CheckedRunner(Runner):
@@ -30,20 +32,23 @@ class CheckedRunner(Runner):
         """Check a config of mmdet, mmseg or mmpretrain, and build its runner."""
         register_safe_loader()
         host = find_host(cfg)
+        strategy = 'strategy' in cfg
         if host is not None:
-            check_config(cfg, host)
-        if 'strategy' in cfg:
-            if host is not None:
-                check_data(cfg, host, ('train_dataloader', 'val_dataloader'))
+            check_config(cfg, host, training=strategy)
+        if strategy and host is not None:
+            check_data(cfg, host, TRAINING)
+        if strategy:
             with config_errors():
                 return FlexibleRunner.from_cfg(cfg)
         with config_errors():
             return super().from_cfg(cfg)
 
     def train(self) -> nn.Module:
-        """Check the data of training and validation, then train."""
+        """Check the settings of the training and its data, then train."""
         check_pretrained(self.cfg)
-        self._check_data('train_dataloader', 'val_dataloader')
+        if host := find_host(self.cfg):
+            check_config(self.cfg, host)
+        self._check_data(*TRAINING)
         return super().train()
 
     def val(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_a_classifier_normalizes_as_its_config_says():
     [
         ({'backbone.arch': 'huge'}, r"BiFormer: arch must be one of .*; got 'huge'"),
         (
-            {'head.num_classes': '2'},
+            {'head.num_classes': [2]},
             r'LinearClsHead: TypeError: .* \(.*linear_head\.py',
         ),
         ({'head': 3}, 'TypeError: .*int'),

@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmsparse.apis import register_host
 from mmsparse.apis.config import read_file
+from mmsparse.checks import check_config
 from mmsparse.checks.keywords import check_keywords
 from mmsparse.checks.optimizer import check_optimizer
 from mmsparse.checks.signatures import parameters
@@ -327,6 +328,15 @@ def test_a_right_config_passes_and_stays_as_it_is(configs, host):
     check_keywords(configs[host], host)
 
     assert configs[host].pretty_text == before
+
+
+def test_inference_does_not_need_a_right_training(configs):
+    cfg = Config(configs['mmdet'].to_dict())
+    cfg.merge_from_dict({'optim_wrapper.optimizer.learning_rate': 1})
+
+    check_config(cfg, 'mmdet', training=False)
+    with pytest.raises(UsageError, match=r'optimizer\.learning_rate'):
+        check_config(cfg, 'mmdet')
 
 
 def test_transforms_in_transforms_are_checked_but_not_those_of_albumentations(configs):

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from ablation.training import start_from
 from mmsparse.apis import find_host, read_config
-from mmsparse.checks import check_data, check_pretrained
+from mmsparse.checks import check_config, check_data, check_pretrained
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,5 +107,6 @@ def variant_config(
     if pretrained:
         start_from(cfg, pretrained)
     check_pretrained(cfg)
+    check_config(cfg, find_host(cfg))
     check_data(cfg, find_host(cfg))
     return cfg
