@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from mmsparse import create_backbone
@@ -189,29 +189,50 @@ def test_configs_to_copy_train_well(page, tmp_path):
     assert cfg.optim_wrapper.clip_grad.max_norm == 1
 
 
-def test_the_config_of_the_readme_learns_with_a_small_backbone(tmp_path, small_digits):
-    (config,) = (code for code in examples('README') if code.startswith('_base_'))
-    digits = small_digits / 'data/digits/detection'
-    weights = next((ROOT / 'weights').glob('biformer-nano*.pth'))
-    cfg = read_example(config.replace('biformer-small.pth', str(weights)), tmp_path)
-    cfg.merge_from_dict(
-        {
-            'model.backbone.arch': 'nano',
-            'model.neck.in_channels': [32, 64, 128, 256],
-            'model.roi_head.bbox_head.num_classes': 10,
-            'model.roi_head.mask_head.num_classes': 10,
-            # Fewer regions and smaller images, to be fast.
-            'model.train_cfg.rpn_proposal': dict(nms_pre=50, max_per_img=50),
-            'model.train_cfg.rcnn.sampler.num': 16,
-            'train_dataloader.dataset.pipeline.2.scale': (128, 128),
-            'train_dataloader.dataset.data_root': str(digits),
-            'train_dataloader.dataset.ann_file': 'annotations/train.json',
-            'train_dataloader.dataset.data_prefix.img': 'train',
-            'train_dataloader.dataset.metainfo': dict(classes=tuple('0123456789')),
-        }
-    )
+WEIGHTS = str(next((ROOT / 'weights').glob('biformer-nano*.pth')))
+DIGITS = {
+    'train_dataloader.dataset.ann_file': 'annotations/train.json',
+    'train_dataloader.dataset.data_prefix.img': 'train',
+    'train_dataloader.dataset.metainfo': dict(classes=tuple('0123456789')),
+    'train_dataloader.dataset.pipeline.2.scale': (128, 128),
+}
+# Settings that make the config of a page small, and those of the digits.
+SMALL = {
+    'README': DIGITS
+    | {
+        'model.backbone.init_cfg.checkpoint': WEIGHTS,
+        'model.neck.in_channels': [32, 64, 128, 256],
+        'model.roi_head.bbox_head.num_classes': 10,
+        'model.roi_head.mask_head.num_classes': 10,
+        # Fewer regions, to be fast.
+        'model.train_cfg.rpn_proposal': dict(nms_pre=50, max_per_img=50),
+        'model.train_cfg.rcnn.sampler.num': 16,
+    },
+    'get_started': DIGITS
+    | {
+        'model.backbone.init_cfg': None,
+        'model.neck.in_channels': [64, 128, 256],
+        'model.bbox_head.num_classes': 10,
+    },
+    'segmentation': {
+        'model.backbone.init_cfg.checkpoint': WEIGHTS,
+        'model.neck.in_channels': [32, 64, 128, 256],
+        'model.data_preprocessor.size': (128, 128),
+        'train_dataloader.dataset.pipeline.3.scale': (256, 128),
+        'train_dataloader.dataset.pipeline.4.crop_size': (128, 128),
+    },
+}
 
-    with DefaultScope.overwrite_default_scope('mmdet'):
+
+@pytest.mark.parametrize('page', SMALL)
+def test_configs_to_copy_learn_when_they_are_small(page, tmp_path, small_digits):
+    (config,) = (code for code in examples(page) if code.startswith('_base_'))
+    task = 'segmentation' if page == 'segmentation' else 'detection'
+    data = {'train_dataloader.dataset.data_root': f'{small_digits}/data/digits/{task}'}
+    cfg = read_example(config, tmp_path)
+    cfg.merge_from_dict({'model.backbone.arch': 'nano', **SMALL[page], **data})
+
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     model = build_model(cfg).train()
     model.init_weights()
@@ -219,7 +240,7 @@ def test_the_config_of_the_readme_learns_with_a_small_backbone(tmp_path, small_d
     batch = pseudo_collate([dataset[0], dataset[1]])
     losses = [float(model.train_step(batch, optim_wrapper)['loss']) for _ in range(6)]
 
-    assert losses[-1] < 0.8 * losses[0], losses
+    assert losses[-1] < 0.95 * losses[0], losses
 
 
 def test_safeguards_can_be_appended_to_other_hooks(tmp_path):

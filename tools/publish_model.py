@@ -25,7 +25,10 @@ from mmsparse.errors import UsageError
 
 
 def main() -> None:
-    args = parse_args()
+    publish(parse_args())
+
+
+def publish(args: argparse.Namespace) -> None:
     name = args.name or Path(args.config or args.checkpoint).stem
     if Path(name).name != name:
         raise UsageError(f'--name must be a name without a folder; got {name!r}')

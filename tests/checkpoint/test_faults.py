@@ -37,7 +37,8 @@ def model():
 def convert(path, model):
     target = path.with_name('out.pth')
     options = dict(family=None, arch=None, backbone_only=False, force=False)
-    convert_checkpoint.run(argparse.Namespace(source=path, target=target, **options))
+    files = dict(source=path, target=target)
+    convert_checkpoint.convert_file(argparse.Namespace(**files, **options))
 
 
 def publish(path, model):

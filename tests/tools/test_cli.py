@@ -147,7 +147,7 @@ def test_a_command_imports_cli_before_packages(name):
 @pytest.mark.parametrize(
     ('error', 'line'),
     [
-        (ModuleNotFoundError('', name='no_such.module'), 'lacks no_such; '),
+        (ModuleNotFoundError('', name='no_such.module'), 'lacks no_such'),
         (ModuleNotFoundError('', name='torch.no_such'), None),
         (ImportError('cannot import name', name='torch'), None),
         (RuntimeError('CUDA error'), None),
