@@ -491,6 +491,7 @@ def test_a_command_names_the_image_that_a_worker_cannot_read(
         RGB.save(root / split / 'cat' / 'a.png')
     cut(0.5)(root / 'train/cat/b.png')
     options = (
+        *('--work-dir', root / 'work_dir'),
         *('--cfg-options', f'train_dataloader.dataset.data_root={root}'),
         *(f'val_dataloader.dataset.data_root={root}', 'model.head.num_classes=1'),
         'train_dataloader.num_workers=1',

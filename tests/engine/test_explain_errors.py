@@ -402,6 +402,8 @@ def test_a_host_explains_an_upernet_that_gets_one_image(small_digits, run_host):
             'mmseg',
             'train.py',
             config,
+            '--work-dir',
+            'one-image',
             '--cfg-options',
             'train_dataloader.batch_size=1',
             'runner_type=Runner',  # without the check before training
