@@ -75,6 +75,12 @@ class _Settings(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except AssertionError as error:  # unbalanced brackets
             parser.error(f'{option_string}: {error}')
+        except RecursionError:  # dict(...) in a value
+            parser.error(
+                f'{option_string}: values are numbers, words and lists of them; set '
+                f'dicts by their keys, such as model.backbone.arch=small, or in a '
+                f'config; got {" ".join(values)}'
+            )
 
 
 def load_config(args: argparse.Namespace, *loaders: str) -> Config:

@@ -44,6 +44,7 @@ def test_options_change_settings(config):
         ('model.depth', "--cfg-options: must be KEY=VALUE; got 'model.depth'"),
         ('=4', "--cfg-options: must be KEY=VALUE; got '=4'"),
         ('model.x=[[1,2]', '--cfg-options: Imbalanced brackets'),
+        ('x=[dict(a=1,b=2),dict(b=2)]', '--cfg-options: values are numbers'),
     ],
 )
 def test_a_malformed_option_is_an_error_of_argparse(config, option, message, capsys):
