@@ -198,6 +198,8 @@ def _model_places(path: str, settings: Any, registry: str | None) -> Iterator[Pl
         if registry and ('type' in settings or path == 'model.backbone'):
             yield Place(path, registry, settings)
         for name, value in settings.items():
+            if name == 'prototype':  # a data loader, of mmpretrain's retrievers
+                continue
             is_module = name in PARTS or name.startswith('loss')
             inner = 'MODELS' if is_module else REGISTRIES.get(name)
             yield from _model_places(f'{path}.{name}', value, inner)

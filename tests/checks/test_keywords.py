@@ -330,6 +330,13 @@ def test_a_right_config_passes_and_stays_as_it_is(configs, host):
     assert configs[host].pretty_text == before
 
 
+def test_the_data_loader_of_a_retriever_is_no_part_of_its_model(configs):
+    cfg = Config(configs['mmpretrain'].to_dict())
+    cfg.model.prototype = dict(cfg.train_dataloader)
+
+    check_keywords(cfg, 'mmpretrain')
+
+
 def test_inference_does_not_need_a_right_training(configs):
     cfg = Config(configs['mmdet'].to_dict())
     cfg.merge_from_dict({'optim_wrapper.optimizer.learning_rate': 1})
