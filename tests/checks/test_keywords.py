@@ -332,7 +332,9 @@ def test_a_right_config_passes_and_stays_as_it_is(configs, host):
 
 def test_the_data_loader_of_a_retriever_is_no_part_of_its_model(configs):
     cfg = Config(configs['mmpretrain'].to_dict())
-    cfg.model.prototype = dict(cfg.train_dataloader)
+    backbone, head = cfg.model.backbone, cfg.model.head
+    retriever = dict(type='ImageToImageRetriever', image_encoder=backbone, head=head)
+    cfg.model = dict(retriever, prototype=dict(cfg.train_dataloader))
 
     check_keywords(cfg, 'mmpretrain')
 
