@@ -1,6 +1,7 @@
 """Two processes on the CPU compute the same as one with all their images."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def train_one_image(rank, address, queue):
     buffers = {name: x.tolist() for name, x in model.module.named_buffers()}
     model.eval()
     queue.put((rank, out.tolist(), gradients, buffers, model(images()).tolist()))
-    distributed.destroy_process_group()
+    signal.pause()  # until the parent has both; gloo may hang if one leaves first
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +54,19 @@ def of_two(tmp_path_factory):
     address = f'file://{tmp_path_factory.mktemp("store")}/file'  # no port to collide
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    multiprocessing.spawn(train_one_image, (address, queue), nprocs=2)
-    return sorted(queue.get() for _ in range(2))
+    arguments = (address, queue)
+    children = multiprocessing.spawn(train_one_image, arguments, nprocs=2, join=False)
+    results = []
+    try:
+        while len(results) < 2:
+            if queue.empty():
+                children.join(timeout=0.1)  # raises the error of a child
+            else:
+                results.append(queue.get())
+    finally:
+        for process in children.processes:
+            process.kill()
+    return sorted(results)
 
 
 @pytest.fixture(scope='module')
