@@ -19,20 +19,20 @@ class UsageError(ValueError):
     """A mistake of the user; its message is one line and needs no traceback."""
 
 
-class MissingFileError(UsageError):
-    """A file or folder that a config names does not exist: ``path``."""
+class FileError(UsageError):
+    """A mistake in or about the file ``path``."""
 
     def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
         super().__init__(message)
         self.path = path
 
 
-class OfficialWeightsError(UsageError):
-    """A file has official weights where converted ones are expected: ``path``."""
+class MissingFileError(FileError):
+    """A file or folder that a config names does not exist."""
 
-    def __init__(self, message: str, path: str = '') -> None:  # optional for pickle
-        super().__init__(message)
-        self.path = path
+
+class OfficialWeightsError(FileError):
+    """A file has official weights where converted ones are expected."""
 
 
 def original_message(text: str) -> str:

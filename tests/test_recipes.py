@@ -1,6 +1,5 @@
 """The recipes of docs/recipes.md, with digits in place of pets."""
 
-import inspect
 import json
 import re
 import runpy
@@ -25,7 +24,6 @@ from PIL import Image
 from mmsparse.apis import build_model, read_config
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.checks import check_data
-from mmsparse.engine.optim_wrapper_constructor import BackboneOptimWrapperConstructor
 from mmsparse.models import BiFormer
 
 ROOT = Path(__file__).parents[1]
@@ -218,10 +216,6 @@ def test_frozen_stages_have_no_gradients(changes, frozen, recipe):
     assert norms and not any(norm.training for norm in norms)
 
 
-@pytest.mark.skipif(
-    'layer_decay_rate' not in inspect.getsource(BackboneOptimWrapperConstructor),
-    reason='layer_decay_rate is not there yet',
-)
 def test_learning_rates_fall_from_the_head_to_the_stem(recipe):
     cfg = recipe('Decay the learning rate by layer')
     model = build(cfg)
@@ -520,14 +514,9 @@ def test_options_of_commands_exist(line, monkeypatch):
     runpy.run_path(str(ROOT / tool))['parse_args']()
 
 
-HAS_IN_CHANNELS = 'in_channels' in inspect.signature(BiFormer).parameters
-needs_in_channels = pytest.mark.skipif(
-    not HAS_IN_CHANNELS, reason='in_channels is not there yet'
-)
 GRAY = 'Gray and multispectral images'
 
 
-@needs_in_channels
 @pytest.mark.parametrize('index', range(3), ids=['mmdet', 'mmseg', 'mmpretrain'])
 def test_gray_images_train(index, recipe):
     cfg = recipe(GRAY, index)
@@ -540,7 +529,6 @@ def test_gray_images_train(index, recipe):
     assert first_batch(cfg, 'val')['inputs'][0].shape[0] == 1
 
 
-@needs_in_channels
 def test_images_of_six_channels_train(recipe, monkeypatch):
     """tifffile is not among the dependencies: a stub repeats a gray image."""
 

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from mmsparse.apis import build_runner, config_arguments, load_config
-from mmsparse.checks import check_pretrained
 from mmsparse.engine.checkpoints import find_damage, last_whole_checkpoint
 from mmsparse.engine.hooks.stop_at_nan import NotFiniteError
 from mmsparse.errors import UsageError
@@ -23,7 +22,6 @@ from mmsparse.errors import UsageError
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, 'train_dataloader', 'val_dataloader')
-    check_pretrained(cfg)
     apply_options(cfg, args)
     runner = build_runner(cfg)
     filter_log(runner.logger)

@@ -4,7 +4,6 @@ Each check refuses only what is certainly wrong: it raises UsageError, in one li
 the setting, what it must be and the value given. A check that cannot know is silent.
 """
 
-from mmsparse.checks.pretrained import check_pretrained
 from mmsparse.checks.run import check_config, check_data
 
-__all__ = ['check_config', 'check_data', 'check_pretrained']
+__all__ = ['check_config', 'check_data']

@@ -171,11 +171,7 @@ def _check_weights(path: str, head: Mapping[str, Any]) -> None:
 def _check_mixup(cfg: Config, classes: Classes) -> None:
     """Check ``data_preprocessor.num_classes``, which mixup and CutMix need."""
     model = cfg.model
-    part = (
-        'model.data_preprocessor'
-        if 'data_preprocessor' in model
-        else ('data_preprocessor')
-    )
+    part = ('model.' if 'data_preprocessor' in model else '') + 'data_preprocessor'
     settings = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     mixes = (model.get('train_cfg') or {}).get('augments')
     one_hot = mixes or settings.get('batch_augments') or settings.get('to_onehot')

@@ -37,7 +37,7 @@ from mmsparse.checks.folders import (
 from mmsparse.checks.keywords import LOADERS, check_keywords, type_name
 from mmsparse.checks.names import misspelled
 from mmsparse.checks.optimizer import check_optimizer
-from mmsparse.checks.pretrained import untrained_norms
+from mmsparse.checks.pretrained import check_pretrained, untrained_norms
 from mmsparse.checks.schedule import check_schedule
 from mmsparse.checks.voc import check_xml, uses_xml_files
 from mmsparse.errors import UsageError
@@ -45,6 +45,8 @@ from mmsparse.errors import UsageError
 
 def check_config(cfg: Config, host: str, training: bool = True) -> None:
     """Raise UsageError for settings that are wrong whatever the data are.
+
+    For a training MissingFileError is raised unless all files of weights exist.
 
     Args:
         cfg: The config.
@@ -56,6 +58,7 @@ def check_config(cfg: Config, host: str, training: bool = True) -> None:
     if host == 'mmseg':
         segmentation.check_crops(cfg)
     if training:
+        check_pretrained(cfg)
         check_optimizer(cfg, host)
         check_schedule(cfg)
         if host == 'mmseg':

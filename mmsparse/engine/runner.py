@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mmsparse.apis.config import find_host
 from mmsparse.checkpoint.mmengine import register_safe_loader
-from mmsparse.checks import check_config, check_data, check_pretrained
+from mmsparse.checks import check_config, check_data
 from mmsparse.datasets.errors import blame_annotations
 from mmsparse.errors import UsageError, config_errors
 from mmsparse.registry import RUNNERS
@@ -45,7 +45,6 @@ class CheckedRunner(Runner):
 
     def train(self) -> nn.Module:
         """Check the settings of the training and its data, then train."""
-        check_pretrained(self.cfg)
         if host := find_host(self.cfg):
             check_config(self.cfg, host)
         self._check_data(*TRAINING)

@@ -1,13 +1,11 @@
-"""Channels of necks and heads against those of the backbone; files of weights."""
+"""Channels of necks and heads against those of the backbone."""
 
 import pytest
 from mmengine.config import Config
-from mmengine.model import PretrainedInit
 
 from mmsparse.apis import read_config
 from mmsparse.checks.channels import check_channels
-from mmsparse.checks.pretrained import check_pretrained
-from mmsparse.errors import MissingFileError, UsageError
+from mmsparse.errors import UsageError
 
 
 def detector(in_channels, **settings):
@@ -131,41 +129,3 @@ def test_heads_and_lists_of_necks_are_checked(part, fitting, wrong):
 )
 def test_other_backbones_and_necks_are_not_checked(model):
     check_channels(Config(dict(model=model)))
-
-
-def test_a_missing_file_of_pretrained_weights_is_named(tmp_path):
-    path = tmp_path / 'small_in1k.pth'
-    start = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
-    cfg = Config(dict(model=dict(backbone=dict(init_cfg=[start]))))
-
-    with pytest.raises(MissingFileError, match=f'no such file: {path}') as info:
-        check_pretrained(cfg)
-    assert info.value.path == str(path)
-
-    path.touch()
-    check_pretrained(cfg)
-    cfg.model.backbone.init_cfg[0].checkpoint = 'torchvision://resnet50'
-    check_pretrained(cfg)
-
-
-def test_a_path_below_the_home_folder_is_found(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    start = dict(type='Pretrained', checkpoint='~/small.pth')
-    cfg = Config(dict(model=dict(backbone=dict(init_cfg=start))))
-
-    with pytest.raises(MissingFileError, match=r'no such file: ~/small\.pth'):
-        check_pretrained(cfg)
-    (tmp_path / 'small.pth').touch()
-    check_pretrained(cfg)
-
-
-def test_types_of_pure_python_configs_are_known():
-    backbone = dict(init_cfg=dict(type=PretrainedInit, checkpoint='no.pth'))
-
-    with pytest.raises(MissingFileError, match=r'checkpoint: no such file: no\.pth'):
-        check_pretrained(Config(dict(model=dict(backbone=backbone))))
-
-
-def test_a_missing_file_to_load_is_named():
-    with pytest.raises(MissingFileError, match=r'load_from: no such file: no\.pth'):
-        check_pretrained(Config(dict(load_from='no.pth')))

@@ -332,17 +332,6 @@ def test_validation_on_training_images_is_noted(pets, tmp_path):
     ]
 
 
-def test_norms_without_statistics_are_noted(pets):
-    pets.model.backbone = dict(type='mmsparse.BiFormer', norm_eval=True)
-    (note,) = check_data(pets, 'mmdet')
-    assert note.startswith(
-        'model.backbone.norm_eval=True keeps the statistics of Batch'
-    )
-
-    pets.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
-    assert check_data(pets, 'mmdet') == []
-
-
 def test_an_unknown_category_is_an_error(pets, refused, tmp_path):
     write(tmp_path, 'val', change=change_box(2, category_id=9))
 

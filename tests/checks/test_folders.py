@@ -385,12 +385,3 @@ def test_a_loss_with_another_number_of_classes_is_an_error(folders, refused):
     folders.model.head.loss = dict(type='LabelSmoothLoss', num_classes=4)
 
     refused(folders, 'model.head.loss.num_classes=4 must be model.head.num_classes=3.')
-
-
-@pytest.mark.parametrize('name', ['train_dataloder', 'optim_wraper', 'load_form'])
-def test_a_misspelled_setting_is_noted(folders, name):
-    folders[name] = dict()
-    folders['train_pipeline'] = folders['val_evaluator_abs'] = []
-
-    [note] = check_data(folders, 'mmpretrain')
-    assert note.startswith(f'{name} has no effect in MMEngine; did you mean ')

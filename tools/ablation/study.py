@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from ablation.training import start_from
 from mmsparse.apis import find_host, read_config
-from mmsparse.checks import check_config, check_data, check_pretrained
+from mmsparse.checks import check_config, check_data
 from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def variant_config(
     cfg.randomness = dict(seed=seed)
     if pretrained:
         start_from(cfg, pretrained)
-    check_pretrained(cfg)
-    check_config(cfg, find_host(cfg))
-    check_data(cfg, find_host(cfg))
+    host = find_host(cfg)
+    check_config(cfg, host)
+    check_data(cfg, host)
     return cfg

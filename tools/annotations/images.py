@@ -9,11 +9,10 @@ from PIL import Image
 
 from annotations.instances import Size
 from annotations.problems import AnnotationError, Problem, Problems
+from mmsparse.datasets.transforms import ORIENTATION, SIDEWAYS
 from mmsparse.errors import UsageError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-ORIENTATION = 0x0112  # EXIF tag
-SIDEWAYS = (5, 6, 7, 8)  # its values that exchange width and height
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

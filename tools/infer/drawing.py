@@ -14,6 +14,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 
+from mmsparse.checks.keywords import type_name
 from mmsparse.errors import config_errors
 from mmsparse.visualization.image_transform import Pixels
 
@@ -149,10 +150,9 @@ def _build_visualizer(cfg: Config) -> Visualizer:
     """Build the visualizer of a library, with the settings of a config for it."""
     name = VISUALIZERS_OF_HOSTS[cfg.default_scope]
     given = dict(cfg.get('visualizer') or {})
-    cls = given.pop('type', None)
     settings: dict[str, Any] = {}
-    if getattr(cls, '__name__', str(cls).rpartition('.')[2]) == name:
-        settings = {key: value for key, value in given.items() if key != '_scope_'}
+    if type_name(given) == name:
+        settings = {k: v for k, v in given.items() if k not in ('type', '_scope_')}
     settings.update(name='infer', vis_backends=None, save_dir=None)
     with config_errors():
         return VISUALIZERS.get(f'{cfg.default_scope}.{name}')(**settings)
