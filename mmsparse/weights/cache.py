@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ def find(entry: Entry) -> Path | None:
 
     With a known hash that is any file with the hash, else one with the name.
     """
-    named = [*in_repository(entry), folder() / entry.file]
     if entry.sha256 is None:
-        return next(filter(Path.is_file, named), None)
-    for path in [*filter(Path.is_file, named), *_files_of_size(entry.size)]:
+        return next(iter(named(entry)), None)
+    for path in chain(named(entry), _files_of_size(entry.size)):
         if remembered_sha256(path) == entry.sha256:
             return path
     return None
+
+
+def named(entry: Entry) -> list[Path]:
+    """Return the existing files with the name of an entry, whatever their hash is."""
+    paths = [*in_repository(entry), folder() / entry.file]
+    return [path for path in paths if path.is_file()]
 
 
 def cached() -> dict[str, Path]:
