@@ -19,9 +19,9 @@ from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.conversion.families import recognize
 from mmsparse.errors import OfficialWeightsError, UsageError
 from mmsparse.weights import Entry, cache, entries, hub, locate
-from mmsparse.weights.locate import obtain
 from mmsparse.weights.manifest import CLASSIFICATION, find_entry
 from mmsparse.weights.repository import Card, Result, write_repository
+from mmsparse.weights.sources import obtain
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = (CLASSIFICATION, 'detection', 'segmentation')
@@ -43,7 +43,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add = {
-        name: commands.add_parser(name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+        name: commands.add_parser(
+            name, help=text, description=f'{text[0].upper()}{text[1:]}.'
+        )
         for name, text in HELP.items()
     }
     add['list'].add_argument(
