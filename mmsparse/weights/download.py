@@ -145,6 +145,8 @@ class Part:
         start = self.size
         length = answer.headers.get('Content-Length')
         total = start + int(length) if length else None
+        size = f'{total / 1e6:.1f} MB' if total else 'of unknown size'
+        print_log(f'{self.target.name}: {size} from {answer.url}', 'current')
         bar = tqdm(
             desc=self.target.name,
             total=total,

@@ -61,11 +61,11 @@ def test_a_pushed_model_is_created_from_the_hub(fake, tmp_path):
     assert config['sha256'] == sha256(path)
     assert config['tensors_sha256'] == tensors_sha256(read_weights(NANO))
     image = torch.rand(1, 3, 64, 64)
-    ours, hubs = (
+    first, second = (
         create_model('biformer-nano', pretrained=x, num_classes=10).eval()(image)
         for x in (NANO, path)
     )
-    assert torch.equal(ours, hubs)
+    assert torch.equal(first, second)
 
 
 def test_a_revision_has_its_weights_and_is_cached(fake, monkeypatch):
