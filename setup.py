@@ -14,9 +14,12 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'mmsparse'
-FOR_MIM = ('configs', 'tools', 'model-index.yml')
+FOR_MIM = ('configs', 'tools', 'weights', 'model-index.yml')
 # Commands that need a clone, with their packages: they are not in the wheel.
-FOR_CLONES = ('install', 'install.py', 'quickstart', 'quickstart.py', 'zoo_tables.py')
+FOR_CLONES = (
+    *('install', 'install.py', 'quickstart', 'quickstart.py', 'zoo_tables.py'),
+    *('weights_manifest.py', 'releases.yml'),
+)
 
 
 class BuildWithMim(build_py):
@@ -146,7 +149,11 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmsparse', 'mmsparse.*']),
-    package_data={'mmsparse': ['py.typed'], 'mmsparse.visualization': ['page.html']},
+    package_data={
+        'mmsparse': ['py.typed'],
+        'mmsparse.visualization': ['page.html'],
+        'mmsparse.weights': ['weights.json'],
+    },
     cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
     python_requires='>=3.10,<3.14',
     install_requires=['torch>=2.1', 'filelock', 'numpy', 'packaging'],

@@ -154,6 +154,16 @@ def test_the_data_config_names_layers_of_the_model(name):
     assert (cfg['crop_pct'], cfg['interpolation']) == (0.875, 'bicubic')
 
 
+def test_feature_pyramids_have_a_data_config(name):
+    model = create_model(name, features_only=True)
+
+    cfg = model.pretrained_cfg
+
+    assert f'{cfg["first_conv"]}.weight' in model.state_dict()
+    assert cfg['mean'] == (0.485, 0.456, 0.406)
+    assert 'num_classes' not in cfg
+
+
 def test_other_numbers_of_channels_have_their_mean_and_deviation():
     cfg = create_model('dat-nano', in_channels=1).pretrained_cfg
 

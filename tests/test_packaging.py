@@ -21,8 +21,15 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (
     *('setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md'),
     *('CHANGELOG.md', 'CITATION.cff', 'model-index.yml', 'mmsparse', 'configs'),
-    *('tools', 'constraints.txt', 'constraints-onedl.txt', 'constraints-oldest.txt'),
+    *(
+        'tools',
+        'weights',
+        'constraints.txt',
+        'constraints-onedl.txt',
+        'constraints-oldest.txt',
+    ),
 )
+FOR_CLONES = ('install', 'quickstart', 'zoo_tables', 'weights_manifest')
 CACHES = shutil.ignore_patterns('__pycache__', '.mim')
 DIGITS = 'biformer-nano_1xb32-9e_digits'
 
@@ -120,10 +127,12 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
     tools = {
         f'tools/{name}'
         for name in files_below(ROOT / 'tools')
-        if not name.startswith(('install', 'quickstart', 'zoo_tables'))
+        if not name.startswith(FOR_CLONES)
     }
 
-    assert mim == configs | tools | {'model-index.yml'}
+    weights = {f'weights/{path.name}' for path in (ROOT / 'weights').glob('*.pth')}
+
+    assert mim == configs | tools | weights | {'model-index.yml'}
     folders = {name.split('/')[1] for name in tools if name.count('/') > 1}
     assert folders == {
         'ablation',

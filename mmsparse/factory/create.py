@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.logging import MMLogger, print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsparse._logging import log_level
 from mmsparse.checkpoint.state_dict import load_state_dict
@@ -15,7 +15,6 @@ from mmsparse.factory.data_config import (
     CLASSES,
     adapt_channels,
     default_data,
-    describe_layers,
 )
 from mmsparse.factory.names import split_name
 from mmsparse.factory.pretrained import Pretrained, read_pretrained
@@ -54,7 +53,9 @@ def create_backbone(
     """
     family, arch = split_name(name)
     weights = read_pretrained(pretrained, family, arch, backbone_only=True)
-    return _build_backbone(name, weights, {**weights.settings, **arguments})
+    backbone = _build_backbone(name, weights, {**weights.settings, **arguments})
+    backbone.pretrained_cfg = _pretrained_cfg(name, backbone, weights)
+    return backbone
 
 
 def create_model(
@@ -90,8 +91,8 @@ def create_model(
     Returns:
         The classifier, from images, (B, in_channels, H, W), to logits, (B,
         num_classes), or the backbone, see :func:`create_backbone`. ``pretrained_cfg``
-        of a classifier has mean, standard deviation, size, interpolation and crop of
-        the images, for timm's ``create_transform``.
+        has mean, standard deviation, size, interpolation and crop of the images, for
+        timm's ``create_transform``.
 
     Raises:
         ValueError: See :func:`create_backbone`.
@@ -113,7 +114,13 @@ def create_model(
     classes = num_classes if num_classes is not None else weights.num_classes or CLASSES
     model = Classifier(backbone, classes, global_pool, drop_rate)
     _load_head(model, weights)
-    model.pretrained_cfg = _pretrained_cfg(name, model, weights)
+    cfg = _pretrained_cfg(name, backbone, weights)
+    model.pretrained_cfg = dict(
+        cfg,
+        num_classes=weights.num_classes or CLASSES,
+        first_conv=f'backbone.{cfg["first_conv"]}',
+        classifier='head.fc',
+    )
     return model
 
 
@@ -150,21 +157,22 @@ def _load_head(model: Classifier, pretrained: Pretrained) -> None:
 
 
 def _pretrained_cfg(
-    name: str, model: Classifier, pretrained: Pretrained
+    name: str, backbone: StagedBackbone, pretrained: Pretrained
 ) -> dict[str, Any]:
-    backbone, channels = model.backbone, model.backbone.in_channels
+    channels = backbone.in_channels
     data = default_data(backbone.arch, backbone.crop_mode, channels)
     data |= pretrained.data
     for key in ('mean', 'std'):
         data[key] = adapt_channels(data[key], channels)
     side = data['input_size'][-1]
-    stride = backbone.feature_info.reduction()[-1]
+    stride = backbone.feature_info.reduction(-1)
+    convs = (key for key, x in backbone.named_modules() if isinstance(x, nn.Conv2d))
     return dict(
+        data,
         architecture=name,
-        num_classes=pretrained.num_classes or CLASSES,
-        **data | dict(input_size=(channels, side, side)),
+        input_size=(channels, side, side),
         pool_size=(-(-side // stride),) * 2,
-        **describe_layers(model),
+        first_conv=next(convs),
     )
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from mmsparse.models.backbones.arch import Arch
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -74,12 +72,6 @@ def adapt_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(values)
     return (sum(values) / len(values),) * channels
-
-
-def describe_layers(model: nn.Module) -> dict[str, Any]:
-    """Return the names of the first convolution and of the classifier, as timm has."""
-    convs = (name for name, x in model.named_modules() if isinstance(x, nn.Conv2d))
-    return dict(first_conv=next(convs), classifier='head.fc')
 
 
 def _transforms(pipeline: Any) -> Iterator[Mapping[str, Any]]:
