@@ -4,13 +4,19 @@ from importlib import import_module
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['create_backbone', 'create_model', 'list_models']
+_MODULES = {
+    'create_backbone': 'mmsparse.factory',
+    'create_model': 'mmsparse.factory',
+    'list_models': 'mmsparse.factory',
+    'register_configs': 'mmsparse.apis.config_names',
+}
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the factory, and with it torch, when one of its functions is used."""
-    if name in __all__:
-        return getattr(import_module('mmsparse.factory'), name)
+    """Import a function, and with it torch, when it is used."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
