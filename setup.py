@@ -138,6 +138,7 @@ setup(
     ],
     packages=find_packages(include=['mmsparse', 'mmsparse.*']),
     package_data={'mmsparse': ['py.typed'], 'mmsparse.visualization': ['page.html']},
+    entry_points={'console_scripts': ['mmsparse=mmsparse.cli:main']},
     cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
     python_requires='>=3.10,<3.14',
     install_requires=['torch>=2.1', 'numpy', 'packaging'],
