@@ -154,6 +154,7 @@ setup(
         'mmsparse.visualization': ['page.html'],
         'mmsparse.weights': ['weights.json'],
     },
+    entry_points={'console_scripts': ['mmsparse=mmsparse.cli:main']},
     cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
     python_requires='>=3.10,<3.14',
     install_requires=['torch>=2.1', 'filelock', 'numpy', 'packaging'],

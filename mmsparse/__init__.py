@@ -4,20 +4,21 @@ from importlib import import_module
 from typing import Any
 
 __version__ = '0.1.0'
-# Functions and their modules, which import torch when one is used.
-_LAZY = {
+# Functions and their modules.
+_MODULES = {
     'create_backbone': 'mmsparse.factory',
     'create_model': 'mmsparse.factory',
     'list_models': 'mmsparse.factory',
+    'register_configs': 'mmsparse.apis.config_names',
     'register_timm': 'mmsparse.integrations.timm',
 }
-__all__ = list(_LAZY)
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function when it is used."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    """Import a function, and with it torch, when it is used."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

@@ -1,4 +1,4 @@
-"""Print installed versions and conflicts between them, each with the command to fix it.
+"""Print installed versions and their conflicts, with the commands to fix them.
 
 Exits with 1 on a conflict. Run it again after a fix: of the imports that fail, only the
 first is reported.
@@ -14,11 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-import mmsparse
+from mmsparse._paths import ROOT
 
 ONEDL = {  # names in the OpenMMLab stack to those in the OneDL stack
     'mmengine': 'onedl-mmengine',
@@ -30,7 +29,7 @@ ONEDL = {  # names in the OpenMMLab stack to those in the OneDL stack
 }
 PACKAGES = (
     *('torch', 'torchvision', 'numpy', 'setuptools', *ONEDL, 'mmcv-lite'),
-    *(*ONEDL.values(), 'mmsparse'),
+    *(*ONEDL.values(), 'mmsparse', 'transformers'),
 )
 IMPORTS = {  # modules to try, and the package of each
     'torch': 'torch',
@@ -40,7 +39,7 @@ IMPORTS = {  # modules to try, and the package of each
     'mmcv.ops': 'mmcv',
     'mmdet': 'mmdet',
     'mmseg': 'mmsegmentation',
-    'mmpretrain': 'mmpretrain',
+    'mmpretrain.models': 'mmpretrain',
     'mim': 'openmim',
 }
 COMPILE = (
@@ -71,7 +70,7 @@ class Setup:
 
 def main() -> int:
     """Print versions and conflicts; return the exit status."""
-    argparse.ArgumentParser('mmsparse.doctor', description=__doc__).parse_args()
+    argparse.ArgumentParser('mmsparse doctor', description=__doc__).parse_args()
     setup = examine()
     conflicts = list(find_conflicts(setup, requirements()))
     print('\n'.join(describe(setup)), end='\n\n')
@@ -166,6 +165,8 @@ def _fix_import(setup: Setup, compile_mmcv: str) -> str:
         return 'apt-get install libgl1 libglib2.0-0'
     if 'torchvision::nms' in error:
         return 'pip install --force-reinstall torch torchvision'
+    if 'NoneType takes no arguments' in error and 'transformers' in setup.versions:
+        return "pip install 'transformers<4.50'"  # whose names mmpretrain 1.2 uses
     if "named '" in error and setup.stacks:
         return f"pip install 'mmsparse[{setup.stacks[0]}]'"
     return f'pip install --force-reinstall {setup.package(IMPORTS[module])}'
@@ -173,8 +174,6 @@ def _fix_import(setup: Setup, compile_mmcv: str) -> str:
 
 def describe(setup: Setup) -> Iterator[str]:
     """Yield a line for every version and property of an environment."""
-    folder = Path(mmsparse.__file__).resolve().parent
-    places = (folder / '.mim' / 'configs', folder.parent / 'configs')
     stack = map(setup.package, ONEDL)
     rows = {
         'Python': platform.python_version(),
@@ -182,7 +181,7 @@ def describe(setup: Setup) -> Iterator[str]:
         **{name: 'not installed' for name in stack if name not in setup.versions},
         'mmcv.ops': setup.operators or 'not imported',
         'GPU': setup.gpu or 'none that torch can use',
-        'configs': str(next((x.resolve() for x in places if x.is_dir()), 'none')),
+        'configs': str(ROOT / 'configs'),
     }
     width = max(map(len, rows))
     yield from (f'{name:{width}}  {value}' for name, value in rows.items())

@@ -16,6 +16,7 @@ from torch import nn
 from mmsparse.analysis.flops import measure
 from mmsparse.apis import build_model, read_config
 from mmsparse.models.layers import DeformableAttention2d, WindowAttention2d
+from mmsparse.zoo import read_index
 
 ROOT = Path(__file__).parents[1]
 METHODS = [
@@ -87,11 +88,19 @@ def test_the_model_index_imports_all_metafiles():
     assert sorted(ROOT / path for path in index['Import']) == METAFILES
 
 
+@pytest.mark.parametrize('path', METHODS, ids=lambda path: path.stem)
+def test_the_metafile_has_the_task_of_the_library(path):
+    entry = read_index()[path.stem]
+
+    assert (entry.path, entry.host) == (path, read(path.stem).default_scope)
+
+
 def test_every_result_has_a_source():
     for model in MODELS.values():
         for result in model.get('Results', ()):
-            source = result['Source']
-            if not source.startswith(('paper', "authors' README")):
+            source = result.get('Source', '')
+            assert bool(source) == bool(result['Metrics'])
+            if source and not source.startswith(('paper', "authors' README")):
                 assert re.match('mmsparse [0-9a-f]{7}', source)
                 assert 'Training Resources' in model['Metadata']
 

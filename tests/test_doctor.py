@@ -182,6 +182,15 @@ def test_a_sound_setup_has_no_conflicts():
             id='missing dependency in the OneDL stack',
         ),
         pytest.param(
+            dataclasses.replace(
+                with_versions(transformers='5.24.0'),
+                failure=('mmpretrain.models', 'TypeError: NoneType takes no arguments'),
+            ),
+            'import mmpretrain.models: TypeError: NoneType takes no arguments',
+            "pip install 'transformers<4.50'",
+            id='transformers without names that mmpretrain uses',
+        ),
+        pytest.param(
             with_failure('mmdet', 'AttributeError: no attribute x'),
             'import mmdet: AttributeError',
             'pip install --force-reinstall mmdet',

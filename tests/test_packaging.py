@@ -138,6 +138,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
         'ablation',
         'annotations',
         'benchmark',
+        'completion',
         'digits',
         'infer',
         'parity',
@@ -174,6 +175,27 @@ def test_every_command_of_the_wheel_finds_its_helpers(installed, tmp_path):
     printed = run_program(code, tmp_path, tools, installed)
 
     assert {'ablate', 'benchmark', 'check_parity'} <= set(printed.split())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'printed'),
+    [
+        (['--version'], 'mmsparse 0.1.0\n'),
+        (['completion', 'bash'], 'complete -o bashdefault -F _shtab_mmsparse mmsparse'),
+        (['zoo-tables'], 'error: mmsparse has no command'),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else '',
+)
+def test_the_wheel_installs_the_command(arguments, printed, installed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, installed / 'bin' / 'mmsparse', *arguments],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(installed)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert printed in done.stdout + done.stderr
 
 
 def test_mim_runs_a_command_of_the_wheel(installed, tmp_path):

@@ -18,7 +18,6 @@ from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = '.mim' in __file__  # and no clone
-COMMAND = 'mim run mmsparse {}' if INSTALLED else 'python tools/{}.py'
 
 
 def use_environment(problem: str) -> str:
@@ -50,6 +49,7 @@ sys.excepthook = _report_missing
 if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit(use_environment('is older than Python 3.10'))
 
+from mmsparse.cli import PROGRAM, command_name  # noqa: E402
 from mmsparse.errors import (  # noqa: E402
     MissingFileError,
     OfficialWeightsError,
@@ -86,7 +86,7 @@ for category in (DeprecationWarning, FutureWarning):
     warnings.simplefilter('ignore', category)
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no line of the decoder
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # nor of torch's profiler
-if Path(sys.argv[0]).name in ('ablate.py', 'benchmark.py'):  # which use that
+if Path(sys.argv[0].removeprefix(PROGRAM)).stem in ('ablate', 'benchmark'):  # use that
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors='backslashreplace')  # names that a locale does not have
@@ -117,15 +117,22 @@ def filter_log(logger: logging.Logger) -> None:
 filter_log(logging.getLogger('matplotlib.font_manager'))
 
 
+def command(tool: str) -> str:
+    """Return the command of a file of tools, as the user has called this one."""
+    if sys.argv[0].startswith(PROGRAM):
+        return f'{PROGRAM}{command_name(tool)}'
+    return f'mim run mmsparse {tool}' if INSTALLED else f'python tools/{tool}.py'
+
+
 def _hint(error: Exception) -> str:
     """Return the command that makes the file that is needed, '' if there is none."""
-    convert = COMMAND.format('convert_checkpoint')
+    convert = command('convert_checkpoint')
     if isinstance(error, OfficialWeightsError) and '://' not in error.path:
         return f': {convert} {error.path} CONVERTED.pth'
     if not isinstance(error, MissingFileError):
         return ''
     if 'digits' in Path(error.path).parts:
-        return f'; create it with: {COMMAND.format("prepare_digits")}'
+        return f'; create it with: {command("prepare_digits")}'
     if Path(error.path).suffix == '.pth':
         return f'; convert the official weights: {convert} DOWNLOADED {error.path}'
     return ''

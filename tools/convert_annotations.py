@@ -36,10 +36,10 @@ FORMATS = dict(
 )
 EXAMPLES = """\
 examples:
-  convert_annotations.py voc VOC2007/Annotations train.json \\
+  %(prog)s voc VOC2007/Annotations train.json \\
       --split VOC2007/ImageSets/Main/train.txt
-  convert_annotations.py yolo labels/train train.json --classes data.yaml
-  convert_annotations.py labelme photos train.json --draw 8"""
+  %(prog)s yolo labels/train train.json --classes data.yaml
+  %(prog)s labelme photos train.json --draw 8"""
 NAMES = 'classes.txt'  # that programs write into the folder of YOLO's label files
 
 

@@ -3,19 +3,15 @@
 Works with classifiers, detectors and segmentors. Written for every image, as far as the
 model has the parts for it:
 
-  NAME_attention.png           attention map of the query at a point, in the last layer
-                               of each stage
-  NAME_sampled_keys.png        DAT: sampled keys, their offsets, the attention they
-                               receive
+  NAME_attention.png           attention map of a query, in the last layer of each stage
+  NAME_sampled_keys.png        DAT: sampled keys, their offsets, the attention to them
   NAME_routed_regions.png      BiFormer: routed regions, and the attention in them
   NAME_foreground.png          Focus-DETR: foreground probability of tokens, by level
-  NAME_kept_tokens.png         Focus-DETR: tokens that each encoder layer keeps, with
-                               dots on object tokens
+  NAME_kept_tokens.png         Focus-DETR: tokens that each encoder layer keeps
   NAME_sampling_locations.png  Focus-DETR, DINO, Deformable DETR: sampling locations of
                                a detection in each decoder layer
   NAME_receptive_field.png     effective receptive field of the backbone at the point
-  NAME.html                    with --html: a page with a slider over all layers, in
-                               which a click moves the query
+  NAME.html                    with --html: all layers; a click moves the query
   statistics.json              with --stats: mean attention distance of every head;
                                DAT: offset spread; BiFormer: routing entropy
 

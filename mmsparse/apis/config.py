@@ -15,6 +15,7 @@ from mmengine.dist import is_distributed
 from mmsparse.checks import check_config, check_data
 from mmsparse.errors import UsageError, config_errors, format_error
 from mmsparse.registry import MODELS
+from mmsparse.zoo import find_config
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg')
 READERS = ('mmengine.config', 'mmengine.utils')  # modules that read config files
@@ -103,11 +104,12 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
 
 
 def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file, change settings by dotted key, and register its library.
+    """Read a config, change settings by dotted key, and register its library.
 
-    Its ``default_scope`` is set to the library if it has none. UsageError is raised if
-    the file or an option is invalid, the library (mmdet, mmseg or mmpretrain) is not
-    installed, or :func:`mmsparse.checks.check_config` finds a mistake for inference.
+    ``path`` is a file, or the name of a config of mmsparse. The ``default_scope`` is
+    set to the library if there is none. UsageError is raised if the file or an option
+    is invalid, the library (mmdet, mmseg or mmpretrain) is not installed, or
+    :func:`mmsparse.checks.check_config` finds a mistake for inference.
     """
     cfg = read_file(path)
     try:
@@ -127,7 +129,7 @@ def read_config(path: str, options: dict[str, Any] | None = None) -> Config:
 def read_file(path: str) -> Config:
     """Read a config file; an invalid file or base raises UsageError in one line."""
     if not Path(path).is_file():
-        raise UsageError(f'config: no such file: {path}')
+        path = str(find_config(path))
     try:
         return Config.fromfile(path)
     except ModuleNotFoundError as error:

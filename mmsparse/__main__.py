@@ -1,0 +1,5 @@
+"""Run the command ``mmsparse`` as ``python -m mmsparse``."""
+
+from mmsparse.cli import main
+
+main()

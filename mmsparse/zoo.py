@@ -1,0 +1,68 @@
+"""The configs of mmsparse by name, from its metafiles."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmsparse._paths import ROOT
+from mmsparse.errors import UsageError
+
+HOSTS = {  # of the tasks in metafiles
+    'Image Classification': 'mmpretrain',
+    'Object Detection': 'mmdet',
+    'Instance Segmentation': 'mmdet',
+    'Semantic Segmentation': 'mmseg',
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A config in a metafile.
+
+    Args:
+        name: Its name.
+        path: Its file.
+        host: Its library: mmpretrain, mmdet or mmseg.
+        weights: Web address of trained weights, if there are any.
+    """
+
+    name: str
+    path: Path
+    host: str
+    weights: str | None
+
+
+@cache
+def read_index() -> dict[str, Entry]:
+    """Return the configs in all metafiles by name."""
+    index = _read(ROOT / 'model-index.yml')
+    return {x.name: x for path in index['Import'] for x in _entries(ROOT / path)}
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a config, which may be given with its suffix.
+
+    UsageError lists similar names if there is none.
+    """
+    index = read_index()
+    if entry := index.get(name.removesuffix('.py')):
+        return entry.path
+    close = get_close_matches(Path(name).stem, index)
+    hint = f'; similar names: {", ".join(close)}' if close else ''
+    raise UsageError(f'config: no such file: {name}{hint}')
+
+
+def _entries(metafile: Path) -> Iterator[Entry]:
+    for model in _read(metafile)['Models']:
+        host = HOSTS[model['Results'][0]['Task']]
+        path = ROOT / model['Config']
+        yield Entry(model['Name'], path, host, model.get('Weights'))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding='utf-8'))
