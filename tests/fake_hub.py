@@ -16,13 +16,17 @@ LARGE = ('.safetensors', '.bin', '.pth')
 
 
 class FakeHub:
-    """Repositories by name: a list of commits, each a dict of files."""
+    """Repositories by name: a list of commits, each a dict of files.
+
+    Files in ``damaged`` are sent with other bytes.
+    """
 
     def __init__(self):
         self.repositories = {}
         self.private = set()
         self.objects = {}
         self.requests = []
+        self.damaged = {}
 
     def commit(self, repository, files):
         """Add a commit that changes these files."""
@@ -198,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             self.fail(404, 'EntryNotFound', f'no {name}')
             return
         self.answer(
-            files[name],
+            self.hub.damaged.get(name, files[name]),
             ETag=f'"{hashlib.sha256(files[name]).hexdigest()}"',
             X_Repo_Commit=self.hub.head(repository, revision),
         )

@@ -96,17 +96,20 @@ def describe(name: str) -> dict[str, Any]:
     model = next((model for model in all_models() if model.name == name), None)
     if model is None:
         raise UsageError(f'{RELEASES.parent}: no metafile has a model {name!r}')
+    results = model.entry.get('Results')
+    if not results:
+        raise UsageError(f'{name} has no Results in its metafile, which have its task')
     family, arch = family_and_arch(model)
     return {
         'name': name,
         'family': family,
         'arch': arch,
-        'task': TASKS[model.entry['Results'][0]['Task']],
+        'task': TASKS[results[0]['Task']],
         'config': model.entry['Config'],
         'data': model.data,
         'metrics': {
             metric: value
-            for result in model.entry['Results']
+            for result in results
             for metric, value in result['Metrics'].items()
         },
     }

@@ -96,17 +96,21 @@ def upload(folder: Path, repository: str, private: bool, message: str) -> str:
 
 def _list_files(hub: ModuleType, repo: str, revision: str | None) -> list[str]:
     """List the files of a repository, without a network the cached ones."""
-    errors = import_module('huggingface_hub.errors')
     if not offline():
         try:
             info = hub.HfApi().model_info(repo, revision=revision)
             return [file.rfilename for file in info.siblings]
-        except errors.HfHubHTTPError:  # an answer
-            raise
         except Exception as error:  # noqa: BLE001 - of the HTTP library of the version
+            if 400 <= _status(error) < 500:
+                raise
             print_log(f'{SCHEME}{repo}: {format_error(error)}', 'current')
     folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
     return [x.relative_to(folder).as_posix() for x in folder.rglob('*') if x.is_file()]
+
+
+def _status(error: Exception) -> int:
+    """Return the status of an HTTP answer, 0 for other errors."""
+    return getattr(getattr(error, 'response', None), 'status_code', 0)
 
 
 @contextmanager
@@ -131,8 +135,7 @@ def _hub_errors(source: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise UsageError(f'{source}: {login}') from error
     except errors.HfHubHTTPError as error:
-        status = getattr(error.response, 'status_code', None)
-        hint = f'; {login}' if status in (401, 403) else ''
+        hint = f'; {login}' if _status(error) in (401, 403) else ''
         raise UsageError(f'{source}: {format_error(error)}{hint}') from error
 
 

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmsparse.errors import UsageError
 from mmsparse.weights import cache, hub
 from mmsparse.weights.download import (
+    MismatchError,
     NotReachedError,
     download,
     keep_aside,
@@ -45,7 +46,7 @@ def locate(source: str | Path | bool, name: str = '') -> Path:
         return obtain(find_entry(name))
     text = str(source)
     if text.startswith(hub.SCHEME):
-        return _with_hints(hub.fetch, text)
+        return _checked(_with_hints(hub.fetch, text))
     entry = next((x for x in all_entries() if text == x.name or text in x.urls), None)
     if entry is not None and not Path(text).is_file():
         return obtain(entry, unverified='://' in text)
@@ -157,6 +158,19 @@ def _keep_aside(path: Path, digest: str | None) -> None:
         logger='current',
         level=logging.WARNING,
     )
+
+
+def _checked(path: Path) -> Path:
+    """Return a file of the hub's cache, which has the hash of a large file as name."""
+    stored = path.resolve()
+    if re.fullmatch(r'[\da-f]{64}', stored.name) and not _has(path, stored.name):
+        found = cache.remembered_sha256(path)
+        aside = keep_aside(stored, stored.name, found)
+        raise MismatchError(
+            f'{path} has SHA-256 {found} instead of {stored.name}; kept as {aside}. '
+            f'The same command downloads it again'
+        )
+    return path
 
 
 def _with_hints(fetch: Callable[..., Path], *arguments: Any) -> Path:

@@ -1,5 +1,6 @@
 """Uploads to a hub on this machine, and downloads from it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -118,6 +119,21 @@ def test_a_cached_model_needs_no_network(fake, monkeypatch, lines):
         'in the cache: biformer-nano_1xb32-9e_digits. Fetch it later: mmsparse weights '
         'get hf-hub:a/c'
     )
+
+
+def test_a_damaged_file_is_kept_aside_and_downloaded_again(fake):
+    fake.repositories['a/b'] = []
+    fake.commit('a/b', {'model.safetensors': b'weights'})
+    fake.damaged['model.safetensors'] = b'WEIGHTS'
+    expected, found = (hashlib.sha256(x).hexdigest() for x in (b'weights', b'WEIGHTS'))
+
+    with pytest.raises(UsageError, match=f'SHA-256 {found} instead of {expected}; kep'):
+        locate('hf-hub:a/b')
+
+    fake.damaged.clear()
+    assert locate('hf-hub:a/b').read_bytes() == b'weights'
+    (aside,) = hub.hub_folder().glob('models--a--b/blobs/*.unexpected-*')
+    assert aside.read_bytes() == b'WEIGHTS'
 
 
 def test_mistakes_are_one_line_with_the_way_out(fake, tmp_path, monkeypatch):

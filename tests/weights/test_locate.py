@@ -7,8 +7,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from mmsparse import create_model
 from mmsparse.checkpoint.files import sha256
+from mmsparse.conversion.families import FAMILIES
 from mmsparse.errors import UsageError
 from mmsparse.weights import locate
 from mmsparse.weights.cache import remembered_sha256
@@ -38,6 +41,22 @@ def test_the_weights_in_the_repository_need_no_network(server):
 
     assert sha256(path).startswith(path.stem.rpartition('-')[2])
     assert locate('biformer-nano_1xb32-9e_digits') == path
+
+
+def test_an_installed_package_has_the_files_of_the_repository(
+    use_entries, tmp_path, monkeypatch
+):
+    package = tmp_path / 'site-packages' / 'mmsparse'
+    monkeypatch.setattr('mmsparse.weights.cache.PACKAGE', package)
+    (package / '.mim' / 'weights').mkdir(parents=True)
+    path = package / '.mim' / 'weights' / 'nano.pth'
+    path.write_bytes(CONTENT)
+    use_entries({**KNOWN, 'urls': ['weights/nano.pth']})
+
+    assert locate(True, 'biformer-nano') == path
+    path.write_bytes(b'changed')
+    with pytest.raises(UsageError, match=f'no file with its SHA-256 {DIGEST} is at'):
+        locate(True, 'biformer-nano')
 
 
 @pytest.mark.parametrize(
@@ -157,6 +176,20 @@ def test_an_unverified_file_is_loaded_with_a_warning(use_entries, cache, lines):
 
     text = f'{path} is unverified, its hash is not known; SHA-256 {DIGEST}'
     assert lines == [text]
+
+
+def test_an_official_file_in_the_cache_is_converted(use_entries, cache):
+    use_entries({'official': True})
+    model = create_model('biformer-nano', num_classes=1000).eval()
+    family = FAMILIES['biformer']
+    official = {family.official(k, 'nano'): x for k, x in model.state_dict().items()}
+    torch.save({'model': official}, cache / 'nano.pth')
+
+    path = locate(True, 'biformer-nano')
+
+    found = create_model('biformer-nano', pretrained=path).eval()
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(found(image), model(image))
 
 
 def test_without_any_address_the_page_is_named(use_entries, cache):

@@ -8,6 +8,7 @@ import pytest
 import weights_manifest
 
 from mmsparse import list_models
+from mmsparse.errors import UsageError
 from mmsparse.weights import entries
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,18 @@ def test_an_outdated_manifest_is_an_error_and_written_again(
     assert capsys.readouterr().out == f'{path}\n'
     original = ROOT / 'mmsparse' / 'weights' / 'weights.json'
     assert json.loads(path.read_text()) == json.loads(original.read_text())
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('mine', "weights: no metafile has a model 'mine'"),
+        ('atss_dat-nano_1xb8-6e_digits', 'atss_dat-nano_1xb8-6e_digits has no Results'),
+    ],
+)
+def test_weights_of_a_model_without_results_are_an_error(name, message):
+    with pytest.raises(UsageError, match=message):
+        weights_manifest.describe(name)
 
 
 def test_entries_are_complete():

@@ -175,6 +175,7 @@ def test_all_cached_files_are_verified(run, use_entries, cache):
 def test_the_card_of_converted_weights_has_their_record(
     run, use_entries, weights, tmp_path
 ):
+    pytest.importorskip('huggingface_hub')
     use_entries({'official': True})
     path, out = tmp_path / 'converted.safetensors', tmp_path / 'new' / 'out'
     record = dict(family='biformer', arch='nano', source='best.pth', source_sha256='ab')
@@ -205,6 +206,7 @@ def test_the_card_of_converted_weights_has_their_record(
 
 
 def test_the_card_of_a_config_has_its_results(run, tmp_path):
+    pytest.importorskip('huggingface_hub')
     code, _ = run('push', NANO, 'me/nano', '--out', tmp_path, '--license', 'other')
 
     assert code is None
