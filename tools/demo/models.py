@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 import mmsparse
+from mmsparse.weights import entries
+from mmsparse.weights.cache import find
 
-WEIGHTS = Path(__file__).parents[2] / 'weights'
 SMALL = ('nano', 'pico', 'tiny')
 MAX_LOADED = 3
 
@@ -58,10 +59,11 @@ def load(choice: Choice) -> nn.Module:
 
 
 def _trained() -> Iterator[Choice]:
-    for path in sorted(WEIGHTS.glob('*.pth')):
-        name, *_, end = path.name.split('_')
-        if name in mmsparse.list_models():
-            yield Choice(name, f'trained on {end.partition("-")[0]}', path)
+    """Yield models whose weights are in the repository or in a cache."""
+    for entry in entries('classification'):
+        path = find(entry) if entry.model in mmsparse.list_models() else None
+        if path is not None:
+            yield Choice(entry.model, f'trained on {entry.data}', path)
 
 
 def _small() -> list[str]:

@@ -120,7 +120,7 @@ def click(page, selector, x=0.5, y=0.5):
 
 def test_a_visitor_uploads_an_image_chooses_a_model_and_clicks(page, tmp_path):
     Image.fromarray(
-        np.random.default_rng(0).integers(0, 255, (300, 400), np.uint8)
+        np.random.default_rng(0).integers(0, 255, (480, 640), np.uint8)
     ).save(tmp_path / 'gray.png')
     (tmp_path / 'text.png').write_text('no image')
     wait_for_text(page, LEGEND, 'of 128 x 128 pixels')  # an example
@@ -130,7 +130,7 @@ def test_a_visitor_uploads_an_image_chooses_a_model_and_clicks(page, tmp_path):
     wait_for_text(page, '.toast-body', 'text.png is no image of type')
     wait_for_text(page, '#upload', 'Click to Upload')
     upload(page, tmp_path / 'gray.png')
-    wait_for_text(page, LEGEND, 'of 400 x 300 pixels')
+    wait_for_text(page, LEGEND, 'of 640 x 480 pixels')
 
     click(page, '#model input')
     options = "[...document.querySelectorAll('[role=option]')]"
@@ -145,7 +145,7 @@ def test_a_visitor_uploads_an_image_chooses_a_model_and_clicks(page, tmp_path):
     before, legend = drawing(page), text_of(page, LEGEND)
     click(page, '#image img', 0.25, 0.75)
     wait_for(lambda: text_of(page, LEGEND) != legend, 'the query is the same')
-    assert re.match(r'Query at x (99|100), y 22[45] ', text_of(page, LEGEND))
+    assert re.match(r'Query at x (159|160), y (359|360) ', text_of(page, LEGEND))
     wait_for(
         lambda: np.abs(drawing(page) - before).max() > 50, 'the drawing is the same'
     )
