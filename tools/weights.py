@@ -43,7 +43,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add = {
-        name: commands.add_parser(name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+        name: commands.add_parser(
+            name, help=text, description=f'{text[0].upper()}{text[1:]}.'
+        )
         for name, text in HELP.items()
     }
     add['list'].add_argument(

@@ -87,6 +87,7 @@ class StagedBackbone(BaseModule):
 
     family: ClassVar[str]
     official_keys: ClassVar[str | None] = None
+    crop_mode: ClassVar[str] = 'center'  # timm's name of the resizing in evaluations
     arch_type: ClassVar[type[Arch]]
     arch_settings: ClassVar[Mapping[str, Arch]]
     default_init_cfg: ClassVar[tuple[dict, ...]] = (

@@ -180,6 +180,7 @@ class DAT(StagedBackbone):
 
     family = 'dat'
     official_keys = r'stages\.\d+\.attns\.\d+\.'
+    crop_mode = 'squash'  # to a square, then cropped
     arch_type = DATArch
     default_init_cfg = ()
     arch_settings = {

@@ -1,0 +1,1 @@
+"""mmsparse's models in other libraries; each module needs the one in its name."""
