@@ -26,7 +26,10 @@ def main() -> None:
     args = parse_args()
     check(args)
     choices = list_choices(args.model, args.checkpoint)
-    load(next(iter(choices.values())))  # a wrong file ends the command here
+    try:
+        load(next(iter(choices.values())))
+    except ValueError as error:
+        raise UsageError(f'--model: {error}') from error
     serve(choices, args.host, args.port)
 
 
@@ -54,11 +57,9 @@ def check(args: argparse.Namespace) -> None:
     """Check all options before anything is built."""
     if find_spec('gradio') is None:
         raise UsageError("the demo needs gradio: pip install 'mmsparse[demo]'")
-    known = mmsparse.list_models()
     if args.checkpoint and not args.model:
-        raise UsageError(f'--checkpoint needs --model, one of {", ".join(known)}')
-    if args.model and args.model not in known:
-        raise UsageError(f'--model must be one of {", ".join(known)}; got {args.model}')
+        names = ', '.join(mmsparse.list_models())
+        raise UsageError(f'--checkpoint needs --model, one of {names}')
     check_files(*filter(None, [args.checkpoint]))
     family = socket.AF_INET6 if ':' in args.host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -154,8 +154,8 @@ def record_image(
     model: nn.Module,
     image: Pixels,
     size: Size | None = None,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Sample:
     """Run a backbone or a classifier on an image in memory, and record it.
 
@@ -163,8 +163,9 @@ def record_image(
         model: A model in eval mode that takes images, (B, 3, H, W).
         image: RGB, (H, W, 3), of 8 bits.
         size: Height and width of the model's input; those of the image if None.
-        mean: Mean of each channel, from 0 to 1.
-        std: Standard deviation of each channel, from 0 to 1.
+        mean: Mean of each channel, from 0 to 1; that of the model's ``pretrained_cfg``,
+            else of ImageNet if None.
+        std: Standard deviation of each channel, likewise.
 
     Returns:
         The sample.
@@ -183,7 +184,9 @@ def record_image(
     if size is not None:
         transform = transform.resized(size)
         inputs = F.interpolate(inputs, size, mode='bilinear', antialias=True)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
+    known = dict(mean=MEAN, std=STD) | getattr(model, 'pretrained_cfg', {})
+    mean = torch.tensor(known['mean'] if mean is None else mean).view(3, 1, 1)
+    std = torch.tensor(known['std'] if std is None else std).view(3, 1, 1)
     with record(model) as recording, torch.no_grad():
         model(((inputs - mean) / std).to(next(model.parameters()).device))
     return Sample(image, transform, recording)

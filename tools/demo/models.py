@@ -52,10 +52,8 @@ def list_choices(
 
 @lru_cache(MAX_LOADED)
 def load(choice: Choice) -> nn.Module:
-    """Build the backbone of a choice, with feature maps of all stages."""
-    return mmsparse.create_backbone(
-        choice.name, pretrained=choice.weights, out_indices=(0, 1, 2, 3)
-    ).eval()
+    """Build the classifier of a choice."""
+    return mmsparse.create_model(choice.name, pretrained=choice.weights).eval()
 
 
 def _trained() -> Iterator[Choice]:

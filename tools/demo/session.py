@@ -39,8 +39,8 @@ DRAWINGS = {  # name: title, and legend
     ),
     'receptive_field': (
         'Receptive field',
-        'Pixels that influence the feature map at the query, for each stage: the '
-        'square root of the gradient.',
+        'Pixels that influence the last feature map at the query: the square root of '
+        'the gradient.',
     ),
 }
 NAMES = {title: name for name, (title, _) in DRAWINGS.items()}
@@ -68,7 +68,7 @@ class Session:
         """Change the image; the query is the point most salient to the model."""
         self.image = image
         self._record()
-        self.point: Point = choose_query_point(self._sample, self._backbone)
+        self.point: Point = choose_query_point(self._sample, self._model.backbone)
 
     def choose(self, title: str) -> None:
         """Change the model; the query stays."""
@@ -88,12 +88,12 @@ class Session:
     @property
     def drawings(self) -> list[str]:
         """Titles of the drawings that the model has data for."""
-        names = list_drawings(self._sample, self._backbone)
+        names = list_drawings(self._sample, self._model.backbone)
         return [title for title, name in NAMES.items() if name in names]
 
     def draw(self) -> Pixels:
         """Return the chosen drawing, (H, W, 3)."""
-        found = list_drawings(self._sample, self._backbone)
+        found = list_drawings(self._sample, self._model.backbone)
         return rasterize(found[NAMES[self.drawing]](self.point), DPI)
 
     def marked_image(self) -> Pixels:
@@ -129,6 +129,6 @@ class Session:
         return '' if choice.weights else RANDOM.format(name=choice.name)
 
     def _record(self) -> None:
-        self._backbone = load(self._choices[self.title])
+        self._model = load(self._choices[self.title])
         size = fit(self.image.shape[:2], INPUT, SHORTEST)
-        self._sample = record_image(self._backbone, np.array(self.image), size)
+        self._sample = record_image(self._model, np.array(self.image), size)

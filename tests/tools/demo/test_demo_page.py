@@ -157,7 +157,10 @@ def test_a_visitor_uploads_an_image_chooses_a_model_and_clicks(page, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--model', 'dat-tinny'], '--model must be one of biformer-base, .*dat-tinny'),
+        (
+            ['--model', 'dat-tinny'],
+            '--model: name must be one of .* did you mean .dat-tiny.',
+        ),
         (['--checkpoint', 'a.pth'], '--checkpoint needs --model, one of biformer-base'),
         (['--model', 'dat-nano', '--checkpoint', 'a.pth'], 'no such file: a.pth'),
         (['--host', '203.0.113.1'], 'cannot serve at --host 203.0.113.1 --port 7860: '),

@@ -5,7 +5,7 @@ import pytest
 from demo.models import Choice, list_choices, load
 from demo.session import DPI, Session
 
-from mmsparse import create_backbone, list_models
+from mmsparse import create_model, list_models
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.visualization import panels
 
@@ -99,7 +99,7 @@ def test_a_model_that_is_named_is_first():
 
 
 def test_a_checkpoint_is_loaded_and_has_no_notice(tmp_path):
-    weights = create_backbone('dat-nano', out_indices=(0, 1, 2, 3)).state_dict()
+    weights = create_model('dat-nano', num_classes=3).state_dict()
     write_checkpoint(tmp_path / 'mine.pth', weights, meta={})
 
     choices = list_choices('dat-nano', str(tmp_path / 'mine.pth'))
