@@ -79,13 +79,14 @@ def serve(choices: dict, host: str, port: int) -> None:
     os.environ['NO_PROXY'] = ','.join(
         filter(None, [os.environ.get('NO_PROXY'), host, *LOCAL])
     )
-    from demo.page import THEME, build_page
+    from demo.page import STYLE, THEME, build_page
 
     page = build_page(choices)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
         theme=THEME,
+        css=STYLE,
         footer_links=[],
         share=False,
         quiet=True,

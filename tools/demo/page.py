@@ -19,6 +19,11 @@ INTRODUCTION = (
     'drawing shows what the query at this point attends to.'
 )
 FONTS = ('system-ui', 'sans-serif')  # installed ones: nothing is downloaded
+# In a narrow window the drawing is scrolled: its panels would be too small.
+STYLE = """
+#result :has(> img) { overflow-x: auto; justify-content: flex-start }
+#result img { min-width: 600px }
+"""
 THEME = gr.themes.Default(font=FONTS, font_mono=('ui-monospace', 'monospace'))
 
 
