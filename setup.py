@@ -71,8 +71,12 @@ MMENGINE = [
 ]
 DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
-EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript', 'onnxslim', 'openvino']
 TENSORBOARD = ['tensorboard']  # for TensorboardVisBackend of mmengine
+DEMO = ['gradio']
+HUB = ['huggingface_hub', 'safetensors']
+# Other libraries that the tests use with mmsparse's models.
+TESTED_WITH = ['grad-cam', 'timm', 'wandb']
 
 EXTRAS = {
     # Install one of the next two, not both: they have the same modules.
@@ -94,7 +98,8 @@ EXTRAS = {
         'onedl-mmpretrain>=1.3.4,<2',
         'onedl-mim>=0.5,<1',
     ],
-    'backbones': [*MMENGINE, 'safetensors'],  # create_backbone alone
+    'backbones': [*MMENGINE, *HUB],  # create_model and create_backbone alone
+    'demo': DEMO,
     'digits': DIGITS,
     'docs': DOCS,
     'export': EXPORT,
@@ -104,16 +109,20 @@ EXTRAS = {
         *DOCS,
         *EXPORT,
         *TENSORBOARD,
+        *DEMO,
+        *HUB,
+        *TESTED_WITH,
         'codespell',
         'hypothesis',
         'import-linter',
+        'ipykernel',
         'mypy',
+        'nbclient',
         'pre-commit',
         'pydoclint',
         'pytest',
         'pytest-xdist',
         'ruff',
-        'safetensors',
     ],
 }
 
@@ -140,7 +149,7 @@ setup(
     package_data={'mmsparse': ['py.typed'], 'mmsparse.visualization': ['page.html']},
     cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
     python_requires='>=3.10,<3.14',
-    install_requires=['torch>=2.1', 'numpy', 'packaging'],
+    install_requires=['torch>=2.1', 'filelock', 'numpy', 'packaging'],
     extras_require=EXTRAS,
     zip_safe=False,
 )

@@ -19,9 +19,9 @@ from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.conversion.families import recognize
 from mmsparse.errors import OfficialWeightsError, UsageError
 from mmsparse.weights import Entry, cache, entries, hub, locate
-from mmsparse.weights.locate import obtain
-from mmsparse.weights.manifest import CLASSIFICATION, find_entry
+from mmsparse.weights.manifest import CLASSIFICATION, find_entry, model_in
 from mmsparse.weights.repository import Card, Result, write_repository
+from mmsparse.weights.sources import obtain
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = (CLASSIFICATION, 'detection', 'segmentation')
@@ -115,11 +115,22 @@ def get(args: argparse.Namespace) -> None:
     entry = find_entry(args.name)
     path = obtain(entry, args.unverified)
     if entry.official:
-        command = COMMAND.format('convert_checkpoint')
-        backbone = entry.model in list_models()
-        arch = f' --family {entry.family} --arch {entry.arch}' if backbone else ''
-        print(f'official file; convert it: {command} {path} CONVERTED.pth{arch}')
+        print(conversion(entry, path))
     print(path)
+
+
+def conversion(entry: Entry, path: Path) -> str:
+    """Return how to use an official file."""
+    command = f'{COMMAND.format("convert_checkpoint")} {path} CONVERTED.pth'
+    if entry.model not in list_models():
+        return f'official file; convert it: {command}'
+    command += f' --family {entry.family} --arch {entry.arch}'
+    if entry.task == CLASSIFICATION:
+        text = 'official file; create_model converts it when it reads it. For a config:'
+        return f'{text} {command}'
+    # mmdet 3 has other names for the rest of mmdet 2's detectors.
+    backbone = ' --backbone-only' if entry.task == 'detection' else ''
+    return f'official file; convert it: {command}{backbone}'
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -165,11 +176,11 @@ def push(args: argparse.Namespace) -> None:
         raise OfficialWeightsError(f'{args.file} is {official.text}', args.file)
     meta = published_meta({'meta': read_metadata(args.file, checkpoint)})
     card = describe(args, weights, meta)
+    create_backbone(card.model, pretrained=args.file)  # raises unless it fits
     with TemporaryDirectory() as temporary:
         folder = Path(args.out or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         files = write_repository(folder, args.repository, weights, meta, card)
-        create_backbone(card.model, pretrained=files[0])  # raises unless it fits
         if args.out:
             print('\n'.join(map(str, files)))
             return
@@ -206,8 +217,8 @@ def describe(
 def find_model(name: str, meta: Mapping[str, Any]) -> str:
     """Return the model in the name of a config, or in the record of a conversion."""
     known = list_models()
-    for model in (*name.split('_'), f'{meta.get("family")}-{meta.get("arch")}'):
-        if model in known:
+    for text in (name, f'{meta.get("family")}-{meta.get("arch")}'):
+        if model := model_in(text, known):
             return model
     raise UsageError(f'--model must name the model; it is one of {", ".join(known)}')
 

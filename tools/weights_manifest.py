@@ -21,6 +21,7 @@ from mmsparse import list_models
 from mmsparse.checkpoint.files import sha256
 from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.errors import UsageError
+from mmsparse.weights.manifest import model_in
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = Path('mmsparse', 'weights', 'weights.json')
@@ -113,10 +114,9 @@ def describe(name: str) -> dict[str, Any]:
 
 def family_and_arch(model: Model) -> tuple[str, str]:
     """Return those of a backbone of mmsparse, else the method and the backbone."""
-    for part in model.name.split('_'):
-        if part in list_models():
-            family, _, arch = part.partition('-')
-            return family, arch
+    if name := model_in(model.name, list_models()):
+        family, _, arch = name.partition('-')
+        return family, arch
     return Path(model.entry['Config']).parent.name, model.name.split('_')[1]
 
 

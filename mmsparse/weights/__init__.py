@@ -6,7 +6,7 @@
 - :class:`Entry` is an entry of the manifest.
 """
 
-from mmsparse.weights.locate import locate
 from mmsparse.weights.manifest import Entry, entries
+from mmsparse.weights.sources import locate
 
 __all__ = ['Entry', 'entries', 'locate']

@@ -60,8 +60,7 @@ def download(urls: Sequence[str], target: Path, digest: str | None = None) -> st
     part, errors = Part(target), []
     for url in urls:
         try:
-            part.fetch(url, digest is not None)
-            _accept(part, url, digest)
+            _download_from(url, part, digest)
         except (OSError, HTTPException, UsageError) as error:
             errors.append(error)
             if len(errors) < len(urls):
@@ -73,9 +72,9 @@ def download(urls: Sequence[str], target: Path, digest: str | None = None) -> st
     raise (MismatchError if mismatch else NotReachedError)(f'{target.name}: {text}')
 
 
-def keep_aside(path: Path, found: str) -> Path:
+def keep_aside(path: Path, name: str, found: str) -> Path:
     """Rename a file with an unexpected hash, so that it is not loaded again."""
-    return path.rename(path.with_name(f'{path.name}.unexpected-{found[:8]}'))
+    return path.rename(path.with_name(f'{name}.unexpected-{found[:8]}'))
 
 
 class Part:
@@ -146,6 +145,8 @@ class Part:
         start = self.size
         length = answer.headers.get('Content-Length')
         total = start + int(length) if length else None
+        size = f'{total / 1e6:.1f} MB' if total else 'of unknown size'
+        print_log(f'{self.target.name}: {size} from {answer.url}', 'current')
         bar = tqdm(
             desc=self.target.name,
             total=total,
@@ -183,12 +184,18 @@ class Part:
         self.note.write_text(note, encoding='utf-8')
 
 
-def _accept(part: Part, url: str, digest: str | None) -> None:
-    """Give a complete file its name if it has the hash."""
+def _download_from(url: str, part: Part, digest: str | None) -> None:
+    """Download from one URL; give the file its name if it has the hash."""
+    resumed = bool(part.size)
+    part.fetch(url, digest is not None)
     found = sha256(part.path)
-    if digest is not None and not found.startswith(digest):
+    if resumed and not found.startswith(digest or ''):
+        part.remove()  # it was of another file
+        part.fetch(url, digest is not None)
+        found = sha256(part.path)
+    if not found.startswith(digest or ''):
         part.note.unlink(missing_ok=True)
-        aside = keep_aside(part.path, found)
+        aside = keep_aside(part.path, part.target.name, found)
         raise MismatchError(f'has SHA-256 {found} instead of {digest}; kept as {aside}')
     part.finish()
 

@@ -99,7 +99,8 @@ def _list_files(hub: ModuleType, repo: str, revision: str | None) -> list[str]:
     errors = import_module('huggingface_hub.errors')
     if not offline():
         try:
-            return hub.HfApi().list_repo_files(repo, revision=revision)
+            info = hub.HfApi().model_info(repo, revision=revision)
+            return [file.rfilename for file in info.siblings]
         except errors.HfHubHTTPError:  # an answer
             raise
         except Exception as error:  # noqa: BLE001 - of the HTTP library of the version

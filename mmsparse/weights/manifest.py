@@ -1,7 +1,7 @@
 """The manifest of weights: one entry for each file that is known."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -107,3 +107,14 @@ def closest(name: str) -> str:
     if close := get_close_matches(name, known):
         return f'did you mean {" or ".join(map(repr, close))}?'
     return f'known are {", ".join(classifiers)}'
+
+
+def model_in(config: str, models: Iterable[str]) -> str | None:
+    """Return the model in the name of a config, for example in ``fpn_dat-tiny_...``.
+
+    That is the longest of the models with which a part of the name begins; None
+    without one.
+    """
+    parts = [f'{part}-' for part in config.split('_')]
+    found = [x for x in models if any(part.startswith(f'{x}-') for part in parts)]
+    return max(found, key=len, default=None)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmsparse.checkpoint import read_checkpoint, write_checkpoint
-from mmsparse.checkpoint.files import sha256
+from mmsparse.checkpoint.files import read_metadata, sha256
 from mmsparse.checkpoint.safe_pickle import Placeholder, walk
 
 WEIGHTS = {'fc.weight': torch.arange(6.0).reshape(2, 3), 'fc.bias': torch.ones(2)}
@@ -455,3 +455,16 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256(tmp_path / 'a') == (
         'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
     )
+
+
+def test_metadata_are_read_from_both_formats(tmp_path):
+    meta = dict(family='dat', dataset_meta=dict(classes=['a', 'b']), epoch=3)
+    strings = dict(family='dat', dataset_meta='{"classes": ["a", "b"]}', epoch='3')
+    files = tmp_path / 'x.pth', tmp_path / 'x.safetensors', tmp_path / 'none.pth'
+    write_checkpoint(files[0], WEIGHTS, meta)
+    write_checkpoint(files[1], WEIGHTS, strings)
+    torch.save(WEIGHTS, files[2])
+
+    found = [read_metadata(path, read_checkpoint(path)) for path in files]
+
+    assert found == [meta, {**meta, 'epoch': '3'}, {}]

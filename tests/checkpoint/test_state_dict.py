@@ -1,3 +1,6 @@
+import hashlib
+import struct
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from mmsparse.checkpoint.state_dict import (
     load_state_dict,
     shapes_of,
     state_dict_mismatch,
+    tensors_sha256,
 )
 
 
@@ -111,3 +115,37 @@ def test_loading_raises_other_errors_of_the_model():
 
     with pytest.raises(RuntimeError, match='seven rows'):
         load_state_dict(model, model.state_dict())
+
+
+def test_the_hash_of_tensors_is_that_of_names_types_shapes_and_elements():
+    weights = {
+        'b': torch.tensor([[1.5, -2.0]]),
+        'a': torch.tensor(7, dtype=torch.int64),
+    }
+
+    expected = hashlib.sha256(
+        b'["a", "int64", []]\n'
+        + struct.pack('<q', 7)
+        + b'["b", "float32", [1, 2]]\n'
+        + struct.pack('<2f', 1.5, -2.0)
+    )
+
+    assert tensors_sha256(weights) == expected.hexdigest()
+
+
+def test_the_hash_of_tensors_depends_on_what_they_are_alone():
+    weights = {
+        'w': torch.arange(6.0).reshape(2, 3),
+        'x': torch.ones(2, dtype=torch.bfloat16),
+        'y': torch.zeros(0, 3, dtype=torch.bool),
+    }
+    views = {key: x.T.contiguous().T for key, x in reversed(weights.items())}
+
+    assert tensors_sha256(views) == tensors_sha256(weights)
+    for key, other in (
+        ('w', torch.arange(6.0).reshape(3, 2)),
+        ('w', torch.arange(1.0, 7).reshape(2, 3)),
+        ('x', torch.ones(2, dtype=torch.float16)),
+        ('z', torch.ones(1)),
+    ):
+        assert tensors_sha256({**weights, key: other}) != tensors_sha256(weights), key

@@ -153,7 +153,7 @@ def _keep_aside(path: Path, digest: str | None) -> None:
     found = cache.remembered_sha256(path)
     print_log(
         f'{path} has SHA-256 {found} instead of {digest}; kept as '
-        f'{keep_aside(path, found)}',
+        f'{keep_aside(path, path.name, found)}',
         logger='current',
         level=logging.WARNING,
     )

@@ -47,7 +47,7 @@ class FakeHub:
         """Serve on a free port; yield the endpoint."""
         handler = type('Handler', (Handler,), {'hub': self})
         server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield f'http://127.0.0.1:{server.server_port}'
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.route()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def route(self):
         length = int(self.headers.get('Content-Length', 0))
@@ -147,16 +147,6 @@ class Handler(BaseHTTPRequestHandler):
                 }
             )
 
-    def tree(self, repository, revision):
-        files = self.find(repository, revision)
-        if files is not None:
-            self.answer(
-                [
-                    {'type': 'file', 'path': name, 'size': len(x), 'oid': name}
-                    for name, x in files.items()
-                ]
-            )
-
     def preupload(self, repository, revision):
         if self.may_write():
             modes = [
@@ -220,7 +210,6 @@ ROUTES = (
     ('POST', '/api/validate-yaml', Handler.validate),
     ('GET', f'/api/models/{REPOSITORY}', Handler.info),
     ('GET', f'/api/models/{REPOSITORY}/revision/(.+)', Handler.info),
-    ('GET', f'/api/models/{REPOSITORY}/tree/(.+)', Handler.tree),
     ('POST', f'/api/models/{REPOSITORY}/preupload/(.+)', Handler.preupload),
     ('POST', f'/{REPOSITORY}.git/info/lfs/objects/batch', Handler.batch),
     ('PUT', r'/lfs/(\w+)', Handler.store),

@@ -1,0 +1,163 @@
+"""Uploads to a hub on this machine, and downloads from it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import TOKEN, FakeHub
+
+from mmsparse import create_model
+from mmsparse.checkpoint.files import sha256
+from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
+from mmsparse.errors import UsageError
+from mmsparse.weights import hub, locate
+
+pytest.importorskip('huggingface_hub')
+
+ROOT = Path(__file__).parents[2]
+(NANO,) = (ROOT / 'weights').glob('biformer-nano_*_digits-*.pth')
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The hub; this process is logged in."""
+    running = FakeHub()
+    with running.serve() as endpoint:
+        running.endpoint = endpoint
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
+        monkeypatch.setattr(
+            'huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE',
+            endpoint + '/{repo_id}/resolve/{revision}/{filename}',
+        )
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_DISABLE_XET', True)
+        monkeypatch.setenv('HF_TOKEN', TOKEN)
+        yield running
+
+
+def test_a_pushed_model_is_created_from_the_hub(fake, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/weights.py', 'push', NANO, 'me/nano'],
+        cwd=tmp_path,
+        env={**os.environ, 'HF_ENDPOINT': fake.endpoint, 'HF_HUB_DISABLE_XET': '1'},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f'{fake.endpoint}/me/nano/commit/{0:040x}',
+        "use it: pretrained='hf-hub:me/nano'",
+    ]
+    files = fake.files('me/nano')
+    assert set(files) == {'model.safetensors', 'config.json', 'config.py', 'README.md'}
+    config = json.loads(files['config.json'])
+    assert config['architecture'] == 'biformer-nano'
+    assert config['num_classes'] == 10
+    path = locate('hf-hub:me/nano')
+    assert config['sha256'] == sha256(path)
+    assert config['tensors_sha256'] == tensors_sha256(read_weights(NANO))
+    image = torch.rand(1, 3, 64, 64)
+    first, second = (
+        create_model('biformer-nano', pretrained=x, num_classes=10).eval()(image)
+        for x in (NANO, path)
+    )
+    assert torch.equal(first, second)
+
+
+def test_a_revision_has_its_weights_and_is_cached(fake, monkeypatch):
+    fake.repositories['a/b'] = []
+    fake.commit('a/b', {'model.safetensors': b'old', 'pytorch_model.bin': b'x'})
+    fake.commit('a/b', {'model.safetensors': b'new'})
+    old = f'hf-hub:a/b@{0:040x}'
+
+    assert locate('hf-hub:a/b').read_bytes() == b'new'
+    assert locate(old).read_bytes() == b'old'
+
+    fake.requests.clear()
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    assert locate('hf-hub:a/b').read_bytes() == b'new'
+    assert locate(old).read_bytes() == b'old'
+    assert fake.requests == []
+
+
+def test_the_only_file_of_weights_has_any_name(fake, monkeypatch):
+    fake.repositories['a/b'] = []
+    fake.commit('a/b', {'README.md': b'', 'nano-abc.pth': b'x'})
+
+    path = locate('hf-hub:a/b')
+
+    assert path.name == 'nano-abc.pth'
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    assert locate('hf-hub:a/b') == path
+    monkeypatch.delenv('HF_HUB_OFFLINE')
+    fake.commit('a/b', {'other.pth': b'y'})
+    with pytest.raises(
+        UsageError, match=r"hf-hub:a/b must have .* got \['README.md', "
+    ):
+        locate('hf-hub:a/b')
+
+
+def test_a_cached_model_needs_no_network(fake, monkeypatch, lines):
+    fake.repositories['a/b'] = []
+    fake.commit('a/b', {'model.safetensors': b'x'})
+    path = locate('hf-hub:a/b')
+    for name in ('ENDPOINT', 'HUGGINGFACE_CO_URL_TEMPLATE'):
+        text = 'http://127.0.0.1:9' + '/{repo_id}/{filename}' * (name != 'ENDPOINT')
+        monkeypatch.setattr(f'huggingface_hub.constants.{name}', text)
+
+    assert locate('hf-hub:a/b') == path
+    assert 'Connection refused' in lines[0]
+    with pytest.raises(UsageError) as caught:
+        locate('hf-hub:a/c')
+    assert str(caught.value) == (
+        f'hf-hub:a/c is not in {hub.hub_folder()} (no network or no answer). Weights '
+        'in the cache: biformer-nano_1xb32-9e_digits. Fetch it later: mmsparse weights '
+        'get hf-hub:a/c'
+    )
+
+
+def test_mistakes_are_one_line_with_the_way_out(fake, tmp_path, monkeypatch):
+    fake.repositories['a/b'] = []
+    fake.commit('a/b', {'model.safetensors': b'x'})
+    (tmp_path / 'new').mkdir()
+
+    def push():
+        hub.upload(tmp_path / 'new', 'me/new', private=True, message='Add')
+
+    for call, message in (
+        (lambda: locate('hf-hub:a/none'), 'a/none: no such repository, or a private'),
+        (lambda: locate('hf-hub:a/b@none'), 'a/b@none: no such branch, tag or commit'),
+        (lambda: hub.upload(tmp_path, 'new', False, ''), "be OWNER/NAME; got 'new'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
+    with pytest.raises(UsageError, match=r'me/new: .*; log in by: hf auth login'):
+        push()
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(
+        UsageError, match='HF_HUB_OFFLINE is set, so that me/new is not'
+    ):
+        push()
+    assert 'me/new' not in fake.repositories
+
+
+def test_a_new_repository_can_be_private(fake, tmp_path):
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'README.md').write_text('x')
+
+    hub.upload(tmp_path / 'new', 'me/new', private=True, message='Add')
+
+    assert fake.private == {'me/new'}
+    assert fake.files('me/new') == {'README.md': b'x'}
+
+
+def test_without_the_library_the_error_has_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+
+    with pytest.raises(UsageError, match=r"pip install 'mmsparse\[hub\]'"):
+        locate('hf-hub:a/b')
