@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
+import nbformat
 import pytest
 from forked import Forked
 from mmengine.config import Config
@@ -139,10 +141,42 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
         'annotations',
         'benchmark',
         'completion',
+        'demo',
         'digits',
         'infer',
         'parity',
     }
+
+
+def printed(path):
+    """Return the output of the cells of a notebook, and the number of its drawings."""
+    outputs = [
+        output
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get('outputs', ())
+    ]
+    drawings = sum('image/jpeg' in output.get('data', ()) for output in outputs)
+    return ''.join(output.get('text', '') for output in outputs), drawings
+
+
+def test_the_tour_runs_with_the_wheel_in_an_empty_folder(installed, tmp_path):
+    found = tmp_path / 'tour.ipynb'
+
+    run(
+        *(ROOT / 'docs/figures/tour.py', '--out', found),
+        cwd=tmp_path,
+        PYTHONPATH=str(installed),
+        OMP_NUM_THREADS='1',
+    )
+
+    (text, drawings), (expected, _) = printed(found), printed(ROOT / 'docs/tour.ipynb')
+    assert drawings == 4
+    shapes = expected.partition('accuracy')[0]
+    assert 'stride 32: (1, 512, 14, 20)' in shapes
+    assert text.startswith(shapes)
+    assert int(re.search(r'accuracy on .*: (\d+)%', text)[1]) > 85
+    assert '514 weights\n' in text
+    assert '] equal\nMaskRCNN with BiFormer\n' in text  # ONNX file and model
 
 
 def test_helpers_of_tools_do_not_have_the_name_of_a_command():

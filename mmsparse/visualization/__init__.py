@@ -10,7 +10,7 @@ from mmsparse.visualization.detection import (
     draw_kept_tokens,
     draw_sampling_locations,
 )
-from mmsparse.visualization.draw import draw_all
+from mmsparse.visualization.draw import draw_all, list_drawings, rasterize
 from mmsparse.visualization.image_transform import ImageTransform
 from mmsparse.visualization.page import write_page
 from mmsparse.visualization.receptive_field import draw_receptive_field
@@ -20,6 +20,7 @@ from mmsparse.visualization.sample import (
     choose_query_point,
     read_metainfo,
     read_pipeline,
+    record_image,
     record_sample,
 )
 from mmsparse.visualization.statistics import attention_distance, sample_statistics
@@ -38,9 +39,12 @@ __all__ = [
     'draw_routed_regions',
     'draw_sampled_keys',
     'draw_sampling_locations',
+    'list_drawings',
+    'rasterize',
     'read_metainfo',
     'read_pipeline',
     'record',
+    'record_image',
     'record_sample',
     'sample_statistics',
     'write_page',

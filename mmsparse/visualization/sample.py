@@ -18,11 +18,13 @@ from mmsparse.visualization.image_transform import (
     ImageTransform,
     Pixels,
     Point,
+    Size,
     run_pipeline,
 )
 from mmsparse.visualization.recorder import LayerRecording, Recording, record
 
 BLUR = 16  # the shorter side of the image per window of the saliency's blur
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
 @dataclass
@@ -146,6 +148,48 @@ def record_sample(
         factor = boxes.new_tensor(result.get('scale_factor', (1, 1))).repeat(2)
         sample.boxes = transform.boxes_to_image(boxes * factor)
     return sample
+
+
+def record_image(
+    model: nn.Module,
+    image: Pixels,
+    size: Size | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Sample:
+    """Run a backbone or a classifier on an image in memory, and record it.
+
+    Args:
+        model: A model in eval mode that takes images, (B, 3, H, W).
+        image: RGB, (H, W, 3), of 8 bits.
+        size: Height and width of the model's input; those of the image if None.
+        mean: Mean of each channel, from 0 to 1; that of the model's ``pretrained_cfg``,
+            else of ImageNet if None.
+        std: Standard deviation of each channel, likewise.
+
+    Returns:
+        The sample.
+
+    Raises:
+        ValueError: The image has another shape or type, or the model has no layers that
+            can be recorded.
+    """
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            'image must be RGB with shape (H, W, 3) and dtype uint8; got '
+            f'{image.shape} and {image.dtype}.'
+        )
+    transform = ImageTransform(image.shape[:2], image.shape[:2])
+    inputs = torch.tensor(image).permute(2, 0, 1)[None] / 255
+    if size is not None:
+        transform = transform.resized(size)
+        inputs = F.interpolate(inputs, size, mode='bilinear', antialias=True)
+    known = dict(mean=MEAN, std=STD) | getattr(model, 'pretrained_cfg', {})
+    mean = torch.tensor(known['mean'] if mean is None else mean).view(3, 1, 1)
+    std = torch.tensor(known['std'] if std is None else std).view(3, 1, 1)
+    with record(model) as recording, torch.no_grad():
+        model(((inputs - mean) / std).to(next(model.parameters()).device))
+    return Sample(image, transform, recording)
 
 
 def choose_query_point(sample: Sample, backbone: nn.Module) -> Point:

@@ -1,0 +1,1 @@
+"""A page to choose an image and a model, and see where a query attends."""
