@@ -4,13 +4,20 @@ from importlib import import_module
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['create_backbone', 'create_model', 'list_models']
+# Functions and their modules, which import torch when one is used.
+_LAZY = {
+    'create_backbone': 'mmsparse.factory',
+    'create_model': 'mmsparse.factory',
+    'list_models': 'mmsparse.factory',
+    'register_timm': 'mmsparse.integrations.timm',
+}
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the factory, and with it torch, when one of its functions is used."""
-    if name in __all__:
-        return getattr(import_module('mmsparse.factory'), name)
+    """Import a function when it is used."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

@@ -152,11 +152,10 @@ def measure_classifier(
     The name ends with the image size unless that is the arch's.
     """
     with torch.device('meta'):
-        backbone = backbone_type(arch)
-        model = Classifier(backbone, backbone.arch.embed_dims[-1], num_classes=1000)
-    size = '' if side == getattr(backbone.arch, 'img_size', 224) else f'-{side}'
+        model = Classifier(backbone_type(arch))
+    size = '' if side == getattr(model.backbone.arch, 'img_size', 224) else f'-{side}'
     total = measure(model, (side, side))[-1]
-    return replace(total, name=f'{backbone.family}-{arch}{size}')
+    return replace(total, name=f'{backbone_type.family}-{arch}{size}')
 
 
 def named_parts(

@@ -1,1 +1,1 @@
-"""Models of mmsparse as models of other frameworks; none of them is required."""
+"""mmsparse's models in other libraries; each module needs the one in its name."""

@@ -20,7 +20,7 @@ ENTRIES = {  # official classifiers, without buffers
 
 def classifier(arch):
     with torch.device('meta'):
-        return Classifier(DAT(arch), 8, 10)
+        return Classifier(DAT(arch), 10)
 
 
 def mmsparse_keys(model):

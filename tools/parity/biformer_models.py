@@ -260,7 +260,7 @@ def _classifier(
 ) -> Classifier:
     backbone = build_backbone(arguments)
     num_classes = arguments.get('num_classes', 1000)
-    return Classifier(backbone, arguments['embed_dim'][-1], num_classes)
+    return Classifier(backbone, num_classes)
 
 
 STL_ATTENTIONS = {

@@ -187,7 +187,7 @@ def _build_backbone(arguments: Arguments, formulation: str, **settings: Any) -> 
 
 def _build_classifier(arguments: Arguments, formulation: str) -> Classifier:
     backbone = _build_backbone(arguments, formulation)
-    return Classifier(backbone, arguments['dims'][-1], arguments['num_classes'])
+    return Classifier(backbone, arguments['num_classes'])
 
 
 def _build_dense(arguments: Arguments, formulation: str) -> DAT:

@@ -199,8 +199,7 @@ def _classifier(backbone: ShuntedTransformer, arguments: Arguments) -> Classifie
     known = ('qk_scale', 'norm_layer', 'num_classes')
     ignored = ('patch_size', 'in_chans')  # by the official class, too
     _check_known(arguments, *OFFICIAL_DEFAULTS, *known, *ignored)
-    channels = backbone.stages[-1].norm.normalized_shape[0]
-    model = Classifier(backbone, channels, arguments.get('num_classes', 1000))
+    model = Classifier(backbone, arguments.get('num_classes', 1000))
     return _set_scale_and_eps(model, arguments)
 
 

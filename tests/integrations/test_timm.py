@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+import mmsparse
+
+timm = pytest.importorskip('timm')
+
+
+@pytest.fixture(scope='module')
+def names():
+    return mmsparse.register_timm()
+
+
+def test_all_models_are_registered_once(names):
+    assert sorted(names) == timm.list_models('mmsparse*')
+    assert mmsparse.register_timm() == names
+    assert len(names) == len(mmsparse.list_models())
+    assert 'mmsparse_dat_pp_tiny' in names
+
+
+def test_models_with_weights_are_listed(names):
+    assert 'mmsparse_biformer_nano' in timm.list_models('mmsparse*', pretrained=True)
+
+
+def test_a_model_of_timm_is_one_of_mmsparse(names):
+    model = timm.create_model(
+        'mmsparse_dat_nano',
+        num_classes=6,
+        in_chans=1,
+        drop_rate=0.0,
+        drop_path_rate=0.1,
+        global_pool='avg',
+        cache_dir=None,
+    )
+
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 6)
+    assert model.pretrained_cfg['architecture'] == 'dat-nano'
+
+
+def test_feature_pyramids_of_timm(names):
+    model = timm.create_model(
+        'mmsparse_shunted_nano', features_only=True, out_indices=(1, -1)
+    )
+
+    outs = model(torch.rand(1, 3, 64, 64))
+
+    assert [out.shape[1] for out in outs] == model.feature_info.channels()
+    assert model.feature_info.reduction() == [8, 32]
+
+
+def test_weights_and_transform_fit_each_other(names):
+    data = pytest.importorskip('timm.data')
+    model = timm.create_model('mmsparse_biformer_nano', pretrained=True).eval()
+
+    transform = data.create_transform(**data.resolve_model_data_config(model))
+
+    images = pytest.importorskip('PIL.Image')
+    x = transform(images.new('RGB', (90, 120), (255, 255, 255)))
+    assert x.shape == (3, 64, 64)
+    torch.testing.assert_close(x, torch.ones(3, 64, 64))
+    assert model(x[None]).shape == (1, 10)
+
+
+def test_a_file_of_weights_is_loaded(names, tmp_path):
+    trained = mmsparse.create_model('shunted-nano', num_classes=3).eval()
+    torch.save(trained.state_dict(), tmp_path / 'trained.pth')
+    x = torch.rand(1, 3, 64, 64)
+
+    overlay = dict(file=str(tmp_path / 'trained.pth'))
+    model = timm.create_model(
+        'mmsparse_shunted_nano', pretrained=True, pretrained_cfg_overlay=overlay
+    )
+
+    assert torch.equal(model.eval()(x), trained(x))
+
+
+def test_layer_decay_of_timm_takes_the_models(names):
+    optim = pytest.importorskip('timm.optim')
+    model = timm.create_model('mmsparse_biformer_nano', num_classes=2)
+
+    optimizer = optim.create_optimizer_v2(
+        model, opt='adamw', lr=1e-3, weight_decay=0.05, layer_decay=0.5
+    )
+
+    scales = [group['lr_scale'] for group in optimizer.param_groups]
+    assert max(scales) == 1
+    assert min(scales) < 0.5**5
