@@ -21,8 +21,10 @@ from transformers import (
 from transformers.initialization import ones_, trunc_normal_, zeros_
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 
-from mmsparse.factory import create_backbone, create_model, list_models
+from mmsparse.factory import create_backbone, create_model
+from mmsparse.factory.names import split_name
 from mmsparse.models.backbones import BACKBONES
+from mmsparse.models.backbones.base import StagedBackbone
 
 
 class MMSparseConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -54,7 +56,9 @@ class MMSparseConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__init__(**kwargs)
         self.name = name
         self.backbone_arguments = dict(backbone_arguments or {})
-        self.stage_names = [f'stage{i + 1}' for i in range(_num_stages(name))]
+        family, arch = split_name(name)
+        stages = BACKBONES[family].arch_settings[arch].num_stages
+        self.stage_names = [f'stage{i + 1}' for i in range(stages)]
         self.set_output_features_output_indices(out_features, out_indices)
 
 
@@ -64,6 +68,20 @@ class MMSparseModel(PreTrainedModel):
     config_class = MMSparseConfig
     base_model_prefix = 'model'  # of the backbone's weights in a classifier
     main_input_name = 'pixel_values'
+    supports_gradient_checkpointing = True
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are checkpointed, as ``gradient_checkpointing_enable`` does."""
+        return any(backbone.with_cp for backbone in self._backbones())
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        for backbone in self._backbones():
+            backbone.set_grad_checkpointing(enable)
+
+    def _backbones(self) -> list[StagedBackbone]:
+        return [x for x in self.modules() if isinstance(x, StagedBackbone)]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize norms of outputs that a file lacks."""
@@ -88,12 +106,11 @@ class MMSparseBackbone(BackboneMixin, MMSparseModel):
 
     def __init__(self, config: MMSparseConfig) -> None:
         super().__init__(config)
-        stages = range(len(config.stage_names))
         with torch.device('cpu'):
             self.backbone = create_backbone(
                 config.name, out_indices=self.out_indices, **config.backbone_arguments
             )
-        self.num_features = [self.backbone.arch.embed_dims[i] for i in stages]
+        self.num_features = list(self.backbone.arch.embed_dims)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
@@ -149,16 +166,9 @@ class MMSparseForImageClassification(MMSparseModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize the linear layer, too, if a file has one for other classes."""
         super()._init_weights(module)
-        if module is self.model.head['fc']:
+        if module is self.model.get_classifier():
             trunc_normal_(module.weight, std=0.02)
             zeros_(module.bias)
-
-
-def _num_stages(name: str) -> int:
-    family, _, arch = name.partition('-')
-    if name not in list_models():
-        raise ValueError(f'name must be one of {list_models()}; got {name!r}.')
-    return BACKBONES[family].arch_settings[arch].num_stages
 
 
 AutoConfig.register(MMSparseConfig.model_type, MMSparseConfig)

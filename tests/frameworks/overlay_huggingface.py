@@ -67,7 +67,7 @@ def test_classifiers_are_converted_fine_tuned_and_used_in_a_pipeline(capsys):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_folder_serves_classifiers_backbones_and_mmsparse(name):
     config = MMSparseConfig(name, num_labels=7)
-    model = AutoModelForImageClassification.from_config(config).eval()
+    model = MMSparseForImageClassification(config).eval()
     model.save_pretrained('model')
     images = torch.rand(2, 3, 64, 96)
 
@@ -101,6 +101,19 @@ def test_the_loss_follows_the_type_of_the_labels():
 
     torch.testing.assert_close(outputs.loss, expected)
     assert model(images).loss is None
+
+
+def test_gradient_checkpointing_is_that_of_mmsparse():
+    model = MMSparseForImageClassification(
+        MMSparseConfig('biformer-nano', num_labels=2)
+    )
+
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    assert all(stage.with_cp for stage in model.model.backbone.stages)
+
+    model.gradient_checkpointing_disable()
+    assert not any(stage.with_cp for stage in model.model.backbone.stages)
 
 
 def test_mask2former_takes_a_training_step():
@@ -160,7 +173,10 @@ def test_a_configuration_is_read_as_it_was_written():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(name='biformer-tinny'), "name must be one of .*; got 'biformer-tinny'"),
+        (
+            dict(name='biformer-tinny'),
+            "got 'biformer-tinny': did you mean 'biformer-tiny'",
+        ),
         (dict(out_features=['stage5']), 'out_features must be a subset of stage_names'),
     ],
 )
