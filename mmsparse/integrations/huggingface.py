@@ -72,7 +72,7 @@ class MMSparseModel(PreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are checkpointed, as ``gradient_checkpointing_enable`` does."""
+        """Whether blocks are checkpointed; set by ``gradient_checkpointing_enable``."""
         return any(backbone.with_cp for backbone in self._backbones())
 
     @gradient_checkpointing.setter

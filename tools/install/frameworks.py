@@ -12,7 +12,7 @@ from install.stack import Stack
 from install.step import SHOW, Step, stop
 
 PACKAGES = ('peft', 'segmentation-models-pytorch', 'transformers', 'ultralytics')
-MODULES = ', '.join(PACKAGES).replace('-', '_')
+MODULES = ', '.join((*PACKAGES, 'mmsparse')).replace('-', '_')
 
 
 def install_frameworks(stack: Stack) -> None:
@@ -33,6 +33,6 @@ def install_frameworks(stack: Stack) -> None:
     with Step('test of the imports', stack.venv) as step:
         # ultralytics writes settings when it is imported.
         settings = str(stack.temporary)
-        code = f'import {MODULES}, mmsparse'
+        code = f'import {MODULES}'
         step.run(stack.python, '-I', '-c', code, YOLO_CONFIG_DIR=settings)
     shutil.rmtree(stack.temporary)
