@@ -11,7 +11,7 @@ PYTHON ?= $(shell works() { "$$@" 2>/dev/null && echo $$1 && exit; }; works $(VE
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench test lint docs format clean
+.PHONY: help install frameworks quickstart bench test lint docs format clean
 
 # Prints the first line of every command's docstring or comment.
 define COMMANDS
@@ -30,6 +30,9 @@ help:  ## List the targets and the commands
 install:  ## Create the environment; options: PYTHON=python3.11, STACK=onedl
 	@$(PYTHON) tools/install.py --stack $(STACK)
 
+frameworks: install  ## Create .venv-frameworks: transformers, ultralytics and others
+	@$(PYTHON) tools/install.py --stack frameworks
+
 quickstart: install  ## Train and evaluate three tasks on handwritten digits
 	$(BIN)/python tools/quickstart.py
 
@@ -38,7 +41,7 @@ bench: install  ## Compare the time and memory of the attention operators
 
 # Threads slow down tensors as small as those of the tests.
 test: export OMP_NUM_THREADS ?= 1
-test: install  ## Run the tests
+test: $(if $(filter openmmlab,$(STACK)),frameworks,install)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: install  ## Check style, docstrings, imports, spelling, types, tables and words

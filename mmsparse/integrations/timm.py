@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmsparse.factory import create_model, list_models
 from mmsparse.factory.data_config import CLASSES, default_data
@@ -59,12 +59,20 @@ def _entry_point(new: str, name: str) -> Callable[..., nn.Module]:
         place = {key: arguments.pop(key, None) for key in ('device', 'dtype')}
         if 'in_chans' in arguments:
             arguments['in_channels'] = arguments.pop('in_chans')
-        return create_model(name, source, **arguments).to(**place)
+        model = create_model(name, source, **arguments).to(**place)
+        if arguments.get('features_only'):
+            model.register_forward_hook(_to_list)
+        return model
 
     build.__name__ = build.__qualname__ = new
     build.__module__ = __name__
     build.__doc__ = f'Build {name} of mmsparse.'
     return build
+
+
+def _to_list(_: nn.Module, __: Any, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the feature maps as timm's models do; some libraries append to them."""
+    return list(feature_maps)
 
 
 def _default_cfg(name: str) -> dict[str, Any]:

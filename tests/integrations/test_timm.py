@@ -44,6 +44,7 @@ def test_feature_pyramids_of_timm(names):
 
     outs = model(torch.rand(1, 3, 64, 64))
 
+    assert isinstance(outs, list)
     assert [out.shape[1] for out in outs] == model.feature_info.channels()
     assert model.feature_info.reduction() == [8, 32]
 

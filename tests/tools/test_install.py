@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from install import frameworks, mmcv, preflight
 from install import main as install
-from install import mmcv, preflight
 from install.stack import STACKS, Stack
 from install.step import Step, progress_of, reason_of
 
@@ -263,6 +264,40 @@ def test_a_second_installation_waits_for_the_first(stack):
             assert 'waiting for another' in second.stdout.readline()
             first.communicate('\n')
             assert second.communicate('\n')[0] == 'locked\n'
+
+
+def test_frameworks_are_installed_on_top_of_the_stack(stack, site, monkeypatch, capsys):
+    overlay = Stack('frameworks', stack.root, stack.wheels)
+    overlay.constraints.write_text('transformers==5.24.0\n')
+    (site / 'of_the_stack.py').touch()
+    pip = Mock()
+    monkeypatch.setattr(install, 'Stack', lambda name: overlay)
+    monkeypatch.setattr(frameworks, 'MODULES', 'of_the_stack')
+    monkeypatch.setattr(Step, 'pip', pip)
+
+    install.main()
+    install.main()  # which does nothing
+
+    pins = ('-c', stack.constraints, '-c', overlay.constraints)
+    assert pip.call_args.args[:5] == ('install', *pins)
+    assert pip.call_count == 1
+    assert capsys.readouterr().out.endswith(
+        '.venv-frameworks is ready: source .venv-frameworks/bin/activate\n' * 2
+    )
+    stack.constraints.write_text('torch==2.13.0\n')
+    assert not install.is_installed(overlay)
+
+
+def test_frameworks_need_a_stack(stack):
+    overlay = Stack('frameworks', stack.root, stack.wheels)
+    with pytest.raises(SystemExit, match=r'need \.venv: run make install first$'):
+        frameworks.install_frameworks(overlay)
+
+
+def test_every_framework_has_a_pin():
+    overlay = Stack('frameworks')
+    for package in frameworks.PACKAGES:
+        assert re.search(rf'^{package}==', overlay.constraints.read_text(), re.M)
 
 
 @pytest.mark.parametrize(

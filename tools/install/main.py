@@ -10,26 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+from install.frameworks import install_frameworks
 from install.mmcv import mmcv_wheel
 from install.preflight import check_machine
-from install.stack import STACKS, Stack
-from install.step import Step, reason_of, stop
+from install.stack import OVERLAY, STACKS, Stack
+from install.step import SHOW, Step, reason_of, stop
 
-SHOW = '--progress-bar=raw'  # lines that Step parses; new in pip 24.1
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
 
 
 def main(description: str = '') -> None:
     """Install what is missing, or exit with the reason for which that failed."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--stack', choices=STACKS, default='openmmlab')
+    parser.add_argument('--stack', choices=(*STACKS, OVERLAY), default='openmmlab')
     stack = Stack(parser.parse_args().stack)
     try:
         if not is_installed(stack):
             lock(stack.root)
         if not is_installed(stack):
-            check_machine(stack)
-            install(stack)
+            if stack.base is None:
+                check_machine(stack)
+                install(stack)
+            else:
+                install_frameworks(stack)
+            stack.stamp.write_text(fingerprint(stack))
     except OSError as error:
         stop(reason_of(f'error: {error}'))
     except KeyboardInterrupt:
@@ -48,7 +52,7 @@ def fingerprint(stack: Stack) -> str:
     pyproject = (stack.root / 'pyproject.toml').read_text()
     build_system = pyproject.split('[build-system]')[1].split('\n[')[0]
     sources = sorted(Path(__file__).parent.glob('*.py'))
-    files = (stack.root / 'setup.py', stack.constraints, *sources)
+    files = (stack.root / 'setup.py', *stack.pins, *sources)
     parts = [str(stack.venv), str(sys.version_info[:2]), build_system]
     parts += [file.read_text() for file in files]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
@@ -87,7 +91,6 @@ def install(stack: Stack) -> None:
     with Step('test of the imports', stack.venv) as step:
         step.run(stack.python, '-I', '-c', f'import {MODULES}')
     shutil.rmtree(stack.temporary)
-    stack.stamp.write_text(fingerprint(stack))
     print('mmsparse is installed; make help lists the commands')
 
 

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 STACKS = ('oldest', 'onedl', 'openmmlab')
+OVERLAY = 'frameworks'  # on top of openmmlab
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
 
@@ -20,6 +21,9 @@ class Stack:
         self.mmcv = 'onedl-mmcv' if name == 'onedl' else 'mmcv'  # on the package index
         self.root = root
         self.constraints = root / f'constraints{suffix}.txt'
+        # The stack whose packages an overlay sees, too.
+        self.base = Stack('openmmlab', root, cache) if name == OVERLAY else None
+        self.pins = (*(self.base.pins if self.base else ()), self.constraints)
         self.venv = root / f'.venv{suffix}'
         self.python = self.venv / 'bin' / 'python'
         self.temporary = self.venv / 'tmp'

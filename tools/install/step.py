@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
+SHOW = '--progress-bar=raw'  # lines that Step parses; new in pip 24.1
 # Patterns in the output of a failed command, and the reason to report.
 REASONS = {
     r'No space left on device|Disk quota exceeded': 'the disk is full',
