@@ -6,8 +6,8 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import IO, Any
@@ -58,6 +58,28 @@ def read_checkpoint(path: str | Path) -> Any:
     if not any(isinstance(value, Tensor) for _, value in safe_pickle.walk(content)):
         raise UsageError(f'{path} holds no tensor; it is no checkpoint of a model.')
     return content
+
+
+def read_metadata(path: str | Path, content: Any) -> dict[str, Any]:
+    """Return the metadata of a file, with the content that was read from it.
+
+    Those of torch are under ``meta``; values in a safetensors file are strings, of
+    which those with a JSON list or object are parsed.
+    """
+    path = Path(path)
+    if not _is_safetensors(path):
+        meta = content.get('meta') if isinstance(content, Mapping) else None
+        return dict(meta) if isinstance(meta, Mapping) else {}
+    with importlib.import_module('safetensors').safe_open(path, 'pt') as file:
+        metadata = file.metadata() or {}
+    return {key: _parse_json(value) for key, value in metadata.items()}
+
+
+def _parse_json(text: str) -> Any:
+    if text[:1] in ('{', '['):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
 
 
 def write_checkpoint(

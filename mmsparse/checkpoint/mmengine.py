@@ -5,11 +5,8 @@ Importing :mod:`mmsparse.registry` calls :func:`allow_mmengine_checkpoints` and
 """
 
 import _codecs
-import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,7 +17,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmsparse.checkpoint.files import read_checkpoint
+from mmsparse.checkpoint.files import read_checkpoint, read_metadata
 from mmsparse.checkpoint.safe_pickle import HISTORY_BUFFER, Placeholder, walk
 from mmsparse.checkpoint.state_dict import check_weights
 from mmsparse.errors import UsageError
@@ -89,17 +86,7 @@ def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]
     """Read a local file, with its metadata as mmengine's ``meta``."""
     path = Path(filename).expanduser()
     weights = read_checkpoint(path)
-    with import_module('safetensors').safe_open(path, framework='pt') as file:
-        metadata = file.metadata() or {}
-    meta = {key: _parse_json(value) for key, value in metadata.items()}
-    return dict(meta=meta, state_dict=weights)
-
-
-def _parse_json(text: str) -> Any:
-    if text[:1] in ('{', '['):
-        with suppress(ValueError, RecursionError):
-            return json.loads(text)
-    return text
+    return dict(meta=read_metadata(path, weights), state_dict=weights)
 
 
 def register_safe_loader() -> None:

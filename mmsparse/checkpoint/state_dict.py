@@ -1,5 +1,7 @@
 """Find the state dict of a checkpoint, check it, and compare it with a model."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,6 +168,22 @@ def load_state_dict(
 def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Return the shape of every tensor of a state dict."""
     return {key: tensor.shape for key, tensor in weights.items()}
+
+
+def tensors_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict, whatever file it is stored in.
+
+    It is that of the tensors sorted by key: of each a JSON list of key, dtype and
+    shape, a line feed, and the elements in row-major order and little-endian bytes.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        tensor = weights[key].detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix('torch.')
+        header = json.dumps([key, dtype, list(tensor.shape)])
+        digest.update(f'{header}\n'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

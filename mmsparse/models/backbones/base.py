@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -19,31 +18,34 @@ from mmsparse.checkpoint.coverage import Official
 from mmsparse.checkpoint.pretrained import checked_pretrained
 from mmsparse.checkpoint.state_dict import find_prefix
 from mmsparse.models.backbones.arch import Arch, Count, DropRate, check_setting
+from mmsparse.models.backbones.feature_info import (
+    FeatureInfo,
+    resolve_indices,
+    resolve_out_indices,
+)
+from mmsparse.models.layers.common import channels_last, check_choice
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 OWN_KEYS = r'downsamples\.0\.'  # start of some keys of every backbone of mmsparse
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
-@dataclass(frozen=True)
-class FeatureInfo:
-    """Feature maps that a backbone returns; the methods are those of timm.
+class Stage(nn.Sequential):
+    """Blocks of a stage; with ``with_cp``, each uses activation checkpointing.
 
-    Args:
-        widths: C of every feature map.
-        strides: Stride of every feature map, in pixels.
+    Hooks on it see the feature map before the norm of an output.
     """
 
-    widths: tuple[int, ...]
-    strides: tuple[int, ...]
+    with_cp = False
 
-    def channels(self) -> list[int]:
-        """Return C of every feature map."""
-        return list(self.widths)
-
-    def reduction(self) -> list[int]:
-        """Return the stride of every feature map."""
-        return list(self.strides)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        for block in self:
+            if self.with_cp and x.requires_grad and not torch.jit.is_tracing():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
 
 
 class StagedBackbone(BaseModule):
@@ -52,11 +54,11 @@ class StagedBackbone(BaseModule):
     A subclass with a ``family`` is in ``BACKBONES`` under that name, and thus in
     :func:`mmsparse.create_backbone` and in the contract test. ``official_keys`` is a
     regular expression of the start of some keys that only the authors' weights have,
-    None without such weights. Its constructor fills
-    ``self.downsamples`` and ``self.stages`` with ``self.num_stages`` modules each,
-    within :func:`stage_errors`, and ``self.out_norms``, the norms of the outputs by
-    type and stage (``layer0``, ``batch3``: names differ, so that weights of one type
-    never load into another); then it calls :meth:`freeze`.
+    None without such weights. Its constructor calls
+    :meth:`add_stage` ``self.num_stages`` times, within :func:`stage_errors`, and fills
+    ``self.out_norms``, the norms of the outputs by type and stage (``layer0``,
+    ``batch3``: names differ, so that weights of one type never load into another); then
+    it calls :meth:`freeze`.
 
     Only outputs pass through ``out_norms``; the next stage takes the feature map before
     the norm. Where the official model continues from the normalized feature map, the
@@ -66,7 +68,8 @@ class StagedBackbone(BaseModule):
     Args:
         arch: Name of an entry of ``arch_settings``, or the settings as an instance of
             ``arch_type`` or a dict.
-        out_indices: Stages to return, ascending, counted from 0.
+        out_indices: Stages to return, counted from 0, negative ones from the end. Each
+            is returned once, in ascending order, as by timm and mmdet.
         out_norm: Type of the norms of the outputs; None where stages end with theirs.
         frozen_stages: Number of stages to freeze; 0 freezes the stem alone, -1 nothing.
         norm_eval: Keep BatchNorm layers in eval mode during training.
@@ -116,7 +119,7 @@ class StagedBackbone(BaseModule):
         super().__init__(default if init_cfg is None else init_cfg)
         self.arch = self.resolve_arch(arch)
         total = self.arch.num_stages
-        _check_out_indices(out_indices, total)
+        self.out_indices = resolve_out_indices(out_indices, total)
         if frozen_stages not in range(-1, total + 1):
             raise ValueError(
                 f'frozen_stages must be an integer from -1 to {total}; got '
@@ -124,14 +127,19 @@ class StagedBackbone(BaseModule):
             )
         check_setting('in_channels', in_channels, Count)
         self.in_channels = in_channels
-        self.out_indices = tuple(out_indices)
-        self.num_stages = max(out_indices) + 1  # later ones would have no output
+        self.num_stages = max(self.out_indices) + 1  # later ones have no output
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
+        self.with_cp = with_cp
+
+    def add_stage(self, downsample: nn.Module, stage: Stage) -> None:
+        """Append the downsampling and the blocks of the next stage."""
+        stage.with_cp = self.with_cp
+        self.downsamples.append(downsample)
+        self.stages.append(stage)
 
     def init_weights(self) -> None:
         """Initialize by init_cfg; raise UsageError if a file has few of the weights."""
@@ -168,20 +176,65 @@ class StagedBackbone(BaseModule):
         Raises:
             ValueError: ``x`` has another shape, or is smaller.
         """
-        _check_images(x, self.in_channels, self.min_side)
-        if torch.jit.is_tracing():
-            x = _fix_size(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self._prepare(x)
         outs = []
         for i, (downsample, stage) in enumerate(
             zip(self.downsamples, self.stages, strict=True)
         ):
-            x = downsample(x)
-            for block in stage:
-                x = self._run(block, x)
+            x = stage(downsample(x))
             if i in self.out_indices:
                 outs.append(self._out_norm(i)(x))
         return tuple(outs)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Compute feature maps of any stages; arguments and results are those of timm.
+
+        Args:
+            x: Images, (B, in_channels, H, W).
+            indices: Stages, counted from 0, negative ones from the end; an integer is
+                the number of last stages, None all.
+            norm: Whether the feature maps of stages in ``out_indices`` are normalized
+                as by :meth:`forward`.
+            stop_early: Whether to compute no stage after the last of ``indices``.
+            output_fmt: ``NCHW``, or ``NHWC`` for (B, H, W, C).
+            intermediates_only: Whether to return the feature maps alone.
+
+        Returns:
+            The output of the last computed stage, normalized if it is in
+            ``out_indices``, (B, C, H', W'), and a list of the feature maps in ascending
+            order of the stages; or the list alone.
+
+        Raises:
+            ValueError: ``indices`` or ``output_fmt`` is out of range, or ``x`` has
+                another shape or is smaller.
+        """
+        check_choice('output_fmt', output_fmt, ('NCHW', 'NHWC'))
+        indices = resolve_indices('indices', indices, self.num_stages)
+        last = indices[-1] if stop_early else self.num_stages - 1
+        x = self._prepare(x)
+        intermediates = []
+        for i in range(last + 1):
+            x = self.stages[i](self.downsamples[i](x))
+            normalized = self._out_norm(i)(x) if i in self.out_indices else x
+            if i in indices:
+                intermediates.append(normalized if norm else x)
+        if output_fmt == 'NHWC':
+            intermediates = [channels_last(y) for y in intermediates]
+        return intermediates if intermediates_only else (normalized, intermediates)
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        _check_images(x, self.in_channels, self.min_side)
+        if torch.jit.is_tracing():
+            x = _fix_size(x)
+        return x.contiguous(memory_format=torch.channels_last)
 
     @property
     def min_side(self) -> int:
@@ -190,21 +243,59 @@ class StagedBackbone(BaseModule):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """Channels and strides of the outputs, as in timm."""
-        return FeatureInfo(
-            widths=tuple(self.arch.embed_dims[i] for i in self.out_indices),
-            strides=tuple(4 * 2**i for i in self.out_indices),
+        """Channels, strides and module names of stages and outputs, as in timm."""
+        return FeatureInfo.of_stages(
+            self.arch.embed_dims[: self.num_stages], self.out_indices
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last stage."""
+        return self.arch.embed_dims[self.num_stages - 1]
+
+    @property
+    def with_cp(self) -> bool:
+        """Whether the blocks use activation checkpointing."""
+        return self._with_cp
+
+    @with_cp.setter
+    def with_cp(self, enable: bool) -> None:
+        self.set_grad_checkpointing(enable)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable activation checkpointing of the blocks, as in timm."""
+        self._with_cp = enable
+        for stage in self.stages:
+            stage.with_cp = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return regular expressions that group the parameters by depth, as in timm.
+
+        Args:
+            coarse: Whether a group is a stage, not a block.
+
+        Returns:
+            The expressions of ``stem`` and ``blocks``, for timm's
+            ``group_parameters``.
+        """
+        if coarse:
+            return dict(
+                stem=r'^downsamples\.0\.', blocks=r'^(?:stages|downsamples)\.(\d+)'
+            )
+        return dict(
+            stem=r'^downsamples\.0\.',
+            blocks=[
+                (r'^downsamples\.(\d+)', (0,)),
+                (r'^stages\.(\d+)\.(\d+)', None),
+                (r'^stages\.(\d+)\.norm', (999,)),
+                (r'^out_norms', (99999,)),
+            ],
         )
 
     def _out_norm(self, stage: int) -> nn.Module:
         if self.out_norm is None:
             return nn.Identity()
         return self.out_norms[f'{self.out_norm}{stage}']
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad and not torch.jit.is_tracing():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay: those of norms.
@@ -320,17 +411,6 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     step = last / max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
     return [[step * i for i in range(*stage)] for stage in pairwise(ends)]
-
-
-def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
-    if not isinstance(out_indices, Sequence):
-        raise TypeError(f'out_indices must be a list of stages; got {out_indices!r}.')
-    known = [i for i in range(num_stages) if i in out_indices]
-    if not known or known != list(out_indices):
-        raise ValueError(
-            f'out_indices must be ascending stages from 0 to {num_stages - 1}; got '
-            f'{out_indices!r}.'
-        )
 
 
 def _check_images(x: Tensor, channels: int, min_side: int) -> None:

@@ -17,6 +17,7 @@ from mmsparse.models.backbones.arch import (
     expand,
 )
 from mmsparse.models.backbones.base import (
+    Stage,
     StagedBackbone,
     drop_path_rates,
     stage_errors,
@@ -108,7 +109,8 @@ class BiFormer(StagedBackbone):
             all routing stages or one per stage. The published models use 7 for
             classification at 224x224, 16 for detection, 8 for segmentation; the weights
             do not depend on it.
-        out_indices: Stages to return, counted from 0.
+        out_indices: Stages to return, counted from 0, negative ones from the end; each
+            once, in ascending order.
         out_norm: Norm of the outputs: ``batch`` as before the classifier, or ``layer``
             as for dense tasks.
         drop_path_rate: Drop path rate of the last block; grows linearly from 0.
@@ -180,10 +182,15 @@ class BiFormer(StagedBackbone):
         rates = drop_path_rates(drop_path_rate, arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(arch, i, in_channels))
-                self.stages.append(_build_stage(arch, i, regions[i], rates[i]))
+                self.add_stage(
+                    _build_downsample(arch, i, in_channels),
+                    _build_stage(arch, i, regions[i], rates[i]),
+                )
         self.out_norms = nn.ModuleDict(
-            {f'{out_norm}{i}': NORMS[out_norm](arch.embed_dims[i]) for i in out_indices}
+            {
+                f'{out_norm}{i}': NORMS[out_norm](arch.embed_dims[i])
+                for i in self.out_indices
+            }
         )
         self.freeze()
 
@@ -203,7 +210,7 @@ def _regions_per_stage(
 
 def _build_stage(
     arch: BiFormerArch, i: int, regions_per_side: int, rates: Sequence[float]
-) -> nn.Sequential:
+) -> Stage:
     blocks = (
         TransformerBlock2d(
             _build_attention(arch, i, regions_per_side),
@@ -217,7 +224,7 @@ def _build_stage(
         )
         for rate in rates
     )
-    return nn.Sequential(*blocks)
+    return Stage(*blocks)
 
 
 def _build_attention(arch: BiFormerArch, i: int, regions_per_side: int) -> nn.Module:

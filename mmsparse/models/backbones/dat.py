@@ -19,6 +19,7 @@ from mmsparse.models.backbones.arch import (
     at_least,
 )
 from mmsparse.models.backbones.base import (
+    Stage,
     StagedBackbone,
     drop_path_rates,
     stage_errors,
@@ -158,7 +159,8 @@ class DAT(StagedBackbone):
         arch: Name of an entry of ``arch_settings``, or the settings of a
             :class:`DATArch`, or a dict with such a name under ``base`` and the settings
             that differ.
-        out_indices: Stages to return, counted from 0.
+        out_indices: Stages to return, counted from 0, negative ones from the end; each
+            once, in ascending order.
         out_norm: Norm of the outputs: ``class`` as before the classifier, or ``layer``
             as for dense tasks. They differ in name only, so that weights of one are not
             loaded into the other.
@@ -247,12 +249,14 @@ class DAT(StagedBackbone):
         rates = drop_path_rates(drop_path_rate, arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(arch, i, in_channels))
-                self.stages.append(_build_stage(arch, i, rates[i]))
+                self.add_stage(
+                    _build_downsample(arch, i, in_channels),
+                    _build_stage(arch, i, rates[i]),
+                )
         self.out_norms = nn.ModuleDict(
             {
                 f'{out_norm}{i}': LayerNorm2d(arch.embed_dims[i], EPS)
-                for i in out_indices
+                for i in self.out_indices
             }
         )
         self.freeze()
@@ -274,7 +278,7 @@ class DAT(StagedBackbone):
         }
 
 
-def _build_stage(arch: DATArch, i: int, rates: Sequence[float]) -> nn.Sequential:
+def _build_stage(arch: DATArch, i: int, rates: Sequence[float]) -> Stage:
     block_types = islice(cycle(arch.block_types[i]), arch.depths[i])
     blocks = (
         TransformerBlock2d(
@@ -290,7 +294,7 @@ def _build_stage(arch: DATArch, i: int, rates: Sequence[float]) -> nn.Sequential
         )
         for block_type, rate in zip(block_types, rates, strict=True)
     )
-    return nn.Sequential(*blocks)
+    return Stage(*blocks)
 
 
 def _build_attention(arch: DATArch, i: int, block_type: str) -> nn.Module:

@@ -15,6 +15,7 @@ from mmsparse.models.backbones.arch import (
     at_least,
 )
 from mmsparse.models.backbones.base import (
+    Stage,
     StagedBackbone,
     drop_path_rates,
     stage_errors,
@@ -68,7 +69,8 @@ class ShuntedTransformer(StagedBackbone):
         arch: Name of an entry of ``arch_settings``, or the settings of a
             :class:`ShuntedArch`, or a dict with such a name under ``base`` and the
             settings that differ.
-        out_indices: Stages to return, counted from 0.
+        out_indices: Stages to return, counted from 0, negative ones from the end; each
+            once, in ascending order.
         drop_path_rate: Drop path rate of the last block; grows linearly from 0.
         frozen_stages: Number of stages to freeze; 0 freezes the stem alone, -1 nothing.
         norm_eval: Keep BatchNorm layers, which the stem has, in eval mode during
@@ -127,8 +129,10 @@ class ShuntedTransformer(StagedBackbone):
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         for i in range(self.num_stages):
             with stage_errors(i):
-                self.downsamples.append(_build_downsample(self.arch, i, in_channels))
-                self.stages.append(_build_stage(self.arch, i, rates[i]))
+                self.add_stage(
+                    _build_downsample(self.arch, i, in_channels),
+                    _build_stage(self.arch, i, rates[i]),
+                )
         self.freeze()
 
     def init_weights(self) -> None:
@@ -161,7 +165,7 @@ def _build_downsample(arch: ShuntedArch, i: int, in_channels: int) -> nn.Sequent
     return downsample
 
 
-def _build_stage(arch: ShuntedArch, i: int, rates: Sequence[float]) -> nn.Sequential:
+def _build_stage(arch: ShuntedArch, i: int, rates: Sequence[float]) -> Stage:
     channels = arch.embed_dims[i]
     blocks = (
         TransformerBlock2d(
@@ -176,7 +180,7 @@ def _build_stage(arch: ShuntedArch, i: int, rates: Sequence[float]) -> nn.Sequen
         )
         for rate in rates
     )
-    stage = nn.Sequential(*blocks)
+    stage = Stage(*blocks)
     stage.add_module('norm', LayerNorm2d(channels))
     return stage
 

@@ -166,7 +166,7 @@ BAD = dict(
     stem_convs=(-1, 1.5, '1', None),
 )
 BAD_ARGUMENTS = dict(
-    out_indices=[(), (9,), (-1,), (0, 0), 3, None, ('0',)],
+    out_indices=[(), (9,), (-9,), 3, None, ('0',), '01'],
     drop_path_rate=[-0.1, 1, '0.1', None, float('nan')],
     frozen_stages=[-2, 9, 'all', 0.5, None],
     arch=['huge', None, 3, {}],

@@ -84,6 +84,121 @@ def test_returns_the_stages_of_out_indices_alone(build, out_indices):
         torch.testing.assert_close(out, every(x)[i])
 
 
+@pytest.mark.parametrize(
+    ('out_indices', 'stages'),
+    [((-1,), (3,)), ((1, -1, 3), (1, 3)), ((2, 0), (0, 2)), ([-4, 1, 1], (0, 1))],
+    ids=str,
+)
+def test_out_indices_may_be_negative_repeated_or_unsorted(build, out_indices, stages):
+    backbone = build(out_indices=out_indices).eval()
+    expected = build(out_indices=stages).eval()
+    expected.load_state_dict(backbone.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+
+    assert backbone.out_indices == stages
+    assert all(map(torch.equal, backbone(x), expected(x)))
+    widths = backbone.arch.embed_dims
+    assert backbone.feature_info.channels() == [widths[i] for i in stages]
+
+
+def test_hooks_on_stages_fire(build):
+    backbone = build(out_indices=(3,), with_cp=True)
+    seen = []
+    for stage in backbone.stages:
+        stage.register_forward_hook(lambda *args: seen.append(args[2]))
+
+    backbone(torch.rand(1, 3, 64, 64))
+
+    widths = backbone.arch.embed_dims
+    assert [x.shape[1:] for x in seen] == [
+        (width, 16 // 2**i, 16 // 2**i) for i, width in enumerate(widths)
+    ]
+
+
+def test_forward_intermediates_is_that_of_timm(build):
+    backbone, x = build(out_indices=(3,)).eval(), torch.rand(1, 3, 64, 64)
+    seen = []
+    for stage in backbone.stages:
+        stage.register_forward_hook(lambda *args: seen.append(args[2]))
+    (out,) = backbone(x)
+    raw = list(seen)
+
+    last, every = backbone.forward_intermediates(x)
+    assert torch.equal(last, out)
+    assert all(map(torch.equal, every, raw))
+    _, normalized = backbone.forward_intermediates(x, indices=2, norm=True)
+    assert torch.equal(normalized[0], raw[2])
+    assert torch.equal(normalized[1], out)
+    seen.clear()
+    (first,) = backbone.forward_intermediates(
+        x, [0, -4], stop_early=True, output_fmt='NHWC', intermediates_only=True
+    )
+    assert len(seen) == 1
+    assert torch.equal(first.permute(0, 3, 1, 2), raw[0])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(indices=[4]), r'indices must be stages from 0 to 3, .*; got \[4\]'),
+        (dict(indices=5), 'indices must be a list .* from 1 to 4; got 5'),
+        (dict(output_fmt='NLC'), "output_fmt must be one of .*; got 'NLC'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_forward_intermediates_raise(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build().forward_intermediates(torch.rand(1, 3, 64, 64), **arguments)
+
+
+def test_feature_info_has_the_methods_of_timm(build):
+    info = build(out_indices=(1, 3)).feature_info
+
+    widths = [stage['num_chs'] for stage in info]
+    assert len(info) == 4
+    assert info.channels() == [widths[1], widths[3]]
+    assert info.reduction() == [8, 32]
+    assert info.channels(0) == widths[0]
+    assert info.reduction([0, -1]) == [4, 32]
+    assert info.module_name() == ['stages.1', 'stages.3']
+    assert info.get_dicts(['reduction'], [0, 1]) == [
+        dict(reduction=4),
+        dict(reduction=8),
+    ]
+    assert info.get_dicts(idx=2) == dict(
+        num_chs=widths[2], reduction=16, module='stages.2', index=2
+    )
+
+
+def test_activation_checkpointing_can_be_set_later(build):
+    backbone = build()
+
+    backbone.set_grad_checkpointing()
+    assert backbone.with_cp
+    assert all(stage.with_cp for stage in backbone.stages)
+
+    backbone.with_cp = False
+    assert not any(stage.with_cp for stage in backbone.stages)
+
+
+def test_timm_groups_parameters_by_depth(build):
+    helpers = pytest.importorskip('timm.models')
+    backbone = build()
+    names = [name for name, _ in backbone.named_parameters()]
+
+    blocks, stages = (
+        helpers.group_parameters(backbone, backbone.group_matcher(coarse))
+        for coarse in (False, True)
+    )
+
+    assert sorted(sum(blocks.values(), [])) == sorted(names)
+    assert len(stages) == 5 + hasattr(backbone, 'out_norms')
+    depths = {name: depth for depth, group in blocks.items() for name in group}
+    assert all(depths[name] == 0 for name in names if name.startswith('downsamples.0'))
+    order = [depths[n] for n in names if n.startswith('stages') and 'norm1.w' in n]
+    assert order == sorted(set(order))
+
+
 @pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (3,)], ids=str)
 def test_every_trainable_parameter_gets_a_finite_gradient(build, out_indices):
     backbone = build(out_indices=out_indices)
@@ -304,10 +419,9 @@ def test_norms_have_no_weight_decay(build):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(out_indices=()), r'stages from 0 to 3; got \(\)'),
-        (dict(out_indices=(2, 1)), r'got \(2, 1\)'),
+        (dict(out_indices=()), r'stages from 0 to 3, .*; got \(\)'),
         (dict(out_indices=(4,)), r'got \(4,\)'),
-        (dict(out_indices=(-1,)), r'got \(-1,\)'),
+        (dict(out_indices=(-5,)), r'from -4 to -1, .*; got \(-5,\)'),
         (dict(frozen_stages=5), 'frozen_stages must be an integer from -1 to 4; got 5'),
         (
             dict(drop_path_rate=1.0),

@@ -11,6 +11,7 @@ from mmsparse import create_backbone, list_models
 from mmsparse.analysis.flops import measure_classifier, published_classifiers
 from mmsparse.models.backbones.arch import Arch, Count, PerStage
 from mmsparse.models.backbones.base import (
+    Stage,
     StagedBackbone,
     drop_path_rates,
     stage_errors,
@@ -80,11 +81,11 @@ def define_toy():
                         )
                         for rate in rates[i]
                     )
-                    self.stages.append(nn.Sequential(*blocks))
-                conv = nn.Conv2d(before, channels, kernel, stride=kernel)
-                self.downsamples.append(conv)
-            norms = {f'layer{i}': LayerNorm2d(arch.embed_dims[i]) for i in out_indices}
-            self.out_norms = nn.ModuleDict(norms)
+                    conv = nn.Conv2d(before, channels, kernel, stride=kernel)
+                    self.add_stage(conv, Stage(*blocks))
+            self.out_norms = nn.ModuleDict(
+                {f'layer{i}': LayerNorm2d(arch.embed_dims[i]) for i in self.out_indices}
+            )
             self.freeze()
 
     return Toy

@@ -1,0 +1,124 @@
+"""Write the manifest of weights, mmsparse/weights/weights.json.
+
+It has the files NAME-XXXXXXXX.pth or .safetensors in weights/, with their hashes, then
+the releases in weights/releases.yml. NAME is a model of a metafile, which has its task,
+data and results.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from _cli import run
+
+import yaml
+from zoo_tables import Model, all_models
+
+from mmsparse import list_models
+from mmsparse.checkpoint.files import sha256
+from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
+from mmsparse.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = Path('mmsparse', 'weights', 'weights.json')
+RELEASES = Path('weights', 'releases.yml')
+TASKS = {
+    'Image Classification': 'classification',
+    'Object Detection': 'detection',
+    'Semantic Segmentation': 'segmentation',
+}
+LICENSE = 'Apache-2.0'  # of mmsparse
+
+
+def main() -> None:
+    args = parse_args()
+    text = json.dumps([*own(), *released()], indent=2) + '\n'
+    path = ROOT / MANIFEST
+    if path.is_file() and path.read_text() == text:
+        return
+    if args.check:
+        sys.exit(f'error: outdated {MANIFEST}; run python tools/weights_manifest.py')
+    path.write_text(text)
+    print(MANIFEST)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write nothing; exit with 1 if the manifest is outdated',
+    )
+    return parser.parse_args()
+
+
+def own() -> Iterator[dict[str, Any]]:
+    """Describe the files in the repository."""
+    for path in sorted((ROOT / RELEASES.parent).glob('*-*.*')):
+        yield {
+            **describe(path.stem.rpartition('-')[0]),
+            'official': False,
+            'file': path.name,
+            'sha256': sha256(path),
+            'tensors_sha256': tensors_sha256(read_weights(path)),
+            'size': path.stat().st_size,
+            'license': LICENSE,
+            'page': None,
+            'urls': [path.relative_to(ROOT).as_posix()],
+        }
+
+
+def released() -> Iterator[dict[str, Any]]:
+    """Describe the releases of others."""
+    for release in yaml.safe_load((ROOT / RELEASES).read_text()):
+        for name, known in release['models'].items():
+            yield {
+                **describe(name),
+                'official': True,
+                'file': known.get('file', f'{name}.pth'),
+                'sha256': known.get('sha256'),
+                'tensors_sha256': None,
+                'size': known.get('size'),
+                'license': release['license'],
+                'page': release['page'],
+                'urls': known.get('urls', []),
+            }
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what the metafile has of a model."""
+    model = next((model for model in all_models() if model.name == name), None)
+    if model is None:
+        raise UsageError(f'{RELEASES.parent}: no metafile has a model {name!r}')
+    family, arch = family_and_arch(model)
+    return {
+        'name': name,
+        'family': family,
+        'arch': arch,
+        'task': TASKS[model.entry['Results'][0]['Task']],
+        'config': model.entry['Config'],
+        'data': model.data,
+        'metrics': {
+            metric: value
+            for result in model.entry['Results']
+            for metric, value in result['Metrics'].items()
+        },
+    }
+
+
+def family_and_arch(model: Model) -> tuple[str, str]:
+    """Return those of a backbone of mmsparse, else the method and the backbone."""
+    for part in model.name.split('_'):
+        if part in list_models():
+            family, _, arch = part.partition('-')
+            return family, arch
+    return Path(model.entry['Config']).parent.name, model.name.split('_')[1]
+
+
+if __name__ == '__main__':
+    run(main)
