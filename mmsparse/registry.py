@@ -2,7 +2,8 @@
 
 mmengine imports this module when a config names a type with the prefix ``mmsparse.``,
 under any ``default_scope``. Importing it also lets mmengine read its own checkpoints
-and safetensors, see :mod:`mmsparse.checkpoint.mmengine`.
+and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, and count the MACs of
+attention.
 """
 
 from importlib import import_module
@@ -10,6 +11,7 @@ from importlib import import_module
 from mmengine import registry
 from mmengine.registry import Registry
 
+from mmsparse._flop_handles import register_flop_handles
 from mmsparse.checkpoint.mmengine import (
     allow_mmengine_checkpoints,
     register_safetensors,
@@ -58,3 +60,4 @@ TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms')
 
 allow_mmengine_checkpoints()
 register_safetensors()
+register_flop_handles()

@@ -21,7 +21,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 from PIL import Image
 
-from mmsparse.apis import build_model, read_config
+from mmsparse.apis import build_model, read_config, use_tta
 from mmsparse.checkpoint import write_checkpoint
 from mmsparse.checks import check_data
 from mmsparse.models import BiFormer
@@ -228,7 +228,6 @@ def test_learning_rates_fall_from_the_head_to_the_stem(recipe):
 
 
 TTA = 'Test-time augmentation'
-use_tta = runpy.run_path(str(ROOT / 'tools/test.py'))['use_tta']
 
 
 def augmented(cfg):

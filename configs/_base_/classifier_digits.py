@@ -27,3 +27,10 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
+# Replaced, because browse_dataset.py of mmpretrain cannot build the inherited one, to
+# which mmengine adds the library (`_scope_`).
+visualizer = dict(
+    _delete_=True,
+    type='UniversalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
+)

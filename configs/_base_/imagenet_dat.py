@@ -41,3 +41,10 @@ param_scheduler = [
     ),
 ]
 auto_scale_lr = dict(base_batch_size=4096)
+# Replaced, because browse_dataset.py of mmpretrain cannot build the inherited one, to
+# which mmengine adds the library (`_scope_`).
+visualizer = dict(
+    _delete_=True,
+    type='UniversalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend')],
+)

@@ -9,6 +9,7 @@ from mmsparse.apis.config import (
     register_host,
 )
 from mmsparse.apis.model import build_model, build_runner, load_model, load_weights
+from mmsparse.apis.tta import use_tta
 
 __all__ = [
     'add_cfg_options',
@@ -21,4 +22,5 @@ __all__ = [
     'load_weights',
     'read_config',
     'register_host',
+    'use_tta',
 ]

@@ -21,7 +21,28 @@ from mmsparse.checkpoint.coverage import (
 )
 from mmsparse.errors import UsageError
 
+# Names of weights in mmengine, none of them for backbones of mmsparse.
+ZOOS = ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
 NO_PREFIX = 'is not in the pretrained model'  # mmengine's assertion
+
+
+def deprecated_pretrained(pretrained: str, init_cfg: Any) -> dict[str, str]:
+    """Return the ``init_cfg`` of ``pretrained``, which OpenMMLab has deprecated.
+
+    A warning is logged. UsageError is raised for weights of another backbone, as they
+    remain from a base config, or if ``init_cfg`` is also given.
+    """
+    what = f'pretrained={pretrained!r}'
+    if init_cfg is not None:
+        raise UsageError(f'{what} and init_cfg={init_cfg!r}: set init_cfg only.')
+    if pretrained.startswith(ZOOS):
+        raise UsageError(
+            f'{what} are weights of another backbone, perhaps from a base config; set '
+            f'it to None (in mmseg model.pretrained=None), and init_cfg for weights.'
+        )
+    new = dict(type='Pretrained', checkpoint=pretrained)
+    print_log(f'{what} is deprecated; set init_cfg={new}.', 'current', logging.WARNING)
+    return new
 
 
 def observe_pretrained(

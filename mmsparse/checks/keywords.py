@@ -325,6 +325,12 @@ def _raise_unknown_argument(
             f'{what} is a setting of the architecture; write arch=dict(_delete_=True, '
             f'base={base!r}, {name}={value!r:.60}).'
         )
+    if name == 'pretrained':
+        part = f'{place.path}.backbone' if 'backbone' in accepted else place.path
+        raise UsageError(
+            f"{what} is a setting of OpenMMLab 1.x; set {part}.init_cfg=dict("
+            f"type='Pretrained', checkpoint=...)."
+        )
     raise UsageError(
         f'{what} is not an argument of {cls.__name__}; '
         f'{advice(name, sorted(accepted.keys() - ADDED))}'

@@ -13,10 +13,15 @@ from mmsparse.errors import MissingFileError
 def check_pretrained(cfg: Config) -> None:
     """Raise MissingFileError unless every file of weights exists.
 
-    These are ``load_from``, and ``checkpoint`` of each ``init_cfg`` in the model.
+    These are ``load_from``, ``checkpoint`` of each ``init_cfg`` in the model, and the
+    deprecated ``pretrained`` of model and backbone.
     """
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
     paths = [
-        *_pretrained('model', cfg.get('model')),
+        *_pretrained('model', model),
+        ('model.pretrained', model.get('pretrained')),
+        ('model.backbone.pretrained', backbone.get('pretrained')),
         ('load_from', cfg.get('load_from')),
     ]
     for setting, path in paths:
@@ -44,7 +49,7 @@ def untrained_norms(cfg: Config) -> list[str]:
     started = cfg.get('load_from') or cfg.get('resume') or model.get('init_cfg')
     if not backbone.get('norm_eval') or started or list(_pretrained('', backbone)):
         return []
-    if backbone.get('pretrained') or model.get('pretrained'):  # settings of 1.x
+    if backbone.get('pretrained') or model.get('pretrained'):  # deprecated
         return []
     return [
         'model.backbone.norm_eval=True keeps the statistics of BatchNorm, but no '

@@ -282,6 +282,12 @@ MISTAKES = [
     ),
     (
         'mmdet',
+        {'model.pretrained': 'open-mmlab://resnet50'},
+        "model.pretrained='open-mmlab://resnet50' is a setting of OpenMMLab 1.x; set "
+        "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...).",
+    ),
+    (
+        'mmdet',
         {'model.bbox_head.anchor_generator.scale': [1]},
         'model.bbox_head.anchor_generator.scale=[1] is not an argument of '
         'AnchorGenerator; did you mean scales?',

@@ -47,6 +47,17 @@ def test_a_missing_file_to_load_is_named():
         check_pretrained(Config(dict(load_from='no.pth')))
 
 
+@pytest.mark.parametrize('part', ['model', 'model.backbone'])
+def test_a_missing_file_of_deprecated_settings_is_named(part):
+    cfg = Config(dict(model=dict(backbone={})))
+    cfg.merge_from_dict({f'{part}.pretrained': 'no.pth'})
+
+    with pytest.raises(MissingFileError, match=rf'{part}.pretrained: no such file: no'):
+        check_pretrained(cfg)
+    cfg.merge_from_dict({f'{part}.pretrained': 'open-mmlab://resnet50'})
+    check_pretrained(cfg)
+
+
 def test_norms_without_statistics_are_noted():
     backbone = dict(type='mmsparse.BiFormer', norm_eval=True)
     cfg = Config(dict(model=dict(backbone=backbone)))

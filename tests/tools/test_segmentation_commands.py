@@ -3,19 +3,16 @@
 import argparse
 import json
 import re
-import runpy
 from pathlib import Path
 
 import convert_checkpoint
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from PIL import Image
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.conversion.biformer import official_key
-from mmsparse.errors import UsageError
 from mmsparse.visualization import read_metainfo
 
 ROOT = Path(__file__).parents[2]
@@ -73,16 +70,6 @@ def test_mmseg_computes_exactly_the_same_metrics(
     assert json.loads((small_digits / 'a.json').read_text()) == {
         key: of_mmseg[key] for key in ('aAcc', 'mIoU', 'mAcc')
     }
-
-
-@pytest.mark.parametrize('missing', ['flips', 'tta_model'])
-def test_tta_without_its_settings_is_an_error(missing):
-    cfg = Config(dict(flips=[], tta_model={}))
-    cfg.pop(missing)
-    command = runpy.run_path(str(ROOT / 'tools/test.py'))
-
-    with pytest.raises(UsageError, match=f'--tta needs {missing} in the config'):
-        command['use_tta'](cfg, 'flips')
 
 
 def test_a_converted_segmentor_keeps_its_classes_and_colors(segmentor):

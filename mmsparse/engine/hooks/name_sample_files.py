@@ -2,6 +2,7 @@
 
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from mmsparse.datasets.errors import name_sample_files
 from mmsparse.registry import HOOKS
@@ -18,6 +19,8 @@ class NameSampleFiles(Hook):
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, also for workers that have been started."""
         loop = runner.train_loop
+        if not isinstance(loop.dataloader, DataLoader):  # vis_scheduler of mmpretrain
+            return
         name_sample_files(loop.dataloader.dataset)
         if isinstance(loop, IterBasedTrainLoop) and loop.dataloader.num_workers:
             loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)

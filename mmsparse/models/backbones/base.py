@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.checkpoint.coverage import Official
-from mmsparse.checkpoint.pretrained import checked_pretrained
+from mmsparse.checkpoint.pretrained import checked_pretrained, deprecated_pretrained
 from mmsparse.checkpoint.state_dict import find_prefix
 from mmsparse.models.backbones.arch import Arch, Count, DropRate, check_setting
 from mmsparse.models.backbones.feature_info import (
@@ -79,6 +79,7 @@ class StagedBackbone(BaseModule):
         in_channels: Channels of the images. The first convolution adapts weights of
             RGB images when it loads them: it sums them for one channel, and repeats
             them, scaled, for others.
+        pretrained: Deprecated by OpenMMLab: the checkpoint of such an ``init_cfg``.
 
     Raises:
         ValueError: ``arch``, ``out_indices``, ``frozen_stages`` or ``in_channels`` is
@@ -115,7 +116,10 @@ class StagedBackbone(BaseModule):
         with_cp: bool,
         init_cfg: dict | list[dict] | None,
         in_channels: int = 3,
+        pretrained: str | None = None,
     ) -> None:
+        if pretrained is not None:
+            init_cfg = deprecated_pretrained(pretrained, init_cfg)
         default = [dict(cfg) for cfg in self.default_init_cfg]
         super().__init__(default if init_cfg is None else init_cfg)
         self.arch = self.resolve_arch(arch)

@@ -121,6 +121,7 @@ class BiFormer(StagedBackbone):
             when they are loaded.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
+        pretrained: Deprecated by OpenMMLab: the checkpoint of such an ``init_cfg``.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not fit another.
@@ -165,6 +166,7 @@ class BiFormer(StagedBackbone):
         with_cp: bool = False,
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(
             arch,
@@ -175,6 +177,7 @@ class BiFormer(StagedBackbone):
             with_cp,
             init_cfg,
             in_channels,
+            pretrained,
         )
         check_choice('out_norm', out_norm, NORMS)
         arch = self.arch

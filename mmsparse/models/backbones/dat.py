@@ -173,6 +173,7 @@ class DAT(StagedBackbone):
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``. The released models start from
             torch's default initialization of every layer, and so does this one.
+        pretrained: Deprecated by OpenMMLab: the checkpoint of such an ``init_cfg``.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not fit another.
@@ -234,6 +235,7 @@ class DAT(StagedBackbone):
         with_cp: bool = False,
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(
             arch,
@@ -244,6 +246,7 @@ class DAT(StagedBackbone):
             with_cp,
             init_cfg,
             in_channels,
+            pretrained,
         )
         check_choice('out_norm', out_norm, OUT_NORMS)
         arch = self.arch

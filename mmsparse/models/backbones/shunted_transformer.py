@@ -80,6 +80,7 @@ class ShuntedTransformer(StagedBackbone):
             when they are loaded.
         init_cfg: Initialization, for example
             ``dict(type='Pretrained', checkpoint=...)``.
+        pretrained: Deprecated by OpenMMLab: the checkpoint of such an ``init_cfg``.
 
     Raises:
         ValueError: An argument is unknown, out of range or does not fit another, or an
@@ -115,6 +116,7 @@ class ShuntedTransformer(StagedBackbone):
         with_cp: bool = False,
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(
             arch,
@@ -125,6 +127,7 @@ class ShuntedTransformer(StagedBackbone):
             with_cp,
             init_cfg,
             in_channels,
+            pretrained,
         )
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         for i in range(self.num_stages):

@@ -11,7 +11,7 @@ from mmsparse.checkpoint import pretrained
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.conversion.families import FAMILIES
 from mmsparse.errors import OfficialWeightsError, UsageError
-from mmsparse.models import DAT, BiFormer
+from mmsparse.models import DAT, BiFormer, ShuntedTransformer
 
 ALL = (0, 1, 2, 3)
 
@@ -26,7 +26,7 @@ def safe_loader(monkeypatch):
 def logged(monkeypatch):
     """Lines about loaded weights."""
     lines = []
-    monkeypatch.setattr(pretrained, 'print_log', lambda text, _: lines.append(text))
+    monkeypatch.setattr(pretrained, 'print_log', lambda text, *_: lines.append(text))
     return lines
 
 
@@ -213,3 +213,34 @@ def test_a_second_init_cfg_initializes_the_rest(tmp_path, logged):
     assert re.match(
         r'init_cfg: 182 of 184 weights of DAT from .*a\.pth; not', logged[0]
     )
+
+
+@pytest.mark.parametrize('backbone', [DAT, BiFormer, ShuntedTransformer])
+def test_the_deprecated_pretrained_loads_and_names_its_successor(
+    backbone, tmp_path, logged
+):
+    path = str(tmp_path / 'a.pth')
+    expected = backbone('nano').state_dict()
+    torch.save(expected, path)
+
+    built = backbone('nano', pretrained=path)
+    built.init_weights()
+
+    for key, x in built.state_dict().items():
+        assert x.equal(expected[key])
+    setting = f"{{'type': 'Pretrained', 'checkpoint': '{path}'}}"
+    assert logged[0] == f"pretrained='{path}' is deprecated; set init_cfg={setting}."
+
+
+def test_pretrained_weights_of_a_base_config_are_refused():
+    expected = (
+        "pretrained='open-mmlab://resnet50_v1c' are weights of another backbone, "
+        'perhaps from a base config; set it to None'
+    )
+    with pytest.raises(UsageError, match=expected):
+        BiFormer('nano', pretrained='open-mmlab://resnet50_v1c')
+
+
+def test_pretrained_and_init_cfg_are_refused():
+    with pytest.raises(UsageError, match="'a.pth' and init_cfg=.*: set init_cfg only."):
+        DAT('nano', pretrained='a.pth', init_cfg=[])
