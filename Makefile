@@ -53,6 +53,7 @@ lint: install  ## Check style, docstrings, imports, spelling, types, tables and 
 	$(BIN)/mypy
 	$(BIN)/python docs/measurements.py --check
 	$(BIN)/python tools/zoo_tables.py --check
+	$(BIN)/python tools/weights_manifest.py --check
 	$(BIN)/python .ci/check_words.py
 
 docs: install  ## Build the site into build/docs and check the links between its pages

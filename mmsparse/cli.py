@@ -25,6 +25,8 @@ COMMANDS = {
     'test': 'test',
     'infer': 'infer',
     'visualize': 'visualize',
+    'demo': 'demo',
+    'weights': 'weights',
     'flops': 'get_flops',
     'benchmark': 'benchmark',
     'ablate': 'ablate',
@@ -34,7 +36,7 @@ COMMANDS = {
     'export': 'export_onnx',
     'publish': 'publish_model',
 }
-FOR_CLONES = ('install', 'quickstart', 'zoo_tables')
+FOR_CLONES = ('install', 'quickstart', 'zoo_tables', 'weights_manifest')
 
 
 def main() -> None:

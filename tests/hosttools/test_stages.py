@@ -23,7 +23,12 @@ def test_features_of_images_are_extracted(model_files, small_digits):
     (maps,) = extract(images[0], stage='backbone')
     pooled = extract(images[:2], stage='neck')
 
-    assert [x.shape for x in maps] == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+    assert [x.shape for x in maps] == [
+        (32, 16, 16),
+        (64, 8, 8),
+        (128, 4, 4),
+        (256, 2, 2),
+    ]
     assert [[len(x) for x in image] for image in pooled] == [[32, 64, 128, 256]] * 2
     for features, average in zip(maps, pooled[0], strict=True):
         torch.testing.assert_close(features.mean((1, 2)), average)

@@ -59,10 +59,16 @@ def test_averages_early_stopping_class_checks_and_tensorboard(train):
     printed, folder = train('with_hooks', HOOKS)
 
     assert 'the monitored metric did not improve in the last 1 records' in printed
-    assert {path.name for path in folder.glob('*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
+    assert {path.name for path in folder.glob('*.pth')} == {
+        'epoch_1.pth',
+        'epoch_2.pth',
+    }
     saved = torch.load(folder / 'epoch_2.pth', weights_only=True)
     key = 'backbone.stages.0.0.attn.qkv.weight'
-    current, average = saved['ema_state_dict'][f'module.{key}'], saved['state_dict'][key]
+    current, average = (
+        saved['ema_state_dict'][f'module.{key}'],
+        saved['state_dict'][key],
+    )
     assert current.shape == average.shape and not current.equal(average)
     assert list(folder.glob('*/vis_data/events.out.tfevents.*'))
 
