@@ -69,7 +69,8 @@ def check(args: argparse.Namespace) -> None:
         except (OSError, OverflowError) as error:
             reason = getattr(error, 'strerror', None) or error
             raise UsageError(
-                f'cannot serve at --host {args.host} --port {args.port}: {reason}'
+                f'cannot serve at --host {args.host} --port {args.port}: {reason}; '
+                'choose another by --host or --port'
             ) from error
 
 

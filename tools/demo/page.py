@@ -19,6 +19,7 @@ INTRODUCTION = (
     'drawing shows what the query at this point attends to.'
 )
 FONTS = ('system-ui', 'sans-serif')  # installed ones: nothing is downloaded
+KEPT = (600, 3600)  # every 10 minutes uploads older than an hour are deleted
 # In a narrow window the drawing is scrolled: its panels would be too small.
 STYLE = """
 #result :has(> img) { overflow-x: auto; justify-content: flex-start }
@@ -37,7 +38,7 @@ def build_page(choices: Mapping[str, Choice]) -> gr.Blocks:
         The page, to be launched.
     """
     shown = [image for _, image in examples()]
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT) as page:
         state = gr.State()
         gr.Markdown(INTRODUCTION)
         with gr.Row():

@@ -173,3 +173,18 @@ def test_wrong_options_are_an_error(options, message, run_tool, tmp_path):
 
     assert done.returncode == 1
     assert re.fullmatch(f'error: {message}.*\n', done.stderr)
+
+
+def test_a_port_in_use_is_an_error(run_tool, tmp_path):
+    pytest.importorskip('gradio')
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = run_tool('demo.py', '--port', port, cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f'error: cannot serve at --host 127.0.0.1 --port {port}: Address already in '
+        'use; choose another by --host or --port\n'
+    )
