@@ -76,7 +76,7 @@ DIGITS = ['opencv-python', 'pillow', 'pycocotools', 'scikit-learn', 'tqdm']
 DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript', 'onnxslim', 'openvino']
 TENSORBOARD = ['tensorboard']  # for TensorboardVisBackend of mmengine
-DEMO = ['gradio']
+DEMO = [*MMENGINE, 'gradio', 'scikit-learn']
 HUB = ['huggingface_hub', 'safetensors']
 # Other libraries that the tests use with mmsparse's models.
 TESTED_WITH = ['grad-cam', 'timm', 'wandb']

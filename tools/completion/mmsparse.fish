@@ -56,8 +56,8 @@ function _shtab_mmsparse_using
   test "$_shtab_mmsparse_cmdpath" = "$argv"
 end
 
-set -g _shtab_mmsparse_commands train test infer visualize flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark detector' 'benchmark segmentor' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
-set -g _shtab_mmsparse_opts_with_value --arch --batch-size --cfg-options --classes --config --crop --device --draw --epochs --family --format --image --images --json --keep --launcher --limit --name --opset --out --pixels --plot --point --pretrained --repeats --resume --score-thr --seed --seeds --shape --size --sizes --split --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
+set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark detector' 'benchmark segmentor' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
+set -g _shtab_mmsparse_opts_with_value --arch --batch-size --cfg-options --checkpoint --classes --config --crop --device --draw --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --pretrained --repeats --resume --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
 
 complete -c mmsparse -e
 complete -c mmsparse -f
@@ -76,7 +76,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using train; and test $_shtab_mmsparse_
 complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a test -d 'Evaluate a checkpoint on the test data of its config'
 complete -c mmsparse -n '_shtab_mmsparse_using test' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using test' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the metrics as JSON'
-complete -c mmsparse -n '_shtab_mmsparse_using test' -l tta -xka "(__fish_complete_path (commandline -ct))" -d 'test-time augmentation by this pipeline of CONFIG (tta_pipeline)'
+complete -c mmsparse -n '_shtab_mmsparse_using test' -l tta -xka "(__fish_complete_path (commandline -ct))" -d 'test-time augmentation by this pipeline of CONFIG (tta_pipeline; if CONFIG has none, images and flipped images)'
 complete -c mmsparse -n '_shtab_mmsparse_using test' -l work-dir -xka "(__fish_complete_path (commandline -ct))" -d 'folder for logs and checkpoints (default: work_dirs/CONFIG)'
 complete -c mmsparse -n '_shtab_mmsparse_using test' -l cfg-options -xka "(__fish_complete_path (commandline -ct))" -d 'change settings of the config, for example model.backbone.arch=small data.x='"'"'[1,2]'"'"''
 complete -c mmsparse -n '_shtab_mmsparse_using test' -l launcher -xka "none pytorch slurm mpi" -d 'launcher of a distributed job (default: none)'
@@ -101,6 +101,34 @@ complete -c mmsparse -n '_shtab_mmsparse_using visualize' -l score-thr -x -d 'mi
 complete -c mmsparse -n '_shtab_mmsparse_using visualize; and test $_shtab_mmsparse_npos -eq 0' -ka "(_mmsparse_configs)" -d 'config file'
 complete -c mmsparse -n '_shtab_mmsparse_using visualize; and test $_shtab_mmsparse_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'checkpoint file'
 complete -c mmsparse -n '_shtab_mmsparse_using visualize; and test $_shtab_mmsparse_npos -ge 2' -ka "(__fish_complete_path (commandline -ct))" -d 'image files'
+complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a demo -d 'Serve a page on which a click into an image shows what a model attends to'
+complete -c mmsparse -n '_shtab_mmsparse_using demo' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using demo' -l model -xka "(__fish_complete_path (commandline -ct))" -d 'model to show first, for example dat-tiny'
+complete -c mmsparse -n '_shtab_mmsparse_using demo' -l checkpoint -xka "(__fish_complete_path (commandline -ct))" -d 'file with weights of --model'
+complete -c mmsparse -n '_shtab_mmsparse_using demo' -l host -xka "(__fish_complete_path (commandline -ct))" -d 'address to serve at; 0.0.0.0 lets other machines in, without a password (default: 127.0.0.1)'
+complete -c mmsparse -n '_shtab_mmsparse_using demo' -l port -x -d '(default: 7860)'
+complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a weights -d 'List, download, check and publish weights; docs/weights.md has more'
+complete -c mmsparse -n '_shtab_mmsparse_using weights' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using weights; and test $_shtab_mmsparse_npos -eq 0' -a list -d 'List the weights that are known.'
+complete -c mmsparse -n '_shtab_mmsparse_using weights list' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using weights list' -l task -xka "classification detection segmentation" -d task
+complete -c mmsparse -n '_shtab_mmsparse_using weights list; and test $_shtab_mmsparse_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'of names, for example '"'"'dat*'"'"''
+complete -c mmsparse -n '_shtab_mmsparse_using weights; and test $_shtab_mmsparse_npos -eq 0' -a get -d 'Download weights, unless they are cached, and print their path.'
+complete -c mmsparse -n '_shtab_mmsparse_using weights get' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using weights get' -l unverified -d 'also if the hash is not known'
+complete -c mmsparse -n '_shtab_mmsparse_using weights get; and test $_shtab_mmsparse_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'name in the list, model (biformer-nano), URL or hf-hub:OWNER/NAME'
+complete -c mmsparse -n '_shtab_mmsparse_using weights; and test $_shtab_mmsparse_npos -eq 0' -a verify -d 'Compare the hashes of files with the manifest.'
+complete -c mmsparse -n '_shtab_mmsparse_using weights verify' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using weights verify; and test $_shtab_mmsparse_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'default: all files of the list that are cached'
+complete -c mmsparse -n '_shtab_mmsparse_using weights; and test $_shtab_mmsparse_npos -eq 0' -a push -d 'Write weights to a repository of the Hugging Face hub, with a model card.'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -l name -xka "(__fish_complete_path (commandline -ct))" -d 'title of the card; if it is the name of a config, its results are in the card. Default: the name in the list, or of the file'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -l model -xka "(__fish_complete_path (commandline -ct))" -d 'for example biformer-nano; default: by name'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -l license -xka "(__fish_complete_path (commandline -ct))" -d 'for example apache-2.0; default: that in the list'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -l private -d 'a new repository'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the files there, and upload nothing'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push; and test $_shtab_mmsparse_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'checkpoint of mmsparse, .pth or .safetensors'
+complete -c mmsparse -n '_shtab_mmsparse_using weights push; and test $_shtab_mmsparse_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d OWNER/NAME
 complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a flops -d 'Count the parameters, MACs and FLOPs of a model and its parts for one image'
 complete -c mmsparse -n '_shtab_mmsparse_using flops' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using flops' -l zoo -d 'every published classifier, at the image size of its weights'

@@ -16,6 +16,7 @@ _shtab_mmsparse_commands() {
     completion:'Print a script that completes the commands of mmsparse in your shell'
     convert:'Convert an official checkpoint to weights for mmpretrain, mmdet or mmseg'
     convert-annotations:'Convert annotations of VOC, YOLO or LabelMe to COCO JSON for mmdetection'
+    demo:'Serve a page on which a click into an image shows what a model attends to'
     doctor:'Print installed versions and their conflicts, with the commands to fix them'
     export:'Export a trained model to ONNX, and compare the file with PyTorch'
     flops:'Count the parameters, MACs and FLOPs of a model and its parts for one image'
@@ -25,6 +26,7 @@ _shtab_mmsparse_commands() {
     test:'Evaluate a checkpoint on the test data of its config'
     train:'Train a model of mmdet, mmseg or mmpretrain from a config'
     visualize:'Draw what the attention of a trained model does on images'
+    weights:'List, download, check and publish weights; docs/weights.md has more'
   )
   _describe 'mmsparse commands' _commands
 }
@@ -46,6 +48,16 @@ _shtab_mmsparse_convert_annotations_commands() {
     yolo:'text files of YOLO: boxes or polygons'
   )
   _describe 'mmsparse convert-annotations commands' _commands
+}
+
+_shtab_mmsparse_weights_commands() {
+  local _commands=(
+    get:'Download weights, unless they are cached, and print their path.'
+    list:'List the weights that are known.'
+    push:'Write weights to a repository of the Hugging Face hub, with a model card.'
+    verify:'Compare the hashes of files with the manifest.'
+  )
+  _describe 'mmsparse weights commands' _commands
 }
 
 _shtab_mmsparse_options=(
@@ -227,6 +239,17 @@ _shtab_mmsparse_convert_annotations_yolo_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_convert_annotations_yolo_defaults_added=0
 
+_shtab_mmsparse_demo_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--model[model to show first, for example dat-tiny]:NAME:_files"
+  "--checkpoint[file with weights of --model]:FILE:_files"
+  "--host[address to serve at\; 0.0.0.0 lets other machines in, without a password (default\: 127.0.0.1)]:host:_files"
+  "--port[(default\: 7860)]:port:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_demo_defaults_added=0
+
 _shtab_mmsparse_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
 )
@@ -307,7 +330,7 @@ _shtab_mmsparse_publish_defaults_added=0
 _shtab_mmsparse_test_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--out[write the metrics as JSON]:FILE:_files"
-  "--tta[test-time augmentation by this pipeline of CONFIG (tta_pipeline)]:PIPELINE:_files"
+  "--tta[test-time augmentation by this pipeline of CONFIG (tta_pipeline\; if CONFIG has none, images and flipped images)]:PIPELINE:_files"
   "--work-dir[folder for logs and checkpoints (default\: work_dirs\/CONFIG)]:work_dir:_files"
   "--cfg-options[change settings of the config, for example model.backbone.arch\=small data.x\=\'\[1,2\]\']:KEY=VALUE:_files"
   "--launcher[launcher of a distributed job (default\: none)]:launcher:(none pytorch slurm mpi)"
@@ -348,6 +371,53 @@ _shtab_mmsparse_visualize_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_visualize_defaults_added=0
 
+_shtab_mmsparse_weights_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_weights_defaults_added=0
+
+_shtab_mmsparse_weights_get_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--unverified[also if the hash is not known]"
+  ":name in the list, model (biformer-nano), URL or hf-hub\:OWNER\/NAME:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_weights_get_defaults_added=0
+
+_shtab_mmsparse_weights_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--task[task]:task:(classification detection segmentation)"
+  ":of names, for example \'dat\*\':_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_weights_list_defaults_added=0
+
+_shtab_mmsparse_weights_push_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--name[title of the card\; if it is the name of a config, its results are in the card. Default\: the name in the list, or of the file]:name:_files"
+  "--model[for example biformer-nano\; default\: by name]:model:_files"
+  "--license[for example apache-2.0\; default\: that in the list]:license:_files"
+  "--private[a new repository]"
+  "--out[write the files there, and upload nothing]:DIR:_files"
+  ":checkpoint of mmsparse, .pth or .safetensors:_files"
+  ":OWNER\/NAME:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_weights_push_defaults_added=0
+
+_shtab_mmsparse_weights_verify_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "(*)::default\: all files of the list that are cached:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_weights_verify_defaults_added=0
+
 
 _shtab_mmsparse() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->mmsparse'
@@ -373,6 +443,7 @@ _shtab_mmsparse() {
         completion) _arguments -C -s $_shtab_mmsparse_completion_options ;;
         convert) _arguments -C -s $_shtab_mmsparse_convert_options ;;
         convert-annotations) _shtab_mmsparse_convert_annotations ;;
+        demo) _arguments -C -s $_shtab_mmsparse_demo_options ;;
         doctor) _arguments -C -s $_shtab_mmsparse_doctor_options ;;
         export) _arguments -C -s $_shtab_mmsparse_export_options ;;
         flops) _arguments -C -s $_shtab_mmsparse_flops_options ;;
@@ -382,6 +453,7 @@ _shtab_mmsparse() {
         test) _arguments -C -s $_shtab_mmsparse_test_options ;;
         train) _arguments -C -s $_shtab_mmsparse_train_options ;;
         visualize) _arguments -C -s $_shtab_mmsparse_visualize_options ;;
+        weights) _shtab_mmsparse_weights ;;
       esac
   esac
 }
@@ -433,6 +505,32 @@ _shtab_mmsparse_convert_annotations() {
         labelme) _arguments -C -s $_shtab_mmsparse_convert_annotations_labelme_options ;;
         voc) _arguments -C -s $_shtab_mmsparse_convert_annotations_voc_options ;;
         yolo) _arguments -C -s $_shtab_mmsparse_convert_annotations_yolo_options ;;
+      esac
+  esac
+}
+
+_shtab_mmsparse_weights() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->weights'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_mmsparse_weights_defaults_added )); then
+    if (( ${_shtab_mmsparse_weights_options[(I)${(q)one_or_more}*]} +          ${_shtab_mmsparse_weights_options[(I)${(q)remainder}*]} +          ${_shtab_mmsparse_weights_options[(I)${(q)default}]} == 0 )); then
+      _shtab_mmsparse_weights_options+=(': :_shtab_mmsparse_weights_commands' '*::: :->weights')
+    fi
+    _shtab_mmsparse_weights_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_mmsparse_weights_options
+
+  case $state in
+    weights)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_mmsparse_weights-$line[1]:"
+      case $line[1] in
+        get) _arguments -C -s $_shtab_mmsparse_weights_get_options ;;
+        list) _arguments -C -s $_shtab_mmsparse_weights_list_options ;;
+        push) _arguments -C -s $_shtab_mmsparse_weights_push_options ;;
+        verify) _arguments -C -s $_shtab_mmsparse_weights_verify_options ;;
       esac
   esac
 }
