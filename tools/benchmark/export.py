@@ -43,7 +43,7 @@ def export_candidates(
     graph = build_graph(build_model(cfg), size)
     shape = (batch_size, graph.channels, *size)
     image = 255 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    candidates = [Candidate(EAGER, partial(_run, torch.no_grad()(graph), image))]
+    candidates = [Candidate(EAGER, partial(_run, graph, image))]
     for sampler in samplers:
         path = folder / f'{sampler}.onnx'
         export_onnx(graph, path, sampler=sampler)
@@ -60,5 +60,5 @@ def export_candidates(
 
 
 def _run(model: Callable[[Any], Any], image: Any, watch: Stopwatch) -> None:
-    with watch.time(TIME):
+    with torch.no_grad(), watch.time(TIME):
         model(image)
