@@ -18,7 +18,12 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmsparse.apis import build_model, read_config, register_host
-from mmsparse.deploy.export import build_graph, export_onnx, export_program
+from mmsparse.deploy.export import (
+    build_graph,
+    compare_onnx,
+    export_onnx,
+    export_program,
+)
 from mmsparse.deploy.runtimes import installed_runtimes, load_session
 from mmsparse.errors import UsageError
 from mmsparse.models import (
@@ -159,16 +164,13 @@ def test_height_and_width_of_a_shunted_transformer_may_be_dynamic(tmp_path):
     graph = build_graph(build_micro(), (64, 96))
     path = tmp_path / 'model.onnx'
 
-    assert_exports(graph, path, dynamic=('batch', 'height', 'width'))
+    export_onnx(graph, path, dynamic=('height', 'width'))
 
+    for runtime in installed_runtimes():
+        assert compare_onnx(graph, path, runtime)['logits'] < 1e-4
     model = importlib.import_module('onnx').load(path)
     shape = model.graph.input[0].type.tensor_type.shape.dim
-    assert [x.dim_param or x.dim_value for x in shape] == [
-        'batch',
-        3,
-        'height',
-        'width',
-    ]
+    assert [x.dim_param or x.dim_value for x in shape] == [1, 3, 'height', 'width']
 
 
 @pytest.mark.parametrize(
@@ -231,14 +233,6 @@ def test_runtimes_with_a_wrong_grid_sample_are_named(
     notes = {item.key: item.value for item in metadata}['mmsparse.notes']
     assert all(name in notes for name in runtimes)
     assert notes.count('NVIDIA/TensorRT issue') == len(runtimes)
-
-
-def test_a_file_has_no_paths_of_the_machine(tmp_path):
-    export_onnx(build_graph(build_micro(), (64, 64)), tmp_path / 'model.onnx')
-
-    content = (tmp_path / 'model.onnx').read_bytes()
-    assert str(ROOT).encode() not in content
-    assert b'site-packages' not in content
 
 
 @pytest.mark.parametrize('in_channels', [1, 4])
@@ -351,7 +345,10 @@ def test_the_command_writes_a_file_and_compares_it(run, capsys):
     assert (image.name, image.shape) == ('image', ['batch', 3, 64, 64])
     assert (logits.name, logits.shape) == ('logits', ['batch', 10])
     assert written == 'work_dirs/export/micro.onnx'
-    assert Path(written).stat().st_size > 5e4
+    content = Path(written).read_bytes()
+    assert len(content) > 5e4
+    stack_traces = bytes(ROOT), b'site-packages'
+    assert not any(path in content for path in stack_traces)
     assert compared[0].startswith('onnxruntime: logits differ from PyTorch by at most ')
     assert [line.partition(':')[0] for line in compared] == [*installed_runtimes()]
 
@@ -409,11 +406,13 @@ def test_a_missing_runtime_is_named(monkeypatch):
         load_session(b'', 'openvino')
 
 
-def test_without_a_check_no_runtime_runs(run, capsys):
-    with pytest.raises(SystemExit) as end:
-        run('micro.pth', '--shape', 64, 64, '--dynamic', '--check')
-    assert not end.value.code
+def test_without_a_check_no_runtime_runs(run, monkeypatch, capsys):
+    monkeypatch.setattr(command, 'export_onnx', lambda *arguments: None)
 
+    with pytest.raises(SystemExit) as end:
+        run('micro.pth', '--check')
+
+    assert not end.value.code
     assert 'not compared with PyTorch' in capsys.readouterr().out
 
 

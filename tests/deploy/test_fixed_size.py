@@ -86,7 +86,7 @@ def test_a_detector_exports(name, sampler, tmp_path):
 def test_a_detector_exports_with_the_plugin_of_tensorrt(tmp_path):
     onnx = pytest.importorskip('onnx')
     options = DETECTORS['Deformable DETR, refined']
-    graph = build_graph(build(**options, levels=2, encoder=1, decoder=1), SIZE)
+    graph = build_graph(build(**options, levels=3, encoder=1, decoder=1), SIZE)
     path = tmp_path / 'model.onnx'
 
     assert_exports(graph, path, sampler='plugin')  # by its function in ONNX
@@ -107,11 +107,11 @@ def test_a_detector_exports_with_the_plugin_of_tensorrt(tmp_path):
         value, sizes, starts, points, weights = node.input
         sizes, starts = constants[sizes], constants[starts]
         assert sizes.dtype == starts.dtype == 'int32'
-        assert starts.tolist() == [0, sizes[0].prod()]
+        assert starts.tolist() == [0, *sizes.prod(1).cumsum()[:-1]]
         batch, cells, heads, channels = shapes[value]
         assert (batch, cells) == ('batch', sizes.prod(1).sum())
         batch, queries, *grid = shapes[weights]
-        assert grid[:2] == [heads, 2]
+        assert grid[:2] == [heads, 3]
         assert shapes[points] == [batch, queries, *grid, 2]
         assert shapes[node.output[0]] == [batch, queries, heads, channels]
     assert len(nodes['MultiscaleDeformableAttnPlugin_TRT']) == 2  # encoder, decoder
