@@ -5,6 +5,7 @@ import torch
 from mmengine.utils import digit_version
 
 from mmsparse.deploy.export import OLDEST_TORCH, compare_onnx, export_onnx
+from mmsparse.deploy.runtimes import installed_runtimes
 
 for package in ('onnx', 'onnxruntime', 'onnxscript'):
     pytest.importorskip(package)
@@ -12,14 +13,25 @@ if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
     pytest.skip(f'export needs torch {OLDEST_TORCH}', allow_module_level=True)
 
 
-def assert_exports(graph, path):
-    """Assert that the file and its program equal the graph, for other batch sizes."""
-    program = export_onnx(graph, path)
+def assert_exports(graph, path, **options):
+    """Assert that the file, in all runtimes, and its program equal the graph.
 
-    differences = compare_onnx(graph, path, batch_sizes=(1, 3))
+    Batches and, where they are dynamic, images have other sizes than the traced ones.
+    """
+    program = export_onnx(graph, path, **options)
 
-    assert max(differences.values()) < 1e-4, differences
+    for runtime in installed_runtimes():
+        differences = compare_onnx(graph, path, runtime)
+        assert max(differences.values()) < 1e-4, (runtime, differences)
     assert_traced(graph, program)
+
+
+def operators(path):
+    """Return the nodes of an ONNX file by the name of their operator."""
+    nodes = {}
+    for node in pytest.importorskip('onnx').load(path).graph.node:
+        nodes.setdefault(node.op_type, []).append(node)
+    return nodes
 
 
 def assert_traced(graph, program):

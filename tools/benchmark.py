@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmark.backbone import (
     matmul_throughput,
 )
 from benchmark.detector import detector_candidates
+from benchmark.export import export_candidates
 from benchmark.operators import operator_candidates, plot_scaling
 from benchmark.options import parse_args
 from benchmark.report import (
@@ -111,6 +113,23 @@ def backbone(args: argparse.Namespace) -> Tables:
         )
 
 
+def export(args: argparse.Namespace) -> Tables:
+    if args.device.type != 'cpu':
+        raise UsageError(f'--device must be cpu to compare exports; got {args.device}')
+    height, width = args.size
+    for path in args.configs:
+        log(f'{path}: exporting')
+        with tempfile.TemporaryDirectory() as folder:
+            candidates = export_candidates(
+                read_config(path, args.cfg_options),
+                args.size,
+                args.batch_size,
+                args.samplers,
+                Path(folder),
+            )
+        yield f'{Path(path).stem}, {args.batch_size}x{height}x{width}', candidates
+
+
 def operators(args: argparse.Namespace) -> Tables:
     for pixels in args.pixels:
         yield (
@@ -126,6 +145,7 @@ COMMANDS = {
     'backbone': backbone,
     'detector': detector,
     'segmentor': segmentor,
+    'export': export,
 }
 
 

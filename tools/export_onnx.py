@@ -10,28 +10,29 @@ Focus-DETR of mmdet. The batch size is dynamic; --shape fixes the image size.
   scores  (batch, K), best first, and
   labels  (batch, K), counted from 0
 
-onnxruntime runs the file on one and on three random images. Differences above 1e-4 are
-an error; they are relative where values are above 1, and for boxes to the image size.
+The installed ones of onnxruntime and OpenVINO run the file on random images.
+Differences above 1e-4 are an error; they are relative where values are above 1, and for
+boxes to the image size.
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from _cli import run
 
 from mmsparse.apis import add_cfg_options, load_model, read_config
 from mmsparse.deploy.export import (
-    EXTRA,
+    AXES,
+    OPSET,
     OPSETS,
     TOLERANCE,
     build_graph,
     compare_onnx,
     export_onnx,
 )
+from mmsparse.deploy.runtimes import EXTRA, RUNTIMES, installed_runtimes
 from mmsparse.errors import UsageError
-
-BATCH_SIZES = (1, 3)  # to compare; tracing uses another one
+from mmsparse.ops.sampling import SAMPLERS
 
 
 def main() -> None:
@@ -47,15 +48,17 @@ def main() -> None:
     cfg = read_config(args.config, args.cfg_options)
     graph = build_graph(load_model(cfg, args.checkpoint), tuple(args.shape))
     out.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(graph, out, args.opset)
+    export_onnx(graph, out, args.opset, args.sampler, args.dynamic, args.simplify)
     print(out)
-    if importlib.util.find_spec('onnxruntime') is None:
-        print(f'not compared with PyTorch: onnxruntime is not installed; {EXTRA}')
-        return
-    differences = compare_onnx(graph, out, BATCH_SIZES)
-    for name, difference in differences.items():
-        print(f'{name}: maximum difference from PyTorch {difference:.1e}')
-    if max(differences.values()) > TOLERANCE:
+    runtimes = installed_runtimes() if args.check is None else args.check
+    if not runtimes:
+        print(f'not compared with PyTorch; to check it: {EXTRA}')
+    largest = 0.0
+    for runtime in runtimes:
+        for name, difference in compare_onnx(graph, out, runtime).items():
+            print(f'{runtime}: {name} differ from PyTorch by at most {difference:.1e}')
+            largest = max(largest, difference)
+    if largest > TOLERANCE:
         raise UsageError(f'{out} differs from PyTorch by more than {TOLERANCE:g}')
 
 
@@ -79,9 +82,38 @@ def parse_args() -> argparse.Namespace:
         help='height and width of the images (default: 224 224)',
     )
     parser.add_argument(
+        '--dynamic',
+        nargs='*',
+        choices=AXES,
+        default=['batch'],
+        metavar='AXIS',
+        help='axes of any length (default: batch): batch, and for Shunted Transformer '
+        'height and width, in multiples of 32; none if empty',
+    )
+    parser.add_argument(
+        '--sampler',
+        choices=SAMPLERS,
+        default=SAMPLERS[0],
+        help='how feature maps are sampled (default: grid_sample): GridSample of ONNX; '
+        'gather, the same by gathers; or plugin, with nodes for the TensorRT plugin '
+        'of multi-scale deformable attention, and gathers elsewhere',
+    )
+    parser.add_argument(
         '--opset',
         type=int,
-        help=f"version of ONNX's operators (default: torch's choice); {OPSETS}",
+        default=OPSET,
+        help=f"version of ONNX's operators (default: {OPSET}); {OPSETS}",
+    )
+    parser.add_argument(
+        '--simplify', action='store_true', help='simplify the graph with onnxslim'
+    )
+    parser.add_argument(
+        '--check',
+        nargs='*',
+        choices=RUNTIMES,
+        metavar='RUNTIME',
+        help=f'runtimes that check the file, of {", ".join(RUNTIMES)} (default: those '
+        'that are installed); none if empty',
     )
     add_cfg_options(parser, 'model.test_cfg.max_per_img=100')
     return parser.parse_args()

@@ -1,31 +1,46 @@
 """Export models of mmdet, mmseg and mmpretrain with torch.export and to ONNX.
 
-The exported graph takes raw images and returns predictions. Its batch size is dynamic,
-the image size is fixed. Needs torch 2.9 or later; ONNX files need onnx and onnxscript,
-and onnxruntime to compare them with PyTorch.
+The exported graph takes raw images and returns predictions. Its image size is fixed,
+its batch size dynamic. Needs torch 2.9 or later; ONNX files need onnx and onnxscript,
+and a runtime to compare them with PyTorch.
 """
 
-import importlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmsparse._logging import log_level
+from mmsparse.deploy.runtimes import import_or_explain, load_session
 from mmsparse.errors import UsageError
 from mmsparse.models.backbones.base import image_channels
+from mmsparse.models.backbones.shunted_transformer import ShuntedTransformer
+from mmsparse.ops.sampling import PLUGIN_OPERATOR, use_sampler
 from mmsparse.ops.tokens import gather_tokens
 
 OLDEST_TORCH = '2.9'
 TOLERANCE = 1e-4
+AXES = dict(batch=0, height=2, width=3)  # of the images; those that may be dynamic
+SIZE_STEP = 32  # of a dynamic height or width
+OPSET = 18  # of the exporter; it converts graphs to others
 OPSETS = '18 to 25 work with torch 2.12 and onnxscript 0.7.2'
-EXTRA = "pip install 'mmsparse[export]'"
+SAMPLER_KEY, NOTES_KEY = 'mmsparse.sampler', 'mmsparse.notes'  # in the metadata
+# What is known of runtimes that compute GridSample wrongly, by the oldest opset.
+GRID_SAMPLE_NOTES = {
+    16: 'TensorRT 10.14 to 11.1 is reported to compute GridSample wrongly, without a '
+    'message (NVIDIA/TensorRT issue 4813); for TensorRT, export with sampler gather or '
+    'plugin',
+    20: 'TensorRT up to 11.1 and TensorRT-RTX 1.5 are reported to read the mode '
+    '"linear" of GridSample, new in opset 20, as "nearest", without a message '
+    '(NVIDIA/TensorRT issue 4646); for TensorRT, export with opset 18 or 19',
+}
 
 
 class Graph(nn.Module):
@@ -39,6 +54,7 @@ class Graph(nn.Module):
     """
 
     outputs: tuple[str, ...] = ('logits',)
+    dynamic_size = False  # whether height and width of a program may be dynamic
 
     def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
         super().__init__()
@@ -86,6 +102,11 @@ CONVERSIONS = ('to_rgb', 'channel_conversion', '_channel_conversion')
 
 class ClassifierGraph(Graph):
     """A classifier of mmpretrain; returns logits, (B, classes)."""
+
+    @property
+    def dynamic_size(self) -> bool:
+        """Whether height and width may be dynamic: no op depends on them."""
+        return isinstance(self.model.backbone, ShuntedTransformer)
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of normalized images, (B, C, H, W)."""
@@ -184,35 +205,54 @@ def build_graph(model: BaseModel, size: tuple[int, int]) -> Graph:
     )
 
 
-def export_program(graph: Graph) -> torch.export.ExportedProgram:
-    """Trace a graph with ``torch.export``, with a dynamic batch size.
+def export_program(
+    graph: Graph,
+    sampler: str = 'grid_sample',
+    dynamic: Collection[str] = ('batch',),
+) -> torch.export.ExportedProgram:
+    """Trace a graph with ``torch.export``.
 
-    Raises UsageError if torch is older than 2.9.
+    ``sampler`` is how it samples feature maps, see :mod:`mmsparse.ops.sampling`, and
+    ``dynamic`` has the axes of any length, of ``AXES``. UsageError is raised if
+    torch is older than 2.9, if the model does not allow a dynamic size, or if the
+    sampler is ``plugin`` and the model has no multi-scale deformable attention.
     """
     if digit_version(torch.__version__) < digit_version(OLDEST_TORCH):
         raise UsageError(
             f'export needs torch {OLDEST_TORCH} or later; this is {torch.__version__}'
         )
-    batch = torch.export.Dim('batch', min=1)
-    with torch.no_grad(), warnings.catch_warnings():
+    image = _noise(graph, 2 if 'batch' in dynamic else 1, graph.size)
+    axes = _dynamic_axes(graph, dynamic)
+    with torch.no_grad(), warnings.catch_warnings(), use_sampler(sampler):
         warnings.simplefilter('ignore')  # from the traced code of mmdet and others
-        return torch.export.export(
-            graph, (_noise(graph, 2),), dynamic_shapes=({0: batch},)
+        program = torch.export.export(graph, (image,), dynamic_shapes=(axes,))
+    if sampler == 'plugin' and not _calls(program, PLUGIN_OPERATOR):
+        raise UsageError(
+            'sampler=plugin is for multi-scale deformable attention, which this '
+            f'{type(graph.model).__name__} does not have; use gather.'
         )
+    return program
 
 
 def export_onnx(
-    graph: Graph, path: str | Path, opset: int | None = None
+    graph: Graph,
+    path: str | Path,
+    opset: int = OPSET,
+    sampler: str = 'grid_sample',
+    dynamic: Collection[str] = ('batch',),
+    simplify: bool = False,
 ) -> torch.export.ExportedProgram:
     """Write a graph as one ONNX file, weights included; return the exported program.
 
-    ``opset`` is the version of ONNX's operators, by default what torch recommends.
-    Without onnx, onnxscript or torch 2.9, or if the opset is not supported, UsageError
-    is raised and no file is written.
+    ``opset`` is the version of ONNX's operators; ``simplify`` runs onnxslim; the others
+    are those of :func:`export_program`. Metadata of the file and a log line name the
+    runtimes that are reported to compute its operators wrongly. Without the packages,
+    or if the opset is not supported, UsageError is raised and no file is written.
     """
-    _import('onnx', 'to write ONNX files')
-    optimizer = _import('onnxscript.optimizer', 'to write ONNX files')
-    program = export_program(graph)
+    onnx = import_or_explain('onnx', 'to write ONNX files')
+    optimizer = import_or_explain('onnxscript.optimizer', 'to write ONNX files')
+    slim = import_or_explain('onnxslim', 'to simplify ONNX files') if simplify else None
+    program = export_program(graph, sampler, dynamic)
     # Not optimize=True: rules of onnxscript 0.7.2 may fuse two clamps of one tensor
     # into constants with the same name. Runtimes optimize the graph anyway.
     with log_level(logging.getLogger('onnxscript'), logging.ERROR):
@@ -220,13 +260,15 @@ def export_onnx(
             program,
             input_names=['image'],
             output_names=list(graph.outputs),
-            dynamic_shapes=({0: 'batch'},),  # the name alone; the program has the rest
+            # The names alone; the program has the rest.
+            dynamic_shapes=({AXES[name]: name for name in dynamic},),
             opset_version=opset,
             optimize=False,
             verbose=False,
+            custom_translation_table=_translations(sampler),
         )
         written = exported.model.opset_imports['']
-        if opset not in (None, written):
+        if opset != written:
             raise UsageError(
                 f'opset {opset} is not supported by torch and onnxscript, which wrote '
                 f'{written}; {OPSETS}'
@@ -234,35 +276,105 @@ def export_onnx(
         optimizer.inline(exported.model)
         optimizer.fold_constants(exported.model)
         optimizer.remove_unused_nodes(exported.model)
-    exported.save(path, external_data=False)
+    model = exported.model_proto
+    model = slim.slim(model) if simplify else model
+    _describe(model, sampler, opset)
+    onnx.save(model, path)
     return program
 
 
 def compare_onnx(
-    graph: Graph, path: str | Path, batch_sizes: Sequence[int] = (1, 3)
+    graph: Graph, path: str | Path, runtime: str = 'onnxruntime'
 ) -> dict[str, float]:
-    """Run an ONNX file with onnxruntime on the CPU, and compare it with its graph.
+    """Run an ONNX file in a runtime on the CPU, and compare it with its graph.
 
-    Inputs are random images in batches of these sizes. The result is the maximum of
-    each of :meth:`Graph.differences`. Without onnxruntime, UsageError is raised.
+    Inputs are one random image, and a batch of three, or larger images, where these
+    axes are dynamic. The result is the maximum of each of :meth:`Graph.differences`.
+    In place of TensorRT's plugin, its function in ONNX's operators is run. Without
+    the runtime, ``onnxruntime`` or ``openvino``, UsageError is raised.
     """
-    runtime = _import('onnxruntime', 'to check ONNX files')
-    session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    onnx = import_or_explain('onnx', 'to read ONNX files')
+    model = onnx.load(path)
+    if {x.key: x.value for x in model.metadata_props}[SAMPLER_KEY] == 'plugin':
+        from mmsparse.deploy import plugin  # needs onnxscript
+
+        model = plugin.inline_plugin(model)
+    session = load_session(model.SerializeToString(), runtime)
+    axes = {x.dim_param for x in model.graph.input[0].type.tensor_type.shape.dim}
+    height, width = graph.size
+    larger = (height + SIZE_STEP * ('height' in axes), width + 64 * ('width' in axes))
     largest: dict[str, float] = {}
-    for batch in batch_sizes:
-        image = _noise(graph, batch)
+    for batch, size in ((1, graph.size), (3 if 'batch' in axes else 1, larger)):
+        image = _noise(graph, batch, size)
         with torch.no_grad():
             expected = graph(image)
-        found = session.run(None, {'image': image.numpy()})
+        found = session(image.numpy())
         found = graph.differences(expected, [torch.from_numpy(x) for x in found])
         largest = {name: max(x, largest.get(name, 0)) for name, x in found.items()}
     return largest
 
 
-def _noise(graph: Graph, batch: int) -> Tensor:
+def _dynamic_axes(graph: Graph, names: Collection[str]) -> dict[int, Any]:
+    """Return the dynamic axes of the images for ``torch.export``."""
+    if unknown := set(names) - set(AXES):
+        raise UsageError(f'dynamic must be of {tuple(AXES)}; got {sorted(unknown)}.')
+    if {'height', 'width'} & set(names):
+        if not graph.dynamic_size:
+            raise UsageError(
+                'dynamic height and width are for classifiers with the backbone '
+                'ShuntedTransformer: windows, regions and pyramids of others depend '
+                f'on the size of the image; got {type(graph.model).__name__} with '
+                f'{type(graph.model.backbone).__name__}. Export one file for each size.'
+            )
+        if any(length % SIZE_STEP or length == SIZE_STEP for length in graph.size):
+            raise UsageError(
+                f'shape must have multiples of {SIZE_STEP} from {2 * SIZE_STEP} for a '
+                f'dynamic height or width; got {graph.size[0]} {graph.size[1]}.'
+            )
+    dims = dict(
+        batch=torch.export.Dim('batch', min=1),
+        height=SIZE_STEP * torch.export.Dim('height', min=2),
+        width=SIZE_STEP * torch.export.Dim('width', min=2),
+    )
+    return {AXES[name]: dims[name] for name in names}
+
+
+def _calls(program: torch.export.ExportedProgram, operator: str) -> bool:
+    """Return whether a program calls an operator."""
+    return any(
+        getattr(node.target, 'name', str)() == operator for node in program.graph.nodes
+    )
+
+
+def _translations(sampler: str) -> dict[Any, Any] | None:
+    if sampler != 'plugin':
+        return None
+    from mmsparse.deploy import plugin  # needs onnxscript
+
+    return plugin.translations()
+
+
+def _describe(model: Any, sampler: str, opset: int) -> None:
+    """Write the metadata of an ONNX model, and log notes about runtimes.
+
+    Stack traces of the exporter, with paths of this machine, are removed.
+    """
+    for part in (*model.graph.node, *model.graph.value_info, model.graph):
+        del part.metadata_props[:]
+    notes = []
+    if any(node.op_type == 'GridSample' for node in model.graph.node):
+        notes = [text for first, text in GRID_SAMPLE_NOTES.items() if opset >= first]
+    for text in notes:
+        print_log(text, 'current', logging.WARNING)
+    metadata = {SAMPLER_KEY: sampler, NOTES_KEY: '. '.join(notes)}
+    for key, text in metadata.items():
+        model.metadata_props.add(key=key, value=text)
+
+
+def _noise(graph: Graph, batch: int, size: tuple[int, int]) -> Tensor:
     """Return reproducible random images, (B, C, H, W)."""
     generator = torch.Generator().manual_seed(batch)
-    return 255 * torch.rand(batch, graph.channels, *graph.size, generator=generator)
+    return 255 * torch.rand(batch, graph.channels, *size, generator=generator)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
@@ -284,12 +396,3 @@ def _check_padding(preprocessor: BaseDataPreprocessor, size: tuple[int, int]) ->
             f'shape must not be padded by the data preprocessor; it pads {size[0]} '
             f'{size[1]} to {padded[0]} {padded[1]}. Use that shape.'
         )
-
-
-def _import(name: str, purpose: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f'{name.partition(".")[0]} is needed {purpose}; install it: {EXTRA}'
-        ) from error

@@ -6,7 +6,6 @@ half precision would be wrong by up to a third of a pixel on a large feature map
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops import attention
@@ -21,6 +20,7 @@ from mmsparse.ops.attention import (
 )
 from mmsparse.ops.deformable_tiled import tiled_attention
 from mmsparse.ops.pyramid import axes_to_points, cell_centers
+from mmsparse.ops.sampling import grid_sample
 
 BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled')
 CHUNKED_MIN_LOGITS = 2**23  # logits of a batch from which queries attend in chunks
@@ -108,7 +108,7 @@ def _reference_bias(
     """Sample the table at half the displacement from every key to every query."""
     queries = axes_to_points(*axes).reshape(-1, 1, 2)
     displacement = (queries - locations.flatten(2, 3).unsqueeze(2)) / 2
-    return _sample_table(table, displacement.flip(-1))  # F.grid_sample takes (x, y)
+    return _sample_table(table, displacement.flip(-1))  # grid_sample takes (x, y)
 
 
 def _bias(table: Tensor, locations: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
@@ -194,7 +194,7 @@ def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
     Returns:
         (B, heads, N, M), zero where the displacement is outside the table.
     """
-    # F.grid_sample takes (x, y): of the transposed table, that is (y, x).
+    # grid_sample takes (x, y): of the transposed table, that is (y, x).
     return _sample_table(table.transpose(-2, -1), displacement)
 
 
@@ -203,7 +203,7 @@ def _sample_table(table: Tensor, points: Tensor) -> Tensor:
     batch, num_groups = points.shape[:2]
     tables = table.to(points.dtype).unflatten(0, (num_groups, -1))
     tables = tables.expand(batch, *tables.shape).flatten(0, 1)
-    bias = _grid_sample(tables, points.flatten(0, 1))
+    bias = grid_sample(tables, points.flatten(0, 1), align_corners=True)
     return bias.unflatten(0, (batch, num_groups)).flatten(1, 2)
 
 
@@ -219,13 +219,9 @@ def sample_features(x: Tensor, locations: Tensor) -> Tensor:
     """
     batch, num_groups = locations.shape[:2]
     groups = x.to(locations.dtype).unflatten(1, (num_groups, -1)).flatten(0, 1)
-    sampled = _grid_sample(groups, locations.flatten(0, 1).flip(-1))
+    points = locations.flatten(0, 1).flip(-1)  # as (x, y)
+    sampled = grid_sample(groups, points, align_corners=True)
     return sampled.unflatten(0, (batch, num_groups)).flatten(1, 2).to(x.dtype)
-
-
-def _grid_sample(x: Tensor, points: Tensor) -> Tensor:
-    """Sample (B, C, H, W) at (B, h, w, 2) as (x, y), to (B, C, h, w)."""
-    return F.grid_sample(x, points, mode='bilinear', align_corners=True)
 
 
 def sampling_locations_v2022(offsets: Tensor, offset_range: float) -> Tensor:

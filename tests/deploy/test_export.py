@@ -10,7 +10,7 @@ from _cli import run as run_command
 import export_onnx as command
 import pytest
 import torch
-from exporting import assert_exports, make_images, predict
+from exporting import assert_exports, make_images, operators, predict
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
@@ -18,7 +18,13 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmsparse.apis import build_model, read_config, register_host
-from mmsparse.deploy.export import build_graph
+from mmsparse.deploy.export import (
+    build_graph,
+    compare_onnx,
+    export_onnx,
+    export_program,
+)
+from mmsparse.deploy.runtimes import installed_runtimes, load_session
 from mmsparse.errors import UsageError
 from mmsparse.models import (
     BiLevelRoutingAttention,
@@ -131,19 +137,102 @@ def test_every_attention_exports(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'changes'),
+    ('name', 'changes', 'sampler'),
     [
-        ('DAT', dict(block_types=('N', 'D', 'N', 'D'))),
-        ('BiFormer', {}),
-        ('ShuntedTransformer', {}),
+        ('DAT', dict(block_types=('N', 'D', 'N', 'D')), 'gather'),
+        ('BiFormer', {}, 'grid_sample'),
+        ('ShuntedTransformer', {}, 'grid_sample'),
     ],
 )
-def test_a_classifier_exports(name, changes, tmp_path):
+def test_a_classifier_exports(name, changes, sampler, tmp_path):
     arch = dict(base='nano', depths=(1, 1, 1, 1), **changes)
     backbone = dict(type=f'mmsparse.{name}', arch=arch)
     graph = build_graph(build_classifier(backbone, 256, to_rgb=False), SIZE)
 
-    assert_exports(graph, tmp_path / 'model.onnx')
+    assert_exports(graph, tmp_path / 'model.onnx', sampler=sampler)
+
+    assert 'GridSample' not in operators(tmp_path / 'model.onnx')
+
+
+def build_micro():
+    """Build a classifier with the first stage of the smallest Shunted Transformer."""
+    backbone = dict(type='mmsparse.ShuntedTransformer', arch=MICRO, out_indices=(0,))
+    return build_classifier(backbone, width=16, to_rgb=True)
+
+
+def test_height_and_width_of_a_shunted_transformer_may_be_dynamic(tmp_path):
+    graph = build_graph(build_micro(), (64, 96))
+    path = tmp_path / 'model.onnx'
+
+    export_onnx(graph, path, dynamic=('height', 'width'))
+
+    for runtime in installed_runtimes():
+        assert compare_onnx(graph, path, runtime)['logits'] < 1e-4
+    model = importlib.import_module('onnx').load(path)
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert [x.dim_param or x.dim_value for x in shape] == [1, 3, 'height', 'width']
+
+
+@pytest.mark.parametrize(
+    ('size', 'dynamic', 'message'),
+    [
+        ((64, 80), ['height'], 'multiples of 32 from 64 for .* height .*; got 64 80'),
+        ((64, 96), ['depth'], r"must be of \('batch', .*; got \['depth'\]"),
+    ],
+)
+def test_a_size_that_cannot_be_dynamic_raises(size, dynamic, message):
+    graph = build_graph(build_micro(), size)
+
+    with pytest.raises(UsageError, match=message):
+        export_program(graph, dynamic=dynamic)
+
+
+def test_a_model_that_depends_on_the_size_raises():
+    graph = build_graph(build_segmentor(), (64, 96))
+
+    with pytest.raises(UsageError, match='got EncoderDecoder with ShuntedTransformer'):
+        export_program(graph, dynamic=['batch', 'width'])
+
+
+def test_the_plugin_needs_multi_scale_deformable_attention():
+    graph = build_graph(build_micro(), (64, 96))
+
+    with pytest.raises(UsageError, match='this ImageClassifier does not have; use ga'):
+        export_program(graph, sampler='plugin')
+
+
+class Sampling(nn.Module):
+    """GridSample alone."""
+
+    def forward(self, x):
+        x = nn.functional.avg_pool2d(x, 8)
+        points = x[:, :2].permute(0, 2, 3, 1)
+        return (nn.functional.grid_sample(x, points, align_corners=False),)
+
+
+@pytest.mark.parametrize(
+    ('opset', 'mode', 'runtimes'),
+    [
+        (18, 'bilinear', ['TensorRT 10.14 to 11.1']),
+        (20, 'linear', ['TensorRT 10.14 to 11.1', 'TensorRT up to 11.1']),
+    ],
+)
+def test_runtimes_with_a_wrong_grid_sample_are_named(
+    opset, mode, runtimes, tmp_path, caplog
+):
+    graph = build_graph(build_classifier(dict(type=Sampling), 3, to_rgb=True), SIZE)
+    path = tmp_path / 'model.onnx'
+
+    with caplog.at_level('WARNING', logger='mmengine'):
+        assert_exports(graph, path, opset=opset, simplify=True)
+
+    (node,) = operators(path)['GridSample']
+    modes = [x.s.decode() for x in node.attribute if x.name == 'mode']
+    assert modes == [mode]
+    metadata = importlib.import_module('onnx').load(path).metadata_props
+    notes = {item.key: item.value for item in metadata}['mmsparse.notes']
+    assert all(name in notes for name in runtimes)
+    assert notes.count('NVIDIA/TensorRT issue') == len(runtimes)
 
 
 @pytest.mark.parametrize('in_channels', [1, 4])
@@ -250,14 +339,18 @@ def test_the_command_writes_a_file_and_compares_it(run, capsys):
         run('micro.pth', '--shape', 64, 64, '--opset', 20)
     assert not end.value.code
 
-    written, compared = capsys.readouterr().out.splitlines()[-2:]
+    written, *compared = capsys.readouterr().out.splitlines()
     session = importlib.import_module('onnxruntime').InferenceSession(written)
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape) == ('image', ['batch', 3, 64, 64])
     assert (logits.name, logits.shape) == ('logits', ['batch', 10])
     assert written == 'work_dirs/export/micro.onnx'
-    assert Path(written).stat().st_size > 5e4
-    assert compared.startswith('logits: maximum difference from PyTorch ')
+    content = Path(written).read_bytes()
+    assert len(content) > 5e4
+    stack_traces = bytes(ROOT), b'site-packages'
+    assert not any(path in content for path in stack_traces)
+    assert compared[0].startswith('onnxruntime: logits differ from PyTorch by at most ')
+    assert [line.partition(':')[0] for line in compared] == [*installed_runtimes()]
 
 
 def test_the_command_fails_if_the_file_differs(run, monkeypatch):
@@ -299,6 +392,28 @@ def test_an_output_path_that_cannot_be_written_is_an_error(run):
         run('micro.pth', '--shape', 64, 64, '--out', 'work_dirs')
     with pytest.raises(SystemExit, match=r"error: .*exists: 'micro\.pth'"):
         run('micro.pth', '--shape', 64, 64, '--out', 'micro.pth/a.onnx')
+
+
+def test_an_unknown_runtime_raises():
+    with pytest.raises(UsageError, match=r"one of \('onnxruntime', .*; got 'tensorrt'"):
+        load_session(b'', 'tensorrt')
+
+
+def test_a_missing_runtime_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+
+    with pytest.raises(UsageError, match=r'openvino is needed .*mmsparse\[export\]'):
+        load_session(b'', 'openvino')
+
+
+def test_without_a_check_no_runtime_runs(run, monkeypatch, capsys):
+    monkeypatch.setattr(command, 'export_onnx', lambda *arguments: None)
+
+    with pytest.raises(SystemExit) as end:
+        run('micro.pth', '--check')
+
+    assert not end.value.code
+    assert 'not compared with PyTorch' in capsys.readouterr().out
 
 
 def test_a_missing_dependency_is_named(run, monkeypatch):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from exporting import assert_exports, make_images, predict
+from exporting import assert_exports, make_images, operators, predict
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.structures import DetDataSample
 from tiny_detectors import build_model, detector_config
@@ -70,13 +70,51 @@ def test_detections_equal_mmdet(options):
         assert torch.equal(labels[i], expected.labels)
 
 
-@pytest.mark.parametrize('name', ['Focus-DETR', 'Deformable DETR, two stages'])
-def test_a_detector_exports(name, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'sampler'),
+    [('Focus-DETR', 'grid_sample'), ('Deformable DETR, two stages', 'gather')],
+)
+def test_a_detector_exports(name, sampler, tmp_path):
     small = dict(levels=3, encoder=2, decoder=1)
 
     graph = build_graph(build(**DETECTORS[name], **small), SIZE)
 
-    assert_exports(graph, tmp_path / 'model.onnx')
+    assert_exports(graph, tmp_path / 'model.onnx', sampler=sampler)
+    assert ('GridSample' in operators(tmp_path / 'model.onnx')) == ('grid' in sampler)
+
+
+def test_a_detector_exports_with_the_plugin_of_tensorrt(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    options = DETECTORS['Deformable DETR, refined']
+    graph = build_graph(build(**options, levels=3, encoder=1, decoder=1), SIZE)
+    path = tmp_path / 'model.onnx'
+
+    assert_exports(graph, path, sampler='plugin')  # by its function in ONNX
+
+    nodes = operators(path)
+    assert 'GridSample' not in nodes
+    model = onnx.load(path)
+    constants = {x.name: onnx.numpy_helper.to_array(x) for x in model.graph.initializer}
+    shapes = {
+        value.name: [
+            x.dim_param or x.dim_value for x in value.type.tensor_type.shape.dim
+        ]
+        for value in model.graph.value_info
+    }
+    for node in nodes['MultiscaleDeformableAttnPlugin_TRT']:
+        attributes = {x.name: x.s.decode() for x in node.attribute}
+        assert attributes == dict(plugin_version='2', plugin_namespace='')
+        value, sizes, starts, points, weights = node.input
+        sizes, starts = constants[sizes], constants[starts]
+        assert sizes.dtype == starts.dtype == 'int32'
+        assert starts.tolist() == [0, *sizes.prod(1).cumsum()[:-1]]
+        batch, cells, heads, channels = shapes[value]
+        assert (batch, cells) == ('batch', sizes.prod(1).sum())
+        batch, queries, *grid = shapes[weights]
+        assert grid[:2] == [heads, 3]
+        assert shapes[points] == [batch, queries, *grid, 2]
+        assert shapes[node.output[0]] == [batch, queries, heads, channels]
+    assert len(nodes['MultiscaleDeformableAttnPlugin_TRT']) == 2  # encoder, decoder
 
 
 def test_windows_of_swin_have_a_dynamic_batch_size():

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mmsparse.apis import add_cfg_options
+from mmsparse.ops.sampling import SAMPLERS
 
 ROOT = Path(__file__).parents[2]
 FOCUS_DETR = ROOT / 'configs' / 'focus_detr' / 'focus-detr_r50_8xb2-12e_coco.py'
@@ -25,6 +26,7 @@ def parse_args(description: str) -> argparse.Namespace:
     add_backbone(commands, models)
     add_detector(commands, models)
     add_segmentor(commands, models)
+    add_export(commands, models)
     return parser.parse_args()
 
 
@@ -174,6 +176,38 @@ def add_segmentor(
         metavar='HxW',
         help='height and width of the image (512x2048)',
     )
+
+
+def add_export(
+    commands: argparse._SubParsersAction, models: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'export',
+        parents=[models],
+        help='PyTorch, onnxruntime and OpenVINO',
+        description='Compare models in PyTorch with their ONNX files in onnxruntime '
+        'and OpenVINO, those that are installed, on a CPU, with as many threads as '
+        'torch and in float32. Weights are random and images are noise. The memory of '
+        'the runtimes is not measured.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs of models')
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(224, 224),
+        metavar='HxW',
+        help='height and width of the images (224x224)',
+    )
+    parser.add_argument(
+        '--samplers',
+        nargs='+',
+        choices=SAMPLERS[:2],
+        default=SAMPLERS[:1],
+        metavar='SAMPLER',
+        help='how feature maps are sampled, one file for each: grid_sample, gather '
+        '(grid_sample)',
+    )
+    parser.set_defaults(device='cpu')
 
 
 def parse_size(text: str) -> tuple[int, int]:

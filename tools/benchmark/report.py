@@ -103,13 +103,20 @@ def _rows(measurements: Sequence[Measurement]) -> dict[str, dict[str, Any]]:
             name=x.name,
             seconds=x.seconds,
             median_seconds={part: x.median_seconds(part) for part in parts},
+            least_seconds={part: min(x.seconds[part]) for part in parts},
             ratio={part: x.ratio(part, first) for part in parts},
             peak_bytes=x.peak_bytes,
-            peak_ratio=x.peak_bytes / first.peak_bytes if first.peak_bytes else None,
+            peak_ratio=_peak_ratio(x, first),
             macs=x.macs,
         )
         for x in measurements
     }
+
+
+def _peak_ratio(measured: Measurement, baseline: Measurement) -> float | None:
+    if measured.peak_bytes is None or not baseline.peak_bytes:
+        return None
+    return measured.peak_bytes / baseline.peak_bytes
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -157,8 +164,8 @@ def _plot_bars(
     names = [measured.name for measured in measurements]
     values = [[x.median_seconds(part) for x in measurements] for part in parts]
     labels = [[_seconds(x) for x in lengths] for lengths in values]
-    values.append([x.peak_bytes for x in measurements])
-    labels.append([_memory(x) for x in values[-1]])
+    labels.append([_memory(x.peak_bytes) for x in measurements])
+    values.append([x.peak_bytes or 0 for x in measurements])
     for i, (axis, column) in enumerate(zip(axes, (*parts, MEMORY), strict=True)):
         bars = axis.barh(names, values[i], color=_colors(len(names)))
         axis.bar_label(bars, labels[i], padding=3, fontsize=8)
@@ -246,7 +253,9 @@ def _seconds(value: float) -> str:
     return f'{value:.2f} s' if value >= 1 else f'{1000 * value:.3g} ms'
 
 
-def _memory(value: float) -> str:
+def _memory(value: float | None) -> str:
+    if value is None:
+        return '-'
     mebibytes = value / 2**20
     return f'{mebibytes:,.0f} MiB' if mebibytes >= 100 else f'{mebibytes:.3g} MiB'
 

@@ -55,11 +55,13 @@ class Candidate:
         name: Its name in the table.
         run: Runs it and times its parts, the same for all candidates.
         macs: MACs of a forward pass, if they are known.
+        in_torch: Whether torch allocates its memory, which can be measured then.
     """
 
     name: str
     run: Callable[[Stopwatch], Any]
     macs: int | None = None
+    in_torch: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ class Measurement:
     Args:
         name: Name of the candidate.
         seconds: Seconds of every part, one per round.
-        peak_bytes: Peak memory of a run.
+        peak_bytes: Peak memory of a run; None if it was not measured.
         macs: MACs of a forward pass, if they are known.
     """
 
     name: str
     seconds: dict[str, list[float]]
-    peak_bytes: int
+    peak_bytes: int | None
     macs: int | None = None
 
     def median_seconds(self, part: str) -> float:
@@ -121,11 +123,12 @@ def measure(
     """
     if repeats < 1:
         raise ValueError(f'repeats must be at least 1; got {repeats}.')
-    peaks: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
     for candidate in candidates:
         log(f'warm-up and memory: {candidate.name}')
         run = partial(candidate.run, Stopwatch(device))
-        peaks[candidate.name] = peak_bytes(run, device)
+        peak = peak_bytes(run, device)
+        peaks[candidate.name] = peak if candidate.in_torch else None
     times: dict[str, dict[str, list[float]]] = {
         candidate.name: defaultdict(list) for candidate in candidates
     }

@@ -1,5 +1,7 @@
 """MLP with an optional depthwise convolution."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class Mlp2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        hidden_numel = x.shape[-2:].numel() * self.fc1.out_features  # of one image
+        hidden_numel = math.prod(x.shape[-2:]) * self.fc1.out_features  # of one image
         return channels_first(chunked(self._run, channels_last(x), hidden_numel))
 
     def _run(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
 from mmsparse.ops.pyramid import axes_to_points, cell_centers, sampling_points
+from mmsparse.ops.sampling import (
+    current_sampler,
+    gather_and_sum,
+    opaque_gather_and_sum,
+)
 from mmsparse.registry import MODELS
 
 
@@ -138,6 +144,17 @@ def sample_and_sum(
     Returns:
         (B, Q, heads * D).
     """
+    sampler = current_sampler()
+    if sampler != 'grid_sample':
+        attend = gather_and_sum if sampler == 'gather' else opaque_gather_and_sum()
+        areas = [height * width for height, width in sizes]
+        starts = [0, *accumulate(areas[:-1])]
+        # int32, as the plugin of TensorRT takes them.
+        layout = (
+            torch.tensor(x, dtype=torch.int32, device=value.device)
+            for x in (sizes, starts)
+        )
+        return attend(value, *layout, points, weights).flatten(2)
     # Imported here: mmcv may be installed without compiled operators.
     from mmcv.ops import get_compiling_cuda_version
     from mmcv.ops import multi_scale_deform_attn as operators

@@ -54,6 +54,7 @@ def test_json_has_all_rounds():
         name='Focus',
         seconds=MEASURED[1].seconds,
         median_seconds={'encoder': 0.9, 'whole': 3.3},
+        least_seconds={'encoder': 0.5, 'whole': 2.0},
         ratio={'encoder': 0.25, 'whole': 0.5},
         peak_bytes=2**29,
         peak_ratio=0.5,

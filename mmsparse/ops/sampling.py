@@ -1,0 +1,181 @@
+"""Bilinear sampling of feature maps, with a choice of how exporters see it.
+
+``grid_sample`` is torch's operator, GridSample in ONNX. ``gather`` computes the same by
+gathering the four cells around every sampling location, for runtimes without a correct
+GridSample. ``plugin`` makes multi-scale deformable attention one node of the graph,
+and samples by gathers elsewhere.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmsparse.ops.tokens import gather_tokens
+
+PLUGIN_OPERATOR = 'mmsparse::multi_scale_deformable_attention'
+SAMPLERS = ('grid_sample', 'gather', 'plugin')
+
+_sampler: ContextVar[str] = ContextVar('sampler', default='grid_sample')
+
+
+@contextmanager
+def use_sampler(name: str) -> Iterator[None]:
+    """Choose how all ops and layers inside the context sample feature maps.
+
+    It holds for the current thread or asyncio task; compiled code keeps the choice that
+    it was compiled with.
+
+    Args:
+        name: One of ``SAMPLERS``; ``plugin`` needs torch 2.4.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f'sampler must be one of {SAMPLERS}; got {name!r}.')
+    token = _sampler.set(name)
+    try:
+        yield
+    finally:
+        _sampler.reset(token)
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot trace a ContextVar
+def current_sampler() -> str:
+    """Return the sampler of the context."""
+    return _sampler.get()
+
+
+def grid_sample(x: Tensor, points: Tensor, align_corners: bool) -> Tensor:
+    """Sample by the sampler of the context, as torch's function of that name.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        points: Sampling locations, (x, y) from -1 to +1, (B, h, w, 2).
+        align_corners: Whether -1 and +1 are the centers of the first and the last
+            pixel; otherwise they are the borders.
+
+    Returns:
+        (B, C, h, w), interpolated between the pixels; zero beyond the feature map.
+    """
+    if current_sampler() == 'grid_sample':
+        return F.grid_sample(x, points, mode='bilinear', align_corners=align_corners)
+    return gather_sample(x, points, align_corners)
+
+
+def gather_sample(x: Tensor, points: Tensor, align_corners: bool) -> Tensor:
+    """Sample by four gathers; see :func:`grid_sample`.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        points: Sampling locations, (x, y) from -1 to +1, (B, h, w, 2).
+        align_corners: Whether -1 and +1 are the centers of the first and the last
+            pixel.
+
+    Returns:
+        (B, C, h, w).
+    """
+    height, width = x.shape[-2:]
+    columns, rows = (
+        (share + 1) / 2 * (length - 1)
+        if align_corners
+        else ((share + 1) * length - 1) / 2
+        for share, length in zip(points.unbind(-1), (width, height), strict=True)
+    )
+    cells = x.flatten(2).transpose(1, 2)  # (B, H * W, C)
+    return _interpolate(cells, (rows, columns), (height, width)).permute(0, 3, 1, 2)
+
+
+def gather_and_sum(
+    value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor
+) -> Tensor:
+    """Compute multi-scale deformable attention by four gathers.
+
+    The arguments are those of the node of NVIDIA's plugin for TensorRT.
+
+    Args:
+        value: Values of the cells of all levels, row-major, (B, N, heads, D).
+        shapes: Height and width of every level, (levels, 2).
+        starts: Index of the first cell of every level, (levels,).
+        points: Sampling locations, (x, y) from 0 to 1 over each level,
+            (B, Q, heads, levels, points, 2).
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads, D).
+    """
+    num_heads = value.shape[2]
+    heights, widths = shapes[:, None].unbind(-1)  # (levels, 1)
+    columns, rows = points.unbind(-1)
+    heads = torch.arange(num_heads, device=value.device)[:, None, None]
+    sampled = _interpolate(
+        value.flatten(1, 2),  # (B, N * heads, D)
+        (rows * heights - 0.5, columns * widths - 0.5),
+        (heights, widths),
+        lambda cells: (cells + starts[:, None]) * num_heads + heads,
+    )
+    return (weights.unsqueeze(-1) * sampled).sum((3, 4))
+
+
+@cache
+def opaque_gather_and_sum() -> Callable[..., Tensor]:
+    """Return :func:`gather_and_sum` as an operator that exporters keep as one node."""
+    operator = torch.library.custom_op(PLUGIN_OPERATOR, gather_and_sum, mutates_args=())
+    operator.register_fake(
+        lambda value, shapes, starts, points, weights: value.new_empty(
+            (*points.shape[:3], value.shape[-1])
+        )
+    )
+    return operator
+
+
+def _interpolate(
+    cells: Tensor,
+    pixels: tuple[Tensor, Tensor],
+    size: tuple[int, int] | tuple[Tensor, Tensor],
+    to_index: Callable[[Tensor], Tensor] = lambda index: index,
+) -> Tensor:
+    """Interpolate between the four cells around every location; zero beyond the map.
+
+    Args:
+        cells: (B, N, C).
+        pixels: Rows and columns of the locations, from the center of the first cell,
+            (B, ...) each.
+        size: Height and width of the feature map, integers or tensors that broadcast.
+        to_index: Maps row-major indices into a feature map to indices into ``cells``.
+
+    Returns:
+        (B, ..., C).
+    """
+    rows, columns = map(_neighbors, pixels, size)
+    corners = []
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            index = to_index(row * size[1] + column)
+            sampled = gather_tokens(cells, index.flatten(1))
+            sampled = sampled.unflatten(1, index.shape[1:])
+            corners.append((row_weight * column_weight).unsqueeze(-1) * sampled)
+    return corners[0] + corners[1] + corners[2] + corners[3]
+
+
+def _neighbors(pixels: Tensor, length: int | Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return index and weight of the cells before and after locations on an axis.
+
+    A cell beyond the axis has the index of the nearest one, and the weight 0.
+    """
+    before = pixels.floor()
+    share = pixels - before
+    neighbors = []
+    for cell, weight in ((before, 1 - share), (before + 1, share)):
+        inside = (cell >= 0) & (cell < length)
+        index = cell.clamp(min=0).clamp(max=length - 1).long()
+        neighbors.append((index, weight * inside))
+    return neighbors
