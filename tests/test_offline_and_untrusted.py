@@ -22,8 +22,10 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 warnings.simplefilter('ignore')
 
 import mmsparse
+# They need Triton and transformers.
+OPTIONAL = ('mmsparse.ops.routing_triton', 'mmsparse.integrations.huggingface')
 for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
-    if module.name != 'mmsparse.ops.routing_triton':  # needs Triton
+    if module.name not in OPTIONAL:
         importlib.import_module(module.name)
 
 import torch

@@ -106,7 +106,7 @@ class MMSparseBackbone(BackboneMixin, MMSparseModel):
 
     def __init__(self, config: MMSparseConfig) -> None:
         super().__init__(config)
-        with torch.device('cpu'):
+        with torch.device('cpu'):  # mmengine cannot initialize on the meta device
             self.backbone = create_backbone(
                 config.name, out_indices=self.out_indices, **config.backbone_arguments
             )
@@ -138,7 +138,7 @@ class MMSparseForImageClassification(MMSparseModel):
 
     def __init__(self, config: MMSparseConfig) -> None:
         super().__init__(config)
-        with torch.device('cpu'):
+        with torch.device('cpu'):  # as in MMSparseBackbone
             self.model = create_model(
                 config.name, num_classes=config.num_labels, **config.backbone_arguments
             )

@@ -1,7 +1,7 @@
 """Install other frameworks on top of a stack, to test mmsparse in them.
 
-They have a separate environment, because mmpretrain 1.2 cannot be imported next to
-transformers 4.50 or later.
+They have a separate environment, because mmpretrain.models 1.2 cannot be imported next
+to transformers 4.50 or later.
 """
 
 import shutil
