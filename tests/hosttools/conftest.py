@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,11 @@ import torch
 
 from mmsparse.apis import build_model, read_config
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'biformer'
+ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    'mmpretrain': CONFIGS / 'biformer-pico_1xb32-12e_digits.py',
-    'mmdet': CONFIGS / 'atss_biformer-pico_1xb8-6e_digits.py',
-    'mmseg': CONFIGS / 'fpn_biformer-pico_1xb8-1800i_digits.py',
+    'mmpretrain': ROOT / 'configs/biformer/biformer-pico_1xb32-12e_digits.py',
+    'mmdet': ROOT / 'configs/biformer/atss_biformer-pico_1xb8-6e_digits.py',
+    'mmseg': ROOT / 'configs/biformer/fpn_biformer-pico_1xb8-1800i_digits.py',
 }
 
 
@@ -38,3 +39,12 @@ def run_script(run_host, small_digits):
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def example():
+    """Return a function to the first program of docs/tools.md with a word."""
+    programs = re.findall(
+        r'```python\n(.*?)```', (ROOT / 'docs/tools.md').read_text(), re.DOTALL
+    )
+    return lambda word: next(text for text in programs if word in text)

@@ -1,37 +1,32 @@
 """Features of stages: extraction, hooks of distillation, and wrapping by FSDP."""
 
+import re
+
 import pytest
 import torch
-from mmengine.model import BaseModel
 from mmpretrain import FeatureExtractor
-from torch import distributed, nn
+from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from mmsparse.models import DAT, BiFormer, ShuntedTransformer
-from mmsparse.models.backbones.base import Stage
+from mmsparse import create_backbone
 
-BACKBONES = pytest.mark.parametrize('backbone', [DAT, BiFormer, ShuntedTransformer])
+BACKBONES = pytest.mark.parametrize('family', ['dat', 'biformer', 'shunted'])
 
 
-def test_features_of_images_are_extracted(model_files, small_digits):
+def test_features_of_an_image_are_extracted(
+    example, model_files, small_digits, monkeypatch
+):
+    monkeypatch.chdir(small_digits)
     config, weights = model_files('mmpretrain')
-    images = sorted(map(str, small_digits.glob('data/digits/classification/val/3/*')))
-    stages = dict(out_indices=(0, 1, 2, 3))
-    extract = FeatureExtractor(str(config), pretrained=str(weights), backbone=stages)
+    image = next((small_digits / 'data/digits/classification/val').rglob('*.jpg'))
+    program = example('FeatureExtractor').replace('CHECKPOINT.pth', str(weights))
+    program = program.replace('digit.jpg', str(image))
 
-    (maps,) = extract(images[0], stage='backbone')
-    pooled = extract(images[:2], stage='neck')
+    result = {}
+    exec(re.sub("'configs/.*'", repr(str(config)), program), result)
 
-    assert [x.shape for x in maps] == [
-        (32, 16, 16),
-        (64, 8, 8),
-        (128, 4, 4),
-        (256, 2, 2),
-    ]
-    assert [[len(x) for x in image] for image in pooled] == [[32, 64, 128, 256]] * 2
-    for features, average in zip(maps, pooled[0], strict=True):
-        torch.testing.assert_close(features.mean((1, 2)), average)
+    assert result['feature_map'].shape == (256, 2, 2)
+    torch.testing.assert_close(result['feature_map'].mean((1, 2)), result['vector'])
 
 
 @pytest.mark.parametrize(
@@ -46,41 +41,21 @@ def test_a_classifier_extracts_the_features_of_a_stage(stage, shape, model_files
     assert (features[-1] if isinstance(features, tuple) else features).shape == shape
 
 
-class Distiller(BaseModel):
-    """Teach the third stage of a backbone by that of another, recorded by hooks."""
-
-    def __init__(self, student, teacher):
-        super().__init__()
-        self.student, self.teacher = student, teacher.requires_grad_(False).eval()
-        self.recorded = {}
-        for name in ('student', 'teacher'):
-            stage = self.get_submodule(f'{name}.stages.2')
-            stage.register_forward_hook(
-                lambda module, args, output, name=name: self.recorded.update(
-                    {name: output}
-                )
-            )
-
-    def forward(self, inputs):
-        self.student(inputs), self.teacher(inputs)
-        return nn.functional.mse_loss(*self.recorded.values())
-
-
 @BACKBONES
-def test_recorders_of_distillation_see_the_stages(backbone):
-    model = Distiller(backbone('nano'), backbone('nano'))
+def test_recorders_of_distillation_see_the_stages(family, example):
+    program = example('register_forward_hook').replace('biformer', family)
 
-    loss = model(torch.rand(2, 3, 64, 64))
-    loss.backward()
+    result = {}
+    exec(program, result)
+    result['loss'].backward()
 
-    assert loss > 0
-    assert {name: x.shape for name, x in model.recorded.items()} == {
+    assert {name: x.shape for name, x in result['recorded'].items()} == {
         'student': (2, 128, 4, 4),
         'teacher': (2, 128, 4, 4),
     }
-    taught = [i for i, x in enumerate(model.student.stages) if has_gradient(x)]
-    assert taught == [0, 1, 2]
-    assert not has_gradient(model.teacher)
+    stages = result['student'].stages
+    assert [i for i, stage in enumerate(stages) if has_gradient(stage)] == [0, 1, 2]
+    assert not has_gradient(result['teacher'])
 
 
 def has_gradient(module):
@@ -97,17 +72,19 @@ def process_group():
 
 @BACKBONES
 @pytest.mark.filterwarnings('ignore')  # of FSDP without a GPU
-def test_fsdp_wraps_every_stage(backbone, process_group):
-    model, x = backbone('nano').eval(), torch.rand(1, 3, 64, 64)
-    (expected,) = model(x)
+def test_fsdp_wraps_every_stage(family, example, process_group):
+    model, x = create_backbone(f'{family}-nano').eval(), torch.rand(1, 3, 64, 64)
+    expected = model(x)[-1]
+    result = {}
+    exec(example('ModuleWrapPolicy'), result)
 
     wrapped = FullyShardedDataParallel(
-        model, auto_wrap_policy=ModuleWrapPolicy({Stage}), device_id=torch.device('cpu')
+        model, auto_wrap_policy=result['policy'], device_id=torch.device('cpu')
     )
 
     units = [type(stage) for stage in wrapped.module.stages]
     assert units == [FullyShardedDataParallel] * 4
-    (out,) = wrapped(x)
+    out = wrapped(x)[-1]
     torch.testing.assert_close(out, expected)
     out.sum().backward()
     assert all(map(has_gradient, wrapped.module.stages))
