@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mmsparse import create_model, list_models
 from mmsparse.checkpoint import write_checkpoint
+from mmsparse.checkpoint.publish import as_strings
 from mmsparse.conversion.families import FAMILIES
 from mmsparse.factory import create, pretrained
 
@@ -32,13 +33,14 @@ def logged(monkeypatch):
     return lines
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(params=['.pth', '.safetensors'])
+def trained(request, tmp_path):
     """A classifier for three classes, and its file with a config."""
     model = create_model('biformer-nano', num_classes=3, regions_per_side=4).eval()
     meta = dict(cfg=CONFIG, dataset_meta=dict(classes=('cat', 'dog', 'owl')))
-    path = tmp_path / 'trained.pth'
-    write_checkpoint(path, model.state_dict(), meta)
+    path = tmp_path / f'trained{request.param}'
+    strings = as_strings(meta) if path.suffix == '.safetensors' else meta
+    write_checkpoint(path, model.state_dict(), strings)
     return model, path
 
 

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmsparse.checkpoint.config_text import literal_settings
-from mmsparse.checkpoint.files import read_checkpoint
+from mmsparse.checkpoint.files import read_checkpoint, read_metadata
 from mmsparse.checkpoint.state_dict import find_prefix, find_state_dict, strip_prefix
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.families import BACKBONE, FAMILIES
@@ -82,8 +82,7 @@ def read_pretrained(
         weights = _find_weights(checkpoint, path, family, arch, backbone_only)
     except ValueError as error:
         raise UsageError(f'pretrained: {path}: {error}') from error
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = read_metadata(path, checkpoint)
     config = literal_settings(meta.get('cfg'))
     return Pretrained(
         path,
