@@ -23,18 +23,24 @@ ROOT = Path(__file__).parents[2]
 (NANO,) = (ROOT / 'weights').glob('biformer-nano_*_digits-*.pth')
 
 
+def use_endpoint(monkeypatch, endpoint):
+    """Change the endpoint of a library that is imported."""
+    url = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
+    for module in ('constants', 'file_download'):  # the latter in old versions
+        name = f'huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE'
+        monkeypatch.setattr(name, url, raising=False)
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """The hub; this process is logged in."""
     running = FakeHub()
     with running.serve() as endpoint:
         running.endpoint = endpoint
-        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
-        monkeypatch.setattr(
-            'huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE',
-            endpoint + '/{repo_id}/resolve/{revision}/{filename}',
-        )
-        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_DISABLE_XET', True)
+        use_endpoint(monkeypatch, endpoint)
+        xet = 'huggingface_hub.constants.HF_HUB_DISABLE_XET'
+        monkeypatch.setattr(xet, True, raising=False)  # not in old versions
         monkeypatch.setenv('HF_TOKEN', TOKEN)
         yield running
 
@@ -106,9 +112,7 @@ def test_a_cached_model_needs_no_network(fake, monkeypatch, lines):
     fake.repositories['a/b'] = []
     fake.commit('a/b', {'model.safetensors': b'x'})
     path = locate('hf-hub:a/b')
-    for name in ('ENDPOINT', 'HUGGINGFACE_CO_URL_TEMPLATE'):
-        text = 'http://127.0.0.1:9' + '/{repo_id}/{filename}' * (name != 'ENDPOINT')
-        monkeypatch.setattr(f'huggingface_hub.constants.{name}', text)
+    use_endpoint(monkeypatch, 'http://127.0.0.1:9')
 
     assert locate('hf-hub:a/b') == path
     assert 'Connection refused' in lines[0]
