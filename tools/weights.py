@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _cli import COMMAND, check_files, run
+from _cli import check_files, command, run
 
 import yaml
 from torch import Tensor
@@ -121,16 +121,16 @@ def get(args: argparse.Namespace) -> None:
 
 def conversion(entry: Entry, path: Path) -> str:
     """Return how to use an official file."""
-    command = f'{COMMAND.format("convert_checkpoint")} {path} CONVERTED.pth'
+    convert = f'{command("convert_checkpoint")} {path} CONVERTED.pth'
     if entry.model not in list_models():
-        return f'official file; convert it: {command}'
-    command += f' --family {entry.family} --arch {entry.arch}'
+        return f'official file; convert it: {convert}'
+    convert += f' --family {entry.family} --arch {entry.arch}'
     if entry.task == CLASSIFICATION:
         text = 'official file; create_model converts it when it reads it. For a config:'
-        return f'{text} {command}'
+        return f'{text} {convert}'
     # mmdet 3 has other names for the rest of mmdet 2's detectors.
     backbone = ' --backbone-only' if entry.task == 'detection' else ''
-    return f'official file; convert it: {command}{backbone}'
+    return f'official file; convert it: {convert}{backbone}'
 
 
 def verify(args: argparse.Namespace) -> int:
