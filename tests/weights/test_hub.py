@@ -12,10 +12,13 @@ import torch
 from fake_hub import TOKEN, FakeHub
 
 from mmsparse import create_model
-from mmsparse.checkpoint.files import sha256
+from mmsparse.checkpoint import read_checkpoint
+from mmsparse.checkpoint.files import read_metadata, sha256
 from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.errors import UsageError
+from mmsparse.integrations.timm import register_timm
 from mmsparse.weights import hub, locate
+from mmsparse.weights.repository import Card, write_repository
 
 pytest.importorskip('huggingface_hub')
 
@@ -62,7 +65,7 @@ def test_a_pushed_model_is_created_from_the_hub(fake, tmp_path):
     files = fake.files('me/nano')
     assert set(files) == {'model.safetensors', 'config.json', 'config.py', 'README.md'}
     config = json.loads(files['config.json'])
-    assert config['architecture'] == 'biformer-nano'
+    assert config['model'] == 'biformer-nano'
     assert config['num_classes'] == 10
     path = locate('hf-hub:me/nano')
     assert config['sha256'] == sha256(path)
@@ -181,3 +184,20 @@ def test_without_the_library_the_error_has_the_command(monkeypatch):
 
     with pytest.raises(UsageError, match=r"pip install 'mmsparse\[hub\]'"):
         locate('hf-hub:a/b')
+
+
+def test_a_pushed_classifier_is_a_model_of_timm(fake, tmp_path):
+    timm = pytest.importorskip('timm')
+    weights = read_weights(NANO)
+    meta = read_metadata(NANO, read_checkpoint(NANO))
+    card = Card(name='nano', model='biformer-nano', license='apache-2.0')
+    (tmp_path / 'new').mkdir()
+    write_repository(tmp_path / 'new', 'me/nano', weights, meta, card)
+    hub.upload(tmp_path / 'new', 'me/nano', private=False, message='Add')
+    register_timm()
+
+    model = timm.create_model('hf-hub:me/nano', pretrained=True).eval()
+
+    image = torch.rand(1, 3, 64, 64)
+    expected = create_model('biformer-nano', pretrained=NANO).eval()
+    assert torch.equal(model(image), expected(image))
