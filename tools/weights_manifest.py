@@ -96,9 +96,10 @@ def describe(name: str) -> dict[str, Any]:
     model = next((model for model in all_models() if model.name == name), None)
     if model is None:
         raise UsageError(f'{RELEASES.parent}: no metafile has a model {name!r}')
-    results = model.entry.get('Results')
-    if not results:
-        raise UsageError(f'{name} has no Results in its metafile, which have its task')
+    results = model.entry.get('Results', ())
+    metrics = {k: x for result in results for k, x in result['Metrics'].items()}
+    if not metrics:
+        raise UsageError(f'{name} has no results in its metafile, which weights need')
     family, arch = family_and_arch(model)
     return {
         'name': name,
@@ -107,11 +108,7 @@ def describe(name: str) -> dict[str, Any]:
         'task': TASKS[results[0]['Task']],
         'config': model.entry['Config'],
         'data': model.data,
-        'metrics': {
-            metric: value
-            for result in results
-            for metric, value in result['Metrics'].items()
-        },
+        'metrics': metrics,
     }
 
 

@@ -132,13 +132,15 @@ def write_repository(
 def _config(
     weights: Mapping[str, Tensor], meta: Mapping[str, Any], card: Card
 ) -> dict[str, Any]:
-    config = {
-        'architecture': card.model,
+    config: dict[str, Any] = {
+        'architecture': f'mmsparse_{card.model.replace("-", "_")}',  # its name in timm
+        'model': card.model,
         'library_name': 'mmsparse',
         'pipeline_tag': _pipeline(weights),
     }
     if LINEAR in weights:
         config['num_classes'] = len(weights[LINEAR])
+        config['pretrained_cfg'] = {'num_classes': len(weights[LINEAR])}
     classes = (meta.get('dataset_meta') or {}).get('classes')
     return {**config, 'label_names': list(classes)} if classes else config
 
@@ -174,7 +176,7 @@ def _card(
 
 
 def _call(source: str, config: Mapping[str, Any]) -> str:
-    model = config['architecture']
+    model = config['model']
     if 'num_classes' not in config:
         return f'create_backbone({model!r}, pretrained={source!r})'
     classes = config['num_classes']

@@ -12,15 +12,27 @@ import torch
 from fake_hub import TOKEN, FakeHub
 
 from mmsparse import create_model
-from mmsparse.checkpoint.files import sha256
+from mmsparse.checkpoint import read_checkpoint
+from mmsparse.checkpoint.files import read_metadata, sha256
 from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.errors import UsageError
+from mmsparse.integrations.timm import register_timm
 from mmsparse.weights import hub, locate
+from mmsparse.weights.repository import Card, write_repository
 
 pytest.importorskip('huggingface_hub')
 
 ROOT = Path(__file__).parents[2]
 (NANO,) = (ROOT / 'weights').glob('biformer-nano_*_digits-*.pth')
+
+
+def use_endpoint(monkeypatch, endpoint):
+    """Change the endpoint of a library that is imported."""
+    url = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
+    for module in ('constants', 'file_download'):  # the latter in old versions
+        name = f'huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE'
+        monkeypatch.setattr(name, url, raising=False)
 
 
 @pytest.fixture
@@ -29,12 +41,9 @@ def fake(monkeypatch):
     running = FakeHub()
     with running.serve() as endpoint:
         running.endpoint = endpoint
-        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', endpoint)
-        monkeypatch.setattr(
-            'huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE',
-            endpoint + '/{repo_id}/resolve/{revision}/{filename}',
-        )
-        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_DISABLE_XET', True)
+        use_endpoint(monkeypatch, endpoint)
+        xet = 'huggingface_hub.constants.HF_HUB_DISABLE_XET'
+        monkeypatch.setattr(xet, True, raising=False)  # not in old versions
         monkeypatch.setenv('HF_TOKEN', TOKEN)
         yield running
 
@@ -56,7 +65,7 @@ def test_a_pushed_model_is_created_from_the_hub(fake, tmp_path):
     files = fake.files('me/nano')
     assert set(files) == {'model.safetensors', 'config.json', 'config.py', 'README.md'}
     config = json.loads(files['config.json'])
-    assert config['architecture'] == 'biformer-nano'
+    assert config['model'] == 'biformer-nano'
     assert config['num_classes'] == 10
     path = locate('hf-hub:me/nano')
     assert config['sha256'] == sha256(path)
@@ -106,9 +115,7 @@ def test_a_cached_model_needs_no_network(fake, monkeypatch, lines):
     fake.repositories['a/b'] = []
     fake.commit('a/b', {'model.safetensors': b'x'})
     path = locate('hf-hub:a/b')
-    for name in ('ENDPOINT', 'HUGGINGFACE_CO_URL_TEMPLATE'):
-        text = 'http://127.0.0.1:9' + '/{repo_id}/{filename}' * (name != 'ENDPOINT')
-        monkeypatch.setattr(f'huggingface_hub.constants.{name}', text)
+    use_endpoint(monkeypatch, 'http://127.0.0.1:9')
 
     assert locate('hf-hub:a/b') == path
     assert 'Connection refused' in lines[0]
@@ -177,3 +184,20 @@ def test_without_the_library_the_error_has_the_command(monkeypatch):
 
     with pytest.raises(UsageError, match=r"pip install 'mmsparse\[hub\]'"):
         locate('hf-hub:a/b')
+
+
+def test_a_pushed_classifier_is_a_model_of_timm(fake, tmp_path):
+    timm = pytest.importorskip('timm')
+    weights = read_weights(NANO)
+    meta = read_metadata(NANO, read_checkpoint(NANO))
+    card = Card(name='nano', model='biformer-nano', license='apache-2.0')
+    (tmp_path / 'new').mkdir()
+    write_repository(tmp_path / 'new', 'me/nano', weights, meta, card)
+    hub.upload(tmp_path / 'new', 'me/nano', private=False, message='Add')
+    register_timm()
+
+    model = timm.create_model('hf-hub:me/nano', pretrained=True).eval()
+
+    image = torch.rand(1, 3, 64, 64)
+    expected = create_model('biformer-nano', pretrained=NANO).eval()
+    assert torch.equal(model(image), expected(image))

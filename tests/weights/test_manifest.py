@@ -48,7 +48,7 @@ def test_an_outdated_manifest_is_an_error_and_written_again(
     ('name', 'message'),
     [
         ('mine', "weights: no metafile has a model 'mine'"),
-        ('atss_dat-nano_1xb8-6e_digits', 'atss_dat-nano_1xb8-6e_digits has no Results'),
+        ('atss_dat-nano_1xb8-6e_digits', 'atss_dat-nano_1xb8-6e_digits has no results'),
     ],
 )
 def test_weights_of_a_model_without_results_are_an_error(name, message):

@@ -188,10 +188,12 @@ def test_the_card_of_converted_weights_has_their_record(
     assert lines == [str(out / name) for name in names]
     config = json.loads((out / 'config.json').read_text())
     assert config == {
-        'architecture': 'biformer-nano',
+        'architecture': 'mmsparse_biformer_nano',
+        'model': 'biformer-nano',
         'library_name': 'mmsparse',
         'pipeline_tag': 'image-classification',
         'num_classes': 3,
+        'pretrained_cfg': {'num_classes': 3},
         'sha256': sha256(out / 'model.safetensors'),
         'tensors_sha256': tensors_sha256(weights),
     }
