@@ -77,7 +77,7 @@ DOCS = ['furo', 'myst-parser', 'sphinx', 'sphinx-copybutton']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript', 'onnxslim', 'openvino']
 TENSORBOARD = ['tensorboard']  # for TensorboardVisBackend of mmengine
 DEMO = [*MMENGINE, 'gradio', 'scikit-learn']
-HUB = ['huggingface_hub', 'safetensors']
+HUB = ['huggingface_hub>=0.25', 'safetensors']
 # Other libraries that the tests use with mmsparse's models.
 TESTED_WITH = ['grad-cam', 'timm', 'wandb']
 
@@ -126,6 +126,7 @@ EXTRAS = {
         'pytest',
         'pytest-xdist',
         'ruff',
+        'shtab',  # writes tools/completion
     ],
 }
 

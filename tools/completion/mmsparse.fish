@@ -56,8 +56,8 @@ function _shtab_mmsparse_using
   test "$_shtab_mmsparse_cmdpath" = "$argv"
 end
 
-set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark detector' 'benchmark segmentor' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
-set -g _shtab_mmsparse_opts_with_value --arch --batch-size --cfg-options --checkpoint --classes --config --crop --device --draw --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --pretrained --repeats --resume --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
+set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark detector' 'benchmark segmentor' 'benchmark export' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
+set -g _shtab_mmsparse_opts_with_value --arch --batch-size --cfg-options --check --checkpoint --classes --config --crop --device --draw --dynamic --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --pretrained --repeats --resume --sampler --samplers --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
 
 complete -c mmsparse -e
 complete -c mmsparse -f
@@ -189,6 +189,18 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l cfg-optio
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l crop -x -d 'height and width of the crops (512x512)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l image -x -d 'height and width of the image (512x2048)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs of segmentors'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a export -d 'Compare models in PyTorch with their ONNX files in onnxruntime and OpenVINO, those that are installed, on a CPU, with as many threads as torch and in float32. Weights are random and images are noise. The memory of the runtimes is not measured.'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l repeats -x -d 'number of timed rounds (5)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l batch-size -x -d 'number of images (1)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l cfg-options -xka "(__fish_complete_path (commandline -ct))" -d 'change settings of the config, for example model.backbone.depth=101'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l size -x -d 'height and width of the images (224x224)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l samplers -xka "grid_sample gather" -d 'how feature maps are sampled, one file for each: grid_sample, gather (grid_sample)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs of models'
 complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a ablate -d 'Train the variants of a model, and compare their accuracy and cost'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'output folder (work_dirs/ablations/STUDY)'
@@ -251,7 +263,11 @@ complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -
 complete -c mmsparse -n '_shtab_mmsparse_using export' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'ONNX file (default: work_dirs/export/CONFIG.onnx)'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l shape -x -d 'height and width of the images (default: 224 224)'
-complete -c mmsparse -n '_shtab_mmsparse_using export' -l opset -x -d 'version of ONNX'"'"'s operators (default: torch'"'"'s choice); 18 to 25 work with torch 2.12 and onnxscript 0.7.2'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l dynamic -xka "batch height width" -d 'axes of any length (default: batch): batch, and for Shunted Transformer height and width, in multiples of 32; none if empty'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l sampler -xka "grid_sample gather plugin" -d 'how feature maps are sampled (default: grid_sample): GridSample of ONNX; gather, the same by gathers; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l opset -x -d 'version of ONNX'"'"'s operators (default: 18); 18 to 25 work with torch 2.12 and onnxscript 0.7.2'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l simplify -d 'simplify the graph with onnxslim'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l check -xka "onnxruntime openvino" -d 'runtimes that check the file, of onnxruntime, openvino (default: those that are installed); none if empty'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l cfg-options -xka "(__fish_complete_path (commandline -ct))" -d 'change settings of the config, for example model.test_cfg.max_per_img=100'
 complete -c mmsparse -n '_shtab_mmsparse_using export; and test $_shtab_mmsparse_npos -eq 0' -ka "(_mmsparse_configs)" -d 'config file'
 complete -c mmsparse -n '_shtab_mmsparse_using export; and test $_shtab_mmsparse_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'checkpoint file, .pth or .safetensors'

@@ -35,6 +35,7 @@ _shtab_mmsparse_benchmark_commands() {
   local _commands=(
     backbone:'Compare the fast paths of backbones with the reference, and with the Swin Transformer and the ConvNeXt of timm of about the same size, if timm is installed. Weights are random and images are noise. Measured are the time of a forward pass without gradients and of a training pass, forward and backward, and the peak memory of both.'
     detector:'Compare Focus-DETR with mmdet'"'"'s DINO of the same backbone, neck and depth. Weights are random and images are noise. Measured are the time of the encoder, with token selection, and of the whole model, and peak memory.'
+    export:'Compare models in PyTorch with their ONNX files in onnxruntime and OpenVINO, those that are installed, on a CPU, with as many threads as torch and in float32. Weights are random and images are noise. The memory of the runtimes is not measured.'
     ops:'Compare reference and fast path of every attention pattern, and dense attention, on the feature map of a second stage (an eighth of the image, 128 channels, 4 heads), over image sizes.'
     segmentor:'Measure time and peak memory of segmentors with random weights and images of noise: training on crops, plain and with checkpointed blocks of the backbone (with_cp), and the prediction of a whole image.'
   )
@@ -122,6 +123,23 @@ _shtab_mmsparse_benchmark_detector_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_benchmark_detector_defaults_added=0
+
+_shtab_mmsparse_benchmark_export_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--repeats[number of timed rounds (5)]:repeats:"
+  "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
+  "--threads[CPU threads of torch]:threads:"
+  "--json[write all figures as JSON]:FILE:_files"
+  "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
+  "--batch-size[number of images (1)]:batch_size:"
+  "--cfg-options[change settings of the config, for example model.backbone.depth\=101]:KEY=VALUE:_files"
+  "--size[height and width of the images (224x224)]:HxW:"
+  "--samplers[how feature maps are sampled, one file for each\: grid_sample, gather (grid_sample)]:SAMPLER:(grid_sample gather)"
+  "(*):configs of models:_mmsparse_configs"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_benchmark_export_defaults_added=0
 
 _shtab_mmsparse_benchmark_ops_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -261,7 +279,11 @@ _shtab_mmsparse_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--out[ONNX file (default\: work_dirs\/export\/CONFIG.onnx)]:FILE:_files"
   "--shape[height and width of the images (default\: 224 224)]:('H', 'W'):"
-  "--opset[version of ONNX\'s operators (default\: torch\'s choice)\; 18 to 25 work with torch 2.12 and onnxscript 0.7.2]:opset:"
+  "--dynamic[axes of any length (default\: batch)\: batch, and for Shunted Transformer height and width, in multiples of 32\; none if empty]:AXIS:(batch height width)"
+  "--sampler[how feature maps are sampled (default\: grid_sample)\: GridSample of ONNX\; gather, the same by gathers\; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere]:sampler:(grid_sample gather plugin)"
+  "--opset[version of ONNX\'s operators (default\: 18)\; 18 to 25 work with torch 2.12 and onnxscript 0.7.2]:opset:"
+  "--simplify[simplify the graph with onnxslim]"
+  "--check[runtimes that check the file, of onnxruntime, openvino (default\: those that are installed)\; none if empty]:RUNTIME:(onnxruntime openvino)"
   "--cfg-options[change settings of the config, for example model.test_cfg.max_per_img\=100]:KEY=VALUE:_files"
   ":config file:_mmsparse_configs"
   ":checkpoint file, .pth or .safetensors:_files"
@@ -478,6 +500,7 @@ _shtab_mmsparse_benchmark() {
       case $line[1] in
         backbone) _arguments -C -s $_shtab_mmsparse_benchmark_backbone_options ;;
         detector) _arguments -C -s $_shtab_mmsparse_benchmark_detector_options ;;
+        export) _arguments -C -s $_shtab_mmsparse_benchmark_export_options ;;
         ops) _arguments -C -s $_shtab_mmsparse_benchmark_ops_options ;;
         segmentor) _arguments -C -s $_shtab_mmsparse_benchmark_segmentor_options ;;
       esac
