@@ -328,7 +328,7 @@ def _raise_unknown_argument(
     if name == 'pretrained':
         part = f'{place.path}.backbone' if 'backbone' in accepted else place.path
         raise UsageError(
-            f"{what} is a setting of OpenMMLab 1.x; set {part}.init_cfg=dict("
+            f'{what} is a setting of OpenMMLab 1.x; set {part}.init_cfg=dict('
             f"type='Pretrained', checkpoint=...)."
         )
     raise UsageError(

@@ -81,18 +81,23 @@ class KeptTokensHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Start recording as in a validation, unless images are augmented."""
-        if not isinstance(_unwrapped(runner.model), BaseTTAModel):
-            return self.before_val(runner)
-        evaluator = runner.test_loop.evaluator
-        evaluator.metrics = [
-            x for x in evaluator.metrics if not isinstance(x, KeptTokenRecall)
-        ]
-        runner.logger.info(
-            'No recall of kept tokens: each augmented image keeps others.'
-        )
+        if isinstance(_unwrapped(runner.model), BaseTTAModel):
+            _remove_recall(runner)
+        else:
+            self.before_val(runner)
 
     after_test = after_val
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
+
+
+def _remove_recall(runner: Runner) -> None:
+    evaluator = runner.test_loop.evaluator
+    evaluator.metrics = [
+        metric
+        for metric in evaluator.metrics
+        if not isinstance(metric, KeptTokenRecall)
+    ]
+    runner.logger.info('No recall of kept tokens: each augmented image keeps others.')
