@@ -284,18 +284,6 @@ def test_scores_of_images_are_averaged(recipe):
     torch.testing.assert_close(torch.stack([x.pred_score for x in merged]), expected)
 
 
-def test_augmented_boxes_have_no_recall_of_kept_tokens(monkeypatch):
-    cfg = read_config(str(ROOT / 'configs/focus_detr/focus-detr_r50_8xb2-12e_coco.py'))
-    assert cfg.test_evaluator[1].type == 'mmsparse.KeptTokenRecall'
-    cfg.update(flips=[], tta_model=dict(type='DetTTAModel'))
-
-    use_tta(cfg, 'flips')
-
-    assert [x.type for x in cfg.test_evaluator] == ['CocoMetric']
-    assert 'mmsparse.StopAtNaN' in [x.type for x in cfg.custom_hooks]
-    assert 'mmsparse.KeptTokensHook' not in [x.type for x in cfg.custom_hooks]
-
-
 def test_the_confusion_matrix_of_a_detector_is_written(recipe):
     cfg = recipe('Confusion matrix', **{'model.test_cfg.score_thr': 0.0})
     cfg.test_evaluator[1].score_thr = 0.0

@@ -39,7 +39,6 @@ def use_tta(cfg: Config, pipeline: str = PIPELINE) -> None:
     tta_model = cfg.get('tta_model') or TTA_MODELS[find_host(cfg)]
     _check_masks(cfg, tta_model)
     cfg.model = dict(**tta_model, module=cfg.model)
-    _drop_kept_tokens(cfg)
 
 
 def _flipped(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -66,12 +65,3 @@ def _check_masks(cfg: Config, tta_model: Mapping[str, Any]) -> None:
             '--tta: mmdet merges boxes of augmented images, but no masks; got '
             'model.roi_head.mask_head. Test without --tta.'
         )
-
-
-def _drop_kept_tokens(cfg: Config) -> None:
-    """Remove the recall of kept tokens: each augmented image keeps others."""
-    metrics = cfg.test_evaluator
-    metrics = metrics if isinstance(metrics, Sequence) else [metrics]
-    cfg.test_evaluator = [x for x in metrics if x.type != 'mmsparse.KeptTokenRecall']
-    hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [x for x in hooks if x.type != 'mmsparse.KeptTokensHook']

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmsparse.evaluation.kept_token_recall import KeptTokenRecall
 from mmsparse.ops.tokens import kept_by_layer
 from mmsparse.registry import HOOKS
 
@@ -51,7 +52,8 @@ class KeptTokensHook(Hook):
     """Add the kept tokens to each sample of a validation or test.
 
     Samples get ``token_centers``, (N, 2), and ``kept_tokens``, (layers, N), see
-    :class:`KeptTokens`; :class:`mmsparse.evaluation.KeptTokenRecall` needs them.
+    :class:`KeptTokens`; :class:`mmsparse.evaluation.KeptTokenRecall` needs them. A test
+    with augmented images, each of which keeps others, has no such recall.
     """
 
     def __init__(self) -> None:
@@ -59,8 +61,7 @@ class KeptTokensHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Start recording; raise ValueError if the detector selects no tokens."""
-        model = runner.model
-        detector = model.module if is_model_wrapper(model) else model
+        detector = _unwrapped(runner.model)
         recorded: list[KeptTokens] = []
 
         def add_to_samples(detector: nn.Module, args: tuple, samples: Any) -> None:
@@ -78,5 +79,25 @@ class KeptTokensHook(Hook):
         while self._handles:
             self._handles.pop().remove()
 
-    before_test = before_val
+    def before_test(self, runner: Runner) -> None:
+        """Start recording as in a validation, unless images are augmented."""
+        if isinstance(_unwrapped(runner.model), BaseTTAModel):
+            _remove_recall(runner)
+        else:
+            self.before_val(runner)
+
     after_test = after_val
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _remove_recall(runner: Runner) -> None:
+    evaluator = runner.test_loop.evaluator
+    evaluator.metrics = [
+        metric
+        for metric in evaluator.metrics
+        if not isinstance(metric, KeptTokenRecall)
+    ]
+    runner.logger.info('No recall of kept tokens: each augmented image keeps others.')

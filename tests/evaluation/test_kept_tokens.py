@@ -2,11 +2,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.evaluator import DumpResults, Evaluator
+from mmengine.logging import MMLogger
+from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmsparse.evaluation import KeptTokensHook, record_kept_tokens
+from mmsparse.evaluation import (
+    KeptTokenRecall,
+    KeptTokensHook,
+    record_kept_tokens,
+)
 from mmsparse.ops.tokens import select_tokens
 
 SIZES = ((2, 3), (1, 1))
@@ -83,6 +90,24 @@ def test_a_wrapped_detector_is_recorded():
     KeptTokensHook().before_test(SimpleNamespace(model=wrapped))
 
     assert 'kept_tokens' in wrapped.module()[0]
+
+
+def test_augmented_images_have_no_recall_of_kept_tokens():
+    class Augmented(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    evaluator = Evaluator([KeptTokenRecall(), DumpResults('predictions.pkl')])
+    loop, logger = SimpleNamespace(evaluator=evaluator), MMLogger.get_current_instance()
+    detector = Detector()
+    detector.test_step = detector.forward
+
+    KeptTokensHook().before_test(
+        SimpleNamespace(model=Augmented(detector), test_loop=loop, logger=logger)
+    )
+
+    assert [type(metric) for metric in evaluator.metrics] == [DumpResults]
+    assert not detector._forward_hooks
 
 
 def test_a_detector_that_selects_no_tokens_is_an_error():
