@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 
 from _cli import run
 
@@ -155,7 +156,11 @@ def compare(
     """Measure candidates and print their table."""
     title = f'{title}x{title}' if isinstance(title, int) else title
     measurements = measure(
-        candidates, args.repeats, args.device, lambda line: log(f'{title}: {line}')
+        candidates,
+        args.repeats,
+        args.device,
+        lambda line: log(f'{title}: {line}'),
+        process_time if args.cpu_time else None,
     )
     print(f'\n{title}\n{table(measurements)}\n', flush=True)
     if any(x.macs for x in measurements):
@@ -191,10 +196,11 @@ def write(
     where = environment(args.device)
     versions = ', '.join(f'{k} {v}' for k, v in where['versions'].items())
     machine = record(args.device)['machine']
+    cpu_time = ' in CPU time' if args.cpu_time else ''
     what = (
-        f'Medians of {args.repeats} rounds; ratios are medians of the ratios to the '
-        'first row in each round. Memory is the peak that a run allocates, without '
-        'weights and images.'
+        f'Medians of {args.repeats} rounds{cpu_time}; ratios are medians of the ratios '
+        'to the first row in each round. Memory is the peak that a run allocates, '
+        'without weights and images.'
     )
     print(
         f'{machine}, {where["cores"]} cores, load {where["load"]}; '

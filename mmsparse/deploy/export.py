@@ -295,7 +295,7 @@ def compare_onnx(
     """
     onnx = import_or_explain('onnx', 'to read ONNX files')
     model = onnx.load(path)
-    if {x.key: x.value for x in model.metadata_props}[SAMPLER_KEY] == 'plugin':
+    if {x.key: x.value for x in model.metadata_props}.get(SAMPLER_KEY) == 'plugin':
         from mmsparse.deploy import plugin  # needs onnxscript
 
         model = plugin.inline_plugin(model)

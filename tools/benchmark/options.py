@@ -41,6 +41,12 @@ def common_arguments() -> argparse.ArgumentParser:
         help='cpu, cuda:0, ... (a GPU if there is one)',
     )
     common.add_argument('--threads', type=int, help='CPU threads of torch')
+    common.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='measure the CPU time of the process, on a machine that does other work; '
+        'with --threads 1',
+    )
     common.add_argument('--json', metavar='FILE', help='write all figures as JSON')
     common.add_argument(
         '--plot', metavar='FILE', help='plot the medians; .png, .svg or .pdf'

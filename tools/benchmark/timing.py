@@ -21,10 +21,14 @@ class Stopwatch:
 
     Args:
         device: Device of the run.
+        clock: Returns seconds; by default ``perf_counter``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, clock: Callable[[], float] | None = None
+    ) -> None:
         self.device = device
+        self.clock = clock or perf_counter
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -44,7 +48,7 @@ class Stopwatch:
     def _now(self) -> float:
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
-        return perf_counter()
+        return self.clock()
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ def measure(
     repeats: int,
     device: torch.device,
     log: Log = lambda line: None,
+    clock: Callable[[], float] | None = None,
 ) -> list[Measurement]:
     """Run candidates in turns.
 
@@ -114,6 +119,7 @@ def measure(
         repeats: Number of timed rounds, at least 1.
         device: Device of the runs.
         log: Called before every run with a description of it.
+        clock: Returns seconds; by default ``perf_counter``.
 
     Returns:
         One measurement per candidate, in their order.
@@ -135,7 +141,7 @@ def measure(
     for i in range(repeats):
         for candidate in candidates[:: -1 if i % 2 else 1]:
             log(f'round {i + 1} of {repeats}: {candidate.name}')
-            watch = Stopwatch(device)
+            watch = Stopwatch(device, clock)
             candidate.run(watch)
             for part, seconds in watch.seconds.items():
                 times[candidate.name][part].append(seconds)

@@ -133,3 +133,14 @@ def test_the_stopwatch_waits_for_a_gpu(monkeypatch):
         pass
 
     assert waits == [device, device]
+
+
+def test_another_clock_may_be_used():
+    def run(watch):
+        with watch.time('whole'):
+            pass
+
+    ticks = itertools.count()
+    (found,) = measure([Candidate('a', run)], 2, CPU, clock=lambda: next(ticks))
+
+    assert found.seconds == {'whole': [1, 1]}
