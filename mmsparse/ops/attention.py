@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_exporting, is_tracing, resolve_backend
+from mmsparse.ops._backend import is_exporting, is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._precision import no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
@@ -67,8 +67,12 @@ def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if torch.jit.is_tracing():  # with or without gradients
         learned = bias is not None
-    small = q.shape[-2] * k.shape[-2] <= MATH_MAX_LOGITS
+    small = _is_small(q.shape[-2], k.shape[-2])
     return unfused if small or learned else 'sdpa'
+
+
+def _is_small(queries: int, keys: int) -> bool:
+    return not is_symbolic(queries, keys) and queries * keys <= MATH_MAX_LOGITS
 
 
 def _suits_math(q: Tensor, bias: Tensor | None) -> bool:

@@ -171,7 +171,8 @@ class StagedBackbone(BaseModule):
         _check_images(x, self.in_channels, self.min_side)
         if torch.jit.is_tracing():
             x = _fix_size(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        # In channels-last memory format; torch.func cannot ask for it by name.
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         outs = []
         for i, (downsample, stage) in enumerate(
             zip(self.downsamples, self.stages, strict=True)
