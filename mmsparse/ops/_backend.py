@@ -43,15 +43,14 @@ def is_tracing() -> bool:
     on the batch size; ``torch.jit`` saves no autograd function, and ``torch.func``
     transforms neither these nor operations in place.
     """
-    return _is_compiling() or refuses_autograd_functions()
+    return _is_compiling() or torch.jit.is_tracing() or is_transforming()
 
 
-def refuses_autograd_functions() -> bool:
-    """Return whether ``torch.jit`` is tracing or ``torch.func`` transforming."""
+def is_transforming() -> bool:
+    """Return whether ``torch.func`` is transforming, as ``vmap`` and ``grad`` do."""
     if _is_compiling():
         return False
-    transforms = torch._C._functorch.peek_interpreter_stack() is not None
-    return transforms or torch.jit.is_tracing()
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_symbolic(*lengths: int) -> bool:

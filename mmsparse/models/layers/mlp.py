@@ -44,7 +44,8 @@ class Mlp2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        hidden_numel = x.shape[-2:].numel() * self.hidden_channels  # of one image
+        _, _, height, width = x.shape
+        hidden_numel = height * width * self.hidden_channels  # of one image
         return channels_first(chunked(self._run, channels_last(x), hidden_numel))
 
     def _run(self, x: Tensor) -> Tensor:
