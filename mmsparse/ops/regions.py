@@ -58,7 +58,9 @@ def pad_to_multiple(x: Tensor, multiple: Size) -> Tensor:
     if not is_symbolic(*remainders) and not any(remainders):
         return x
     # Written so that symbolic shapes know H' and W' to be multiples.
-    bottom, right = ((length + unit - 1) // unit * unit - length for length, unit in axes)
+    bottom, right = (
+        (length + unit - 1) // unit * unit - length for length, unit in axes
+    )
     return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 

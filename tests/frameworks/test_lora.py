@@ -40,6 +40,8 @@ def test_merged_adapters_give_the_same_feature_maps(name):
 
     merged = model.merge_and_unload()
 
-    assert {type(x) for x in merged.modules() if isinstance(x, nn.Linear)} == {nn.Linear}
+    assert {type(x) for x in merged.modules() if isinstance(x, nn.Linear)} == {
+        nn.Linear
+    }
     torch.testing.assert_close(merged(x), adapted, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(adapted[1], plain[1], atol=1e-2)

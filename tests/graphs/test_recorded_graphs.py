@@ -10,7 +10,7 @@ from tiny_backbones import ARCHS, OTHERS, build
 from mmsparse.models.classifier import Classifier
 from mmsparse.ops import routed
 
-# Every family warns of its own: torch.jit is deprecated, sizes become constants.
+# torch.jit is deprecated, and warns of sizes that become constants.
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 DYNAMIC = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
@@ -58,7 +58,7 @@ def test_a_saved_trace_of_a_classifier_gives_the_same_logits(tmp_path):
     assert_equal(torch.jit.load(tmp_path / 'traced.pt'), model, (3, 3, 64, 64))
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', ['dat-2022', 'shunted'])  # export has all, alike
 def test_one_compiled_graph_serves_images_of_any_size(name):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
@@ -70,11 +70,10 @@ def test_one_compiled_graph_serves_images_of_any_size(name):
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', ['dat-2023', 'biformer'])
 def test_a_compiled_backbone_has_the_same_gradients(name):
     torch.compiler.reset()
-    model, x = build(name), torch.rand(2, 3, 48, 64)
-    model(x)  # the same statistics of BatchNorm in both
+    model, x = one_stage(name), torch.rand(2, 3, 48, 64)
     other = copy.deepcopy(model)
     compiled = torch.compile(other, fullgraph=True, backend='aot_eager')
 
@@ -98,27 +97,22 @@ def test_one_exported_graph_serves_images_of_any_size(name):
     )
 
     assert_equal(program.module(), model, *OTHER_SHAPES)
+    if name == 'dat-2023':  # a neighborhood has 7x7 tokens of stride 4
+        with pytest.raises(AssertionError, match='Guard failed'):
+            program.module()(torch.rand(2, 3, 20, 128))
 
 
-@pytest.mark.parametrize('name', OTHERS)
-def test_an_exported_graph_of_one_size_serves_any_batch(name):
-    backbone, arch = OTHERS[name]
-    model = backbone(arch, out_indices=(0,)).eval()
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
+def test_an_exported_multi_scale_graph_has_one_size():
+    backbone, arch = OTHERS['dat-multi-scale']
+    model, x = backbone(arch, out_indices=(0,)).eval(), torch.rand(EXAMPLE)
 
-    program = torch.export.export(model, (torch.rand(EXAMPLE),), dynamic_shapes=shapes)
-
-    assert_equal(program.module(), model, EXAMPLE, (3, *EXAMPLE[1:]))
-
-
-def test_an_exported_graph_refuses_sizes_that_it_would_compute_otherwise():
-    model = one_stage('dat-2023')  # a neighborhood has 7x7 tokens of stride 4
     program = torch.export.export(
-        model, (torch.rand(EXAMPLE),), dynamic_shapes=(DYNAMIC,)
+        model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
     )
 
-    with pytest.raises(Exception, match=r'Guard failed|to be >= '):
-        program.module()(torch.rand(2, 3, 20, 128))
+    assert_equal(program.module(), model, EXAMPLE, (3, *EXAMPLE[1:]))
+    with pytest.raises(Exception, match='specialized'):  # mmcv splits by the size
+        torch.export.export(model, (x,), dynamic_shapes=(DYNAMIC,))
 
 
 def test_fx_cannot_trace_checks_of_sizes():
