@@ -23,6 +23,7 @@ from benchmark.detector import detector_candidates
 from benchmark.export import export_candidates
 from benchmark.operators import operator_candidates, plot_scaling
 from benchmark.options import parse_args
+from benchmark.precision import FLOAT32, precision_candidates, read_images
 from benchmark.report import (
     PLOT_FORMATS,
     as_json,
@@ -141,7 +142,25 @@ def operators(args: argparse.Namespace) -> Tables:
         )
 
 
+def precision(args: argparse.Namespace) -> Tables:
+    args.errors = {}
+    height, width = args.size
+    for path in args.configs:
+        cfg = read_config(path, args.cfg_options)
+        for batch_size in args.batch_sizes:
+            title = f'{Path(path).stem}, {batch_size}x{height}x{width}'
+            log(f'{title}: building')
+            images = read_images(cfg, args.images, args.size, batch_size)
+            candidates, args.errors[title] = precision_candidates(
+                cfg, args.checkpoint, images.to(args.device), args.precisions
+            )
+            yield title, candidates
+            for name, error in args.errors[title].items():
+                print(f'{name}: error {error:.2%} of {FLOAT32}')
+
+
 COMMANDS = {
+    'precision': precision,
     'ops': operators,
     'backbone': backbone,
     'detector': detector,
@@ -207,11 +226,16 @@ def write(
         f'Python {where["python"]}, {versions}\n{what}'
     )
     if args.json:
+        rows = figures(results)
+        for title, errors in getattr(args, 'errors', {}).items():
+            for name, error in errors.items():
+                row = name if len(results) == 1 else f'{title}: {name}'
+                rows[row]['error'] = f'{error:.1%}'
         content = dict(
             title=f'Benchmark of {args.command}',
             what=what,
             **record(args.device),
-            figures=figures(results),
+            figures=rows,
             environment=where,
             results={name: as_json(rows) for name, rows in results.items()},
         )

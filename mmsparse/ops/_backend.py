@@ -36,12 +36,34 @@ def _is_reference_only() -> bool:
 
 
 def is_tracing() -> bool:
-    """Return whether the compiler, ``torch.export`` or ``torch.jit`` is tracing.
+    """Return whether something records or transforms plain operations.
 
-    A graph that they record must not depend on whether gradients are enabled, nor, by
-    chunks for example, on the batch size; ``torch.jit`` saves no autograd function.
+    That is the compiler, ``torch.export``, ``torch.jit`` or ``torch.func``. A recorded
+    graph must not depend on whether gradients are enabled, nor, by chunks for example,
+    on the batch size; ``torch.jit`` saves no autograd function, and ``torch.func``
+    transforms neither these nor operations in place.
     """
-    return _is_compiling() or torch.jit.is_tracing()
+    return _is_compiling() or torch.jit.is_tracing() or is_transforming()
+
+
+def is_transforming() -> bool:
+    """Return whether ``torch.func`` is transforming, as ``vmap`` and ``grad`` do."""
+    if _is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_symbolic(*lengths: int) -> bool:
+    """Return whether the compiler or ``torch.export`` records any of these as unknown.
+
+    Args:
+        lengths: Sizes of a tensor.
+    """
+    if not _is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not all(has_static_value(length) for length in lengths)
 
 
 def is_exporting() -> bool:

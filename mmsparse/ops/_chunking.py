@@ -81,8 +81,10 @@ def chunked(
     backend = resolve_backend(backend, CHUNK_BACKENDS)
     if backend == 'auto':
         backend = 'chunked' if _is_eager_on_cpu(x) else 'reference'
+    if backend == 'reference':
+        return function(x)
     length = max(CHUNK_NUMEL // numel, 1)
-    if backend == 'reference' or x.shape[0] <= length:
+    if x.shape[0] <= length:
         return function(x)
     return torch.cat([function(chunk) for chunk in x.split(length)])
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import resolve_backend
+from mmsparse.ops._backend import is_transforming, resolve_backend
 from mmsparse.ops._precision import autocast_enabled
 
 BACKENDS = ('auto', 'reference', 'folded', 'tiled')
@@ -48,7 +48,8 @@ def depthwise_conv2d(
         )
     backend = resolve_backend(backend, BACKENDS)
     if backend == 'auto':
-        wide = width > TILE_COLUMNS and not torch.jit.is_tracing()
+        plain = torch.jit.is_tracing() or is_transforming()
+        wide = width > TILE_COLUMNS and not plain
         fast = 'tiled' if wide else 'folded'
         backend = fast if _is_float32_on_cpu(x, weight) else 'reference'
     if backend == 'reference':

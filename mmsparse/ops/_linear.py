@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_exporting, resolve_backend
+from mmsparse.ops._backend import is_exporting, is_symbolic, resolve_backend
 
 BACKENDS = ('auto', 'reference', 'convolution')
 # Tokens from which, on a CPU, oneDNN's convolutions are faster than torch's BLAS
@@ -47,5 +47,6 @@ def _suits_convolution(x: Tensor) -> bool:
         and not is_exporting()  # an exported graph works for any number of tokens
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
+        and not is_symbolic(*x.shape[:-1])
         and x.shape[:-1].numel() >= CONVOLUTION_MIN_TOKENS
     )

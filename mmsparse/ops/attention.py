@@ -4,7 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import is_exporting, is_tracing, resolve_backend
+from mmsparse.ops._backend import (
+    is_exporting,
+    is_symbolic,
+    is_tracing,
+    is_transforming,
+    resolve_backend,
+)
 from mmsparse.ops._precision import no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
@@ -58,8 +64,9 @@ def biased_attention(
 
 def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
     unfused = 'math' if _suits_math(q, bias) else 'reference'
-    # The output of a fused kernel has another memory layout than ONNX gives to it.
-    if is_exporting():
+    # The output of a fused kernel has another memory layout than ONNX gives to it, and
+    # torch.func has no rule for that of the CPU.
+    if is_exporting() or is_transforming():
         return unfused
     if q.device.type != 'cpu' or q.dtype == torch.float16:
         return 'sdpa'
@@ -67,8 +74,12 @@ def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if torch.jit.is_tracing():  # with or without gradients
         learned = bias is not None
-    small = q.shape[-2] * k.shape[-2] <= MATH_MAX_LOGITS
+    small = _is_small(q.shape[-2], k.shape[-2])
     return unfused if small or learned else 'sdpa'
+
+
+def _is_small(queries: int, keys: int) -> bool:
+    return not is_symbolic(queries, keys) and queries * keys <= MATH_MAX_LOGITS
 
 
 def _suits_math(q: Tensor, bias: Tensor | None) -> bool:

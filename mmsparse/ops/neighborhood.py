@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops._backend import resolve_backend
+from mmsparse.ops._backend import is_symbolic, resolve_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
-from mmsparse.ops.regions import merge_by_head, partition_by_head
+from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
 
 BACKENDS = ('auto', 'reference', 'tiled')
 # Queries along a side of a tile. With a kernel of 7, a tile of 8x8 queries shares a
@@ -46,7 +46,7 @@ def neighborhood_attention(
     backend = resolve_backend(backend, BACKENDS)
     height, width = q.shape[1:3]
     kernel = (table.shape[-1] + 1) // 2
-    if kernel % 2 == 0 or kernel > min(height, width):
+    if kernel % 2 == 0 or kernel > height or kernel > width:
         raise ValueError(
             'table must be for an odd kernel that is at most the size of the feature '
             f'map, {height}x{width}; got a kernel of {kernel}, from a table of '
@@ -97,7 +97,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
     (height, width), num_heads = q.shape[1:3], len(table)
     # 1. Cut both axes into tiles of queries and patches of keys.
     down, across = _cut(height, kernel, q.device), _cut(width, kernel, q.device)
-    grid = (len(down.keys), len(across.keys))
+    grid = (down.keys.shape[0], across.keys.shape[0])
     size = (grid[0] * down.tile, grid[1] * across.tile)
 
     # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
@@ -121,7 +121,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
     # 5. Merge the tiles, and crop the padding.
     out = merge_by_head(out.unflatten(1, (-1, num_heads)), grid, size)
-    return out[:, :height, :width]  # (B, H, W, C)
+    return crop(out, (height, width))  # (B, H, W, C)
 
 
 def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
@@ -132,7 +132,7 @@ def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
     bias = bias.masked_fill(~near, -torch.inf)  # (heads, types, types, q, q, k, k)
     bias = bias.flatten(5).flatten(3, 4).flatten(1, 2).transpose(0, 1)
     # 2. Copy it to the tiles of that type.
-    tile_type = len(across.steps) * down.type[:, None] + across.type
+    tile_type = across.steps.shape[0] * down.type[:, None] + across.type
     return bias.index_select(0, tile_type.flatten())
 
 
@@ -161,24 +161,34 @@ class _Cut(NamedTuple):
 
 
 def _cut(length: int, kernel: int, device: torch.device) -> _Cut:
-    """Cut an axis into tiles of equal length; the last may reach beyond the end."""
+    """Cut an axis into tiles of equal length; the last may reach beyond the end.
+
+    In a graph of any length, tiles have ``TILE_LENGTH`` queries, and every tile is a
+    type by itself.
+    """
+    symbolic = is_symbolic(length)
     # 1. The fewest tiles of at most TILE_LENGTH queries; a tile of n queries has
     # n + kernel - 1 different neighbors. Patches at the borders move inside the axis.
-    count = -(-length // TILE_LENGTH)
-    tile = -(-length // count)
-    patch = min(tile + kernel - 1, length)
+    count = (length + TILE_LENGTH - 1) // TILE_LENGTH
+    tile = TILE_LENGTH if symbolic else -(-length // count)
+    patch = tile + kernel - 1 if symbolic else min(tile + kernel - 1, length)
     tiles = torch.arange(count, device=device)
-    keys = _first_key(tile * tiles, length, kernel, num_keys=patch)[:, None]
-    keys = keys + torch.arange(patch, device=device)  # (tiles, keys)
+    keys = _first_key(
+        tile * tiles, length, kernel, num_keys=kernel if symbolic else patch
+    )
+    keys = keys[:, None] + torch.arange(patch, device=device)  # (tiles, keys)
 
     # 2. Tiles from `begin` until before `end` have patches that did not move: they are
     # of one type. Every other tile is a type by itself. (Without any such tile, `inner`
     # is 1 and gives tile `begin` its own type.)
-    begin = -(-(kernel // 2) // tile)
-    end = min((length - patch + kernel // 2) // tile + 1, count)
-    inner = max(end - begin, 1)
-    tile_type = tiles - (tiles - begin).clamp(0, inner - 1)
-    examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])  # (types,)
+    if symbolic:
+        tile_type = examples = tiles
+    else:
+        begin = -(-(kernel // 2) // tile)
+        end = min((length - patch + kernel // 2) // tile + 1, count)
+        inner = max(end - begin, 1)
+        tile_type = tiles - (tiles - begin).clamp(0, inner - 1)
+        examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])  # (types,)
 
     # 3. Displacements and neighborhoods, on one example of each type.
     query = (tile * examples[:, None] + torch.arange(tile, device=device))[:, :, None]
@@ -186,7 +196,7 @@ def _cut(length: int, kernel: int, device: torch.device) -> _Cut:
     first = _first_key(query, length, kernel)
     return _Cut(
         tile,
-        keys,
+        keys.clamp(max=length - 1),  # beyond the end, keys are no neighbors
         tile_type,
         steps=(key - query + kernel - 1).clamp(0, 2 * kernel - 2),
         near=(key >= first) & (key < first + kernel),

@@ -5,9 +5,11 @@ All functions take channels last. Regions, and the tokens of a region, are row-m
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops._backend import is_symbolic
 from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.attention import split_heads
 
@@ -35,7 +37,8 @@ def region_layout(size: Size, regions_per_side: int) -> tuple[Size, Size]:
         raise ValueError(
             f'regions_per_side must be at least 1; got {regions_per_side}.'
         )
-    height, width = (max(length // regions_per_side, 1) for length in size)
+    # Not max(), which symbolic shapes would keep as an unknown.
+    height, width = (length // regions_per_side or 1 for length in size)
     return (height, width), (-(-size[0] // height), -(-size[1] // width))
 
 
@@ -47,14 +50,57 @@ def pad_to_multiple(x: Tensor, multiple: Size) -> Tensor:
         multiple: Divisors of the padded height and width.
 
     Returns:
-        (B, H', W', C) with H' >= H and W' >= W; ``x`` itself if it needs no padding.
+        (B, H', W', C) with H' >= H and W' >= W; ``x`` itself if it needs no padding,
+        except in a graph of any size, which cannot depend on that.
     """
-    bottom, right = (
-        -length % unit for length, unit in zip(x.shape[1:3], multiple, strict=True)
-    )
-    if bottom == 0 and right == 0:
+    axes = tuple(zip(x.shape[1:3], multiple, strict=True))
+    remainders = [length % unit for length, unit in axes]
+    if not is_symbolic(*remainders) and not any(remainders):
         return x
+    # Written so that symbolic shapes know H' and W' to be multiples.
+    bottom, right = (
+        (length + unit - 1) // unit * unit - length for length, unit in axes
+    )
     return F.pad(x, (0, 0, 0, right, 0, bottom))
+
+
+def pad_to_size(x: Tensor, minimum: int) -> Tensor:
+    """Pad with zeros at the bottom and at the right up to a minimum height and width.
+
+    A graph of any size takes the case of its example.
+
+    Args:
+        x: Feature map, (B, H, W, C).
+        minimum: Least height and width of the result.
+
+    Returns:
+        (B, H', W', C); ``x`` itself if it needs no padding.
+    """
+    height, width = x.shape[1:3]
+    if height < minimum:
+        x = F.pad(x, (0, 0, 0, 0, 0, minimum - height))
+    if width < minimum:
+        x = F.pad(x, (0, 0, 0, minimum - width))
+    return x
+
+
+def crop(x: Tensor, size: Size) -> Tensor:
+    """Remove the padding at the bottom and at the right.
+
+    In a graph of any size by a copy: whether a view is contiguous would depend on it.
+
+    Args:
+        x: Feature map, (B, H', W', C).
+        size: Height and width of the result, (H, W).
+
+    Returns:
+        (B, H, W, C).
+    """
+    height, width = size
+    if not is_symbolic(x.shape[1] - height, x.shape[2] - width):
+        return x[:, :height, :width]
+    rows, columns = (torch.arange(length, device=x.device) for length in size)
+    return x.index_select(1, rows).index_select(2, columns)
 
 
 def partition_regions(x: Tensor, grid: Size) -> Tensor:

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mmsparse.ops._backend import is_tracing, resolve_backend
+from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops.attention import (
     attention_logits,
@@ -95,9 +95,10 @@ def routed_attention(
 def _suits_mask(k: Tensor, routes: Tensor) -> bool:
     """Return whether logits that are masked cost less than copies of keys."""
     share = routes.shape[-1] / routes.shape[1]
-    num_tokens = k.shape[1] * k.shape[2]
-    small = num_tokens <= MASKED_MAX_TOKENS
-    return share == 1 or (share >= MASKED_MIN_SHARE and small)
+    if share == 1 or share < MASKED_MIN_SHARE:
+        return share == 1
+    height, width = k.shape[1:3]
+    return not is_symbolic(height, width) and height * width <= MASKED_MAX_TOKENS
 
 
 def _reference(

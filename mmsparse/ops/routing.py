@@ -13,6 +13,7 @@ from torch import Tensor
 from mmsparse.ops._precision import no_autocast
 from mmsparse.ops.regions import (
     Size,
+    crop,
     pad_to_multiple,
     pool_regions,
     region_layout,
@@ -104,7 +105,7 @@ def bilevel_routing_attention(
     described = (q, k) if routing == 'differentiable' else (q.detach(), k.detach())
     routed = route(*described, topk, regions_per_side, scale, router)
     # 2. Fill the last regions with zeros.
-    height, width = q.shape[1:3]
+    size = q.shape[1:3]
     q, k, v = (pad_to_multiple(x, routed.region) for x in (q, k, v))
     # 3. Pool keys and values within their regions.
     k, v = (pool_keys(x, routed.grid, kv_pool) for x in (k, v))
@@ -114,7 +115,7 @@ def bilevel_routing_attention(
         q, k, v, routed.routes, routed.grid, num_heads, scale, weights, backend
     )
     # 5. Crop the padding.
-    return out[:, :height, :width]
+    return crop(out, size)
 
 
 def route(

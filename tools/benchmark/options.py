@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark.precision import PRECISIONS
 from mmsparse.apis import add_cfg_options
 from mmsparse.ops.sampling import SAMPLERS
 
@@ -24,6 +25,7 @@ def parse_args(description: str) -> argparse.Namespace:
     add_operators(commands, common)
     models = model_arguments(common)
     add_backbone(commands, models)
+    add_precision(commands, common)
     add_detector(commands, models)
     add_segmentor(commands, models)
     add_export(commands, models)
@@ -121,6 +123,51 @@ def add_backbone(
     parser.add_argument('--no-training', action='store_true', help='forward pass only')
     parser.add_argument(
         '--no-timm', action='store_true', help="skip timm's Swin and ConvNeXt"
+    )
+
+
+def add_precision(
+    commands: argparse._SubParsersAction, common: argparse.ArgumentParser
+) -> None:
+    parser = commands.add_parser(
+        'precision',
+        parents=[common],
+        help='backbones in float32, bfloat16 and int8',
+        description='Compare backbones in float32 with bfloat16 and with linear layers '
+        'in int8 (dynamic quantization, CPU). Measured are the time of a forward pass '
+        'without gradients, peak memory, and the error: root mean square of the '
+        'difference from float32 as a share of that of float32.',
+    )
+    parser.add_argument('configs', nargs='+', help='configs with mmsparse backbones')
+    parser.add_argument('--checkpoint', help='weights of the model (random ones)')
+    parser.add_argument(
+        '--batch-sizes',
+        nargs='+',
+        type=int,
+        default=[1, 8],
+        metavar='COUNT',
+        help='numbers of images (1 8)',
+    )
+    add_cfg_options(parser, 'model.backbone.arch=tiny')
+    parser.add_argument(
+        '--precisions',
+        nargs='+',
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help='compared with float32 (bf16 int8)',
+    )
+    parser.add_argument(
+        '--images',
+        type=Path,
+        metavar='FOLDER',
+        help='PNG and JPEG files at equal steps of its sorted list (random images)',
+    )
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(224, 224),
+        metavar='HxW',
+        help='height and width of the images (224x224)',
     )
 
 

@@ -239,7 +239,8 @@ class StagedBackbone(BaseModule):
         _check_images(x, self.in_channels, self.min_side)
         if torch.jit.is_tracing():
             x = _fix_size(x)
-        return x.contiguous(memory_format=torch.channels_last)
+        # In channels-last memory format; torch.func cannot ask for it by name.
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
     @property
     def min_side(self) -> int:

@@ -10,14 +10,14 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    Linear,
     channels_first,
     channels_last,
     check_choice,
     check_heads,
+    project,
 )
 from mmsparse.ops import bilevel_routing_attention
-from mmsparse.ops.regions import pad_to_multiple, partition_regions
+from mmsparse.ops.regions import crop, pad_to_multiple, partition_regions
 from mmsparse.ops.routing import Routing, check_pool, pool_keys, route
 from mmsparse.registry import MODELS
 
@@ -103,16 +103,15 @@ class BiLevelRoutingAttention(nn.Module):
         self.kv_pool = kv_pool
         self.split = (qk_channels, qk_channels, in_channels)
         self.scale = qk_channels**-0.5 if qk_scale is None else qk_scale
-        self.qkv = Linear(in_channels, sum(self.split))
+        self.qkv = nn.Linear(in_channels, sum(self.split))
         self.router = (
             nn.Linear(qk_channels, qk_channels) if routing == 'projected' else None
         )
         self.lepe = DepthwiseConv2d(in_channels, lepe_kernel) if lepe_kernel else None
-        self.proj = Linear(in_channels, in_channels) if out_proj else nn.Identity()
+        self.proj = nn.Linear(in_channels, in_channels) if out_proj else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        height, width = x.shape[-2:]
         q, k, v = self.project(x)
         out = bilevel_routing_attention(
             q,
@@ -128,7 +127,7 @@ class BiLevelRoutingAttention(nn.Module):
         )
         if self.lepe is not None:
             out = out + channels_last(self.lepe(channels_first(v)))
-        return channels_first(self.proj(out[:, :height, :width]))
+        return channels_first(project(self.proj, crop(out, x.shape[-2:])))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project the input to queries, keys and values.
@@ -142,7 +141,7 @@ class BiLevelRoutingAttention(nn.Module):
         x = channels_last(x)
         if self.padding == 'input':
             x = pad_to_multiple(x, (self.regions_per_side, self.regions_per_side))
-        return self.qkv(x).split(self.split, dim=-1)
+        return project(self.qkv, x).split(self.split, dim=-1)
 
     def regions(self, x: Tensor) -> Routing:
         """Compute which regions of a feature map attend to which.

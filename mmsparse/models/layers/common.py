@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mmsparse.ops._depthwise import depthwise_conv2d
 from mmsparse.ops._linear import linear_map
@@ -18,12 +19,38 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-class Linear(nn.Linear):
-    """Linear layer over the channels of (B, H, W, C), with torch's arguments."""
+def project(linear: nn.Module, x: Tensor) -> Tensor:
+    """Project the channels of every token, by a convolution where that is faster.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C')."""
-        return linear_map(x, self.weight, self.bias)
+    Only the weights of a plain ``nn.Linear`` are used directly. One that a library has
+    replaced, wrapped, hooked or quantized (LoRA, pruning, torchao) is called.
+
+    Args:
+        linear: Linear layer, or what is in its place.
+        x: Feature map, (B, H, W, C).
+
+    Returns:
+        (B, H, W, C').
+    """
+    if is_plain_linear(linear):
+        return linear_map(x, linear.weight, linear.bias)
+    return linear(x)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return whether calling a module is no more than applying weight and bias."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and 'forward' not in vars(module)
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or _has_any_global_hook()
+        )
+    )
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -14,11 +14,11 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    Linear,
     channels_first,
     channels_last,
     check_choice,
     check_heads,
+    project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import deformable_attention
@@ -32,6 +32,7 @@ from mmsparse.ops.deformable import (
     sampling_locations_v2022,
     sampling_locations_v2023,
 )
+from mmsparse.ops.regions import pad_to_size
 from mmsparse.registry import MODELS
 
 # The two releases differ in the sampling locations of the keys, and in the coordinates
@@ -104,10 +105,10 @@ class DeformableAttention2d(nn.Module):
         self.use_offsets = use_offsets
         self.add_offsets, self.query_axis = FORMULATIONS[formulation]
 
-        self.q = Linear(in_channels, in_channels)
-        self.k = Linear(in_channels, in_channels)
-        self.v = Linear(in_channels, in_channels)
-        self.proj = Linear(in_channels, in_channels)
+        self.q = nn.Linear(in_channels, in_channels)
+        self.k = nn.Linear(in_channels, in_channels)
+        self.v = nn.Linear(in_channels, in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
         by_cell = formulation == 'v2023' and offset_kernel == stride
         self.min_size = offset_kernel if by_cell else 1
         self.conv_offset = _offset_network(
@@ -120,14 +121,14 @@ class DeformableAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        q = self.q(channels_last(x))
+        q = project(self.q, channels_last(x))
         locations = self._locations(q)
         features = channels_last(self.sample(x, locations))
-        k, v = self.k(features), self.v(features)
+        k, v = project(self.k, features), project(self.v, features)
         out = self._attend(q, k, v, locations)
         if self.bias == 'depthwise':
             out = out + channels_last(self.lepe(channels_first(q)))
-        return channels_first(self.proj(out))
+        return channels_first(project(self.proj, out))
 
     def sampling_locations(self, x: Tensor) -> Tensor:
         """Compute the sampling locations of the keys.
@@ -140,7 +141,7 @@ class DeformableAttention2d(nn.Module):
             and the last pixel; with some settings, locations may be off the feature
             map.
         """
-        return self._locations(self.q(channels_last(x)))
+        return self._locations(project(self.q, channels_last(x)))
 
     def reference_locations(self, x: Tensor) -> Tensor:
         """Compute the sampling locations that the keys would have without offsets.
@@ -151,7 +152,7 @@ class DeformableAttention2d(nn.Module):
         Returns:
             (B, groups, Hk, Wk, 2), see :meth:`sampling_locations`.
         """
-        offsets = self._offsets(self.q(channels_last(x)))
+        offsets = self._offsets(project(self.q, channels_last(x)))
         return self.add_offsets(torch.zeros_like(offsets), self.offset_range)
 
     def sample(self, x: Tensor, locations: Tensor) -> Tensor:
@@ -180,17 +181,17 @@ class DeformableAttention2d(nn.Module):
             One attention map for the heads of each group.
         """
         # 1. All queries share the sampled keys.
-        q = self.q(channels_last(x))  # (B, H, W, C)
+        q = project(self.q, channels_last(x))  # (B, H, W, C)
         locations = self._locations(q)
         features = channels_last(self.sample(x, locations))
-        k = self.k(features).flatten(1, 2)  # (B, Hk * Wk, C)
+        k = project(self.k, features).flatten(1, 2)  # (B, Hk * Wk, C)
         # 2. Attention of the given queries, with their share of the bias.
         weights, index = shared_key_weights(
             q.flatten(1, 2)[:, queries],
             k,
             self.num_heads,
             (x.shape[1] // self.num_heads) ** -0.5,
-            self._query_bias(queries, x.shape[-2:], locations),
+            self._query_bias(queries, x, locations),
         )
         # 3. Each group of heads has keys at its own locations.
         keys, extent = self._key_centers(x, locations)
@@ -201,9 +202,10 @@ class DeformableAttention2d(nn.Module):
         )
 
     def _query_bias(
-        self, queries: Tensor, size: tuple[int, int], locations: Tensor
+        self, queries: Tensor, x: Tensor, locations: Tensor
     ) -> Tensor | None:
         """Return the bias of some queries, (B, heads, n, Hk * Wk)."""
+        size = x.shape[-2:]
         if self.bias == 'fixed':
             num_keys = locations.shape[2] * locations.shape[3]
             return self._resized_bias(size[0] * size[1], num_keys)[:, queries]
@@ -215,7 +217,7 @@ class DeformableAttention2d(nn.Module):
         displacement = (points - locations.flatten(2, 3).unsqueeze(2)) / 2
         if self.bias == 'table':
             return lookup_bias(self.relative_position_bias_table, displacement)
-        return self._network_bias(displacement)
+        return self._network_bias(displacement, x.dtype)
 
     def _key_centers(
         self, x: Tensor, locations: Tensor
@@ -235,8 +237,7 @@ class DeformableAttention2d(nn.Module):
 
     def _offsets(self, q: Tensor) -> Tensor:
         """(B, H, W, C) to (B, groups, Hk, Wk, 2)."""
-        bottom, right = (max(self.min_size - length, 0) for length in q.shape[1:3])
-        q = channels_first(F.pad(q, (0, 0, 0, right, 0, bottom)))
+        q = channels_first(pad_to_size(q, self.min_size))
         groups = q.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
         offsets = self.conv_offset(groups)  # (B * groups, 2, Hk, Wk)
         offsets = offsets.unflatten(0, (q.shape[0], -1)).permute(0, 1, 3, 4, 2)
@@ -253,7 +254,7 @@ class DeformableAttention2d(nn.Module):
         if self.bias == 'fixed':
             bias = self._resized_bias(height * width, k.shape[1] * k.shape[2])
         elif self.bias == 'log_cpb':
-            bias = self._network_bias(displacements(locations, axes))
+            bias = self._network_bias(displacements(locations, axes), q.dtype)
         return full_attention(q, k, v, self.num_heads, bias)
 
     def _resized_bias(self, num_queries: int, num_keys: int) -> Tensor:
@@ -268,11 +269,11 @@ class DeformableAttention2d(nn.Module):
             align_corners=True,
         )[0]
 
-    def _network_bias(self, displacement: Tensor) -> Tensor:
+    def _network_bias(self, displacement: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute the bias of (B, groups, N, M, 2), (B, heads, N, M)."""
         distance = 8 * displacement  # -8 to 8 over the feature map, and log2(8) = 3
         scaled = distance.sign() * (1 + distance.abs()).log2() / 3
-        bias = self.cpb_mlp(scaled.to(self.q.weight.dtype))
+        bias = self.cpb_mlp(scaled.to(dtype))
         return bias.movedim(-1, 2).flatten(1, 2)  # (B, groups * heads / groups, N, M)
 
     def _init_bias(self, in_channels: int, map_size: int | tuple[int, int]) -> None:

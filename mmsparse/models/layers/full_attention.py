@@ -9,11 +9,11 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    Linear,
     channels_first,
     channels_last,
     check_choice,
     check_heads,
+    project,
 )
 from mmsparse.ops.attention import full_attention
 from mmsparse.registry import MODELS
@@ -57,18 +57,18 @@ class FullAttention2d(nn.Module):
         self.num_heads = num_heads
         self.scale = qk_scale
         self.lepe_source = lepe_source
-        self.qkv = Linear(in_channels, 3 * in_channels, bias=qkv_bias)
+        self.qkv = nn.Linear(in_channels, 3 * in_channels, bias=qkv_bias)
         self.lepe = DepthwiseConv2d(in_channels, lepe_kernel) if lepe_kernel else None
-        self.proj = Linear(in_channels, in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        q, k, v = self.qkv(channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
+        q, k, v = project(self.qkv, channels_last(x)).chunk(3, dim=-1)  # (B, H, W, C)
         out = full_attention(q, k, v, self.num_heads, scale=self.scale)
         if self.lepe is not None:
             source = x if self.lepe_source == 'input' else channels_first(v)
             out = out + channels_last(self.lepe(source))
-        return channels_first(self.proj(out))
+        return channels_first(project(self.proj, out))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Compute the attention of some queries.
@@ -80,7 +80,7 @@ class FullAttention2d(nn.Module):
         Returns:
             One attention map for all heads.
         """
-        q, k, _ = self.qkv(channels_last(x)).flatten(1, 2).chunk(3, dim=-1)
+        q, k, _ = project(self.qkv, channels_last(x)).flatten(1, 2).chunk(3, dim=-1)
         scale = self.scale
         if scale is None:
             scale = (x.shape[1] // self.num_heads) ** -0.5

@@ -1,15 +1,13 @@
 """MLP with an optional depthwise convolution."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    Linear,
     channels_first,
     channels_last,
+    project,
 )
 from mmsparse.ops._chunking import checkpointed, chunked
 
@@ -35,24 +33,26 @@ class Mlp2d(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.fc1 = Linear(channels, hidden_channels)
+        self.hidden_channels = hidden_channels
+        self.fc1 = nn.Linear(channels, hidden_channels)
         self.dwconv = (
             DepthwiseConv2d(hidden_channels, kernel_size, residual)
             if kernel_size
             else None
         )
-        self.fc2 = Linear(hidden_channels, channels)
+        self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        hidden_numel = math.prod(x.shape[-2:]) * self.fc1.out_features  # of one image
+        _, _, height, width = x.shape
+        hidden_numel = height * width * self.hidden_channels  # of one image
         return channels_first(chunked(self._run, channels_last(x), hidden_numel))
 
     def _run(self, x: Tensor) -> Tensor:
-        return checkpointed(self._finish, self.fc1(x))
+        return checkpointed(self._finish, project(self.fc1, x))
 
     def _finish(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self._convolve(x)))
+        return project(self.fc2, F.gelu(self._convolve(x)))
 
     def _convolve(self, x: Tensor) -> Tensor:
         if self.dwconv is None:

@@ -1,7 +1,6 @@
 """Neighborhood attention, with projections and a relative position bias."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import (
@@ -10,12 +9,13 @@ from mmsparse.models.layers.attention_map import (
     own_key_weights,
 )
 from mmsparse.models.layers.common import (
-    Linear,
     channels_first,
     channels_last,
     check_heads,
+    project,
 )
 from mmsparse.ops import neighborhood_attention
+from mmsparse.ops.regions import crop, pad_to_size
 from mmsparse.registry import MODELS
 
 
@@ -48,8 +48,8 @@ class NeighborhoodAttention2d(nn.Module):
                 f'kernel_size must be odd and positive; got {kernel_size}.'
             )
         self.kernel_size = kernel_size
-        self.qkv = Linear(in_channels, 3 * in_channels)
-        self.proj = Linear(in_channels, in_channels)
+        self.qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
         span = 2 * kernel_size - 1
         self.relative_position_bias_table = nn.Parameter(
             torch.empty(num_heads, span, span)
@@ -58,10 +58,9 @@ class NeighborhoodAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        height, width = x.shape[-2:]
         q, k, v = self._project(x)
         out = neighborhood_attention(q, k, v, self.relative_position_bias_table)
-        return channels_first(self.proj(out[:, :height, :width]))
+        return channels_first(project(self.proj, crop(out, x.shape[-2:])))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Compute the attention of some queries.
@@ -101,8 +100,5 @@ class NeighborhoodAttention2d(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
-        height, width = x.shape[-2:]
-        bottom = max(self.kernel_size - height, 0)
-        right = max(self.kernel_size - width, 0)
-        x = F.pad(channels_last(x), (0, 0, 0, right, 0, bottom))
-        return self.qkv(x).chunk(3, dim=-1)
+        x = pad_to_size(channels_last(x), self.kernel_size)
+        return project(self.qkv, x).chunk(3, dim=-1)

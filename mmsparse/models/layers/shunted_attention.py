@@ -10,10 +10,10 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    Linear,
     channels_first,
     channels_last,
     check_heads,
+    project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import shunted_attention
@@ -62,14 +62,14 @@ class ShuntedSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.scale = (in_channels // num_heads) ** -0.5
-        self.q = Linear(in_channels, in_channels, bias=qkv_bias)
+        self.q = nn.Linear(in_channels, in_channels, bias=qkv_bias)
         if sr_ratio == 1:
-            self.kv = Linear(in_channels, 2 * in_channels, bias=qkv_bias)
+            self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
             self.lepe = DepthwiseConv2d(in_channels, kernel_size=3)
         else:
             self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
             self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
-        self.proj = Linear(in_channels, in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -79,9 +79,9 @@ class ShuntedSelfAttention(nn.Module):
                 f'x must have a height and width of at least sr_ratio={self.sr_ratio}; '
                 f'got {size[0]}x{size[1]}. Use a larger image or a smaller sr_ratio.'
             )
-        q = self.q(channels_last(x)).flatten(1, 2)  # (B, H * W, C)
+        q = project(self.q, channels_last(x)).flatten(1, 2)  # (B, H * W, C)
         out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
-        return channels_first(self.proj(out))
+        return channels_first(project(self.proj, out))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
         """Compute the attention of some queries.
@@ -94,10 +94,10 @@ class ShuntedSelfAttention(nn.Module):
             One attention map for the heads with coarse and one for those with fine
             keys; one for all heads with ``sr_ratio`` 1.
         """
-        q = self.q(channels_last(x)).flatten(1, 2)[:, queries]  # (B, n, C)
+        q = project(self.q, channels_last(x)).flatten(1, 2)[:, queries]  # (B, n, C)
         # 1. Queries and keys of each half of the heads, and the reduction of the keys.
         if self.sr_ratio == 1:
-            k = self.kv(channels_last(x)).flatten(1, 2).chunk(2, dim=-1)[0]
+            k = project(self.kv, channels_last(x)).flatten(1, 2).chunk(2, dim=-1)[0]
             groups = [('', q, k, 1)]
         else:
             coarse, fine = q.chunk(2, dim=-1)  # (B, n, C / 2)
@@ -121,7 +121,7 @@ class ShuntedSelfAttention(nn.Module):
         return out.unflatten(1, x.shape[-2:])  # (B, H, W, C)
 
     def _attend_full(self, q: Tensor, x: Tensor) -> Tensor:
-        k, v = self.kv(channels_last(x)).chunk(2, dim=-1)  # (B, H, W, C)
+        k, v = project(self.kv, channels_last(x)).chunk(2, dim=-1)  # (B, H, W, C)
         out = shunted_attention(
             q, [k.flatten(1, 2)], [v.flatten(1, 2)], self.num_heads, self.scale
         )
@@ -142,13 +142,13 @@ class ReducedKeyValue(nn.Module):
         super().__init__()
         self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
-        self.kv = Linear(channels, channels, bias=bias)
+        self.kv = nn.Linear(channels, channels, bias=bias)
         self.lepe = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) to keys and values, both (B, N, C / 2)."""
         x = F.gelu(channels_last(self.norm(self.reduce(x))))
-        k, v = self.kv(x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
+        k, v = project(self.kv, x).chunk(2, dim=-1)  # (B, H / r, W / r, C / 2)
         v = channels_last(self.lepe(channels_first(v)))
         return k.flatten(1, 2), v.flatten(1, 2)
 

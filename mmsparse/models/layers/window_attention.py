@@ -12,13 +12,13 @@ from mmsparse.models.layers.attention_map import (
     own_key_weights,
 )
 from mmsparse.models.layers.common import (
-    Linear,
     channels_first,
     channels_last,
     check_heads,
+    project,
 )
 from mmsparse.ops import window_attention
-from mmsparse.ops.regions import pad_to_multiple
+from mmsparse.ops.regions import crop, pad_to_multiple
 from mmsparse.ops.windows import MASKED, check_shift, window_bias
 from mmsparse.registry import MODELS
 
@@ -53,8 +53,8 @@ class WindowAttention2d(nn.Module):
         check_shift(shift, window_size)
         self.window_size = window_size
         self.shift = shift
-        self.qkv = Linear(in_channels, 3 * in_channels)
-        self.proj = Linear(in_channels, in_channels)
+        self.qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj = nn.Linear(in_channels, in_channels)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
         )
@@ -62,11 +62,10 @@ class WindowAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        height, width = x.shape[-2:]
         q, k, v = self._project(x)
         bias = window_bias(self.relative_position_bias_table, self.window_size)
         out = window_attention(q, k, v, bias, self.window_size, self.shift)
-        return channels_first(self.proj(out[:, :height, :width]))
+        return channels_first(project(self.proj, crop(out, x.shape[-2:])))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
         """Compute the attention of some queries.
@@ -113,7 +112,7 @@ class WindowAttention2d(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
         x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
-        return self.qkv(x).chunk(3, dim=-1)
+        return project(self.qkv, x).chunk(3, dim=-1)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

@@ -124,7 +124,9 @@ def test_without_tracing_every_size_works():
     assert backbone(torch.rand(1, 3, 64, 96))[1].shape == (1, 32, 8, 12)
 
 
-@pytest.mark.parametrize('name', ['biformer-one-region', 'shunted'])
+@pytest.mark.parametrize(
+    'name', ['dat-table', 'dat-2022', 'biformer-one-region', 'shunted']
+)
 def test_legacy_onnx_export_keeps_the_size(name, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnx')
