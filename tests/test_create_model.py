@@ -230,6 +230,13 @@ def test_weights_by_name():
     assert model.backbone.stages[0][0].attn.regions_per_side == 4
 
 
+def test_models_are_built_on_the_meta_device(name):
+    with torch.device('meta'):
+        model = create_model(name)
+
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 def test_false_is_no_weights():
     assert create_model('dat-nano', pretrained=False).num_classes == 1000
 

@@ -130,9 +130,10 @@ def _build_backbone(
     family, arch = split_name(name)
     backbone = BACKBONES[family](arch, **arguments)
     if pretrained.path is None:
-        # mmengine would log every parameter.
-        with log_level(MMLogger.get_current_instance(), logging.WARNING):
-            backbone.init_weights()
+        if not next(backbone.parameters()).is_meta:
+            # mmengine would log every parameter.
+            with log_level(MMLogger.get_current_instance(), logging.WARNING):
+                backbone.init_weights()
         return backbone
     own = _match_outputs(pretrained.backbone, backbone)
     if mismatch := load_state_dict(backbone, own):
