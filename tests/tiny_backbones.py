@@ -29,7 +29,7 @@ OTHERS = {
 
 
 def build(name, **arguments):
-    """Build a backbone of ARCHS or OTHERS, with random weights that are always equal."""
+    """Build a backbone of ARCHS or OTHERS, always with the same weights."""
     backbone, arch = (ARCHS | OTHERS)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

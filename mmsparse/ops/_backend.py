@@ -54,11 +54,7 @@ def is_transforming() -> bool:
 
 
 def is_symbolic(*lengths: int) -> bool:
-    """Return whether the compiler or ``torch.export`` records any of these as unknown.
-
-    Args:
-        lengths: Sizes of a tensor.
-    """
+    """Return whether the compiler or ``torch.export`` records a size as unknown."""
     if not _is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
