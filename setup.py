@@ -79,7 +79,7 @@ TENSORBOARD = ['tensorboard']  # for TensorboardVisBackend of mmengine
 DEMO = [*MMENGINE, 'gradio', 'scikit-learn']
 HUB = ['huggingface_hub>=0.25', 'safetensors']
 # Other libraries that the tests use with mmsparse's models.
-TESTED_WITH = ['grad-cam', 'timm', 'wandb']
+TESTED_WITH = ['grad-cam', 'seaborn', 'timm', 'wandb']
 
 EXTRAS = {
     # Install one of the next two, not both: they have the same modules.
