@@ -29,11 +29,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_published_weights_have_the_accuracy_of_the_metafile(folder, run_tool):
-    (weights,) = (ROOT / 'weights').glob('*.pth')
+@pytest.mark.parametrize(
+    'weights', sorted((ROOT / 'weights').glob('*.pth')), ids=lambda path: path.stem
+)
+def test_published_weights_have_the_accuracy_of_the_metafile(weights, folder, run_tool):
     name, _, digits = weights.stem.rpartition('-')
-    metafile = yaml.safe_load((ROOT / 'configs/biformer/metafile.yml').read_text())
-    (model,) = (model for model in metafile['Models'] if model['Name'] == name)
+    metafiles = (ROOT / 'configs').glob('*/metafile.yml')
+    models = (
+        model for x in metafiles for model in yaml.safe_load(x.read_text())['Models']
+    )
+    (model,) = (model for model in models if model['Name'] == name)
     (result,) = model['Results']
 
     done = run_tool('test.py', ROOT / model['Config'], weights, cwd=folder)

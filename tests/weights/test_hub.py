@@ -18,6 +18,7 @@ from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.errors import UsageError
 from mmsparse.integrations.timm import register_timm
 from mmsparse.weights import hub, locate
+from mmsparse.weights.cache import cached
 from mmsparse.weights.repository import Card, write_repository
 
 pytest.importorskip('huggingface_hub')
@@ -123,8 +124,8 @@ def test_a_cached_model_needs_no_network(fake, monkeypatch, lines):
         locate('hf-hub:a/c')
     assert str(caught.value) == (
         f'hf-hub:a/c is not in {hub.hub_folder()} (no network or no answer). Weights '
-        'in the cache: biformer-nano_1xb32-9e_digits. Fetch it later: mmsparse weights '
-        'get hf-hub:a/c'
+        f'in the cache: {", ".join(cached())}. Fetch it later: mmsparse weights get '
+        'hf-hub:a/c'
     )
 
 
