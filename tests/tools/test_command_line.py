@@ -171,7 +171,10 @@ def test_the_completion_scripts_are_those_of_the_current_options(tmp_path):
         ('train biformer-n', {NANO}),
         ('train focus-detr_r50_8xb2-1', {'focus-detr_r50_8xb2-12e_coco'}),
         ('test x.py checkpoint', {'checkpoint.pth'}),
-        ('benchmark ', {'ops', 'backbone', 'detector', 'segmentor'}),
+        (
+            'benchmark ',
+            {'ops', 'backbone', 'precision', 'detector', 'segmentor', 'export'},
+        ),
         ('convert-annotations voc --one', {'--one-based'}),
         ('completion ', {'bash', 'zsh', 'fish'}),
         ('train --launcher p', {'pytorch'}),
