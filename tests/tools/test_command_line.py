@@ -100,6 +100,15 @@ def test_the_help_of_a_command_names_it_and_fits_on_one_screen(name, call):
     assert read_summary(COMMANDS[name]) in text
 
 
+def test_an_interrupt_during_imports_has_no_traceback(monkeypatch):
+    def interrupt(path, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmsparse.cli.run_file', interrupt)
+
+    assert exit_code(monkeypatch, 'train') == 'interrupted'
+
+
 @pytest.mark.parametrize(
     ('name', 'hint'),
     [
