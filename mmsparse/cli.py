@@ -48,7 +48,10 @@ def main() -> None:
     name, *arguments = arguments
     if name not in commands:
         sys.exit(f'error: mmsparse has no command {name!r}{_suggest(name, commands)}')
-    run_file(commands[name], [f'{PROGRAM}{name}', *arguments])
+    try:
+        run_file(commands[name], [f'{PROGRAM}{name}', *arguments])
+    except KeyboardInterrupt:  # during the imports of a command
+        sys.exit('interrupted')
 
 
 def find_commands() -> dict[str, Path]:

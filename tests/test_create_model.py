@@ -1,5 +1,7 @@
 """Conventions of timm: what its suite asks of every model, for mmsparse's."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -58,6 +60,7 @@ def test_names_are_filtered_by_a_pattern():
     assert list_models('dat-pp*') == ['dat-pp-base', 'dat-pp-small', 'dat-pp-tiny']
     assert list_models('*nano') == sorted(NAMES)
     assert list_models('swin*') == []
+    assert list_models(['dat-pp-t*', 'biformer-p*']) == ['biformer-pico', 'dat-pp-tiny']
 
 
 def test_names_with_weights():
@@ -69,6 +72,37 @@ def test_names_with_weights():
 def test_an_unknown_name_is_an_error_with_the_closest(create_it):
     with pytest.raises(ValueError, match=r"got 'dat_pp_tny': did you mean 'dat-pp-tin"):
         create_it('dat_pp_tny')
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ('dat_pp_tiny', "did you mean 'dat-pp-tiny'?"),
+        ('mmsparse_DAT_pp_tiny', "did you mean 'dat-pp-tiny'?"),
+        (
+            'hf_hub:Me/dat',
+            "of a model, for example 'biformer-base', with pretrained='hf-",
+        ),
+    ],
+)
+def test_a_name_of_timm_is_an_error_with_that_of_mmsparse(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_model(given)
+
+
+@pytest.mark.parametrize(
+    ('create_it', 'argument', 'message'),
+    [
+        (create_model, 'in_chans', "for biformer; did you mean 'in_channels'?"),
+        (create_model, 'num_class', "did you mean 'num_classes'?"),
+        (create_model, 'img_size', 'it has drop_path_rate, drop_rate, features_only, '),
+        (create.create_backbone, 'out_indexes', "did you mean 'out_indices'?"),
+        (create.create_backbone, 'arch', "create_backbone has no argument 'arch'"),
+    ],
+)
+def test_an_unknown_argument_is_an_error_with_the_closest(create_it, argument, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        create_it('biformer-nano', **{argument: 1})
 
 
 def test_features_head_and_forward_agree(name, x):
@@ -138,6 +172,34 @@ def test_intermediate_features_of_a_classifier(name, x):
         assert stage['module'] in modules
         assert feature_map.shape[1] == stage['num_chs']
         assert feature_map.shape[2] == 64 // stage['reduction']
+
+
+@pytest.mark.parametrize('prune_norm', [False, True])
+def test_stages_that_intermediate_features_do_not_need_are_pruned(name, x, prune_norm):
+    model = create_model(name).eval()
+    _, every = model.forward_intermediates(x)
+
+    assert model.prune_intermediate_layers([-3, 2], prune_norm) == [1, 2]
+
+    some = model.forward_intermediates(x, [1, 2], intermediates_only=True)
+    for feature_map, expected in zip(some, every[1:3], strict=True):
+        torch.testing.assert_close(feature_map, expected)
+    torch.testing.assert_close(model(x), every[2])
+    assert len(model.feature_info) == len(model.backbone.stages) == 3
+    model.reset_classifier(4, 'avg')
+    assert model(x).shape == (2, 4)
+
+
+def test_outputs_of_a_pruned_pyramid_keep_their_norms(name, x):
+    pyramid = create_model(name, features_only=True).eval()
+    expected = pyramid(x)[:2]
+
+    assert pyramid.prune_intermediate_layers([1]) == [1]
+
+    for out, before in zip(pyramid(x), expected, strict=True):
+        torch.testing.assert_close(out, before)
+    copied = create_model(name, features_only=True, out_indices=(0, 1))
+    copied.load_state_dict(pyramid.state_dict())
 
 
 def test_the_data_config_names_layers_of_the_model(name):
@@ -253,7 +315,10 @@ def test_dropout_is_applied_to_the_pooled_features(x):
     [
         (dict(global_pool='mean'), "global_pool must be one of .*; got 'mean'"),
         (dict(global_pool=''), r"'avg' or 'max' for num_classes=1000; .*num_classes=0"),
+        (dict(global_pool=None), 'global_pool must be one of .*; got None'),
         (dict(num_classes=-1), 'num_classes must be an integer of at least 0; got -1'),
+        (dict(num_classes=True), 'num_classes must be an integer .*; got True'),
+        (dict(drop_rate=1.5), r'drop_rate must be a number in \[0, 1\); got 1.5'),
         (dict(out_indices=(0,)), 'out_indices needs features_only=True'),
         (dict(features_only=True, out_indices=5), 'from 1 to 4; got 5'),
     ],

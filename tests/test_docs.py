@@ -1,3 +1,4 @@
+import ast
 import doctest
 import re
 from pathlib import Path
@@ -49,6 +50,29 @@ def test_links_to_files_lead_somewhere(page):
 def test_commands_and_configs_exist(page):
     for name in re.findall(FILES, page.read_text()):
         assert (ROOT / name).is_file(), name
+
+
+def test_extras_in_texts_exist():
+    setup = ast.parse((ROOT / 'setup.py').read_text())
+    (extras,) = (
+        [key.value for key in node.value.keys]
+        for node in setup.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == 'EXTRAS'
+    )
+    sources = [
+        *PAGES,
+        *(ROOT / 'mmsparse').rglob('*.py'),
+        *(ROOT / 'tools').glob('*.py'),
+    ]
+
+    named = {
+        extra
+        for path in sources
+        for group in re.findall(r'mmsparse\[([a-z,]+)\]', path.read_text())
+        for extra in group.split(',')
+    }
+
+    assert {'backbones', 'export'} <= named <= {*extras}
 
 
 class MyBackbone(nn.Module):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
+BROKEN_PIPE = 128 + 13  # status of a command that SIGPIPE ends
 INSTALLED = '.mim' in __file__  # and no clone
 
 
@@ -102,7 +103,12 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> None:
     if 'mmengine' in sys.modules:
         filter_log(import_module('mmengine.logging').MMLogger.get_current_instance())
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # of a pipe into head; Python would report it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
     except (UsageError, *errors) as error:
         sys.exit(f'error: {error}{_hint(error)}')
     except KeyboardInterrupt:

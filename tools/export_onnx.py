@@ -1,18 +1,11 @@
 """Export a trained model to ONNX, and compare the file with PyTorch.
 
 Classifiers of mmpretrain, encoder-decoders of mmseg, and Deformable DETR, DINO and
-Focus-DETR of mmdet. The batch size is dynamic; --shape fixes the image size.
+Focus-DETR of mmdet. The input is ``image``, RGB from 0 to 255, resized and not padded;
+outputs are ``logits``, or ``boxes``, ``scores`` and ``labels``: docs/export.md.
 
-  image   input: RGB from 0 to 255, float32, (batch, 3, H, W), resized and not padded;
-          mean and standard deviation of the config are in the graph
-  logits  output of a classifier (batch, classes), of a segmentor (batch, classes, H, W)
-  boxes   outputs of a detector: (x1, y1, x2, y2) in pixels of the input, (batch, K, 4),
-  scores  (batch, K), best first, and
-  labels  (batch, K), counted from 0
-
-The installed ones of onnxruntime and OpenVINO run the file on random images.
-Differences above 1e-4 are an error; they are relative where values are above 1, and for
-boxes to the image size.
+The runtimes run the file on random images. Differences above 1e-4 are an error; they
+are relative where values are above 1, and for boxes to the image size.
 """
 
 import argparse

@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.infer import BaseInferencer
 
 from mmsparse._paths import ROOT
+from mmsparse.weights import cache
+from mmsparse.weights.manifest import all_entries
 from mmsparse.zoo import read_index
 
 _read_host_index = BaseInferencer._get_models_from_metafile
@@ -18,8 +20,9 @@ def register_configs() -> None:
     """Let mmdet, mmseg and mmpretrain find the configs of mmsparse by name.
 
     From now on their inferencers, and ``get_model`` and ``list_models`` of mmpretrain,
-    take these names. Weights that metafiles name are downloaded; models without any
-    start from random weights, with the warning of the library. Calling it again changes
+    take these names. Weights that metafiles name are downloaded, and those of the
+    manifest are loaded if they are in the repository or a cache; other models start
+    from random weights, with the warning of the library. Calling it again changes
     nothing.
     """
     # mmengine has no place to add models to: this function yields those of a library.
@@ -39,7 +42,8 @@ def _read_indexes(folder: str) -> Iterator[dict[str, Any]]:
     path = Path(folder)
     for entry in read_index().values():
         if path.parent.name == entry.host or (path / entry.host).is_dir():
-            yield dict(Name=entry.name, Config=str(entry.path), Weights=entry.weights)
+            weights = entry.weights or _find_weights(entry.name)
+            yield dict(Name=entry.name, Config=str(entry.path), Weights=weights)
 
 
 def _register_classifiers() -> None:
@@ -51,3 +55,12 @@ def _register_classifiers() -> None:
     for name, host in hosts.items():
         if host != 'mmpretrain':  # whose registries lack these models
             hub._models_dict.pop(name, None)
+        elif weights := _find_weights(name):
+            hub._models_dict[name].weights = weights
+
+
+def _find_weights(name: str) -> str | None:
+    """Return the file of a config's weights that the repository or a cache has."""
+    known = (x for x in all_entries() if x.name == name and x.sha256 and not x.official)
+    path = next(filter(None, map(cache.find, known)), None)
+    return str(path) if path else None

@@ -51,6 +51,8 @@ def read_checkpoint(path: str | Path) -> Any:
             f'{path} is damaged: {error}. Download or copy the file again.'
         ) from error
     except Exception as error:  # noqa: BLE001 - a damaged file may raise anything
+        if other := _recognize_other(path):
+            raise UsageError(f'{path} is {other}.') from error
         reason = str(error).partition('\n')[0]
         raise UsageError(
             f'{path} is damaged, or no checkpoint ({type(error).__name__}: {reason}).'
@@ -133,6 +135,22 @@ def sha256(path: str | Path) -> str:
 
 def _is_safetensors(path: Path) -> bool:
     return path.suffix == '.safetensors'
+
+
+def _recognize_other(path: Path) -> str | None:
+    """Return what a file is that is often saved in place of a checkpoint, or None."""
+    with path.open('rb') as file:
+        start = file.read(64)
+    if start.lstrip()[:1] == b'<':
+        return 'a web page instead of a checkpoint; download the file itself'
+    if start.startswith(b'version https://git-lfs'):
+        return 'a pointer of Git LFS instead of a checkpoint; fetch it: git lfs pull'
+    if start.startswith(b'PK') and _is_safetensors(path):
+        return "a zip archive, as torch's checkpoints are; rename it to .pth"
+    header = int.from_bytes(start[:8], 'little')  # its length
+    if start[8:10] == b'{"' and header < path.stat().st_size:
+        return 'a file of safetensors; rename it to .safetensors'
+    return None
 
 
 def _safetensors(path: Path) -> ModuleType:

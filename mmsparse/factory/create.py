@@ -1,7 +1,9 @@
 """Build backbones and classifiers by name."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.models.backbones.feature_info import resolve_indices
 from mmsparse.models.classifier import Classifier
+
+# Arguments of timm that have another name.
+RENAMED = {'in_chans': 'in_channels', 'checkpoint_path': 'pretrained'}
 
 
 def create_backbone(
@@ -50,8 +55,10 @@ def create_backbone(
     Raises:
         ValueError: The name is unknown, an argument is out of range, or the file is no
             checkpoint or does not fit; lists the keys.
+        TypeError: The backbone has no such argument; names the closest.
     """
     family, arch = split_name(name)
+    _check_names(arguments, create_backbone, family)
     weights = read_pretrained(pretrained, family, arch, backbone_only=True)
     backbone = _build_backbone(name, weights, {**weights.settings, **arguments})
     backbone.pretrained_cfg = _pretrained_cfg(name, backbone, weights)
@@ -96,9 +103,11 @@ def create_model(
 
     Raises:
         ValueError: See :func:`create_backbone`.
+        TypeError: See :func:`create_backbone`.
     """
-    arguments = dict(arguments, in_channels=in_channels, drop_path_rate=drop_path_rate)
     family, arch = split_name(name)
+    _check_names(arguments, create_model, family)
+    arguments = dict(arguments, in_channels=in_channels, drop_path_rate=drop_path_rate)
     if features_only:
         total = BACKBONES[family].arch_settings[arch].num_stages
         indices = resolve_indices('out_indices', out_indices, total)
@@ -122,6 +131,21 @@ def create_model(
         classifier='head.fc',
     )
     return model
+
+
+def _check_names(names: Iterable[str], function: Callable, family: str) -> None:
+    """Raise TypeError for an argument that neither function nor backbone has."""
+    own = {*signature(function).parameters} - {'arguments'}
+    known = sorted((own | {*signature(BACKBONES[family]).parameters}) - {'arch'})
+    for name in names:
+        if name in known:
+            continue
+        close = [RENAMED[name]] if name in RENAMED else get_close_matches(name, known)
+        meant = f'did you mean {" or ".join(map(repr, close))}?'
+        hint = meant if close else f'it has {", ".join(known)}.'
+        raise TypeError(
+            f'{function.__name__} has no argument {name!r} for {family}; {hint}'
+        )
 
 
 def _build_backbone(

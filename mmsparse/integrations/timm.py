@@ -1,22 +1,25 @@
 """Models of mmsparse in timm, as ``mmsparse_<family>_<arch>``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmsparse.errors import UsageError
 from mmsparse.factory import create_model, list_models
 from mmsparse.factory.data_config import CLASSES, default_data
 from mmsparse.factory.names import split_name
 from mmsparse.models.backbones import BACKBONES
 from mmsparse.weights import entries
 
-# Arguments of timm's functions that are not for the model.
+# Arguments of timm's functions that are not for the model; it returns feature maps
+# without one of timm's wrappers.
 IGNORED = (
     'pretrained_cfg',
     'pretrained_cfg_overlay',
     'pretrained_model_args',
     'cache_dir',
+    'feature_cls',
 )
 
 
@@ -51,10 +54,13 @@ def timm_name(name: str) -> str:
 
 
 def _entry_point(new: str, name: str) -> Callable[..., nn.Module]:
-    def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        overlay = arguments.get('pretrained_cfg_overlay') or {}
-        cfg = arguments.get('pretrained_cfg')
-        source = pretrained and _source(cfg, overlay)
+    def build(pretrained: str | bool = False, **arguments: Any) -> nn.Module:
+        cfg = _merged_cfg(new, arguments)
+        source = pretrained
+        if pretrained is True:
+            source = _source(cfg)
+        elif not pretrained and cfg.get('num_classes') is not None:
+            arguments.setdefault('num_classes', cfg['num_classes'])
         arguments = {key: x for key, x in arguments.items() if key not in IGNORED}
         place = {key: arguments.pop(key, None) for key in ('device', 'dtype')}
         if 'in_chans' in arguments:
@@ -87,11 +93,19 @@ def _default_cfg(name: str) -> dict[str, Any]:
     )
 
 
-def _source(cfg: Any, overlay: dict[str, Any]) -> str | bool:
+def _merged_cfg(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``pretrained_cfg`` that timm passes, with its overlay."""
+    cfg = arguments.get('pretrained_cfg') or {}
+    if isinstance(cfg, str):  # timm's name.tag
+        raise UsageError(f'{name} has no weights with the tag {cfg!r}; leave it out')
+    cfg = cfg.to_dict() if hasattr(cfg, 'to_dict') else cfg
+    return {**cfg, **(arguments.get('pretrained_cfg_overlay') or {})}
+
+
+def _source(cfg: Mapping[str, Any]) -> str | bool:
     """Return the file or repository that a ``pretrained_cfg`` names, or True."""
-    values = {**(cfg.to_dict() if hasattr(cfg, 'to_dict') else cfg or {}), **overlay}
-    if values.get('file') or values.get('url'):
-        return values.get('file') or values['url']
-    if values.get('hf_hub_id'):
-        return f'hf-hub:{values["hf_hub_id"]}'
+    if cfg.get('file') or cfg.get('url'):
+        return cfg.get('file') or cfg['url']
+    if cfg.get('hf_hub_id'):
+        return f'hf-hub:{cfg["hf_hub_id"]}'
     return True

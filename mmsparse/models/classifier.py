@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.backbones.arch import DropRate, at_least, check_setting
 from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.models.backbones.feature_info import FeatureInfo
 from mmsparse.models.layers.common import check_choice
 
 POOLS = ('avg', 'max', '')
+ClassCount = Annotated[int, at_least(0)]
 
 
 class Classifier(nn.Module):
@@ -28,7 +30,8 @@ class Classifier(nn.Module):
         drop_rate: Dropout rate before the linear layer.
 
     Raises:
-        ValueError: ``global_pool`` is unknown, or '' with classes.
+        ValueError: ``global_pool`` is unknown, or '' with classes; ``num_classes`` or
+            ``drop_rate`` is out of range.
     """
 
     def __init__(
@@ -116,6 +119,28 @@ class Classifier(nn.Module):
         self.head.reset(num_classes, global_pool)
         self.head.to(next(self.backbone.parameters()))  # its device and dtype
 
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what :meth:`forward_intermediates` does not need, as in timm.
+
+        Args:
+            indices: See :meth:`StagedBackbone.prune_intermediate_layers`.
+            prune_norm: Whether to remove the norms of the outputs.
+            prune_head: Whether to remove pooling and the linear layer.
+
+        Returns:
+            The stages in ``indices``, counted from 0.
+        """
+        kept = self.backbone.prune_intermediate_layers(indices, prune_norm)
+        self.head.channels = self.backbone.num_features
+        if prune_head:
+            self.reset_classifier(0, '')
+        return kept
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Enable or disable activation checkpointing of the blocks."""
         self.backbone.set_grad_checkpointing(enable)
@@ -153,6 +178,8 @@ class ClassifierHead(nn.Module):
         self, channels: int, num_classes: int, global_pool: str, drop_rate: float
     ) -> None:
         super().__init__()
+        check_choice('global_pool', global_pool, POOLS)
+        check_setting('drop_rate', drop_rate, DropRate)
         self.channels = channels
         self.drop_rate = drop_rate
         self.reset(num_classes, global_pool)
@@ -162,10 +189,7 @@ class ClassifierHead(nn.Module):
         if global_pool is not None:
             check_choice('global_pool', global_pool, POOLS)
             self.global_pool = global_pool
-        if not isinstance(num_classes, int) or num_classes < 0:
-            raise ValueError(
-                f'num_classes must be an integer of at least 0; got {num_classes!r}.'
-            )
+        check_setting('num_classes', num_classes, ClassCount)
         if num_classes and not self.global_pool:
             raise ValueError(
                 f"global_pool must be 'avg' or 'max' for num_classes={num_classes}; "

@@ -145,5 +145,5 @@ def library() -> ModuleType:
         return import_module('huggingface_hub')
     except ImportError as error:
         raise UsageError(
-            "the hub needs huggingface_hub: pip install 'mmsparse[hub]'"
+            'the hub needs huggingface_hub: pip install huggingface_hub safetensors'
         ) from error

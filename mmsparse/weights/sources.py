@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 from mmengine.logging import print_log
@@ -31,7 +32,8 @@ def locate(source: str | Path | bool, name: str = '') -> Path:
 
     Args:
         source: A path; a URL; ``hf-hub:owner/name`` or ``hf-hub:owner/name@revision``;
-            the name of an entry of the manifest; or True for the entry of ``name``.
+            the name of an entry of the manifest or of its classifier; or True for the
+            entry of ``name``.
         name: Name of a classifier, for example ``biformer-nano``.
 
     Returns:
@@ -44,21 +46,50 @@ def locate(source: str | Path | bool, name: str = '') -> Path:
     """
     if source is True:
         return obtain(find_entry(name))
+    if not isinstance(source, (str, Path)) or not str(source).strip('.'):
+        raise UsageError(
+            'weights must be a path, a URL, hf-hub:OWNER/NAME, a name in mmsparse '
+            f'weights list, or True; got {_shorten(source)}'
+        )
     text = str(source)
     if text.startswith(hub.SCHEME):
         return _checked(_with_hints(hub.fetch, text))
-    entry = next((x for x in all_entries() if text == x.name or text in x.urls), None)
-    if entry is not None and not Path(text).is_file():
+    if text.startswith('file://'):
+        text = url2pathname(urlsplit(text).path)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if entry := _known(text):
         return obtain(entry, unverified='://' in text)
     if '://' in text:
         return _with_hints(_from_url, text)
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
-    is_name = not path.suffix and path.name == text
-    raise UsageError(
-        f'no such file: {path}' + (f'; {closest(text)}' if is_name else '')
-    )
+    raise UsageError(_missing(path, text))
+
+
+def _known(text: str) -> Entry | None:
+    """Return the entry with this name or URL, or the first one of this classifier."""
+    entries = all_entries()
+    if any(text in (x.name, x.model) for x in entries):
+        return find_entry(text)
+    return next((x for x in entries if text in x.urls), None)
+
+
+def _missing(path: Path, text: str) -> str:
+    """Describe why a path is no file."""
+    if path.is_dir():
+        return f'{path} is a folder; give the file of weights in it'
+    if not path.suffix and path.name == text:
+        return f'no such file: {path}; {closest(text)}'
+    repository = text.removeprefix('hf_hub:')
+    if hub.SOURCE.fullmatch(f'{hub.SCHEME}{repository}') and not path.suffix:
+        repository = f'{hub.SCHEME}{repository}'
+        return f'no such file: {path}; for a repository of the hub, give {repository!r}'
+    return f'no such file: {path}'
+
+
+def _shorten(source: Any) -> str:
+    text = repr(source)
+    return text if len(text) < 80 else f'a {type(source).__name__}'
 
 
 def obtain(entry: Entry, unverified: bool = False) -> Path:

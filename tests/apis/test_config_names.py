@@ -71,7 +71,17 @@ def test_a_classifier_has_its_config_and_metadata(registered):
 
 def test_a_classifier_without_weights_warns(registered):
     with pytest.warns(UserWarning, match='Unable to find pre-defined checkpoint'):
-        mmpretrain.ImageClassificationInferencer(CLASSIFIER)
+        mmpretrain.ImageClassificationInferencer('biformer-pico_1xb32-12e_digits')
+
+
+def test_weights_in_the_repository_are_loaded(registered):
+    expected = mmsparse.create_model('biformer-nano', pretrained=True).state_dict()
+
+    model = mmpretrain.get_model(CLASSIFIER, pretrained=True)
+    inferencer = mmpretrain.ImageClassificationInferencer(CLASSIFIER)
+
+    for loaded in (model.state_dict(), inferencer.model.state_dict()):
+        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
 def test_a_detector_without_weights_warns_and_predicts(registered):

@@ -353,10 +353,11 @@ def test_a_truncated_file_is_an_error(save):
         (b'', 'is empty'),
         (b'hello\n', 'is damaged, or no'),
         (b'config: 1\n', 'is damaged, or no'),
-        (b'<!DOCTYPE html><html><body>Sign in</body></html>', 'is damaged, or no'),
+        (b'\n<!DOCTYPE html><html>Sign in</html>', 'is a web page instead of a check'),
+        (b'version https://git-lfs.github.com/spec/v1\n', 'is a pointer of .* git lfs'),
         (b'{"a": 1}' * 100, 'is damaged, or no'),
     ],
-    ids=['empty', 'text', 'yaml', 'html', 'json'],
+    ids=['empty', 'text', 'yaml', 'html', 'lfs', 'json'],
 )
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path, suffix, content, message):
     path = tmp_path / f'file{suffix}'
@@ -468,3 +469,13 @@ def test_metadata_are_read_from_both_formats(tmp_path):
     found = [read_metadata(path, read_checkpoint(path)) for path in files]
 
     assert found == [meta, {**meta, 'epoch': '3'}, {}]
+
+
+def test_a_suffix_of_the_other_format_is_an_error(tmp_path):
+    save_file(WEIGHTS, tmp_path / 'a.pth')
+    torch.save(WEIGHTS, tmp_path / 'b.safetensors')
+
+    with pytest.raises(ValueError, match='safetensors; rename it to .safetensors'):
+        read_checkpoint(tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='zip archive, .* rename it to .pth'):
+        read_checkpoint(tmp_path / 'b.safetensors')

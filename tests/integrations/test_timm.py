@@ -86,3 +86,46 @@ def test_layer_decay_of_timm_takes_the_models(names):
     scales = [group['lr_scale'] for group in optimizer.param_groups]
     assert max(scales) == 1
     assert min(scales) < 0.5**5
+
+
+@pytest.mark.parametrize('cls', ['FeatureGetterNet', 'FeatureHookNet'])
+def test_feature_extractors_of_timm_wrap_the_classifiers(names, cls):
+    extractor = getattr(pytest.importorskip('timm.models._features'), cls)
+    model = timm.create_model('mmsparse_dat_nano').eval()
+    x = torch.rand(1, 3, 64, 64)
+    expected = model.forward_intermediates(x, intermediates_only=True)
+
+    outs = extractor(model, out_indices=(0, 2))(x)
+
+    for out, feature_map in zip(outs, (expected[0], expected[2]), strict=True):
+        torch.testing.assert_close(out, feature_map)
+
+
+def test_a_pyramid_may_name_the_extractor_of_timm(names):
+    model = timm.create_model(
+        'mmsparse_biformer_nano', features_only=True, feature_cls='getter'
+    )
+
+    assert len(model(torch.rand(1, 3, 64, 64))) == 4
+
+
+def test_a_path_takes_the_place_of_known_weights(names, tmp_path):
+    weights = timm.create_model('mmsparse_biformer_nano', num_classes=3).state_dict()
+    torch.save(weights, tmp_path / 'mine.pth')
+
+    model = timm.create_model('mmsparse_biformer_nano', tmp_path / 'mine.pth')
+
+    assert model.num_classes == 3
+    bias = 'head.fc.bias'
+    assert torch.equal(model.state_dict()[bias], weights[bias])
+
+
+def test_random_weights_have_the_classes_of_the_config(names):
+    model = timm.create_model('mmsparse_dat_nano', pretrained_cfg=dict(num_classes=7))
+
+    assert model.num_classes == 7
+
+
+def test_an_unknown_tag_is_an_error(names):
+    with pytest.raises(ValueError, match=r"nano has no weights with the tag 'in1k'"):
+        timm.create_model('mmsparse_dat_nano.in1k')

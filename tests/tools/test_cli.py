@@ -41,6 +41,24 @@ def test_an_expected_error_is_one_line():
     assert run(KeyboardInterrupt()) == 'interrupted'
 
 
+def test_a_closed_pipe_ends_a_command_without_a_message():
+    program = f"""
+import sys
+sys.path.insert(0, {str(TOOLS)!r})
+import _cli
+_cli.run(lambda: [print(i) for i in range(100_000)] and None, OSError)
+"""
+    command = [sys.executable, '-c', program]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+
+        assert process.stderr.read() == b''
+    assert process.returncode == 128 + 13
+
+
 def test_any_other_error_keeps_its_traceback():
     def main():
         raise RuntimeError('CUDA error')

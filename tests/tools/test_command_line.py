@@ -100,6 +100,15 @@ def test_the_help_of_a_command_names_it_and_fits_on_one_screen(name, call):
     assert read_summary(COMMANDS[name]) in text
 
 
+def test_an_interrupt_during_imports_has_no_traceback(monkeypatch):
+    def interrupt(path, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmsparse.cli.run_file', interrupt)
+
+    assert exit_code(monkeypatch, 'train') == 'interrupted'
+
+
 @pytest.mark.parametrize(
     ('name', 'hint'),
     [
@@ -171,7 +180,10 @@ def test_the_completion_scripts_are_those_of_the_current_options(tmp_path):
         ('train biformer-n', {NANO}),
         ('train focus-detr_r50_8xb2-1', {'focus-detr_r50_8xb2-12e_coco'}),
         ('test x.py checkpoint', {'checkpoint.pth'}),
-        ('benchmark ', {'ops', 'backbone', 'detector', 'segmentor'}),
+        (
+            'benchmark ',
+            {'ops', 'backbone', 'precision', 'detector', 'segmentor', 'export'},
+        ),
         ('convert-annotations voc --one', {'--one-based'}),
         ('completion ', {'bash', 'zsh', 'fish'}),
         ('train --launcher p', {'pytorch'}),

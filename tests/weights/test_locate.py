@@ -36,6 +36,17 @@ def test_a_path_is_the_file_itself(tmp_path):
     assert locate(path) == locate(str(path)) == path
 
 
+def test_a_file_has_a_url_too(tmp_path):
+    path = tmp_path / 'my weights.pth'
+    path.touch()
+
+    assert locate(path.as_uri()) == path
+
+
+def test_the_name_of_a_model_is_that_of_its_weights():
+    assert locate('biformer-nano') == locate(True, 'biformer-nano')
+
+
 def test_the_weights_in_the_repository_need_no_network(server):
     path = locate(True, 'biformer-nano')
 
@@ -72,6 +83,15 @@ def test_an_installed_package_has_the_files_of_the_repository(
         (('ftp://x.org/a.pth',), "must begin with http:// or https://; got 'ftp://"),
         (('https://x.org/',), "must end with the name of a file; got 'https://x.org/'"),
         (('hf-hub:alone',), "OWNER/NAME@REVISION; got 'hf-hub:alone'"),
+        (
+            ('me/dat',),
+            "no such file: me/dat; for a repository of the hub, give 'hf-hub:",
+        ),
+        (('hf_hub:me/dat',), "for a repository of the hub, give 'hf-hub:me/dat'"),
+        (('tests',), 'tests is a folder; give the file of weights in it'),
+        (('',), 'weights must be a path, a URL, hf-hub:OWNER/NAME, a name in'),
+        ((0,), 'or True; got 0'),
+        (({'weight': list(range(99))},), 'or True; got a dict'),
     ],
 )
 def test_an_unknown_source_is_an_error_with_the_closest_names(source, message):

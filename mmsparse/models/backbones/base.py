@@ -235,6 +235,33 @@ class StagedBackbone(BaseModule):
             intermediates = [channels_last(y) for y in intermediates]
         return intermediates if intermediates_only else (normalized, intermediates)
 
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False
+    ) -> list[int]:
+        """Remove the stages after those of ``indices``, as timm's models do.
+
+        Outputs of removed stages are removed; if no other is left, the output is the
+        feature map of the last stage without a norm.
+
+        Args:
+            indices: Stages to keep, see :meth:`forward_intermediates`.
+            prune_norm: Whether to remove the norms of the outputs.
+
+        Returns:
+            The stages in ``indices``, counted from 0.
+        """
+        kept = resolve_indices('indices', indices, self.num_stages)
+        self.num_stages = kept[-1] + 1
+        del self.stages[self.num_stages :], self.downsamples[self.num_stages :]
+        outs = tuple(i for i in self.out_indices if i < self.num_stages)
+        if self.out_norm is not None:
+            normalized = () if prune_norm else outs
+            names = [f'{self.out_norm}{i}' for i in normalized]
+            self.out_norms = nn.ModuleDict({x: self.out_norms[x] for x in names})
+            self.out_norm = self.out_norm if names else None
+        self.out_indices = outs or kept[-1:]
+        return list(kept)
+
     def _prepare(self, x: Tensor) -> Tensor:
         _check_images(x, self.in_channels, self.min_side)
         if torch.jit.is_tracing():

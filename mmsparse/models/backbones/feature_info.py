@@ -1,16 +1,15 @@
 """Stages of a backbone: which are returned, and their channels, strides and modules."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-@dataclass(frozen=True)
-class FeatureInfo:
+class FeatureInfo(list):
     """Feature maps of the stages of a backbone, with the methods of timm's class.
 
-    Methods take ``idx``, the index of a stage or a list of them; without it they
-    describe the outputs. Like a list, it has one dict per stage.
+    It is a list of one dict per stage, as timm's feature extractors need it. Methods
+    take ``idx``, the index of a stage or a list of them; without it they describe the
+    outputs.
 
     Args:
         stages: ``num_chs``, ``reduction`` (the stride in pixels), ``module`` (its name)
@@ -18,8 +17,11 @@ class FeatureInfo:
         out_indices: Stages that are returned.
     """
 
-    stages: tuple[dict[str, Any], ...]
-    out_indices: tuple[int, ...]
+    def __init__(
+        self, stages: Iterable[dict[str, Any]], out_indices: Sequence[int]
+    ) -> None:
+        super().__init__(stages)
+        self.out_indices = tuple(out_indices)
 
     @classmethod
     def of_stages(
@@ -40,15 +42,8 @@ class FeatureInfo:
             for i, width in enumerate(channels)
         )
         return cls(
-            tuple(stage | dict(index=i) for i, stage in enumerate(stages)),
-            tuple(out_indices),
+            (stage | dict(index=i) for i, stage in enumerate(stages)), out_indices
         )
-
-    def __len__(self) -> int:
-        return len(self.stages)
-
-    def __getitem__(self, idx: int) -> dict[str, Any]:
-        return self.stages[idx]
 
     def channels(self, idx: int | Sequence[int] | None = None) -> Any:
         """Return C, or a list of them."""
@@ -65,7 +60,7 @@ class FeatureInfo:
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
         """Return one value of a stage, or a list of them."""
         if isinstance(idx, int):
-            return self.stages[idx][key]
+            return self[idx][key]
         return [x[key] for x in self.get_dicts(idx=idx)]
 
     def get_dicts(
@@ -73,10 +68,9 @@ class FeatureInfo:
     ) -> Any:
         """Return the dict of a stage, or a list of them, reduced to ``keys``."""
         if isinstance(idx, int):
-            return _select(self.stages[idx], keys)
+            return _select(self[idx], keys)
         return [
-            _select(self.stages[i], keys)
-            for i in (self.out_indices if idx is None else idx)
+            _select(self[i], keys) for i in (self.out_indices if idx is None else idx)
         ]
 
 
@@ -100,9 +94,9 @@ def resolve_indices(
     """
     if indices is None:
         return tuple(range(num_stages))
-    if isinstance(indices, int) and 0 < indices <= num_stages:
+    if type(indices) is int and 0 < indices <= num_stages:
         return tuple(range(num_stages - indices, num_stages))
-    if isinstance(indices, int):
+    if type(indices) is int:
         raise ValueError(
             f'{name} must be a list of stages, or the number of last stages, from 1 to '
             f'{num_stages}; got {indices}.'
