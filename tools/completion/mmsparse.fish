@@ -56,8 +56,8 @@ function _shtab_mmsparse_using
   test "$_shtab_mmsparse_cmdpath" = "$argv"
 end
 
-set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark detector' 'benchmark segmentor' 'benchmark export' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
-set -g _shtab_mmsparse_opts_with_value --arch --batch-size --cfg-options --check --checkpoint --classes --config --crop --device --draw --dynamic --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --pretrained --repeats --resume --sampler --samplers --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
+set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark precision' 'benchmark detector' 'benchmark segmentor' 'benchmark export' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
+set -g _shtab_mmsparse_opts_with_value --arch --batch-size --batch-sizes --cfg-options --check --checkpoint --classes --config --crop --device --draw --dynamic --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --precisions --pretrained --repeats --resume --sampler --samplers --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
 
 complete -c mmsparse -e
 complete -c mmsparse -f
@@ -146,6 +146,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -s h -l help -d 's
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l repeats -x -d 'number of timed rounds (5)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l pixels -x -d 'sides of images, multiples of 32 (224 448 800 1344 2048)'
@@ -156,6 +157,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -s h -l help 
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l repeats -x -d 'number of timed rounds (5)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l batch-size -x -d 'number of images (1)'
@@ -165,11 +167,27 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l no-referen
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l no-training -d 'forward pass only'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l no-timm -d 'skip timm'"'"'s Swin and ConvNeXt'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs with mmsparse backbones'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a precision -d 'Compare backbones in float32 with bfloat16 and with linear layers in int8 (dynamic quantization, CPU). Measured are the time of a forward pass without gradients, peak memory, and the error: root mean square of the difference from float32 as a share of that of float32.'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l repeats -x -d 'number of timed rounds (5)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l checkpoint -xka "(__fish_complete_path (commandline -ct))" -d 'weights of the model (random ones)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l batch-sizes -x -d 'numbers of images (1 8)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l cfg-options -xka "(__fish_complete_path (commandline -ct))" -d 'change settings of the config, for example model.backbone.arch=tiny'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l precisions -xka "bf16 int8" -d 'compared with float32 (bf16 int8)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l images -xka "(__fish_complete_path (commandline -ct))" -d 'PNG and JPEG files at equal steps of its sorted list (random images)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision' -l size -x -d 'height and width of the images (224x224)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark precision; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs with mmsparse backbones'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a detector -d 'Compare Focus-DETR with mmdet'"'"'s DINO of the same backbone, neck and depth. Weights are random and images are noise. Measured are the time of the encoder, with token selection, and of the whole model, and peak memory.'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l repeats -x -d 'number of timed rounds (5)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark detector' -l batch-size -x -d 'number of images (1)'
@@ -182,6 +200,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -s h -l help
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l repeats -x -d 'number of timed rounds (5)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark segmentor' -l batch-size -x -d 'number of images (1)'
@@ -194,6 +213,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -s h -l help -d
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l repeats -x -d 'number of timed rounds (5)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l device -xka "(__fish_complete_path (commandline -ct))" -d 'cpu, cuda:0, ... (a GPU if there is one)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l threads -x -d 'CPU threads of torch'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l cpu-time -d 'measure the CPU time of the process, on a machine that does other work; with --threads 1'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'write all figures as JSON'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l plot -xka "(__fish_complete_path (commandline -ct))" -d 'plot the medians; .png, .svg or .pdf'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l batch-size -x -d 'number of images (1)'
@@ -263,7 +283,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -
 complete -c mmsparse -n '_shtab_mmsparse_using export' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'ONNX file (default: work_dirs/export/CONFIG.onnx)'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l shape -x -d 'height and width of the images (default: 224 224)'
-complete -c mmsparse -n '_shtab_mmsparse_using export' -l dynamic -xka "batch height width" -d 'axes of any length (default: batch): batch, and for Shunted Transformer height and width, in multiples of 32; none if empty'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l dynamic -xka "batch height width" -d 'axes of any length (default: batch): batch, and for classifiers with DAT or Shunted Transformer height and width, from --shape up; none if empty'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l sampler -xka "grid_sample gather plugin" -d 'how feature maps are sampled (default: grid_sample): GridSample of ONNX; gather, the same by gathers; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l opset -x -d 'version of ONNX'"'"'s operators (default: 18); 18 to 25 work with torch 2.12 and onnxscript 0.7.2'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l simplify -d 'simplify the graph with onnxslim'

@@ -37,6 +37,7 @@ _shtab_mmsparse_benchmark_commands() {
     detector:'Compare Focus-DETR with mmdet'"'"'s DINO of the same backbone, neck and depth. Weights are random and images are noise. Measured are the time of the encoder, with token selection, and of the whole model, and peak memory.'
     export:'Compare models in PyTorch with their ONNX files in onnxruntime and OpenVINO, those that are installed, on a CPU, with as many threads as torch and in float32. Weights are random and images are noise. The memory of the runtimes is not measured.'
     ops:'Compare reference and fast path of every attention pattern, and dense attention, on the feature map of a second stage (an eighth of the image, 128 channels, 4 heads), over image sizes.'
+    precision:'Compare backbones in float32 with bfloat16 and with linear layers in int8 (dynamic quantization, CPU). Measured are the time of a forward pass without gradients, peak memory, and the error: root mean square of the difference from float32 as a share of that of float32.'
     segmentor:'Measure time and peak memory of segmentors with random weights and images of noise: training on crops, plain and with checkpointed blocks of the backbone (with_cp), and the prediction of a whole image.'
   )
   _describe 'mmsparse benchmark commands' _commands
@@ -93,6 +94,7 @@ _shtab_mmsparse_benchmark_backbone_options=(
   "--repeats[number of timed rounds (5)]:repeats:"
   "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
   "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
   "--json[write all figures as JSON]:FILE:_files"
   "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
   "--batch-size[number of images (1)]:batch_size:"
@@ -112,6 +114,7 @@ _shtab_mmsparse_benchmark_detector_options=(
   "--repeats[number of timed rounds (5)]:repeats:"
   "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
   "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
   "--json[write all figures as JSON]:FILE:_files"
   "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
   "--batch-size[number of images (1)]:batch_size:"
@@ -129,6 +132,7 @@ _shtab_mmsparse_benchmark_export_options=(
   "--repeats[number of timed rounds (5)]:repeats:"
   "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
   "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
   "--json[write all figures as JSON]:FILE:_files"
   "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
   "--batch-size[number of images (1)]:batch_size:"
@@ -146,6 +150,7 @@ _shtab_mmsparse_benchmark_ops_options=(
   "--repeats[number of timed rounds (5)]:repeats:"
   "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
   "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
   "--json[write all figures as JSON]:FILE:_files"
   "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
   "--pixels[sides of images, multiples of 32 (224 448 800 1344 2048)]:SIDE:"
@@ -156,11 +161,32 @@ _shtab_mmsparse_benchmark_ops_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_benchmark_ops_defaults_added=0
 
+_shtab_mmsparse_benchmark_precision_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--repeats[number of timed rounds (5)]:repeats:"
+  "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
+  "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
+  "--json[write all figures as JSON]:FILE:_files"
+  "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
+  "--checkpoint[weights of the model (random ones)]:checkpoint:_files"
+  "--batch-sizes[numbers of images (1 8)]:COUNT:"
+  "--cfg-options[change settings of the config, for example model.backbone.arch\=tiny]:KEY=VALUE:_files"
+  "--precisions[compared with float32 (bf16 int8)]:precisions:(bf16 int8)"
+  "--images[PNG and JPEG files at equal steps of its sorted list (random images)]:FOLDER:_files"
+  "--size[height and width of the images (224x224)]:HxW:"
+  "(*):configs with mmsparse backbones:_mmsparse_configs"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_benchmark_precision_defaults_added=0
+
 _shtab_mmsparse_benchmark_segmentor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--repeats[number of timed rounds (5)]:repeats:"
   "--device[cpu, cuda\:0, ... (a GPU if there is one)]:device:_files"
   "--threads[CPU threads of torch]:threads:"
+  "--cpu-time[measure the CPU time of the process, on a machine that does other work\; with --threads 1]"
   "--json[write all figures as JSON]:FILE:_files"
   "--plot[plot the medians\; .png, .svg or .pdf]:FILE:_files"
   "--batch-size[number of images (1)]:batch_size:"
@@ -279,7 +305,7 @@ _shtab_mmsparse_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--out[ONNX file (default\: work_dirs\/export\/CONFIG.onnx)]:FILE:_files"
   "--shape[height and width of the images (default\: 224 224)]:('H', 'W'):"
-  "--dynamic[axes of any length (default\: batch)\: batch, and for Shunted Transformer height and width, in multiples of 32\; none if empty]:AXIS:(batch height width)"
+  "--dynamic[axes of any length (default\: batch)\: batch, and for classifiers with DAT or Shunted Transformer height and width, from --shape up\; none if empty]:AXIS:(batch height width)"
   "--sampler[how feature maps are sampled (default\: grid_sample)\: GridSample of ONNX\; gather, the same by gathers\; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere]:sampler:(grid_sample gather plugin)"
   "--opset[version of ONNX\'s operators (default\: 18)\; 18 to 25 work with torch 2.12 and onnxscript 0.7.2]:opset:"
   "--simplify[simplify the graph with onnxslim]"
@@ -502,6 +528,7 @@ _shtab_mmsparse_benchmark() {
         detector) _arguments -C -s $_shtab_mmsparse_benchmark_detector_options ;;
         export) _arguments -C -s $_shtab_mmsparse_benchmark_export_options ;;
         ops) _arguments -C -s $_shtab_mmsparse_benchmark_ops_options ;;
+        precision) _arguments -C -s $_shtab_mmsparse_benchmark_precision_options ;;
         segmentor) _arguments -C -s $_shtab_mmsparse_benchmark_segmentor_options ;;
       esac
   esac
