@@ -80,8 +80,8 @@ def parse_args() -> argparse.Namespace:
         choices=AXES,
         default=['batch'],
         metavar='AXIS',
-        help='axes of any length (default: batch): batch, and for Shunted Transformer '
-        'height and width, in multiples of 32; none if empty',
+        help='axes of any length (default: batch): batch, and for classifiers with '
+        'DAT or Shunted Transformer height and width, from --shape up; none if empty',
     )
     parser.add_argument(
         '--sampler',

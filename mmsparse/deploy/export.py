@@ -1,8 +1,8 @@
 """Export models of mmdet, mmseg and mmpretrain with torch.export and to ONNX.
 
-The exported graph takes raw images and returns predictions. Its image size is fixed,
-its batch size dynamic. Needs torch 2.9 or later; ONNX files need onnx and onnxscript,
-and a runtime to compare them with PyTorch.
+The exported graph takes raw images and returns predictions. Its batch size is dynamic,
+its image size fixed, or dynamic where the model allows that. Needs torch 2.9 or later;
+ONNX files need onnx and onnxscript, and a runtime to compare them with PyTorch.
 """
 
 import logging
@@ -21,6 +21,7 @@ from mmsparse._logging import log_level
 from mmsparse.deploy.runtimes import import_or_explain, load_session
 from mmsparse.errors import UsageError
 from mmsparse.models.backbones.base import image_channels
+from mmsparse.models.backbones.dat import DAT
 from mmsparse.models.backbones.shunted_transformer import ShuntedTransformer
 from mmsparse.ops.sampling import PLUGIN_OPERATOR, use_sampler
 from mmsparse.ops.tokens import gather_tokens
@@ -28,7 +29,7 @@ from mmsparse.ops.tokens import gather_tokens
 OLDEST_TORCH = '2.9'
 TOLERANCE = 1e-4
 AXES = dict(batch=0, height=2, width=3)  # of the images; those that may be dynamic
-SIZE_STEP = 32  # of a dynamic height or width
+LONGEST_SIDE = 2**16  # of images
 OPSET = 18  # of the exporter; it converts graphs to others
 OPSETS = '18 to 25 work with torch 2.12 and onnxscript 0.7.2'
 SAMPLER_KEY, NOTES_KEY = 'mmsparse.sampler', 'mmsparse.notes'  # in the metadata
@@ -54,7 +55,7 @@ class Graph(nn.Module):
     """
 
     outputs: tuple[str, ...] = ('logits',)
-    dynamic_size = False  # whether height and width of a program may be dynamic
+    one_size: str | None = None  # why height and width cannot be dynamic, if so
 
     def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
         super().__init__()
@@ -104,9 +105,11 @@ class ClassifierGraph(Graph):
     """A classifier of mmpretrain; returns logits, (B, classes)."""
 
     @property
-    def dynamic_size(self) -> bool:
-        """Whether height and width may be dynamic: no op depends on them."""
-        return isinstance(self.model.backbone, ShuntedTransformer)
+    def one_size(self) -> str | None:
+        """Why height and width cannot be dynamic; None with the backbones tried."""
+        if isinstance(self.model.backbone, DAT | ShuntedTransformer):
+            return None
+        return 'of classifiers, those with DAT and ShuntedTransformer export so'
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of normalized images, (B, C, H, W)."""
@@ -115,6 +118,8 @@ class ClassifierGraph(Graph):
 
 class SegmentorGraph(Graph):
     """A segmentor of mmseg; returns logits of the whole image, (B, classes, H, W)."""
+
+    one_size = 'mmseg records sizes of feature maps as constants'
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of normalized images, (B, C, H, W)."""
@@ -130,6 +135,7 @@ class DetectorGraph(Graph):
     """
 
     outputs = ('boxes', 'scores', 'labels')
+    one_size = 'the sizes of its feature maps are constants'
 
     def __init__(self, model: BaseModel, size: tuple[int, int]) -> None:
         from mmsparse.deploy import fixed_size  # needs mmdet
@@ -226,6 +232,8 @@ def export_program(
     with torch.no_grad(), warnings.catch_warnings(), use_sampler(sampler):
         warnings.simplefilter('ignore')  # from the traced code of mmdet and others
         program = torch.export.export(graph, (image,), dynamic_shapes=(axes,))
+        if {'height', 'width'} & set(dynamic):
+            _check_any_size(graph, program, dynamic)
     if sampler == 'plugin' and not _calls(program, PLUGIN_OPERATOR):
         raise UsageError(
             'sampler=plugin is for multi-scale deformable attention, which this '
@@ -301,10 +309,10 @@ def compare_onnx(
         model = plugin.inline_plugin(model)
     session = load_session(model.SerializeToString(), runtime)
     axes = {x.dim_param for x in model.graph.input[0].type.tensor_type.shape.dim}
-    height, width = graph.size
-    larger = (height + SIZE_STEP * ('height' in axes), width + 64 * ('width' in axes))
     largest: dict[str, float] = {}
-    for batch, size in ((1, graph.size), (3 if 'batch' in axes else 1, larger)):
+    batch = 3 if 'batch' in axes else 1
+    inputs = [(1, graph.size), *((batch, size) for size in _larger_sizes(graph, axes))]
+    for batch, size in inputs:
         image = _noise(graph, batch, size)
         with torch.no_grad():
             expected = graph(image)
@@ -318,25 +326,49 @@ def _dynamic_axes(graph: Graph, names: Collection[str]) -> dict[int, Any]:
     """Return the dynamic axes of the images for ``torch.export``."""
     if unknown := set(names) - set(AXES):
         raise UsageError(f'dynamic must be of {tuple(AXES)}; got {sorted(unknown)}.')
-    if {'height', 'width'} & set(names):
-        if not graph.dynamic_size:
-            raise UsageError(
-                'dynamic height and width are for classifiers with the backbone '
-                'ShuntedTransformer: windows, regions and pyramids of others depend '
-                f'on the size of the image; got {type(graph.model).__name__} with '
-                f'{type(graph.model.backbone).__name__}. Export one file for each size.'
-            )
-        if any(length % SIZE_STEP or length == SIZE_STEP for length in graph.size):
-            raise UsageError(
-                f'shape must have multiples of {SIZE_STEP} from {2 * SIZE_STEP} for a '
-                f'dynamic height or width; got {graph.size[0]} {graph.size[1]}.'
-            )
-    dims = dict(
-        batch=torch.export.Dim('batch', min=1),
-        height=SIZE_STEP * torch.export.Dim('height', min=2),
-        width=SIZE_STEP * torch.export.Dim('width', min=2),
-    )
-    return {AXES[name]: dims[name] for name in names}
+    if {'height', 'width'} & set(names) and graph.one_size:
+        raise UsageError(
+            f'dynamic must be without height and width for {type(graph.model).__name__}'
+            f' with {type(graph.model.backbone).__name__}: {graph.one_size}; got '
+            f'{sorted(names)}. Export one file for each size.'
+        )
+    axes = dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
+    axes['batch'] = torch.export.Dim('batch', min=1)
+    return {AXES[name]: axes[name] for name in names}
+
+
+def _check_any_size(
+    graph: Graph, program: torch.export.ExportedProgram, dynamic: Collection[str]
+) -> None:
+    """Raise UsageError if a program cannot run images larger than its example.
+
+    It checks the size of its images itself, but ONNX files do not.
+    """
+    reason = ''
+    if any(x.upper < LONGEST_SIDE for x in program.range_constraints.values()):
+        reason = 'the example is smaller than a window'
+    for size in _larger_sizes(graph, dynamic):
+        try:
+            program.module()(_noise(graph, 2 if 'batch' in dynamic else 1, size))
+        except (AssertionError, RuntimeError) as error:
+            reason = reason or str(error).splitlines()[0]
+    if reason:
+        raise UsageError(
+            'shape must be larger for a dynamic height or width, or the model cannot '
+            f'have them ({reason}); got {graph.size[0]} {graph.size[1]}.'
+        )
+
+
+def _larger_sizes(graph: Graph, dynamic: Collection[str]) -> list[tuple[int, int]]:
+    """Return sizes to run, odd ones among them; that of the graph if it is fixed."""
+    height, width = graph.size
+    down, across = 'height' in dynamic, 'width' in dynamic
+    if not (down or across):
+        return [graph.size]
+    return [
+        (height + 37 * down, width + 32 * across),
+        (height + 32 * down, width + (width + 1) * across),
+    ]
 
 
 def _calls(program: torch.export.ExportedProgram, operator: str) -> bool:

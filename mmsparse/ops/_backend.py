@@ -54,12 +54,16 @@ def is_transforming() -> bool:
 
 
 def is_symbolic(*lengths: int) -> bool:
-    """Return whether the compiler or ``torch.export`` records a size as unknown."""
+    """Return whether the compiler or ``torch.export`` records a size as unknown.
+
+    Older versions of torch cannot say that: False.
+    """
     if not _is_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value
+    from torch.fx.experimental import symbolic_shapes
 
-    return not all(has_static_value(length) for length in lengths)
+    is_known = getattr(symbolic_shapes, 'has_static_value', lambda length: True)
+    return not all(is_known(length) for length in lengths)
 
 
 def is_exporting() -> bool:

@@ -102,9 +102,8 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
     # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
     q = F.pad(q, (0, 0, 0, size[1] - width, 0, size[0] - height))
-    q = partition_by_head(q, grid, num_heads).flatten(
-        1, 2
-    )  # (B, R * heads, queries, D)
+    q = partition_by_head(q, grid, num_heads)
+    q = q.flatten(1, 2)  # (B, R * heads, queries, D)
 
     # 3. Copy the patches of keys and values, which overlap, into one feature map.
     rows, columns = down.keys.flatten(), across.keys.flatten()
@@ -173,9 +172,8 @@ def _cut(length: int, kernel: int, device: torch.device) -> _Cut:
     tile = TILE_LENGTH if symbolic else -(-length // count)
     patch = tile + kernel - 1 if symbolic else min(tile + kernel - 1, length)
     tiles = torch.arange(count, device=device)
-    keys = _first_key(
-        tile * tiles, length, kernel, num_keys=kernel if symbolic else patch
-    )
+    num_keys = kernel if symbolic else patch  # that must fit
+    keys = _first_key(tile * tiles, length, kernel, num_keys)
     keys = keys[:, None] + torch.arange(patch, device=device)  # (tiles, keys)
 
     # 2. Tiles from `begin` until before `end` have patches that did not move: they are

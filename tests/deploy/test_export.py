@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
+from tiny_backbones import ARCHS
 from torch import nn
 
 from mmsparse.apis import build_model, read_config, register_host
@@ -160,8 +161,22 @@ def build_micro():
     return build_classifier(backbone, width=16, to_rgb=True)
 
 
-def test_height_and_width_of_a_shunted_transformer_may_be_dynamic(tmp_path):
-    graph = build_graph(build_micro(), (64, 96))
+def build_small(name, **changes):
+    """Build a classifier with the first stage of one of the tiny backbones."""
+    backbone, arch = ARCHS[name]
+    config = dict(
+        type=f'mmsparse.{backbone.__name__}', arch=arch | changes, out_indices=(0,)
+    )
+    return build_classifier(config, width=16, to_rgb=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes'),
+    [('shunted', {}), ('dat-2022', dict(block_types='LD'))],
+    ids=['shunted', 'dat'],
+)
+def test_height_and_width_of_a_classifier_may_be_dynamic(name, changes, tmp_path):
+    graph = build_graph(build_small(name, **changes), (64, 80))
     path = tmp_path / 'model.onnx'
 
     export_onnx(graph, path, dynamic=('height', 'width'))
@@ -173,24 +188,40 @@ def test_height_and_width_of_a_shunted_transformer_may_be_dynamic(tmp_path):
     assert [x.dim_param or x.dim_value for x in shape] == [1, 3, 'height', 'width']
 
 
+def test_an_unknown_axis_raises():
+    graph = build_graph(build_micro(), (64, 96))
+
+    with pytest.raises(UsageError, match=r"must be of \('batch', .*; got \['depth'\]"):
+        export_program(graph, dynamic=['depth'])
+
+
 @pytest.mark.parametrize(
-    ('size', 'dynamic', 'message'),
+    ('block_types', 'size', 'message'),
     [
-        ((64, 80), ['height'], 'multiples of 32 from 64 for .* height .*; got 64 80'),
-        ((64, 96), ['depth'], r"must be of \('batch', .*; got \['depth'\]"),
+        ('N', (20, 64), r'smaller than a window\); got 20 64'),
+        ('M', (64, 80), r'Guard failed.*\); got 64 80'),
     ],
 )
-def test_a_size_that_cannot_be_dynamic_raises(size, dynamic, message):
-    graph = build_graph(build_micro(), size)
+def test_a_program_for_few_sizes_raises(block_types, size, message):
+    model = build_small('dat-2023', block_types=block_types, depths=1, mlp_kernels=0)
+    graph = build_graph(model, size)
+
+    with pytest.raises(UsageError, match=f'shape must be larger for .*{message}'):
+        export_program(graph, dynamic=['height', 'width'])
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (build_segmentor, 'EncoderDecoder with ShuntedTransformer: mmseg records'),
+        (partial(build_small, 'biformer'), 'ImageClassifier with BiFormer: of class'),
+    ],
+    ids=['segmentor', 'biformer'],
+)
+def test_a_model_that_depends_on_the_size_raises(build, message):
+    graph = build_graph(build(), (64, 96))
 
     with pytest.raises(UsageError, match=message):
-        export_program(graph, dynamic=dynamic)
-
-
-def test_a_model_that_depends_on_the_size_raises():
-    graph = build_graph(build_segmentor(), (64, 96))
-
-    with pytest.raises(UsageError, match='got EncoderDecoder with ShuntedTransformer'):
         export_program(graph, dynamic=['batch', 'width'])
 
 

@@ -52,7 +52,7 @@ def test_a_saved_trace_gives_the_same_feature_maps(
 
 
 def test_a_saved_trace_of_a_classifier_gives_the_same_logits(tmp_path):
-    model = Classifier(build('biformer'), channels=32, num_classes=5).eval()
+    model = Classifier(build('biformer'), num_classes=5).eval()
     torch.jit.trace(model, torch.rand(1, 3, 64, 64)).save(tmp_path / 'traced.pt')
 
     assert_equal(torch.jit.load(tmp_path / 'traced.pt'), model, (3, 3, 64, 64))

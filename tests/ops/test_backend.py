@@ -4,8 +4,9 @@ from threading import Thread
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental import symbolic_shapes
 
-from mmsparse.ops import biased_attention, reference_only
+from mmsparse.ops import _backend, biased_attention, reference_only
 from mmsparse.ops._backend import resolve_backend
 from mmsparse.ops.attention import MATH_MAX_LOGITS
 
@@ -96,3 +97,10 @@ def test_reference_only_is_compiled_in():
 
     with reference_only():
         torch.testing.assert_close(compiled(x, x, x), biased_attention(x, x, x))
+
+
+def test_sizes_are_known_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.setattr(_backend, '_is_compiling', lambda: True)
+    monkeypatch.delattr(symbolic_shapes, 'has_static_value')
+
+    assert not _backend.is_symbolic(3, 4)

@@ -283,7 +283,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -
 complete -c mmsparse -n '_shtab_mmsparse_using export' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'ONNX file (default: work_dirs/export/CONFIG.onnx)'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l shape -x -d 'height and width of the images (default: 224 224)'
-complete -c mmsparse -n '_shtab_mmsparse_using export' -l dynamic -xka "batch height width" -d 'axes of any length (default: batch): batch, and for Shunted Transformer height and width, in multiples of 32; none if empty'
+complete -c mmsparse -n '_shtab_mmsparse_using export' -l dynamic -xka "batch height width" -d 'axes of any length (default: batch): batch, and for classifiers with DAT or Shunted Transformer height and width, from --shape up; none if empty'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l sampler -xka "grid_sample gather plugin" -d 'how feature maps are sampled (default: grid_sample): GridSample of ONNX; gather, the same by gathers; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l opset -x -d 'version of ONNX'"'"'s operators (default: 18); 18 to 25 work with torch 2.12 and onnxscript 0.7.2'
 complete -c mmsparse -n '_shtab_mmsparse_using export' -l simplify -d 'simplify the graph with onnxslim'

@@ -305,7 +305,7 @@ _shtab_mmsparse_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--out[ONNX file (default\: work_dirs\/export\/CONFIG.onnx)]:FILE:_files"
   "--shape[height and width of the images (default\: 224 224)]:('H', 'W'):"
-  "--dynamic[axes of any length (default\: batch)\: batch, and for Shunted Transformer height and width, in multiples of 32\; none if empty]:AXIS:(batch height width)"
+  "--dynamic[axes of any length (default\: batch)\: batch, and for classifiers with DAT or Shunted Transformer height and width, from --shape up\; none if empty]:AXIS:(batch height width)"
   "--sampler[how feature maps are sampled (default\: grid_sample)\: GridSample of ONNX\; gather, the same by gathers\; or plugin, with nodes for the TensorRT plugin of multi-scale deformable attention, and gathers elsewhere]:sampler:(grid_sample gather plugin)"
   "--opset[version of ONNX\'s operators (default\: 18)\; 18 to 25 work with torch 2.12 and onnxscript 0.7.2]:opset:"
   "--simplify[simplify the graph with onnxslim]"
