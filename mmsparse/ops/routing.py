@@ -105,7 +105,7 @@ def bilevel_routing_attention(
     described = (q, k) if routing == 'differentiable' else (q.detach(), k.detach())
     routed = route(*described, topk, regions_per_side, scale, router)
     # 2. Fill the last regions with zeros.
-    size = q.shape[1:3]
+    height, width = q.shape[1:3]
     q, k, v = (pad_to_multiple(x, routed.region) for x in (q, k, v))
     # 3. Pool keys and values within their regions.
     k, v = (pool_keys(x, routed.grid, kv_pool) for x in (k, v))
@@ -115,7 +115,7 @@ def bilevel_routing_attention(
         q, k, v, routed.routes, routed.grid, num_heads, scale, weights, backend
     )
     # 5. Crop the padding.
-    return crop(out, size)
+    return crop(out, (height, width))
 
 
 def route(
