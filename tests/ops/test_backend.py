@@ -99,7 +99,7 @@ def test_reference_only_is_compiled_in():
         torch.testing.assert_close(compiled(x, x, x), biased_attention(x, x, x))
 
 
-def test_sizes_are_known_where_torch_cannot_tell(monkeypatch):
+def test_sizes_are_known_where_torch_cannot_report_them(monkeypatch):
     monkeypatch.setattr(_backend, '_is_compiling', lambda: True)
     monkeypatch.delattr(symbolic_shapes, 'has_static_value')
 
