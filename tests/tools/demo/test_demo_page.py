@@ -136,7 +136,7 @@ def test_a_visitor_uploads_an_image_chooses_a_model_and_clicks(page, tmp_path):
     options = "[...document.querySelectorAll('[role=option]')]"
     wait_for(lambda: page.evaluate(f'{options}.length'), 'no models')
     page.evaluate(
-        f"{options}.find(x => x.innerText.includes('dat-nano'))"
+        f"{options}.find(x => x.innerText.includes('dat-nano, random'))"
         ".dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))"
     )
     wait_for_text(page, '#notice', 'dat-nano has random weights')
