@@ -145,10 +145,11 @@ def _recognize_other(path: Path) -> str | None:
         return 'a web page instead of a checkpoint; download the file itself'
     if start.startswith(b'version https://git-lfs'):
         return 'a pointer of Git LFS instead of a checkpoint; fetch it: git lfs pull'
-    if start.startswith(b'PK') and _is_safetensors(path):
+    safetensors = _is_safetensors(path)
+    if safetensors and start.startswith(b'PK'):
         return "a zip archive, as torch's checkpoints are; rename it to .pth"
     header = int.from_bytes(start[:8], 'little')  # its length
-    if start[8:10] == b'{"' and header < path.stat().st_size:
+    if not safetensors and start[8:10] == b'{"' and header < path.stat().st_size:
         return 'a file of safetensors; rename it to .safetensors'
     return None
 

@@ -161,7 +161,7 @@ def short_header(path):
 
 UNREADABLE = {
     'missing': (lambda path: None, 'no such file'),
-    'folder': (Path.mkdir, 'no such file'),
+    'folder': (Path.mkdir, 'no such file|is a folder; give the file'),
     'empty': (text(b''), 'is empty'),
     'text': (text(b'no checkpoint\n'), 'is damaged, or no checkpoint'),
     'image': (text(b'\x89PNG\r\n\x1a\n' + bytes(99)), 'is damaged, or no checkpoint'),
