@@ -51,15 +51,20 @@ def address(tmp_path):
     command = ['-c', PROGRAM, ROOT / 'tools/demo.py', '--port', str(port)]
     with log.open('w') as output:
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Jobs in the background of a shell ignore it, and so would the command.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_for(lambda: 'Ctrl+C' in log.read_text() or process.poll(), 'no page', 120)
         (served,) = re.findall(r'http://127\.0\.0\.1:\d+/', log.read_text())
         yield served
-    finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
+    finally:
+        process.kill()
     assert log.read_text().splitlines() == [
         f'http://127.0.0.1:{port}/ (Ctrl+C ends the demo)'
     ]
