@@ -1,6 +1,6 @@
 """The configs of mmsparse by name, from its metafiles."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -38,10 +38,17 @@ class Entry:
 
 
 @cache
+def read_metafiles() -> dict[str, dict[str, Any]]:
+    """Return what all metafiles have of their models, by name."""
+    paths = _read(ROOT / 'model-index.yml')['Import']
+    models = (model for path in paths for model in _read(ROOT / path)['Models'])
+    return {model['Name']: model for model in models}
+
+
+@cache
 def read_index() -> dict[str, Entry]:
     """Return the configs in all metafiles by name."""
-    index = _read(ROOT / 'model-index.yml')
-    return {x.name: x for path in index['Import'] for x in _entries(ROOT / path)}
+    return {name: _entry(model) for name, model in read_metafiles().items()}
 
 
 def find_config(name: str) -> Path:
@@ -57,11 +64,9 @@ def find_config(name: str) -> Path:
     raise UsageError(f'config: no such file: {name}{hint}')
 
 
-def _entries(metafile: Path) -> Iterator[Entry]:
-    for model in _read(metafile)['Models']:
-        host = HOSTS[model['Results'][0]['Task']]
-        path = ROOT / model['Config']
-        yield Entry(model['Name'], path, host, model.get('Weights'))
+def _entry(model: Mapping[str, Any]) -> Entry:
+    host = HOSTS[model['Results'][0]['Task']]
+    return Entry(model['Name'], ROOT / model['Config'], host, model.get('Weights'))
 
 
 def _read(path: Path) -> dict[str, Any]:

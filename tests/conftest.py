@@ -81,6 +81,21 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
+def logged_by(monkeypatch):
+    """Return a function that records the lines which modules log."""
+
+    def record(*modules):
+        lines = []
+        for module in modules:
+            monkeypatch.setattr(
+                module, 'print_log', lambda text, *_, **__: lines.append(text)
+            )
+        return lines
+
+    return record
+
+
+@pytest.fixture
 def clean_registries():
     """Remove the backbones and layers that a test registers."""
     from mmsparse.models.backbones import BACKBONES

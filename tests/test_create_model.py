@@ -26,13 +26,9 @@ test_pipeline = [
 
 
 @pytest.fixture
-def logged(monkeypatch):
-    lines = []
-    for module in (create, pretrained):
-        monkeypatch.setattr(
-            module, 'print_log', lambda text, *_, **__: lines.append(text)
-        )
-    return lines
+def logged(logged_by):
+    """Lines that the factory logs."""
+    return logged_by(create, pretrained)
 
 
 @pytest.fixture(params=['.pth', '.safetensors'])

@@ -16,14 +16,9 @@ EVERY = dict(out_indices=(0, 1, 2, 3))
 
 
 @pytest.fixture
-def logged(monkeypatch):
+def logged(logged_by):
     """Lines that the factory logs."""
-    lines = []
-    for module in (create, pretrained):
-        monkeypatch.setattr(
-            module, 'print_log', lambda text, *_, **__: lines.append(text)
-        )
-    return lines
+    return logged_by(create, pretrained)
 
 
 def official_weights(family, arch='nano', classes=3, **settings):

@@ -8,7 +8,6 @@ from typing import Any
 
 from _cli import check_files, command, run
 
-import yaml
 from torch import Tensor
 
 from mmsparse import create_backbone, list_models
@@ -22,8 +21,8 @@ from mmsparse.weights import Entry, cache, entries, hub, locate
 from mmsparse.weights.manifest import CLASSIFICATION, find_entry, model_in
 from mmsparse.weights.repository import Card, Result, write_repository
 from mmsparse.weights.sources import obtain
+from mmsparse.zoo import read_metafiles
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = (CLASSIFICATION, 'detection', 'segmentation')
 BY_COMMAND, UNVERIFIED, BY_HAND = 'get', 'get --unverified', 'by hand'
 HELP = {
@@ -196,7 +195,7 @@ def describe(
     entry = next((x for x in entries() if x.tensors_sha256 == tensors), None)
     name = args.name or (entry.name if entry else Path(args.file).stem)
     model = args.model or find_model(name, meta)
-    found = read_metafile(name)
+    found = read_metafiles().get(name, {})
     if entry is None:  # for a converted file, the release that it is from
         released = [x for x in entries() if x.name == name or x.model == model]
         entry = next((x for x in released if x.official and 'source' in meta), None)
@@ -232,15 +231,6 @@ def find_license(entry: Entry | None) -> str:
         f'{entry.page} gives no license, so that these weights may not be shared '
         f'unless its authors allow it; then give --license'
     )
-
-
-def read_metafile(name: str) -> dict[str, Any]:
-    """Return the model of this name in a metafile, {} if there is none."""
-    for path in ROOT.glob('configs/*/metafile.yml'):
-        for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models']:
-            if model['Name'] == name:
-                return model
-    return {}
 
 
 COMMANDS = {'list': list_weights, 'get': get, 'verify': verify, 'push': push}

@@ -5,9 +5,7 @@ the releases in weights/releases.yml. NAME is a model of a metafile, which has i
 data and results.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from _cli import run
 
 import yaml
-from zoo_tables import Model, all_models
+from zoo_tables import ROOT, Model, all_models, parse_args, write
 
 from mmsparse import list_models
 from mmsparse.checkpoint.files import sha256
@@ -23,7 +21,6 @@ from mmsparse.checkpoint.state_dict import read_weights, tensors_sha256
 from mmsparse.errors import UsageError
 from mmsparse.weights.manifest import model_in
 
-ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = Path('mmsparse', 'weights', 'weights.json')
 RELEASES = Path('weights', 'releases.yml')
 TASKS = {
@@ -35,27 +32,13 @@ LICENSE = 'Apache-2.0'  # of mmsparse
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args(__doc__)
     text = json.dumps([*own(), *released()], indent=2) + '\n'
-    path = ROOT / MANIFEST
-    if path.is_file() and path.read_text() == text:
-        return
-    if args.check:
-        sys.exit(f'error: outdated {MANIFEST}; run python tools/weights_manifest.py')
-    path.write_text(text)
-    print(MANIFEST)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    write(
+        {MANIFEST: text},
+        args.check,
+        'outdated {}; run python tools/weights_manifest.py',
     )
-    parser.add_argument(
-        '--check',
-        action='store_true',
-        help='write nothing; exit with 1 if the manifest is outdated',
-    )
-    return parser.parse_args()
 
 
 def own() -> Iterator[dict[str, Any]]:

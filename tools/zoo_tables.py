@@ -20,7 +20,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -102,29 +102,31 @@ class Model:
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args(__doc__)
     pages = {PAGE: HEADER + table(all_models(), PAGE, summary=True)}
     for page in [Path('README.md'), *files('README.md')]:
         pages[page] = fill((ROOT / page).read_text(), page)
+    write(pages, args.check, 'outdated tables in {}; run python tools/zoo_tables.py')
+
+
+def write(pages: Mapping[Path, str], check: bool, problem: str) -> None:
+    """Write the files that differ; with check, exit with their names in problem."""
     outdated = [page for page, text in pages.items() if read(page) != text]
-    if args.check and outdated:
-        sys.exit(
-            f'error: outdated tables in {", ".join(map(str, outdated))}; '
-            'run python tools/zoo_tables.py'
-        )
+    if check and outdated:
+        sys.exit(f'error: {problem.format(", ".join(map(str, outdated)))}')
     for page in outdated:
         (ROOT / page).write_text(pages[page])
         print(page)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         '--check',
         action='store_true',
-        help='write nothing; exit with 1 if a page is outdated',
+        help='write nothing; exit with 1 if a file is outdated',
     )
     return parser.parse_args()
 

@@ -11,6 +11,7 @@ from mmsparse.factory.data_config import CLASSES, default_data
 from mmsparse.factory.names import split_name
 from mmsparse.models.backbones import BACKBONES
 from mmsparse.weights import entries
+from mmsparse.weights.hub import SCHEME as HUB
 
 # Arguments of timm's functions that are not for the model; it returns feature maps
 # without one of timm's wrappers.
@@ -107,5 +108,5 @@ def _source(cfg: Mapping[str, Any]) -> str | bool:
     if cfg.get('file') or cfg.get('url'):
         return cfg.get('file') or cfg['url']
     if cfg.get('hf_hub_id'):
-        return f'hf-hub:{cfg["hf_hub_id"]}'
+        return f'{HUB}{cfg["hf_hub_id"]}'
     return True

@@ -37,12 +37,9 @@ class TTA(BaseTTAModel):
 
 
 @pytest.fixture
-def logged(monkeypatch):
+def logged(logged_by):
     """Lines about loaded weights."""
-    lines = []
-    for module in (safe_checkpoints, pretrained):
-        monkeypatch.setattr(module, 'print_log', lambda text, _: lines.append(text))
-    return lines
+    return logged_by(safe_checkpoints, pretrained)
 
 
 @pytest.fixture

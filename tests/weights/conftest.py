@@ -56,14 +56,9 @@ def use_entries(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lines(monkeypatch):
+def lines(logged_by):
     """The lines that are logged."""
-    logged = []
-    for module in (download, hub, sources):
-        monkeypatch.setattr(
-            module, 'print_log', lambda text, *_, **__: logged.append(text)
-        )
-    return logged
+    return logged_by(download, hub, sources)
 
 
 @pytest.fixture

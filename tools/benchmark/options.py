@@ -94,6 +94,16 @@ def add_operators(
     parser.add_argument('--no-training', action='store_true', help='forward pass only')
 
 
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--size',
+        type=parse_size,
+        default=(224, 224),
+        metavar='HxW',
+        help='height and width of the images (224x224)',
+    )
+
+
 def add_backbone(
     commands: argparse._SubParsersAction, models: argparse.ArgumentParser
 ) -> None:
@@ -108,13 +118,7 @@ def add_backbone(
         'backward, and the peak memory of both.',
     )
     parser.add_argument('configs', nargs='+', help='configs with mmsparse backbones')
-    parser.add_argument(
-        '--size',
-        type=parse_size,
-        default=(224, 224),
-        metavar='HxW',
-        help='height and width of the images (224x224)',
-    )
+    _add_size(parser)
     parser.add_argument(
         '--no-reference',
         action='store_true',
@@ -162,13 +166,7 @@ def add_precision(
         metavar='FOLDER',
         help='PNG and JPEG files at equal steps of its sorted list (random images)',
     )
-    parser.add_argument(
-        '--size',
-        type=parse_size,
-        default=(224, 224),
-        metavar='HxW',
-        help='height and width of the images (224x224)',
-    )
+    _add_size(parser)
 
 
 def add_detector(
@@ -244,13 +242,7 @@ def add_export(
         'the runtimes is not measured.',
     )
     parser.add_argument('configs', nargs='+', help='configs of models')
-    parser.add_argument(
-        '--size',
-        type=parse_size,
-        default=(224, 224),
-        metavar='HxW',
-        help='height and width of the images (224x224)',
-    )
+    _add_size(parser)
     parser.add_argument(
         '--samplers',
         nargs='+',

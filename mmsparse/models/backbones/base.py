@@ -1,14 +1,11 @@
 """Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,6 +20,7 @@ from mmsparse.models.backbones.feature_info import (
     resolve_indices,
     resolve_out_indices,
 )
+from mmsparse.models.backbones.images import adapt_channels, check_images, fix_size
 from mmsparse.models.layers.common import channels_last, check_choice
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
@@ -263,9 +261,9 @@ class StagedBackbone(BaseModule):
         return list(kept)
 
     def _prepare(self, x: Tensor) -> Tensor:
-        _check_images(x, self.in_channels, self.min_side)
+        check_images(x, self.in_channels, self.min_side)
         if torch.jit.is_tracing():
-            x = _fix_size(x)
+            x = fix_size(x)
         # In channels-last memory format; torch.func cannot ask for it by name.
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
@@ -390,7 +388,7 @@ class StagedBackbone(BaseModule):
     ) -> None:
         for name, module in self.named_modules(prefix=prefix[:-1]):
             if isinstance(module, nn.Conv2d):
-                _adapt_channels(state_dict, f'{name}.weight', module.weight.shape)
+                adapt_channels(state_dict, f'{name}.weight', module.weight.shape)
                 break
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -444,65 +442,3 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     step = last / max(sum(depths) - 1, 1)
     ends = list(accumulate(depths, initial=0))
     return [[step * i for i in range(*stage)] for stage in pairwise(ends)]
-
-
-def _check_images(x: Tensor, channels: int, min_side: int) -> None:
-    if x.ndim != 4 or not x.shape[0] or min(x.shape[2:]) < min_side:
-        raise ValueError(
-            f'x must be images of shape (B, {channels}, H, W) with B at least 1 and H '
-            f'and W at least {min_side}, for the last stage; got {tuple(x.shape)}. '
-            'Resize or pad them.'
-        )
-    if x.shape[1] != channels:
-        raise ValueError(
-            f'x must be images of in_channels={channels} channels; got {x.shape[1]}, '
-            f'shape {tuple(x.shape)}. Set in_channels={x.shape[1]} of the backbone, or '
-            f'load images of {channels} channels.'
-        )
-
-
-def _fix_size(x: Tensor) -> Tensor:
-    """Make the graph of ``torch.jit.trace`` raise an error for images of another size.
-
-    Padding and grids of the traced size are constants in it. Legacy ONNX export drops
-    the check, but keeps the expansion, which fails, too.
-    """
-    height, width = (int(length) for length in x.shape[-2:])
-    return _size_check()(x, height, width).expand(-1, -1, height, width)
-
-
-@cache
-def _size_check() -> Callable[[Tensor, int, int], Tensor]:
-    with warnings.catch_warnings():  # torch.jit is deprecated; only tracing gets here
-        warnings.simplefilter('ignore')
-        return torch.jit.script(_check_size)
-
-
-def _check_size(x: Tensor, height: int, width: int) -> Tensor:
-    found = x.shape[2], x.shape[3]
-    if found != (height, width):
-        raise ValueError(
-            f'x must be images of the traced size {(height, width)}; got {found}. '
-            'Trace the model for this size, or use torch.export.'
-        )
-    return x
-
-
-def _adapt_channels(
-    state_dict: dict[str, Tensor], name: str, shape: Sequence[int]
-) -> None:
-    """Adapt a convolution of RGB images to other channels, in place, as timm does.
-
-    One channel sums the weights, and thus equals RGB of three equal channels. Others
-    repeat them, scaled to the same sum. Weights of other sizes are not changed.
-    """
-    weight, channels = state_dict.get(name), shape[1]
-    if channels == 3 or weight is None or weight.shape != (shape[0], 3, *shape[2:]):
-        return
-    if channels == 1:
-        adapted = weight.sum(1, keepdim=True)
-    else:
-        repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
-        adapted = repeated * (3 / channels)
-    state_dict[name] = adapted
-    print_log(f'{name}: RGB weights adapted to in_channels={channels}.', 'current')

@@ -12,7 +12,7 @@ from mmsparse import create_backbone, create_model
 from mmsparse.apis import load_weights
 from mmsparse.checkpoint.state_dict import load_state_dict
 from mmsparse.conversion.families import FAMILIES
-from mmsparse.models.backbones import BACKBONES, base
+from mmsparse.models.backbones import BACKBONES, images
 from mmsparse.models.backbones.base import image_channels
 
 NANOS = [f'{family}-nano' for family in BACKBONES]
@@ -24,11 +24,9 @@ def build(request):
 
 
 @pytest.fixture
-def logged(monkeypatch):
+def logged(logged_by):
     """Lines that backbones log."""
-    lines = []
-    monkeypatch.setattr(base, 'print_log', lambda text, *_, **__: lines.append(text))
-    return lines
+    return logged_by(images)
 
 
 def stem(backbone):
