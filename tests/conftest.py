@@ -12,6 +12,7 @@ from digits import dataset
 from forked import Forked
 from mmengine.config import config as config_module
 from mmengine.config import utils as config_utils
+from mmengine.registry import DefaultScope
 from mmengine.utils import get_installed_path
 from yapf.yapflib.yapf_api import FormatCode
 
@@ -112,6 +113,12 @@ def clean_registries():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Remove the scope that a runner or an inferencer of an earlier test has set."""
+    DefaultScope._instance_dict.clear()
 
 
 def pytest_collection_finish():
