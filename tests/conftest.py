@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmengine.utils import get_installed_path
 from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
+from mmsparse.ops import _devices
 
 ROOT = Path(__file__).parents[1]
 # Expected failures in other stacks: text of the test's id or report, and the reason.
@@ -79,6 +81,17 @@ def pytest_runtest_makereport(item, call):
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # GPU kernels run as Python.
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Return a function that changes the settings of the ops on CPUs."""
+
+    def change(**settings):
+        changed = replace(_devices.CPU, **settings)
+        monkeypatch.setattr(_devices, 'CPU', changed)
+
+    return change
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ warnings.simplefilter('ignore')
 
 import mmsparse
 # They need Triton and transformers.
-OPTIONAL = ('mmsparse.ops.routing_triton', 'mmsparse.integrations.huggingface')
+OPTIONAL = ('mmsparse.ops.triton.routed', 'mmsparse.integrations.huggingface')
 for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
     if module.name not in OPTIONAL:
         importlib.import_module(module.name)

@@ -9,18 +9,11 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmsparse.ops._backend import is_tracing, resolve_backend
+from mmsparse.ops._devices import settings_for
 from mmsparse.ops._precision import no_autocast
 
 CHECKPOINT_BACKENDS = ('auto', 'reference', 'checkpointed')
 CHUNK_BACKENDS = ('auto', 'reference', 'chunked')
-# Elements of a chunk's largest tensor, 16 MiB. Measured on a CPU for a hidden feature
-# map of 49 MiB, as a share of the time without chunks: 0.47 forward and 0.57 with
-# backward for chunks of 12 MiB; 1.09 and 1.07 where the C library keeps freed memory
-# (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_).
-CHUNK_NUMEL = 2**22
-# Elements of the argument from which checkpointing pays, 4 MiB: to compute small
-# feature maps again takes time and saves hardly any memory.
-CHECKPOINT_NUMEL = 2**20
 
 
 def checkpointed(
@@ -28,8 +21,8 @@ def checkpointed(
 ) -> Tensor:
     """Call a function with activation checkpointing.
 
-    ``auto`` does so on a CPU and for ``CHECKPOINT_NUMEL`` elements or more; the MLPs
-    that use it take 5 to 10 % longer. It was not measured elsewhere.
+    ``auto`` does so on a CPU, for large arguments; the MLPs that use it take 5 to 10 %
+    longer. It was not measured elsewhere.
 
     Args:
         function: Deterministic function of a tensor. The backward pass computes it
@@ -46,8 +39,8 @@ def checkpointed(
     """
     backend = resolve_backend(backend, CHECKPOINT_BACKENDS)
     if backend == 'auto':
-        pays = x.requires_grad and _is_eager_on_cpu(x)  # before sizes: tracing
-        pays = pays and x.numel() >= CHECKPOINT_NUMEL
+        pays = x.requires_grad and not is_tracing()  # before sizes: tracing
+        pays = pays and x.numel() >= settings_for(x).checkpoint_min_numel
         backend = 'checkpointed' if pays else 'reference'
     if backend == 'reference':
         return function(x)
@@ -70,7 +63,8 @@ def chunked(
         x: Argument of the function, (B, ...).
         numel: Elements that the function's largest tensor has for one image.
         backend: ``reference`` (the whole batch), ``chunked`` (as many images as have
-            ``CHUNK_NUMEL`` elements, at least one) or ``auto``.
+            ``chunk_numel`` elements, see
+            :class:`mmsparse.ops._devices.Settings`, at least one) or ``auto``.
 
     Returns:
         (B, ...).
@@ -80,13 +74,13 @@ def chunked(
     """
     backend = resolve_backend(backend, CHUNK_BACKENDS)
     if backend == 'auto':
-        backend = 'chunked' if _is_eager_on_cpu(x) else 'reference'
+        backend = 'reference' if is_tracing() else 'chunked'
     if backend == 'reference':
         return function(x)
-    length = max(CHUNK_NUMEL // numel, 1)
+    length = max(settings_for(x).chunk_numel // numel, 1)
     if x.shape[0] <= length:
         return function(x)
-    return torch.cat([function(chunk) for chunk in x.split(length)])
+    return torch.cat([function(chunk) for chunk in x.split(int(length))])
 
 
 def chunked_attention(
@@ -155,11 +149,6 @@ class _ChunkedAttention(torch.autograd.Function):
             )
         )
         return (None, None, None, *joined, *(x.grad for x in shared))
-
-
-def _is_eager_on_cpu(x: Tensor) -> bool:
-    """Return whether chunks and checkpoints pay; the compiler has its own."""
-    return x.device.type == 'cpu' and not is_tracing()
 
 
 def _split(tensors: Iterable[Tensor], length: int) -> Iterable[tuple[Tensor, ...]]:

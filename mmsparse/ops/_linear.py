@@ -5,13 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops._backend import is_exporting, is_symbolic, resolve_backend
+from mmsparse.ops._devices import settings_for
 
 BACKENDS = ('auto', 'reference', 'convolution')
-# Tokens from which, on a CPU, oneDNN's convolutions are faster than torch's BLAS
-# library. Measured on an AMD processor with 2 threads, as a share of the time of BLAS:
-# forward 0.7 to 1.1 at 3136 tokens (the most at 64 channels), 0.8 to 1.6 at 784, 1.0 to
-# 2.4 at 49; with backward 0.8 to 1.1, 0.9 to 2.3 and 1.0 to 1.9.
-CONVOLUTION_MIN_TOKENS = 1024
 ONEDNN = torch.backends.mkldnn.is_available()  # a call that cannot be compiled
 
 
@@ -48,5 +44,5 @@ def _suits_convolution(x: Tensor) -> bool:
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not is_symbolic(*x.shape[:-1])
-        and x.shape[:-1].numel() >= CONVOLUTION_MIN_TOKENS
+        and x.shape[:-1].numel() >= settings_for(x).convolution_min_tokens
     )

@@ -11,13 +11,10 @@ from mmsparse.ops._backend import (
     is_transforming,
     resolve_backend,
 )
+from mmsparse.ops._devices import settings_for
 from mmsparse.ops._precision import no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
-# Logits of a head up to which, on a CPU, math is faster than the fused kernel, forward
-# and backward. Measured, as a share of its time: a third at 16x16, two thirds at 64x64,
-# all of it at 196x196, 1.7 at 273x273.
-MATH_MAX_LOGITS = 64 * 64
 
 
 def biased_attention(
@@ -74,12 +71,12 @@ def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if torch.jit.is_tracing():  # with or without gradients
         learned = bias is not None
-    small = _is_small(q.shape[-2], k.shape[-2])
+    queries, keys = q.shape[-2], k.shape[-2]
+    small = (
+        not is_symbolic(queries, keys)
+        and queries * keys <= settings_for(q).math_max_logits
+    )
     return unfused if small or learned else 'sdpa'
-
-
-def _is_small(queries: int, keys: int) -> bool:
-    return not is_symbolic(queries, keys) and queries * keys <= MATH_MAX_LOGITS
 
 
 def _suits_math(q: Tensor, bias: Tensor | None) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmsparse.ops import attention
 from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
+from mmsparse.ops._devices import limit_unless_fits, settings_for
 from mmsparse.ops._precision import no_autocast, precise_dtype
 from mmsparse.ops.attention import (
     biased_attention,
@@ -23,9 +24,9 @@ from mmsparse.ops.pyramid import axes_to_points, cell_centers
 from mmsparse.ops.sampling import grid_sample
 
 BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled')
-CHUNKED_MIN_LOGITS = 2**23  # logits of a batch from which queries attend in chunks
-CHUNK_LOGITS = 2**20  # logits of a chunk
-TILED_MIN_LOGITS = 2**21  # logits of a head from which tiles are faster on a CPU
+# Tensors of the size of the logits that are needed at a time: bias, logits, weights,
+# and coordinates of pairs, which a group of heads shares.
+LOGIT_TENSORS = 5
 
 
 def deformable_attention(
@@ -94,12 +95,15 @@ def _choose_backend(q: Tensor, k: Tensor, num_heads: int) -> str:
     """Choose by the number of logits; the compiler does not need chunks or tiles."""
     if is_tracing():
         return 'auto'
+    settings = settings_for(q)
     num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
-    if num_logits >= TILED_MIN_LOGITS and q.is_cpu and q.dtype == torch.float32:
+    if num_logits >= settings.tiled_min_logits and q.dtype == torch.float32:
         return 'tiled'
-    if q.shape[0] * num_heads * num_logits > CHUNKED_MIN_LOGITS:
-        return 'chunked'
-    return 'auto'
+    num_logits *= q.shape[0] * num_heads
+    limit = limit_unless_fits(
+        settings.chunked_min_logits, LOGIT_TENSORS * num_logits, q
+    )
+    return 'chunked' if num_logits > limit else 'auto'
 
 
 def _reference_bias(
@@ -132,7 +136,7 @@ def _chunked(
         _attend_rows,
         (q.transpose(0, 1), axes[0]),
         (k, v, locations, table, axes[1]),
-        max(CHUNK_LOGITS // row_logits, 1),
+        max(settings_for(q).chunk_logits // row_logits, 1),
     )
     return out.transpose(0, 1)
 

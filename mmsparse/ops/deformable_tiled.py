@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmsparse.ops._devices import settings_for
 from mmsparse.ops._precision import no_autocast, precise_dtype
 
-TILE_LOGITS = 2**22  # logits of a head that exist at a time
 COLUMN_MULTIPLE = 16  # of the columns of a tile: a cache line of float32 is gathered
 
 
@@ -148,7 +148,7 @@ def _tiles(
     """
     batch, num_groups, num_keys, _ = locations.shape
     heads_per_group = len(table) // num_groups
-    width = TILE_LOGITS // (num_keys * len(rows))
+    width = settings_for(table).tile_logits // (num_keys * len(rows))
     width = max(width // COLUMN_MULTIPLE, 1) * COLUMN_MULTIPLE
     for b in range(batch):
         for group in range(num_groups):

@@ -11,9 +11,7 @@ from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
 
 BACKENDS = ('auto', 'reference', 'tiled')
-# Queries along a side of a tile. With a kernel of 7, a tile of 8x8 queries shares a
-# patch of 14x14 keys: about three keys a query, where copies for each would be 49.
-TILE_LENGTH = 8
+TILE_LENGTH = 8  # queries along a side of a tile
 
 
 def neighborhood_attention(

@@ -1,14 +1,13 @@
 """Attention of regions to given routes, by gathering, masking or a Triton kernel."""
 
-import os
 from functools import partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
+from mmsparse.ops._devices import limit_unless_fits, settings_for
 from mmsparse.ops.attention import (
     attention_logits,
     biased_attention,
@@ -23,15 +22,9 @@ from mmsparse.ops.regions import (
     partition_by_head,
     partition_regions,
 )
+from mmsparse.ops.triton import require_triton
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
-# Up to this many tokens, and from this share of the regions on, full attention under a
-# mask trains faster than copies of keys. Measured on a CPU, as a share of their time:
-# 0.4 at 196 tokens and a third of the regions, and at 256 and a quarter; 2 at 400 and a
-# quarter.
-MASKED_MAX_TOKENS = 256
-MASKED_MIN_SHARE = 1 / 4
-CHUNK_NUMEL = 2**23  # elements of the copies of keys and values of a chunk
 
 
 def routed_attention(
@@ -94,11 +87,14 @@ def routed_attention(
 
 def _suits_mask(k: Tensor, routes: Tensor) -> bool:
     """Return whether logits that are masked cost less than copies of keys."""
+    settings = settings_for(k)
     share = routes.shape[-1] / routes.shape[1]
-    if share == 1 or share < MASKED_MIN_SHARE:
+    if share == 1 or share < settings.masked_min_share:
         return share == 1
     height, width = k.shape[1:3]
-    return not is_symbolic(height, width) and height * width <= MASKED_MAX_TOKENS
+    if is_symbolic(height, width):
+        return False
+    return height * width <= settings.masked_max_tokens
 
 
 def _reference(
@@ -202,10 +198,12 @@ def _chunk_length(k: Tensor, v: Tensor, routes: Tensor) -> int:
     if is_tracing():
         return num_queries
     numel = k.numel() + v.numel()
+    copies = routes.shape[-1] * numel
+    limit = limit_unless_fits(settings_for(k).gather_numel, copies, k)
     # Every chunk adds to the gradients of all keys and values: it must not be small
     # compared with them.
-    num_chunks = routes.shape[-1] * numel // max(CHUNK_NUMEL, 2 * numel)
-    return -(-num_queries // max(num_chunks, 1))
+    num_chunks = copies // max(limit, 2 * numel)
+    return -(-num_queries // max(int(num_chunks), 1))
 
 
 def _attend_chunk(
@@ -293,26 +291,9 @@ def _triton(
 ) -> Tensor:
     """Attend by a kernel that reads the routed regions where they are."""
     _, height, width, _ = q.shape
-    kernels = _load_kernels(q)
-    regions = (partition_regions(x, grid).flatten(0, 1) for x in (q, k, v))
-    out = kernels.attend(
-        *regions, _batch_routes(routes).flatten(0, 1), num_heads, scale
-    )
+    require_triton(q)
+    from mmsparse.ops.triton import routed as kernels
+
+    q, k, v = (partition_regions(x, grid).flatten(0, 1) for x in (q, k, v))
+    out = kernels.attend(q, k, v, _batch_routes(routes).flatten(0, 1), num_heads, scale)
     return merge_regions(out.unflatten(0, routes.shape[:2]), grid, (height, width))
-
-
-def _load_kernels(q: Tensor) -> ModuleType:
-    """Import the kernels, if they can run."""
-    if not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
-        raise ValueError(
-            f"backend='triton' needs tensors on a GPU; got q on {q.device}. Use "
-            "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
-        )
-    try:
-        from mmsparse.ops import routing_triton
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"backend='triton' needs {error.name}, which comes with torch for CUDA; "
-            "use 'auto' without it."
-        ) from error
-    return routing_triton

@@ -8,7 +8,6 @@ import torch
 from tiny_backbones import ARCHS, OTHERS, build
 
 from mmsparse.models.classifier import Classifier
-from mmsparse.ops import routed
 
 # torch.jit is deprecated, and warns of sizes that become constants.
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -34,10 +33,8 @@ def one_stage(name):
 @pytest.mark.parametrize('size', [(48, 64), (97, 130)], ids=str)
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 @pytest.mark.parametrize('name', ARCHS)
-def test_a_saved_trace_gives_the_same_feature_maps(
-    name, mode, size, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(routed, 'CHUNK_NUMEL', 64)  # autograd functions, but for traces
+def test_a_saved_trace_gives_the_same_feature_maps(name, mode, size, tmp_path, on_cpu):
+    on_cpu(gather_numel=64)  # autograd functions, but for traces
     model = build(name).train(mode == 'train')
     x = torch.rand(2, 3, *size)
     torch.jit.trace(model, x, check_trace=False).save(tmp_path / 'traced.pt')

@@ -8,11 +8,11 @@ from torch.fx.experimental import symbolic_shapes
 
 from mmsparse.ops import _backend, biased_attention, reference_only
 from mmsparse.ops._backend import resolve_backend
-from mmsparse.ops.attention import MATH_MAX_LOGITS
+from mmsparse.ops._devices import CPU
 
 
 def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
-    x = torch.randn(1, MATH_MAX_LOGITS, 2)
+    x = torch.randn(1, CPU.math_max_logits, 2)
     expected = biased_attention(x, x, x)
 
     def fail(*args, **kwargs):
@@ -26,7 +26,7 @@ def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
 
 
 def test_an_exception_ends_reference_only(monkeypatch):
-    x = torch.randn(1, MATH_MAX_LOGITS, 2)
+    x = torch.randn(1, CPU.math_max_logits, 2)
     with pytest.raises(KeyError), reference_only():
         raise KeyError
     calls = []
@@ -91,7 +91,7 @@ def test_an_unknown_backend_is_rejected_with_the_known_ones():
 
 
 def test_reference_only_is_compiled_in():
-    x = torch.randn(1, MATH_MAX_LOGITS, 2)
+    x = torch.randn(1, CPU.math_max_logits, 2)
     torch.compiler.reset()
     compiled = torch.compile(biased_attention, fullgraph=True, backend='eager')
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mmsparse.ops import _chunking, reference_only
+from mmsparse.ops import reference_only
 from mmsparse.ops._chunking import (
     CHECKPOINT_BACKENDS,
     CHUNK_BACKENDS,
@@ -131,12 +131,12 @@ def count_saved(call, x):
     return sum(tensor is not x and tensor.numel() > 0 for tensor in saved)
 
 
-def test_checkpointed_saves_only_its_input_if_it_is_large(monkeypatch):
+def test_checkpointed_saves_only_its_input_if_it_is_large(on_cpu):
     x = torch.randn(4, 3, requires_grad=True)
 
-    monkeypatch.setattr(_chunking, 'CHECKPOINT_NUMEL', 13)
+    on_cpu(checkpoint_min_numel=13)
     assert count_saved(lambda: checkpointed(transform, x), x) > 0
-    monkeypatch.setattr(_chunking, 'CHECKPOINT_NUMEL', 12)
+    on_cpu(checkpoint_min_numel=12)
     assert count_saved(lambda: checkpointed(transform, x), x) == 0
     with reference_only():
         assert count_saved(lambda: checkpointed(transform, x), x) > 0
@@ -144,8 +144,8 @@ def test_checkpointed_saves_only_its_input_if_it_is_large(monkeypatch):
 
 @pytest.mark.parametrize('chunk', [1, 12, 24, 100])
 @pytest.mark.parametrize('backend', CHUNK_BACKENDS)
-def test_chunked_equals_the_function_in_value_and_gradient(monkeypatch, backend, chunk):
-    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', chunk)
+def test_chunked_equals_the_function_in_value_and_gradient(on_cpu, backend, chunk):
+    on_cpu(chunk_numel=chunk)
     x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     lengths = []
 

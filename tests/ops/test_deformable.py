@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from mmsparse.ops import deformable, deformable_attention, deformable_tiled
+from mmsparse.ops import deformable_attention, deformable_tiled
 from mmsparse.ops.attention import full_attention
 from mmsparse.ops.deformable import (
     BACKENDS,
@@ -81,13 +81,12 @@ def oracle_case(request):
 @pytest.mark.parametrize('limit', [1, None], ids=['small chunks', 'default'])
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_equals_the_oracle_in_value_and_gradient(
-    oracle_case, backend, limit, monkeypatch
+    oracle_case, backend, limit, monkeypatch, on_cpu
 ):
     tensors, axes, expected, cotangent, gradients = oracle_case
-    monkeypatch.setattr(deformable, 'CHUNK_LOGITS', 1)
+    on_cpu(chunk_logits=1)
     if limit is not None:  # 'auto' attends in chunks, and tiles have one column
-        monkeypatch.setattr(deformable, 'CHUNKED_MIN_LOGITS', limit)
-        monkeypatch.setattr(deformable_tiled, 'TILE_LOGITS', limit)
+        on_cpu(chunked_min_logits=limit, tile_logits=limit)
         monkeypatch.setattr(deformable_tiled, 'COLUMN_MULTIPLE', limit)
 
     actual = deformable_attention(*tensors, axes, backend)
@@ -133,11 +132,11 @@ def test_locations_that_are_nan_give_nan(backend):
     assert out.isnan().all()
 
 
-def test_many_logits_are_tiled_and_saves_none(monkeypatch):
+def test_many_logits_are_tiled_and_saves_none(on_cpu):
     *tensors, axes = random_inputs(1, 6, 5, 8, 3, 4, 2, 1, 5, 5, torch.float32)
     expected = deformable_attention(*tensors, axes)
     saved = []
-    monkeypatch.setattr(deformable, 'TILED_MIN_LOGITS', 6 * 5 * 3 * 4)
+    on_cpu(tiled_min_logits=6 * 5 * 3 * 4)
 
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
         actual = deformable_attention(*tensors, axes)

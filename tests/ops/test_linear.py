@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from mmsparse.ops import _linear, reference_only
-from mmsparse.ops._linear import BACKENDS, CONVOLUTION_MIN_TOKENS, linear_map
+from mmsparse.ops._devices import CPU
+from mmsparse.ops._linear import BACKENDS, linear_map
 
 
 def random_inputs(size, bias=True, dtype=torch.float64):
@@ -39,9 +40,9 @@ def test_the_result_is_contiguous_as_channels_last():
 @pytest.mark.parametrize(
     ('height', 'dtype', 'expected'),
     [
-        (CONVOLUTION_MIN_TOKENS, torch.float32, 1),
+        (CPU.convolution_min_tokens, torch.float32, 1),
         (1, torch.float32, 0),
-        (CONVOLUTION_MIN_TOKENS, torch.float64, 0),
+        (CPU.convolution_min_tokens, torch.float64, 0),
     ],
     ids=['many', 'few', 'double'],
 )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from mmsparse.ops import bilevel_routing_attention, reference_only, routed
+from mmsparse.ops._devices import CPU
 from mmsparse.ops.regions import merge_regions, partition_regions
 from mmsparse.ops.routed import attention_weights, routed_attention
 from mmsparse.ops.routing import POOLS, ROUTINGS, pool_keys, region_affinity, route
@@ -21,15 +22,20 @@ CASES = {  # B, grid, region of queries, of keys, D, C, K, heads
     'large-regions': (1, (3, 3), (6, 11), (6, 11), 4, 4, 1, 1),
     'many-tokens': (1, (2, 2), (4, 5), (4, 5), 4, 4, 2, 2),
 }
-BACKENDS = ('auto', 'reference', 'gathered', 'masked')  # test_routing_triton.py: triton
+BACKENDS = (
+    'auto',
+    'reference',
+    'gathered',
+    'masked',
+)  # triton_kernels/: triton
 # Backends that compute soft routing.
 SOFT_BACKENDS = [backend for backend in BACKENDS if backend != 'masked']
 
 
-@pytest.fixture(params=[1, routed.CHUNK_NUMEL], ids=['chunked', 'one chunk'])
-def chunk_numel(request, monkeypatch):
+@pytest.fixture(params=[1, CPU.gather_numel], ids=['chunked', 'one chunk'])
+def chunk_numel(request, on_cpu):
     """A chunk of 1 element still has a quarter of the queries, if K is 4 or more."""
-    monkeypatch.setattr(routed, 'CHUNK_NUMEL', request.param)
+    on_cpu(gather_numel=request.param)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

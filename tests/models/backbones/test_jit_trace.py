@@ -89,12 +89,8 @@ def test_a_saved_trace_works_for_its_size_alone(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['dat-table', 'biformer-soft'])
-def test_large_images_are_traced_without_chunks(name, monkeypatch):
-    from mmsparse.ops import _chunking, deformable
-
-    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 64)
-    monkeypatch.setattr(deformable, 'TILED_MIN_LOGITS', 1)
-    monkeypatch.setattr(deformable, 'CHUNKED_MIN_LOGITS', 1)
+def test_large_images_are_traced_without_chunks(name, on_cpu):
+    on_cpu(chunk_numel=64, tiled_min_logits=1, chunked_min_logits=1)
     backbone = BUILDERS[name]().eval()
 
     traced = torch.jit.trace(backbone, torch.rand(2, 3, *SIZE))

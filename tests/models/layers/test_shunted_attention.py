@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsparse.models import ShuntedSelfAttention
 from mmsparse.models.layers.mlp import Mlp2d
-from mmsparse.ops import _chunking, reference_only
+from mmsparse.ops import reference_only
 
 LAYERS = {
     'sr 8': lambda channels=8: ShuntedSelfAttention(channels, 2, sr_ratio=8),
@@ -47,8 +47,8 @@ def value_and_gradients(run, layer, x):
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('size', [(8, 8), (33, 35)], ids=str)
-def test_fast_backends_equal_the_reference(layer, size, batch, monkeypatch):
-    monkeypatch.setattr(_chunking, 'CHUNK_NUMEL', 12 * 33 * 35)  # one image
+def test_fast_backends_equal_the_reference(layer, size, batch, on_cpu):
+    on_cpu(chunk_numel=12 * 33 * 35)  # one image
     x = torch.rand(batch, 8, *size)
 
     fast = value_and_gradients(layer, layer, x)
