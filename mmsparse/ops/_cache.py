@@ -21,7 +21,7 @@ def cached_by_size(
     """Cache what a function builds from sizes and a device.
 
     On a GPU, a dozen small kernels would build it again in every call. Nothing is
-    cached, but built anew, where a graph is traced or captured or another mode sees
+    cached, but built again, where a graph is traced or captured or another mode sees
     every operation: its tensors are not usual ones. Nobody must change a result.
 
     Args:

@@ -105,6 +105,9 @@ def limit_unless_fits(limit: float, numel: int, x: Tensor) -> float:
         limit: Elements of a chunk in the settings.
         numel: Elements of what would be cut into chunks.
         x: Tensor of its dtype on its device.
+
+    Returns:
+        ``limit`` or infinity.
     """
     return limit if x.is_cpu or not _fits(numel * x.element_size(), x) else inf
 

@@ -1,8 +1,8 @@
 """Measured choices of ``backend='auto'``: which backend was fastest on a device.
 
 ``tools/benchmark.py ops --tune`` writes a JSON file for the device at hand into
-:func:`user_folder`; files of devices that we have measured are in ``tuning/`` beside
-this module. A file has measurements of each op: the sizes it ran with, dtype, whether
+:func:`user_folder`; files of devices that we have measured are in the folder
+``tuning/``. A file has measurements of each op: the sizes it ran with, dtype, whether
 with a backward pass, and milliseconds of every backend. ``auto`` takes the fastest of
 the measurement whose sizes are nearest, in octaves.
 """
@@ -52,7 +52,13 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def measurements(device: torch.device) -> Mapping[str, list[dict[str, Any]]]:
-    """Read the measurements of a device by op, the user's before those shipped.
+    """Read the measurements of a device by op, the user's or else those shipped.
+
+    Args:
+        device: Device of a tensor.
+
+    Returns:
+        Name of an op to its measurements; empty if there is no file.
 
     Raises:
         ValueError: A file cannot be read.
@@ -79,7 +85,7 @@ def fastest_backend(
         op: Name of the op.
         x: Argument of the op, for device, dtype and whether it needs a gradient.
         known: Backends that can compute this call.
-        sizes: What the time depends on, named as in the file, for example ``tokens``.
+        **sizes: What the time depends on, named as in the file, for example ``tokens``.
 
     Returns:
         Name of the backend; None if nothing was measured with this dtype, or a size is

@@ -25,7 +25,7 @@ def require_triton(x: Tensor) -> None:
         x: Argument of the op.
 
     Raises:
-        ValueError: The tensor is on a CPU and no interpreter was asked for, or Triton
+        ValueError: The tensor is on a CPU and no interpreter is set, or Triton
             is missing, or torch is too old for custom operators.
     """
     if not x.is_cuda and not _is_interpreted():
