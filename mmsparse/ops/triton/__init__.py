@@ -12,10 +12,28 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from mmsparse.ops._backend import is_transforming
+
 
 def runs_on(x: Tensor) -> bool:
     """Return whether the kernels can run on a tensor: on a GPU, or interpreted."""
     return _has_custom_op() and _has_triton() and (x.is_cuda or _is_interpreted())
+
+
+def is_preferred(x: Tensor) -> bool:
+    """Return whether ``auto`` takes a kernel that was not measured on the GPU at hand.
+
+    In theory it is the fastest where tensor cores compute in bfloat16 and TF32, from
+    Ampere (compute capability 8.0) on. Not for ``torch.jit``, ONNX and ``torch.func``,
+    which know no custom operators.
+    """
+    if not (x.is_cuda and runs_on(x)):
+        return False
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_transforming():
+        return False
+    # Tensors of FakeTensorMode need no GPU.
+    is_real = torch.cuda.is_initialized()
+    return not is_real or torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def require_triton(x: Tensor) -> None:
