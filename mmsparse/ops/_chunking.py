@@ -77,10 +77,11 @@ def chunked(
         backend = 'reference' if is_tracing() else 'chunked'
     if backend == 'reference':
         return function(x)
-    length = max(settings_for(x).chunk_numel // numel, 1)
-    if x.shape[0] <= length:
+    limit = settings_for(x).chunk_numel
+    if x.shape[0] * numel <= limit:
         return function(x)
-    return torch.cat([function(chunk) for chunk in x.split(int(length))])
+    length = max(int(limit // numel), 1)
+    return torch.cat([function(chunk) for chunk in x.split(length)])
 
 
 def chunked_attention(
