@@ -73,7 +73,7 @@ def operator_candidates(
         raise ValueError(f'A size must be a multiple of {unit}; got {pixels}.')
     torch.manual_seed(0)
     candidates = []
-    for name, pattern in _patterns(pixels // STRIDE, device):
+    for name, pattern in patterns(pixels // STRIDE, device):
         for kind, backend in pattern.backends(device).items():
             if kind == REFERENCE and 4 * COPIES * pattern.numel > limit:
                 continue
@@ -82,7 +82,17 @@ def operator_candidates(
     return candidates
 
 
-def _patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
+def patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
+    """Build every attention pattern with random inputs.
+
+    Args:
+        side: Side of the feature map, a multiple of ``REGION``.
+        device: Device of the inputs.
+
+    Yields:
+        Name and pattern, dense attention first.
+    """
+
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, requires_grad=True)
 
