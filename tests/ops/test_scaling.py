@@ -32,11 +32,11 @@ def count(side, training):
         for name, pattern in patterns(side // STRIDE, torch.device('cpu')):
             if (name, training) not in CASES:
                 continue
-            with torch.set_grad_enabled(training):
-                with flop_counter() as flops, Counter() as counter:
+            with flop_counter() as flops, Counter() as counter:
+                with torch.set_grad_enabled(training):
                     out = pattern.attend('auto')
-                    if training:
-                        torch.autograd.grad(out.sum(), pattern.inputs)
+                if training:
+                    torch.autograd.grad(out.sum(), pattern.inputs)
             counts[name] = flops.get_total_flops(), counter.moved
     return counts
 
