@@ -103,6 +103,24 @@ def crop(x: Tensor, size: Size) -> Tensor:
     return x.index_select(1, rows).index_select(2, columns)
 
 
+def check_grid(x: Tensor, grid: Size) -> None:
+    """Raise ValueError unless a grid divides a feature map.
+
+    Args:
+        x: Feature map, (B, H, W, C).
+        grid: Number of regions, (rows, columns).
+
+    Raises:
+        ValueError: H or W is not a multiple of the grid.
+    """
+    (height, width), (rows, columns) = x.shape[1:3], grid
+    if height % rows or width % columns:
+        raise ValueError(
+            f'grid={rows}x{columns} must divide the feature map of {height}x{width}; '
+            'pad it first (pad_to_multiple).'
+        )
+
+
 def partition_regions(x: Tensor, grid: Size) -> Tensor:
     """Partition a feature map into a grid of equal regions.
 
@@ -176,12 +194,8 @@ def merge_by_head(regions: Tensor, grid: Size, size: Size) -> Tensor:
 
 def _by_region(x: Tensor, grid: Size) -> Tensor:
     """View (B, H, W, C) as (B, rows, columns, h, w, C)."""
-    (height, width), (rows, columns) = x.shape[1:3], grid
-    if height % rows or width % columns:
-        raise ValueError(
-            f'grid={rows}x{columns} must divide the feature map of {height}x{width}; '
-            'pad it first (pad_to_multiple).'
-        )
+    check_grid(x, grid)
+    rows, columns = grid
     x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
     return x.transpose(2, 3)
 

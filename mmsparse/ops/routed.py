@@ -17,6 +17,7 @@ from mmsparse.ops.attention import (
 )
 from mmsparse.ops.regions import (
     Size,
+    check_grid,
     merge_by_head,
     merge_regions,
     partition_by_head,
@@ -290,10 +291,9 @@ def _triton(
     scale: float,
 ) -> Tensor:
     """Attend by a kernel that reads the routed regions where they are."""
-    _, height, width, _ = q.shape
     require_triton(q)
     from mmsparse.ops.triton import routed as kernels
 
-    q, k, v = (partition_regions(x, grid).flatten(0, 1) for x in (q, k, v))
-    out = kernels.attend(q, k, v, _batch_routes(routes).flatten(0, 1), num_heads, scale)
-    return merge_regions(out.unflatten(0, routes.shape[:2]), grid, (height, width))
+    for x in (q, k, v):
+        check_grid(x, grid)
+    return kernels.attend(q, k, v, routes, grid, num_heads, scale)
