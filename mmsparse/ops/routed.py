@@ -8,6 +8,7 @@ from torch import Tensor
 from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops._devices import limit_unless_fits, settings_for
+from mmsparse.ops._tuning import fastest_backend
 from mmsparse.ops.attention import (
     attention_logits,
     biased_attention,
@@ -23,7 +24,7 @@ from mmsparse.ops.regions import (
     partition_by_head,
     partition_regions,
 )
-from mmsparse.ops.triton import require_triton
+from mmsparse.ops.triton import is_preferred, require_triton
 
 BACKENDS = ('auto', 'reference', 'gathered', 'masked', 'triton')
 
@@ -71,8 +72,8 @@ def routed_attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if backend == 'auto':
-        masked = route_weights is None and _suits_mask(k, routes)
-        backend = 'masked' if masked else 'gathered'
+        is_hard = route_weights is None
+        backend = _choose_backend(q, k, routes, num_heads) if is_hard else 'gathered'
     if backend == 'gathered':
         return _gathered(q, k, v, routes, grid, num_heads, scale, route_weights)
     if backend == 'reference':
@@ -84,6 +85,29 @@ def routed_attention(
         )
     attend = _masked if backend == 'masked' else _triton
     return attend(q, k, v, routes, grid, num_heads, scale)
+
+
+def _choose_backend(q: Tensor, k: Tensor, routes: Tensor, num_heads: int) -> str:
+    """Return the backend of hard routing: as measured, or else as theory has it."""
+    regions, num_routes = routes.shape[1:]
+    known: tuple[str, ...] = ('gathered', 'masked')
+    if is_preferred(q):
+        known += ('triton',)
+    measured = fastest_backend(
+        'routed_attention',
+        q,
+        known,
+        regions=regions,
+        tokens=q.shape[1] * q.shape[2] // regions,
+        keys=num_routes * (k.shape[1] * k.shape[2] // regions),
+        head_dim=q.shape[-1] // num_heads,
+    )
+    if measured is not None:
+        return measured
+    # Routes to all regions are full attention, which torch's kernels compute.
+    if 'triton' in known and num_routes < regions:
+        return 'triton'
+    return 'masked' if _suits_mask(k, routes) else 'gathered'
 
 
 def _suits_mask(k: Tensor, routes: Tensor) -> bool:

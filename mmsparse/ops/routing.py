@@ -85,9 +85,10 @@ def bilevel_routing_attention(
         kv_pool: Pooling of keys and values within every region, see
             :func:`check_pool`; None for none.
         backend: ``reference``; ``gathered``, which copies the keys of routed regions;
-            ``masked``, full attention under a mask, and ``triton``, a kernel for GPUs
-            (these two for hard routing only); or ``auto``, which does not choose
-            ``triton``: it was measured on no GPU yet.
+            ``masked``, full attention under a mask, and ``triton``, kernels for GPUs
+            (these two for hard routing only); or ``auto``: the fastest one of those
+            measured on the device, or else, from an Ampere GPU on, ``triton``, unless
+            all regions are routed.
 
     Returns:
         (B, H, W, C).

@@ -18,10 +18,9 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 MIN_BLOCK = 16  # rows and columns of the smallest matrix product
-# Theory: leaves room for two programs on a multiprocessor of an A100 (164 KiB), for one
-# on those of consumer cards (100 KiB).
-SHARED_BYTES = 80 * 1024
-LOG2_E = tl.constexpr(1.4426950408889634)  # exponentials are powers of 2, as in hardware
+LOG2_E = tl.constexpr(
+    1.4426950408889634
+)  # exponentials are powers of 2, as in hardware
 
 
 class Launch(NamedTuple):

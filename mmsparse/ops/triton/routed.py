@@ -126,10 +126,10 @@ def _routed_attention_backward(
     grad_q, grad_k, grad_v = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
     )
-    means = torch.empty_like(sums)
+    stats = sums.new_empty(*sums.shape, 2)
     shared = _shared_arguments(q, k, v, routes, columns, num_heads, scale)
-    shared |= dict(grad_ptr=grad.contiguous(), sums_ptr=sums, means_ptr=means)
-    # The kernel over queries fills the means, which the one over keys reads.
+    shared |= dict(grad_ptr=grad.contiguous(), sums_ptr=sums, stats_ptr=stats)
+    # The kernel over queries stores statistics that the one over keys reads.
     pointers = dict(routes_ptr=routes.contiguous(), out_ptr=out, grad_q_ptr=grad_q)
     _run_over_queries(_backward_queries, shared | pointers)
     pointers = dict(grad_k_ptr=grad_k, grad_v_ptr=grad_v)
@@ -228,7 +228,11 @@ def _run_over_keys(arguments: dict[str, Any], routes: Tensor) -> None:
     _run(_backward_keys, arguments, count, keys, listed)
     # 3. Add the partial sums of regions with several segments.
     if chunks:
-        launch = Launch(min(block_size(keys), 64), 0, num_warps=4, num_stages=1)
+        token_bytes = sums.element_size() * (
+            arguments['BLOCK_D'] + arguments['BLOCK_C']
+        )
+        tile = min(block_size(keys), max(2**14 // token_bytes, MIN_BLOCK))
+        launch = Launch(tile, step=0, num_warps=4, num_stages=1)
         _launch(_add_segments, arguments, batch * regions, keys, launch)
 
 
@@ -270,24 +274,32 @@ def _run(
     """
     q, channels = arguments['q_ptr'], arguments['BLOCK_D'] + arguments['BLOCK_C']
     sizes = (block_size(tokens), block_size(listed), channels * q.element_size())
+    exact = arguments['PRECISION'] == 'ieee' and q.dtype == torch.float32
+    launches = launch_table(*sizes, exact)
     run = partial(_launch, kernel, arguments, count, tokens)
-    launch_fastest(run, launch_table(*sizes), q, kernel.__name__, *sizes)
+    launch_fastest(run, launches, q, kernel.__name__, *sizes, exact)
 
 
-def launch_table(tokens: int, listed: int, token_bytes: int) -> list[Launch]:
+def launch_table(
+    tokens: int, listed: int, token_bytes: int, exact: bool = False
+) -> list[Launch]:
     """Return the launches to try on a GPU, the best in theory first.
 
     Args:
         tokens: Tokens of a region, rounded up to a power of 2.
         listed: Tokens in the list that a program goes over, rounded up likewise.
         token_bytes: Bytes of a key and a value of one head, their channels rounded up.
+        exact: Whether products of float32 are exact, without tensor cores.
 
     Returns:
         Launches.
     """
-    # 64x64 logits of 64 channels fill the registers of 4 warps, with the accumulators.
-    widest = max(64 * 256 // token_bytes, MIN_BLOCK)
-    tile, step = min(tokens, 64, widest), min(listed, 64, widest)
+    # Theory, but as compiled for compute capabilities 8.0 and 9.0 the first ones spill no
+    # registers, or a few, and take at most 99 KiB of shared memory: the tile, and two
+    # steps of keys and values.
+    tile = min(tokens, 64, max(2**15 // token_bytes, MIN_BLOCK))
+    step = min(listed, 64 if token_bytes <= 128 else 32)
+    step = min(step, max(2**14 // token_bytes, MIN_BLOCK))
     pairs = [
         (tile, step),
         (tile // 2, step),  # more programs, and less padding of 77 tokens
@@ -295,18 +307,24 @@ def launch_table(tokens: int, listed: int, token_bytes: int) -> list[Launch]:
         (tile, step // 2),  # smaller programs: more of them on a multiprocessor
     ]
     return [
-        _launch_of(tile, step, listed)
+        Launch(
+            tile,
+            step,
+            _num_warps(tile * step * token_bytes, exact),
+            # Three: the routes of a step, its loads and its products overlap with those
+            # of others. In a list of a single step there are no others.
+            num_stages=3 if listed > step else 1,
+        )
         for tile, step in pairs
         if MIN_BLOCK <= tile <= tokens and step >= MIN_BLOCK
     ]
 
 
-def _launch_of(tile: int, step: int, listed: int) -> Launch:
-    # A warp computes 16 rows of a matrix product at a time.
-    num_warps = max(tile * step // 1024, 1)
-    # Three: the regions of a step, its keys and values, its products. A list of a
-    # single step leaves nothing to overlap.
-    return Launch(tile, step, num_warps, num_stages=3 if listed > step else 1)
+def _num_warps(work: int, exact: bool) -> int:
+    """Return the warps among which the registers of a step are distributed."""
+    num_warps = max(work // 2**17, 1)  # one for 16x64 logits in half precision
+    # Without tensor cores, every thread holds whole rows of the operands.
+    return min(max(2 * num_warps, 4) if exact else num_warps, 8)
 
 
 def _launch(
@@ -379,7 +397,7 @@ def _forward(
     top = tl.full([TILE], float('-inf'), dtype)
     total = tl.zeros([TILE], dtype)
     out = tl.zeros([TILE, BLOCK_C], dtype)
-    factor = scale * LOG2_E
+    factor = tl.full([], scale * LOG2_E, dtype)
     first = region // regions * regions  # region of this image
     keys = k_height * k_width
     count = num_routes * keys
@@ -413,7 +431,7 @@ def _forward(
 @triton.jit(do_not_specialize=SIZES)
 def _backward_queries(
     q_ptr, k_ptr, v_ptr, routes_ptr, out_ptr, sums_ptr, grad_ptr, scale,
-    means_ptr, grad_q_ptr,
+    stats_ptr, grad_q_ptr,
     q_stride, k_stride, v_stride,
     regions, columns, num_routes, q_height, q_width, k_height, k_width,
     HEADS: tl.constexpr, KEY_CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr,
@@ -437,15 +455,17 @@ def _backward_queries(
     offsets = (region * HEADS + head).to(tl.int64) * queries + tokens
     sums = tl.load(sums_ptr + offsets, mask=valid, other=0.0)
 
-    # 2. That mean: it equals the dot product of output and gradient.
+    # 2. That mean: it equals the dot product of output and gradient. Store it beside
+    # the log-sum-exp.
     dtype = sums_ptr.dtype.element_ty
     means = tl.sum(grad.to(dtype) * out.to(dtype), 1)
-    tl.store(means_ptr + offsets, means, mask=valid)
+    pairs = stats_ptr + 2 * offsets[:, None] + tl.arange(0, 2)[None]
+    tl.store(pairs, tl.join(sums, means), mask=valid[:, None])
 
     # 3. Over the keys of all routed regions, as in the forward pass: the weights again,
     # from the log-sum-exp, and the gradient of the logits.
     grad_q = tl.zeros([TILE, BLOCK_D], dtype)
-    factor = scale * LOG2_E
+    factor = tl.full([], scale * LOG2_E, dtype)
     first = region // regions * regions  # region of this image
     keys = k_height * k_width
     count = num_routes * keys
@@ -466,14 +486,14 @@ def _backward_queries(
         grad_q += dot(grad_logits.to(k.dtype), k, PRECISION)
 
     # 4. Store.
-    grad_q *= scale
+    grad_q *= tl.full([], scale, dtype)
     stride = HEADS * KEY_CHANNELS
     store_rows(grad_q_ptr, grad_q, q_rows, valid, stride, head, KEY_CHANNELS, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward_keys(
-    q_ptr, k_ptr, v_ptr, sums_ptr, means_ptr, grad_ptr, scale,
+    q_ptr, k_ptr, v_ptr, stats_ptr, grad_ptr, scale,
     sorted_ptr, order_ptr, starts_ptr,
     grad_k_ptr, grad_v_ptr, partial_k_ptr, partial_v_ptr,
     q_stride, k_stride, v_stride,
@@ -505,19 +525,17 @@ def _backward_keys(
         return
 
     # 2. Load the keys and values of this program.
-    k_rows = _token_rows(
-        image * regions + region, tokens, columns, k_height, k_width
-    )
+    k_rows = _token_rows(image * regions + region, tokens, columns, k_height, k_width)
     valid = tokens < keys
     k = load_rows(k_ptr, k_rows, valid, k_stride, head, KEY_CHANNELS, BLOCK_D)
     v = load_rows(v_ptr, k_rows, valid, v_stride, head, VALUE_CHANNELS, BLOCK_C)
 
     # 3. Over the queries of the regions that attend to them: logits and weights as in
     # the forward pass, transposed.
-    dtype = sums_ptr.dtype.element_ty
+    dtype = stats_ptr.dtype.element_ty
     grad_k = tl.zeros([TILE, BLOCK_D], dtype)
     grad_v = tl.zeros([TILE, BLOCK_C], dtype)
-    factor = scale * LOG2_E
+    factor = tl.full([], scale * LOG2_E, dtype)
     queries = q_height * q_width
     count = tl.minimum(end - first, segment) * queries
     order_ptr += lists + first
@@ -532,16 +550,18 @@ def _backward_keys(
         stride = HEADS * VALUE_CHANNELS
         q = load_rows(q_ptr, rows, inside, q_stride, head, KEY_CHANNELS, BLOCK_D)
         grad = load_rows(grad_ptr, rows, inside, stride, head, VALUE_CHANNELS, BLOCK_C)
-        # Queries beyond the end get weights of zero, by an infinite sum.
-        sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
-        means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
+        # Beyond the end all is zero, and so is what these queries add. Both statistics
+        # are loaded at once, or the compiler computes their addresses in the layout of
+        # the logits, in every thread (2424 instead of 1216 instructions).
+        pairs = stats_ptr + 2 * offsets[:, None] + tl.arange(0, 2)[None]
+        sums, means = tl.split(tl.load(pairs, mask=inside[:, None], other=0.0))
         logits = dot(k, tl.trans(q), PRECISION) * factor
         weights = tl.exp2(logits - sums[None])
         grad_v += dot(weights.to(grad.dtype), grad, PRECISION)
         grad_weights = dot(v, tl.trans(grad), PRECISION)
         grad_logits = weights * (grad_weights - means[None])
         grad_k += dot(grad_logits.to(q.dtype), q, PRECISION)
-    grad_k *= scale
+    grad_k *= tl.full([], scale, dtype)
 
     # 4. Store the gradients, or one of several partial sums.
     if end - start > segment:
@@ -550,13 +570,24 @@ def _backward_keys(
             partial_k_ptr, grad_k, rows, valid, KEY_CHANNELS, 0, KEY_CHANNELS, BLOCK_D
         )
         store_rows(
-            partial_v_ptr, grad_v, rows, valid, VALUE_CHANNELS, 0, VALUE_CHANNELS, BLOCK_C
+            partial_v_ptr,
+            grad_v,
+            rows,
+            valid,
+            VALUE_CHANNELS,
+            0,
+            VALUE_CHANNELS,
+            BLOCK_C,
         )
     else:
         stride = HEADS * KEY_CHANNELS
-        store_rows(grad_k_ptr, grad_k, k_rows, valid, stride, head, KEY_CHANNELS, BLOCK_D)
+        store_rows(
+            grad_k_ptr, grad_k, k_rows, valid, stride, head, KEY_CHANNELS, BLOCK_D
+        )
         stride = HEADS * VALUE_CHANNELS
-        store_rows(grad_v_ptr, grad_v, k_rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C)
+        store_rows(
+            grad_v_ptr, grad_v, k_rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C
+        )
 
 
 @triton.jit(do_not_specialize=SIZES)
