@@ -23,9 +23,9 @@ warnings.simplefilter('ignore')
 
 import mmsparse
 # They need Triton and transformers.
-OPTIONAL = ('mmsparse.ops.triton.routed', 'mmsparse.integrations.huggingface')
+OPTIONAL = ('mmsparse.ops.triton.', 'mmsparse.integrations.huggingface')
 for module in pkgutil.walk_packages(mmsparse.__path__, 'mmsparse.'):
-    if module.name not in OPTIONAL:
+    if not module.name.startswith(OPTIONAL):
         importlib.import_module(module.name)
 
 import torch

@@ -17,7 +17,7 @@ from mmsparse.ops._backend import is_transforming
 
 def runs_on(x: Tensor) -> bool:
     """Return whether the kernels can run on a tensor: on a GPU, or interpreted."""
-    return _has_custom_op() and _has_triton() and (x.is_cuda or _is_interpreted())
+    return _has_custom_op() and _has_triton() and (x.is_cuda or is_interpreted())
 
 
 def is_preferred(x: Tensor) -> bool:
@@ -46,7 +46,7 @@ def require_triton(x: Tensor) -> None:
         ValueError: The tensor is on a CPU and no interpreter is set, or Triton
             is missing, or torch is too old for custom operators.
     """
-    if not x.is_cuda and not _is_interpreted():
+    if not x.is_cuda and not is_interpreted():
         raise ValueError(
             f"backend='triton' needs tensors on a GPU; got one on {x.device}. Use "
             "'auto', or start with TRITON_INTERPRET=1 to try it on a CPU, slowly."
@@ -67,9 +67,11 @@ def _has_custom_op() -> bool:
     return hasattr(torch.library, 'custom_op')
 
 
+@torch.compiler.assume_constant_result  # the compiler cannot trace the search
 def _has_triton() -> bool:
     return find_spec('triton') is not None
 
 
-def _is_interpreted() -> bool:
+def is_interpreted() -> bool:
+    """Return whether Triton's interpreter runs the kernels."""
     return os.environ.get('TRITON_INTERPRET') == '1'

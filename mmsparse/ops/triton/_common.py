@@ -17,7 +17,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from mmsparse.ops.triton import is_interpreted
+
 MIN_BLOCK = 16  # rows and columns of the smallest matrix product
+INTERPRETED = tl.constexpr(is_interpreted())
 LOG2_E = tl.constexpr(
     1.4426950408889634
 )  # exponentials are powers of 2, as in hardware
@@ -140,5 +143,9 @@ def store_rows(
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
     """Multiply matrices, and accumulate in float32 (float64 of float64)."""
+    if (
+        INTERPRETED and a.dtype == tl.bfloat16
+    ):  # NumPy has none, and would take integers
+        a, b = a.to(tl.float32), b.to(tl.float32)
     dtype: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
     return tl.dot(a, b, input_precision=PRECISION, out_dtype=dtype)

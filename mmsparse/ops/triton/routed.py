@@ -228,10 +228,8 @@ def _run_over_keys(arguments: dict[str, Any], routes: Tensor) -> None:
     _run(_backward_keys, arguments, count, keys, listed)
     # 3. Add the partial sums of regions with several segments.
     if chunks:
-        token_bytes = sums.element_size() * (
-            arguments['BLOCK_D'] + arguments['BLOCK_C']
-        )
-        tile = min(block_size(keys), max(2**14 // token_bytes, MIN_BLOCK))
+        channels = arguments['BLOCK_D'] + arguments['BLOCK_C']
+        tile = min(block_size(keys), max(2**12 // channels, MIN_BLOCK))
         launch = Launch(tile, step=0, num_warps=4, num_stages=1)
         _launch(_add_segments, arguments, batch * regions, keys, launch)
 
@@ -294,7 +292,7 @@ def launch_table(
     Returns:
         Launches.
     """
-    # Theory, but as compiled for compute capabilities 8.0 and 9.0 the first ones spill no
+    # Theory. As compiled for compute capabilities 8.0 and 9.0, the first ones spill no
     # registers, or a few, and take at most 99 KiB of shared memory: the tile, and two
     # steps of keys and values.
     tile = min(tokens, 64, max(2**15 // token_bytes, MIN_BLOCK))

@@ -6,38 +6,69 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmsparse.ops import bilevel_routing_attention
+from mmsparse.ops import bilevel_routing_attention, routed
 from mmsparse.ops.routed import routed_attention
 
 pytest.importorskip('triton', minversion='3')  # has the interpreter
 
 CASES = {  # B, grid, region of queries, of keys, D, C, K, heads
-    'one-token-regions': (1, (2, 2), (1, 1), (1, 1), 6, 6, 3, 3),
-    'few-query-channels': (1, (1, 5), (2, 2), (2, 2), 4, 12, 4, 2),
-    'pooled-keys': (2, (2, 2), (3, 3), (2, 2), 8, 8, 3, 2),
-    'several-blocks': (1, (2, 2), (6, 11), (7, 10), 20, 20, 2, 1),
+    'one token': (1, (2, 2), (1, 1), (1, 1), 6, 6, 3, 3),
+    '4 tokens, few query channels': (1, (1, 5), (2, 2), (2, 2), 4, 12, 4, 2),
+    '9 tokens, a step ends within a region': (2, (3, 2), (3, 3), (3, 3), 8, 8, 4, 1),
+    '9 tokens, pooled keys': (2, (2, 2), (3, 3), (2, 2), 8, 8, 3, 2),
+    '49 tokens': (1, (1, 3), (7, 7), (7, 7), 6, 6, 2, 2),
+    '77 tokens, two tiles': (1, (2, 1), (7, 11), (7, 10), 20, 20, 1, 1),
 }
-# Compiles the kernels for a GPU without having one.
+# Compiles the kernels for GPUs without having one.
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mmsparse.ops.triton import routed as kernels
+from mmsparse.ops.triton._common import Launch
 
-sizes = dict(QUERIES=49, KEYS=49, ROUTES=4, HEADS=2, KEY_WIDTH=32, VALUE_WIDTH=32)
-sizes |= dict(BLOCK_Q=64, BLOCK_K=64, BLOCK_D=32, BLOCK_C=32, PRECISION='ieee')
-types = dict(scale='fp32', sums_ptr='*fp32', means_ptr='*fp32')
-types |= dict.fromkeys(('routes_ptr', 'readers_ptr', 'ends_ptr'), '*i64')
-types |= dict.fromkeys(sizes, 'constexpr')
-for dtype in ('fp32', 'bf16'):
-    for name in ('_forward', '_backward_queries', '_backward_keys'):
-        kernel = getattr(kernels, name)
-        signature = {arg: types.get(arg, f'*{dtype}') for arg in kernel.arg_names}
-        source = ASTSource(kernel, signature, sizes)
-        compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32))
-        assert compiled.asm['cubin'], (name, dtype)
-        print(name, dtype)
+KERNELS = ('_forward', '_backward_queries', '_backward_keys')
+TYPES = dict(scale='fp32', starts_ptr='*i32')
+TYPES |= dict.fromkeys(('routes_ptr', 'sorted_ptr', 'order_ptr'), '*i64')
+for name in ('sums_ptr', 'stats_ptr', 'partial_k_ptr', 'partial_v_ptr'):
+    TYPES[name] = '*fp32'
+
+
+def compile_kernel(name, launch, dtype, precision, capability):
+    kernel = getattr(kernels, name)
+    constants = dict(HEADS=2, KEY_CHANNELS=32, VALUE_CHANNELS=32)
+    constants |= dict(BLOCK_D=32, BLOCK_C=32, PRECISION=precision)
+    constants |= dict(TILE=launch.tile, STEP=launch.step)
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    signature, attributes = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        default = f'*{dtype}' if argument.endswith('_ptr') else 'i32'
+        signature[argument] = TYPES.get(argument, default)
+        if argument.endswith(('_ptr', '_stride')):
+            attributes[i,] = [['tt.divisibility', 16]]
+    signature |= dict.fromkeys(constants, 'constexpr')
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget('cuda', capability, 32),
+        options=dict(num_warps=launch.num_warps, num_stages=launch.num_stages),
+    )
+    assert compiled.asm['cubin'] and compiled.metadata.shared <= 99 * 1024
+    print(name, *launch, dtype, precision, capability)
+
+
+for tokens, listed, dtype, precision, capability in (
+    (64, 256, 'bf16', 'tf32', 90),
+    (16, 64, 'fp32', 'tf32', 80),
+    (16, 64, 'fp32', 'ieee', 80),
+):
+    token_bytes = 64 * (2 if dtype == 'bf16' else 4)
+    table = kernels.launch_table(tokens, listed, token_bytes, precision == 'ieee')
+    for name in KERNELS:
+        compile_kernel(name, table[0], dtype, precision, capability)
+compile_kernel('_add_segments', Launch(64, 0, 4, 1), 'bf16', 'tf32', 80)
 """
 
 
@@ -78,27 +109,146 @@ def test_regions_that_are_in_no_route_have_no_gradient():
     assert v.grad[0, 1:].eq(0).all() and k.grad[0, 1:].eq(0).all()
 
 
-def test_half_precision_stays_near_single():
-    *tensors, routes, grid, heads = random_inputs(
-        1, (2, 2), (1, 5), (1, 5), 8, 8, 2, 2, torch.float32
+@pytest.mark.parametrize('min_segment', [1, 128])
+@pytest.mark.parametrize('num_routes', [1, 2])
+def test_a_region_that_all_others_read_gets_all_gradients(
+    num_routes, min_segment, monkeypatch
+):
+    """With segments of 2 to 4 readers or all 7: up to four segments of a region."""
+    from mmsparse.ops.triton import routed as kernels
+
+    monkeypatch.setattr(kernels, 'MIN_SEGMENT', min_segment)
+    q, k, v, routes, *others = random_inputs(
+        2, (1, 7), (1, 2), (1, 1), 4, 4, num_routes, 1
     )
-    exact = routed_attention(*tensors, routes, grid, heads)
+    routes[0, :, 0] = 3
+    routes[0, :, 1:] = 5
+    routes[1, 2:, 0] = 6
+    routes[1, 2:, 1:] = 0
+    expected = routed_attention(q, k, v, routes, *others, backend='reference')
+    cotangent = torch.randn_like(expected)
 
-    half = [x.detach().half() for x in tensors]
-    rounded = routed_attention(*half, routes, grid, heads, backend='triton')
+    actual = routed_attention(q, k, v, routes, *others, backend='triton')
 
-    assert rounded.dtype == torch.float16
-    torch.testing.assert_close(rounded.float(), exact, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, (q, k, v), cotangent),
+        torch.autograd.grad(expected, (q, k, v), cotangent),
+    )
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_lower_precision_stays_near_double(dtype, tolerance):
+    *tensors, routes, grid, heads = random_inputs(1, (2, 2), (1, 5), (1, 5), 8, 8, 2, 2)
+    lower = [x.detach().to(dtype).requires_grad_() for x in tensors]
+
+    def value_and_gradients(inputs, backend):
+        out = routed_attention(*inputs, routes, grid, heads, backend=backend)
+        return out, *torch.autograd.grad(out.sum(), inputs)
+
+    exact = value_and_gradients(tensors, 'reference')
+    rounded = value_and_gradients(lower, 'triton')
+
+    assert {x.dtype for x in rounded} == {dtype}
+    rounded = [x.double() for x in rounded]
+    torch.testing.assert_close(rounded, list(exact), atol=tolerance, rtol=tolerance)
 
 
 def test_strides_do_not_matter():
     q, k, v, *others = random_inputs(1, (2, 2), (1, 3), (1, 3), 4, 4, 2, 1)
     transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    channels_first = [x.movedim(3, 1).contiguous().movedim(1, 3) for x in (q, k, v)]
+    expected = routed_attention(q, k, v, *others, backend='triton')
 
-    torch.testing.assert_close(
-        routed_attention(*transposed, *others, backend='triton'),
-        routed_attention(q, k, v, *others, backend='triton'),
+    for strided in (transposed, channels_first):
+        out = routed_attention(*strided, *others, backend='triton')
+        torch.testing.assert_close(out, expected)
+
+
+def test_views_of_one_projection_are_read_without_a_copy():
+    from mmsparse.ops.triton._common import token_matrix
+
+    q, k, v, *others = random_inputs(2, (2, 2), (1, 2), (1, 2), 4, 4, 2, 1)
+    qkv = torch.cat([q, k, v], -1).detach().requires_grad_()
+    views = qkv.chunk(3, dim=-1)
+    expected = routed_attention(q, k, v, *others, backend='triton')
+    cotangent = torch.randn_like(expected)
+
+    actual = routed_attention(*views, *others, backend='triton')
+
+    assert [token_matrix(x).data_ptr() for x in views] == [x.data_ptr() for x in views]
+    torch.testing.assert_close(actual, expected)
+    gradients = torch.autograd.grad(expected, (q, k, v), cotangent)
+    (gradient,) = torch.autograd.grad(actual, qkv, cotangent)
+    torch.testing.assert_close(gradient, torch.cat(gradients, -1))
+
+
+def test_the_operators_are_registered_as_torch_expects():
+    from mmsparse.ops.triton import routed as kernels
+
+    q, k, v, routes, grid, heads = random_inputs(1, (1, 2), (1, 1), (1, 1), 2, 2, 1, 1)
+    arguments = (q, k, v, routes, grid[1], heads, 0.5)
+    torch.library.opcheck(kernels._routed_attention, arguments)
+
+    out, sums = (x.detach() for x in kernels._routed_attention(*arguments))
+    arguments = (out, out, sums, *(x.detach() for x in (q, k, v)), *arguments[3:])
+    torch.library.opcheck(
+        kernels._routed_attention_backward,
+        arguments,
+        test_utils=('test_schema', 'test_faketensor'),
     )
+
+
+def test_the_compiler_sees_one_node():
+    torch.compiler.reset()
+    q, k, v, *others = random_inputs(1, (1, 2), (1, 1), (1, 1), 2, 2, 1, 1)
+    counter = CompileCounterWithBackend('aot_eager')
+
+    def attend(q, k, v):
+        return routed_attention(q, k, v, *others, backend='triton')
+
+    actual = torch.compile(attend, fullgraph=True, backend=counter)(q, k, v)
+
+    (graph,) = counter.graphs
+    calls = [x for x in graph.graph.nodes if 'mmsparse' in str(x.target)]
+    assert len(calls) == 1
+    torch.testing.assert_close(actual, attend(q, k, v))
+    actual.sum().backward()
+    assert v.grad.ne(0).any()
+
+
+@pytest.mark.parametrize(
+    ('device', 'num_routes', 'expected'),
+    [
+        ('cuda', 3, 'triton'),
+        ('cuda', 4, 'masked'),  # full attention
+        ('cpu', 3, 'masked'),
+    ],
+)
+def test_auto_prefers_the_kernels_on_a_gpu(device, num_routes, expected):
+    with FakeTensorMode():
+        x = torch.empty(1, 4, 4, 8, device=device)
+        routes = torch.empty(1, 4, num_routes, dtype=torch.int64, device=device)
+        assert routed._choose_backend(x, x, routes, 2) == expected
+        assert routed_attention(x, x, x, routes, (2, 2), 2).device.type == device
+
+
+def test_auto_takes_what_was_measured(monkeypatch):
+    asked = []
+    q, k, v, *others = random_inputs(1, (2, 2), (2, 3), (1, 2), 8, 4, 3, 2)
+
+    def fastest(op, x, known, **sizes):
+        asked.append((op, known, sizes))
+        return 'gathered'
+
+    monkeypatch.setattr(routed, 'fastest_backend', fastest)
+    monkeypatch.setattr(routed, '_gathered', lambda *_: 'gathered')
+
+    assert routed_attention(q.cpu(), k.cpu(), v.cpu(), *others) == 'gathered'
+
+    sizes = dict(regions=4, tokens=6, keys=6, head_dim=4)
+    assert asked == [('routed_attention', ('gathered', 'masked'), sizes)]
 
 
 def test_the_kernels_compile_for_a_gpu():
@@ -114,7 +264,14 @@ def test_the_kernels_compile_for_a_gpu():
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 10
+
+
+def test_a_grid_that_does_not_divide_the_feature_map_is_rejected():
+    q, k, v, routes, _, heads = random_inputs(1, (2, 2), (2, 2), (2, 2), 4, 4, 2, 2)
+
+    with pytest.raises(ValueError, match='grid=3x2 must divide .* of 4x4'):
+        routed_attention(q, k, v, routes, (3, 2), heads, backend='triton')
 
 
 def test_a_cpu_is_rejected(monkeypatch):
