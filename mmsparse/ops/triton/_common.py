@@ -21,9 +21,7 @@ from mmsparse.ops.triton import is_interpreted
 
 MIN_BLOCK = 16  # rows and columns of the smallest matrix product
 INTERPRETED = tl.constexpr(is_interpreted())
-LOG2_E = tl.constexpr(
-    1.4426950408889634
-)  # exponentials are powers of 2, as in hardware
+LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) is exp2(LOG2_E * x), as in hardware
 
 
 class Launch(NamedTuple):
@@ -65,8 +63,10 @@ def token_matrix(x: Tensor) -> Tensor:
 
 def dot_precision() -> str:
     """Return how matrix products of float32 are computed: ``ieee`` or ``tf32``."""
-    exact = torch.get_float32_matmul_precision() == 'highest'
-    return 'ieee' if exact else 'tf32'
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, 'fp32_precision'):  # torch 2.9; raises for the older setting
+        return 'tf32' if matmul.fp32_precision == 'tf32' else 'ieee'
+    return 'tf32' if matmul.allow_tf32 else 'ieee'
 
 
 _fastest: dict[Hashable, Launch] = {}

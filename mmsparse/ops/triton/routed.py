@@ -220,10 +220,10 @@ def _run_over_keys(arguments: dict[str, Any], routes: Tensor) -> None:
     # 2. A program for the first segment of every region and one for every chunk of that
     # length of the list of all readers: at most one later segment begins in it.
     count = batch * (regions + chunks)
-    partial = (count if chunks else 0, arguments['HEADS'], keys)
-    sums = arguments['sums_ptr']
-    arguments['partial_k_ptr'] = sums.new_empty(*partial, arguments['KEY_CHANNELS'])
-    arguments['partial_v_ptr'] = sums.new_empty(*partial, arguments['VALUE_CHANNELS'])
+    for x in ('k', 'v'):
+        arguments[f'partial_{x}_ptr'] = arguments['sums_ptr'].new_empty(
+            count * keys if chunks else 0, arguments[f'grad_{x}_ptr'].shape[-1]
+        )
     listed = min(segment, regions) * queries
     _run(_backward_keys, arguments, count, keys, listed)
     # 3. Add the partial sums of regions with several segments.
@@ -275,7 +275,7 @@ def _run(
     exact = arguments['PRECISION'] == 'ieee' and q.dtype == torch.float32
     launches = launch_table(*sizes, exact)
     run = partial(_launch, kernel, arguments, count, tokens)
-    launch_fastest(run, launches, q, kernel.__name__, *sizes, exact)
+    launch_fastest(run, launches, q, kernel.__name__, *sizes)
 
 
 def launch_table(
@@ -563,29 +563,15 @@ def _backward_keys(
 
     # 4. Store the gradients, or one of several partial sums.
     if end - start > segment:
-        rows = (slot * HEADS + head) * keys + tokens
-        store_rows(
-            partial_k_ptr, grad_k, rows, valid, KEY_CHANNELS, 0, KEY_CHANNELS, BLOCK_D
-        )
-        store_rows(
-            partial_v_ptr,
-            grad_v,
-            rows,
-            valid,
-            VALUE_CHANNELS,
-            0,
-            VALUE_CHANNELS,
-            BLOCK_C,
-        )
+        _store_gradients(
+            partial_k_ptr, partial_v_ptr, grad_k, grad_v, slot * keys + tokens, valid,
+            head, HEADS, KEY_CHANNELS, VALUE_CHANNELS, BLOCK_D, BLOCK_C,
+        )  # fmt: skip
     else:
-        stride = HEADS * KEY_CHANNELS
-        store_rows(
-            grad_k_ptr, grad_k, k_rows, valid, stride, head, KEY_CHANNELS, BLOCK_D
-        )
-        stride = HEADS * VALUE_CHANNELS
-        store_rows(
-            grad_v_ptr, grad_v, k_rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C
-        )
+        _store_gradients(
+            grad_k_ptr, grad_v_ptr, grad_k, grad_v, k_rows, valid,
+            head, HEADS, KEY_CHANNELS, VALUE_CHANNELS, BLOCK_D, BLOCK_C,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -609,15 +595,29 @@ def _add_segments(
     for first in range(start, end, segment):
         number = tl.where(first == start, region % regions, regions + first // segment)
         slot = image * (regions + chunks) + number
-        rows = (slot * HEADS + head) * keys + tokens
+        rows = slot * keys + tokens
+        stride = HEADS * KEY_CHANNELS
         grad_k += load_rows(
-            partial_k_ptr, rows, valid, KEY_CHANNELS, 0, KEY_CHANNELS, BLOCK_D
+            partial_k_ptr, rows, valid, stride, head, KEY_CHANNELS, BLOCK_D
         )
+        stride = HEADS * VALUE_CHANNELS
         grad_v += load_rows(
-            partial_v_ptr, rows, valid, VALUE_CHANNELS, 0, VALUE_CHANNELS, BLOCK_C
+            partial_v_ptr, rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C
         )
     rows = _token_rows(region, tokens, columns, k_height, k_width)
+    _store_gradients(
+        grad_k_ptr, grad_v_ptr, grad_k, grad_v, rows, valid,
+        head, HEADS, KEY_CHANNELS, VALUE_CHANNELS, BLOCK_D, BLOCK_C,
+    )  # fmt: skip
+
+
+@triton.jit
+def _store_gradients(
+    k_ptr, v_ptr, grad_k, grad_v, rows, valid, head, HEADS: tl.constexpr,
+    KEY_CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     stride = HEADS * KEY_CHANNELS
-    store_rows(grad_k_ptr, grad_k, rows, valid, stride, head, KEY_CHANNELS, BLOCK_D)
+    store_rows(k_ptr, grad_k, rows, valid, stride, head, KEY_CHANNELS, BLOCK_D)
     stride = HEADS * VALUE_CHANNELS
-    store_rows(grad_v_ptr, grad_v, rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C)
+    store_rows(v_ptr, grad_v, rows, valid, stride, head, VALUE_CHANNELS, BLOCK_C)

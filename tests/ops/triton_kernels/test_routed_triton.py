@@ -227,11 +227,21 @@ def test_the_compiler_sees_one_node():
     ],
 )
 def test_auto_prefers_the_kernels_on_a_gpu(device, num_routes, expected):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend('eager')
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def attend(x, routes):
+        return routed_attention(x, x, x, routes, (2, 2), 2)
+
     with FakeTensorMode():
         x = torch.empty(1, 4, 4, 8, device=device)
         routes = torch.empty(1, 4, num_routes, dtype=torch.int64, device=device)
         assert routed._choose_backend(x, x, routes, 2) == expected
-        assert routed_attention(x, x, x, routes, (2, 2), 2).device.type == device
+        assert attend(x, routes).device.type == device
+
+    (graph,) = counter.graphs
+    assert ('mmsparse.routed_attention' in graph.code) == (expected == 'triton')
 
 
 def test_auto_takes_what_was_measured(monkeypatch):
