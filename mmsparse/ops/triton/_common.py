@@ -80,9 +80,9 @@ def launch_fastest(
 ) -> None:
     """Run a kernel with the fastest of some launches.
 
-    They are measured, which waits for the GPU, in the first call with a key; later
-    calls wait for nothing. The first of them is taken without a measurement on a CPU
-    (the interpreter), while a CUDA graph is captured, and where torch must be
+    They are compiled and measured, which waits for the GPU, in the first call with a
+    key; later calls wait for nothing. The first of them is taken without a measurement
+    on a CPU (the interpreter), while a CUDA graph is captured, and where torch must be
     deterministic: blocks of other sizes round differently.
 
     Args:

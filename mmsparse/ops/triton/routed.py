@@ -11,8 +11,8 @@ The backward pass has one kernel over queries for their gradient and one over ke
 theirs, so that no two programs write to the same memory and results are deterministic.
 The second goes over the list of all queries that read a region. Trained routes are
 skewed, all regions may read one: a list is cut into segments of bounded length. Each
-has a program of its own, and a third kernel adds the partial sums of regions with
-several segments.
+has a separate program, and a third kernel adds the partial sums of regions with several
+segments.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -453,8 +453,8 @@ def _backward_queries(
     offsets = (region * HEADS + head).to(tl.int64) * queries + tokens
     sums = tl.load(sums_ptr + offsets, mask=valid, other=0.0)
 
-    # 2. That mean: it equals the dot product of output and gradient. Store it beside
-    # the log-sum-exp.
+    # 2. That mean: it equals the dot product of output and gradient. Store it next
+    # to the log-sum-exp.
     dtype = sums_ptr.dtype.element_ty
     means = tl.sum(grad.to(dtype) * out.to(dtype), 1)
     pairs = stats_ptr + 2 * offsets[:, None] + tl.arange(0, 2)[None]
