@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops import neighborhood_flex
 from mmsparse.ops._backend import is_symbolic, resolve_backend
+from mmsparse.ops._tuning import fastest_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
+from mmsparse.ops.triton import is_preferred, require_triton
 
-BACKENDS = ('auto', 'reference', 'tiled')
+BACKENDS = ('auto', 'reference', 'tiled', 'triton', 'flex')
 TILE_LENGTH = 8  # queries along a side of a tile
+TRITON_MAX_HEAD_DIM = 128  # wider heads need more shared memory than some GPUs have
 
 
 def neighborhood_attention(
@@ -30,14 +34,15 @@ def neighborhood_attention(
         table: Relative position bias by (key minus query) down and across,
             (heads, 2 * kernel - 1, 2 * kernel - 1); ``kernel`` is odd.
         backend: ``reference``; ``tiled``, in which a tile of queries shares a patch of
-            keys; or ``auto``.
+            keys; ``triton``, a kernel for GPUs that reads this patch where it is;
+            ``flex``, torch's FlexAttention; or ``auto``.
 
     Returns:
         (B, H, W, C).
 
     Raises:
         ValueError: The kernel is even or larger than the feature map, the heads do not
-            divide C, or ``backend`` is unknown.
+            divide C, or ``backend`` is unknown or cannot compute it.
 
     Source: Neighborhood Attention Transformer, arXiv 2204.07143, section 3.1.
     """
@@ -50,8 +55,53 @@ def neighborhood_attention(
             f'map, {height}x{width}; got a kernel of {kernel}, from a table of '
             f'{tuple(table.shape)}.'
         )
-    attend = _reference if backend == 'reference' else _tiled
-    return attend(q, k, v, table, kernel)
+    if q.shape[-1] % len(table):
+        raise ValueError(
+            'table must be for a number of heads that divides the channels, '
+            f'{q.shape[-1]}; got {len(table)} heads.'
+        )
+    if backend == 'auto':
+        backend = _choose_backend(q, table, kernel)
+    if backend == 'reference':
+        return _reference(q, k, v, table, kernel)
+    if backend == 'tiled':
+        return _tiled(q, k, v, table, kernel)
+    attend = _triton if backend == 'triton' else neighborhood_flex.attend
+    return attend(q, k, v, table)
+
+
+def _choose_backend(q: Tensor, table: Tensor, kernel: int) -> str:
+    """Return the fastest backend as measured or else, on a GPU, as theory has it."""
+    head_dim = q.shape[-1] // len(table)
+    known = ['tiled']
+    on_gpu = is_preferred(q) and head_dim <= TRITON_MAX_HEAD_DIM
+    if on_gpu:
+        known.append('triton')
+        if neighborhood_flex.is_available(q, table):
+            known.append('flex')
+    measured = fastest_backend(
+        'neighborhood_attention',
+        q,
+        tuple(known),
+        tokens=q.shape[1] * q.shape[2],
+        kernel=kernel,
+        head_dim=head_dim,
+    )
+    return measured or ('triton' if on_gpu else 'tiled')
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    """Attend by a kernel that reads the patches of keys and values where they are."""
+    require_triton(q)
+    head_dim = q.shape[-1] // len(table)
+    if head_dim > TRITON_MAX_HEAD_DIM:
+        raise ValueError(
+            f"backend='triton' needs heads of at most {TRITON_MAX_HEAD_DIM} channels; "
+            f"got {head_dim}. Use 'auto'."
+        )
+    from mmsparse.ops.triton import neighborhood as kernels
+
+    return kernels.attend(q, k, v, table)
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:

@@ -3,8 +3,9 @@ import torch
 from torch.autograd import gradcheck
 
 from mmsparse.ops import neighborhood_attention
-from mmsparse.ops.neighborhood import BACKENDS
 
+# The others have separate tests: test_neighborhood_flex, test_neighborhood_triton.
+BACKENDS = ('auto', 'reference', 'tiled')
 CASES = {  # B, H, W, C, heads, kernel
     'one-tile': (2, 7, 5, 8, 2, 3),
     'size-of-the-kernel': (1, 5, 5, 4, 1, 5),
@@ -137,6 +138,13 @@ def test_an_even_kernel_is_rejected():
 
     with pytest.raises(ValueError, match='an odd kernel .* got a kernel of 4'):
         neighborhood_attention(q, k, v, torch.zeros(1, 7, 7))
+
+
+def test_heads_that_do_not_divide_the_channels_are_rejected():
+    q, k, v, _ = random_inputs(1, 4, 9, 4, 1, 3)
+
+    with pytest.raises(ValueError, match='divides the channels, 4; got 3 heads'):
+        neighborhood_attention(q, k, v, torch.zeros(3, 5, 5))
 
 
 def test_an_unknown_backend_is_rejected():

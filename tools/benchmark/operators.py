@@ -141,6 +141,7 @@ def patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
             lambda backend: ops.neighborhood_attention(q, k, v, near, backend),
             (*inputs, near),
             tokens * 49 * CHANNELS,  # copies of the keys, larger than the logits
+            gpu_backends=('triton', 'flex'),
         ),
     )
 

@@ -9,7 +9,7 @@ that its module makes from the sizes; on a GPU, the fastest of the list
 
 from collections.abc import Callable, Hashable, Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -69,12 +69,13 @@ def dot_precision() -> str:
     return 'tf32' if matmul.allow_tf32 else 'ieee'
 
 
-_fastest: dict[Hashable, Launch] = {}
+AnyLaunch = TypeVar('AnyLaunch')
+_fastest: dict[Hashable, Any] = {}
 
 
 def launch_fastest(
-    run: Callable[[Launch], object],
-    launches: Sequence[Launch],
+    run: Callable[[AnyLaunch], object],
+    launches: Sequence[AnyLaunch],
     x: Tensor,
     *key: Hashable,
 ) -> None:
@@ -107,7 +108,7 @@ def _must_not_measure() -> bool:
     )
 
 
-def _milliseconds(run: Callable[[Launch], object], launch: Launch) -> float:
+def _milliseconds(run: Callable[[AnyLaunch], object], launch: AnyLaunch) -> float:
     try:
         return triton.testing.do_bench(
             lambda: run(launch), warmup=5, rep=20, return_mode='median'
@@ -141,11 +142,14 @@ def store_rows(
 
 
 @triton.jit
-def dot(a, b, PRECISION: tl.constexpr):
-    """Multiply matrices, and accumulate in float32 (float64 of float64)."""
+def dot(a, b, PRECISION: tl.constexpr, start=None):
+    """Multiply matrices, and accumulate in float32 (float64 of float64).
+
+    The sums begin at `start`, or at zero.
+    """
     if (
         INTERPRETED and a.dtype == tl.bfloat16
     ):  # NumPy has none, and would take integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     dtype: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
-    return tl.dot(a, b, input_precision=PRECISION, out_dtype=dtype)
+    return tl.dot(a, b, start, input_precision=PRECISION, out_dtype=dtype)

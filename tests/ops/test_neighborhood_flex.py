@@ -1,0 +1,76 @@
+"""Neighborhood attention by FlexAttention: its values on a CPU, where it is slow."""
+
+import pytest
+import torch
+
+from mmsparse.ops import neighborhood_attention, neighborhood_flex
+
+pytestmark = pytest.mark.skipif(
+    neighborhood_flex.VERSION < (2, 5), reason='torch has no FlexAttention'
+)
+
+
+def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
+    span = 2 * kernel - 1
+    table = torch.randn(heads, span, span, dtype=dtype, requires_grad=True)
+    return (*(torch.randn(B, H, W, C, dtype=dtype) for _ in range(3)), table)
+
+
+@pytest.mark.parametrize(
+    'sizes',
+    [(2, 9, 7, 6, 2, 5), (1, 5, 5, 4, 1, 5), (1, 11, 13, 4, 1, 3)],
+    ids=['rectangle', 'size-of-the-kernel', 'several-blocks-of-the-mask'],
+)
+def test_equals_the_reference(sizes):
+    tensors = random_inputs(*sizes)
+
+    with torch.no_grad():
+        actual = neighborhood_attention(*tensors, backend='flex')
+
+    torch.testing.assert_close(
+        actual, neighborhood_attention(*tensors, backend='reference')
+    )
+
+
+def test_half_precision_stays_near_single():
+    *tensors, table = random_inputs(1, 5, 6, 8, 2, 3, torch.float32)
+    half = [x.bfloat16() for x in tensors]
+
+    with torch.no_grad():
+        rounded = neighborhood_attention(*half, table, backend='flex')
+
+    assert rounded.dtype == torch.bfloat16
+    exact = neighborhood_attention(*tensors, table)
+    torch.testing.assert_close(rounded.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_the_mask_skips_blocks_without_neighbors():
+    mask = neighborhood_flex._block_mask(40, 40, 7, torch.device('cpu'))
+
+    assert mask.sparsity() > 50  # percent of the blocks
+
+
+def test_gradients_on_a_cpu_are_rejected():
+    with pytest.raises(
+        ValueError, match='gradients on GPUs only, and .* got tensors on'
+    ):
+        neighborhood_attention(*random_inputs(1, 3, 3, 4, 1, 3), backend='flex')
+
+
+@pytest.mark.parametrize(
+    ('version', 'trained'), [((2, 4), False), ((2, 5), True)], ids=str
+)
+def test_it_is_not_available_in_older_versions(monkeypatch, version, trained):
+    *_, q, table = random_inputs(1, 3, 3, 16, 1, 3)
+    table.requires_grad_(trained)
+    assert neighborhood_flex.is_available(q, table)
+
+    monkeypatch.setattr(neighborhood_flex, 'VERSION', version)
+
+    assert not neighborhood_flex.is_available(q, table)
+
+
+def test_it_is_not_available_for_few_channels():
+    *_, q, table = random_inputs(1, 3, 3, 15, 1, 3)
+
+    assert not neighborhood_flex.is_available(q, table)
