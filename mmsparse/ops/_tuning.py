@@ -88,10 +88,11 @@ def fastest_backend(
         **sizes: What the time depends on, named as in the file, for example ``tokens``.
 
     Returns:
-        Name of the backend; None if nothing was measured with this dtype, or a size is
-        symbolic.
+        Name of the backend; None if nothing was measured with this dtype, or a graph
+        of other sizes or for other devices is recorded.
     """
-    if is_symbolic(*sizes.values()):
+    # A trace records sizes as tensors, and is saved for other devices, too.
+    if torch.jit.is_tracing() or is_symbolic(*sizes.values()):
         return None
     training = x.requires_grad and torch.is_grad_enabled()
     return _fastest(op, x.device, x.dtype, training, known, **sizes)
