@@ -4,18 +4,15 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
+import fast_mmengine  # noqa: F401, changes mmengine
 import pytest
 import torch
 from digits import dataset
 from forked import Forked
-from mmengine.config import config as config_module
-from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope
 from mmengine.utils import get_installed_path
-from yapf.yapflib.yapf_api import FormatCode
 
 from mmsparse.doctor import installed_versions
 
@@ -135,24 +132,8 @@ def no_default_scope():
 
 
 def pytest_collection_finish():
-    """Keep imported modules out of the garbage collection that every dataset runs."""
+    """Keep imported modules out of garbage collections."""
     gc.freeze()
-
-
-@pytest.fixture(scope='session', autouse=True)
-def fast_configs():
-    """Cache what mmengine repeats for a config: metafiles of bases, formatted text."""
-    formatted = {}
-
-    def format_code(text, **style):
-        if text not in formatted:
-            formatted[text] = FormatCode(text, **style)
-        return formatted[text]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_utils, 'load', cache(config_utils.load))
-        patch.setattr(config_module, 'FormatCode', format_code)
-        yield
 
 
 @pytest.fixture(scope='session')

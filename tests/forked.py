@@ -13,6 +13,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import fast_mmengine  # noqa: F401, changes mmengine in the forks
+
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(
@@ -58,7 +60,7 @@ class Forked:
 
 
 def _main(command, cwd, warn, env, *outputs):
-    gc.freeze()  # A dataset collects garbage when it is built.
+    gc.freeze()
     for stream, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.environ.clear()

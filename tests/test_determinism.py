@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmsparse.apis import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-ITERATIONS = 10
+ITERATIONS = 4
 # A classifier, a segmentor and a detector of each backbone.
 NANOS = [
     f'{family}/{start}{backbone}-nano_{recipe}_digits.py'

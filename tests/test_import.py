@@ -13,44 +13,46 @@ HOSTS = ('mmdet', 'mmseg', 'mmpretrain')
 PACKAGE = Path(mmsparse.__file__).parent
 
 
-def imported_by(statement):
-    program = f'import sys\n{statement}\nprint(*sys.modules)'
+def run(program):
+    """Run a program in a new process; return the lines that it prints."""
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', program],
+        [sys.executable, '-W', 'ignore', '-c', f'import sys\n{program}'],
         capture_output=True,
         text=True,
         check=True,
     )
-    *printed, modules = done.stdout.splitlines()
-    return printed, set(modules.split())
+    return done.stdout.splitlines()
 
 
-def test_the_ops_need_torch_only():
-    _, modules = imported_by('import mmsparse, mmsparse.ops')
+def test_only_the_detectors_import_mmdet_and_the_ops_need_torch_only():
+    statements = (
+        'import mmsparse, mmsparse.ops',
+        'import mmsparse.models',
+        'from mmsparse.models import FocusDETR, FocusDETRHead',
+    )
 
-    assert 'torch' in modules
-    assert modules.isdisjoint({*HOSTS, 'mmengine', 'mmcv'})
+    printed = run(''.join(f'{x}\nprint(*sys.modules)\n' for x in statements))
 
-
-def test_the_models_import_none_of_mmdet_mmseg_mmpretrain_and_print_nothing():
-    printed, modules = imported_by('import mmsparse.models')
-
-    assert modules.isdisjoint(HOSTS)
-    assert not printed
+    ops, models, detectors = (set(line.split()) for line in printed)  # no other lines
+    assert 'torch' in ops
+    assert ops.isdisjoint({*HOSTS, 'mmengine', 'mmcv'})
+    assert models.isdisjoint(HOSTS)
+    assert 'mmdet' in detectors
+    assert 'mmseg' not in detectors
 
 
 @pytest.fixture
 def imported_after_hosts(tmp_path):
-    """As `imported_by`, in a process that has imported mmdet, mmseg and mmpretrain."""
+    """Modules after a statement in a process that has mmdet, mmseg and mmpretrain."""
 
-    def run(statement):
+    def import_after_hosts(statement):
         path = tmp_path / 'program.py'
         path.write_text(f'import sys\n{statement}\nprint(*sys.modules)')
         done = Forked(path, cwd=tmp_path).finish()
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    return run
+    return import_after_hosts
 
 
 @pytest.mark.parametrize('scope', HOSTS)
@@ -65,13 +67,6 @@ def test_the_registry_resolves_in_any_scope_without_custom_imports(
     assert 'mmsparse.models' in modules
 
 
-def test_a_detector_imports_mmdet():
-    _, modules = imported_by('from mmsparse.models import FocusDETR, FocusDETRHead')
-
-    assert 'mmdet' in modules
-    assert 'mmseg' not in modules
-
-
 def test_a_detector_is_found_by_its_name_after_a_backbone(imported_after_hosts):
     modules = imported_after_hosts(
         'from mmdet.registry import MODELS\n'
@@ -84,7 +79,7 @@ def test_a_detector_is_found_by_its_name_after_a_backbone(imported_after_hosts):
 
 
 def test_without_mmdet_everything_but_the_detectors_works():
-    printed, _ = imported_by(
+    printed = run(
         "sys.modules['mmdet'] = None\n"
         'import mmsparse.checkpoint, mmsparse.conversion, mmsparse.factory\n'
         'import mmsparse.models\n'

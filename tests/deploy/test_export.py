@@ -100,8 +100,8 @@ def build_segmentor(**preprocessor):
     )
 
 
-class EveryAttention(nn.Module):
-    """All attention layers but Shunted's, which the segmentor has."""
+class OtherAttention(nn.Module):
+    """The attention layers that none of the exported backbones has."""
 
     def __init__(self):
         super().__init__()
@@ -112,13 +112,9 @@ class EveryAttention(nn.Module):
         self.layers = nn.ModuleList(
             [
                 WindowAttention2d(16, 2, window_size=4, shift=2),
-                NeighborhoodAttention2d(16, 2, kernel_size=5),
-                v2022(offset_range=2, bias='table'),
                 v2022(offset_range=0, bias='fixed'),
                 v2022(offset_range=-1, bias='log_cpb'),
-                v2023(offset_range=-1, bias='table'),
                 v2023(use_offsets=False),
-                routed(topk=2),
                 routed(topk=4, padding='tokens'),
                 routed(topk=3, routing='soft', kv_pool=('avg', 2)),
             ]
@@ -131,25 +127,23 @@ class EveryAttention(nn.Module):
         return (x,)
 
 
-def test_every_attention_exports(tmp_path):
-    model = build_classifier(dict(type=EveryAttention), 16, to_rgb=True)
+def test_other_attention_layers_export(tmp_path):
+    model = build_classifier(dict(type=OtherAttention), 16, to_rgb=True)
 
     assert_exports(build_graph(model, SIZE), tmp_path / 'model.onnx')
 
 
+# Shunted Transformer is in the segmentor, and DAT of 2022 has a dynamic size below.
 @pytest.mark.parametrize(
-    ('name', 'changes', 'stages', 'sampler'),
+    ('name', 'changes', 'sampler'),
     [
-        ('DAT', dict(block_types=('N', 'D', 'N', 'D')), 2, 'gather'),
-        ('BiFormer', {}, 4, 'grid_sample'),
-        ('ShuntedTransformer', {}, 4, 'grid_sample'),
+        ('dat-2023', dict(depths=1, block_types=('N', 'D'), pos_kernels=3), 'gather'),
+        ('biformer', {}, 'grid_sample'),
     ],
 )
-def test_a_classifier_exports(name, changes, stages, sampler, tmp_path):
-    arch = dict(base='nano', depths=(1, 1, 1, 1), **changes)
-    backbone = dict(type=f'mmsparse.{name}', arch=arch, out_indices=(stages - 1,))
-    width = 2 ** (4 + stages)
-    graph = build_graph(build_classifier(backbone, width, to_rgb=False), SIZE)
+def test_a_classifier_exports(name, changes, sampler, tmp_path):
+    model = build_small(name, stages=2, to_rgb=False, **changes)
+    graph = build_graph(model, SIZE)
 
     assert_exports(graph, tmp_path / 'model.onnx', sampler=sampler)
 
@@ -162,18 +156,20 @@ def build_micro():
     return build_classifier(backbone, width=16, to_rgb=True)
 
 
-def build_small(name, **changes):
-    """Build a classifier with the first stage of one of the tiny backbones."""
+def build_small(name, stages=1, to_rgb=True, **changes):
+    """Build a classifier with the first stages of one of the tiny backbones."""
     backbone, arch = ARCHS[name]
     config = dict(
-        type=f'mmsparse.{backbone.__name__}', arch=arch | changes, out_indices=(0,)
+        type=f'mmsparse.{backbone.__name__}',
+        arch=arch | changes,
+        out_indices=(stages - 1,),
     )
-    return build_classifier(config, width=16, to_rgb=True)
+    return build_classifier(config, width=16 * stages, to_rgb=to_rgb)
 
 
 @pytest.mark.parametrize(
     ('name', 'changes'),
-    [('shunted', {}), ('dat-2022', dict(block_types='LD'))],
+    [('shunted', {}), ('dat-2022', dict(block_types='LD', offset_ranges=2))],
     ids=['shunted', 'dat'],
 )
 def test_height_and_width_of_a_classifier_may_be_dynamic(name, changes, tmp_path):
@@ -276,7 +272,7 @@ def test_images_have_the_channels_of_the_backbone(in_channels, to_rgb, tmp_path)
         mean=[100.0 + i for i in range(in_channels)],
         std=[50.0 + i for i in range(in_channels)],
     )
-    graph = build_graph(model, (64, 64))
+    graph = build_graph(model, SIZE)
     image = make_images(graph, 2)
 
     (logits,) = graph(image.float())
@@ -285,7 +281,7 @@ def test_images_have_the_channels_of_the_backbone(in_channels, to_rgb, tmp_path)
     samples = predict(model, image, DataSample, to_bgr=False)
     expected = torch.stack([sample.pred_score for sample in samples])
     torch.testing.assert_close(logits.softmax(-1), expected)
-    if not to_rgb:
+    if in_channels == 4 and not to_rgb:
         assert_exports(graph, tmp_path / 'model.onnx')
 
 
@@ -342,12 +338,12 @@ def test_an_unsupported_model_raises():
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run the command in a folder with a checkpoint."""
+    """Run the command in a folder with a checkpoint of one stage."""
     base = 'configs/shunted_transformer/shunted-nano_1xb32-14e_digits.py'
     (tmp_path / 'micro.py').write_text(
         f"_base_ = '{ROOT / base}'\n"
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{MICRO}), '
-        'out_indices=(1,)), head=dict(in_channels=32))\n'
+        'out_indices=(0,)), head=dict(in_channels=16))\n'
     )
     monkeypatch.chdir(tmp_path)
     torch.save(build_model(read_config('micro.py')).state_dict(), 'micro.pth')
@@ -372,7 +368,7 @@ def test_the_command_writes_a_file_and_compares_it(run, capsys):
     assert (logits.name, logits.shape) == ('logits', ['batch', 10])
     assert written == 'work_dirs/export/micro.onnx'
     content = Path(written).read_bytes()
-    assert len(content) > 5e4
+    assert len(content) > Path('micro.pth').stat().st_size / 2  # weights included
     stack_traces = bytes(ROOT), b'site-packages'
     assert not any(path in content for path in stack_traces)
     assert compared[0].startswith('onnxruntime: logits differ from PyTorch by at most ')
@@ -404,11 +400,13 @@ def test_a_mistake_is_one_line(arguments, message, run):
 
 
 @pytest.mark.parametrize('opset', [15, 99])
-def test_an_unsupported_opset_is_an_error_and_leaves_no_file(opset, run):
-    with pytest.raises(SystemExit, match=rf'opset {opset} is not supported .* 18 to '):
-        run('micro.pth', '--shape', 64, 64, '--opset', opset)
+def test_an_unsupported_opset_raises_and_leaves_no_file(opset, tmp_path):
+    graph = build_graph(build_classifier(dict(type=Sampling), 3, to_rgb=True), SIZE)
 
-    assert not list(Path('work_dirs').rglob('*.onnx'))
+    with pytest.raises(UsageError, match=rf'opset {opset} is not supported .* 18 to '):
+        export_onnx(graph, tmp_path / 'model.onnx', opset)
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_path_that_cannot_be_written_is_an_error(run):

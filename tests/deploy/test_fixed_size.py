@@ -71,11 +71,11 @@ def test_detections_equal_mmdet(options):
 
 
 @pytest.mark.parametrize(
-    ('name', 'sampler'),
-    [('Focus-DETR', 'grid_sample'), ('Deformable DETR, two stages', 'gather')],
+    ('name', 'encoder', 'sampler'),
+    [('Focus-DETR', 2, 'grid_sample'), ('Deformable DETR, two stages', 1, 'gather')],
 )
-def test_a_detector_exports(name, sampler, tmp_path):
-    small = dict(levels=3, encoder=2, decoder=1)
+def test_a_detector_exports(name, encoder, sampler, tmp_path):
+    small = dict(levels=3, encoder=encoder, decoder=1)
 
     graph = build_graph(build(**DETECTORS[name], **small), SIZE)
 

@@ -30,8 +30,7 @@ def one_stage(name):
     return backbone(arch, out_indices=(0,)).eval()
 
 
-@pytest.mark.parametrize('size', [(48, 64), (97, 130)], ids=str)
-@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize(('mode', 'size'), [('train', (48, 64)), ('eval', (97, 130))])
 @pytest.mark.parametrize('name', ARCHS)
 def test_a_saved_trace_gives_the_same_feature_maps(name, mode, size, tmp_path, on_cpu):
     on_cpu(gather_numel=64)  # autograd functions, but for traces

@@ -221,7 +221,10 @@ def test_costs_of_detectors_are_measured(small_digits, monkeypatch):
     monkeypatch.setattr(costs, 'ROUNDS', 1)
     study = read_study('focus_detr')
     studied = {x.name: x for x in study.variants}
-    variants = (study.variants[0], studied['keep-all'])
+    variants = tuple(
+        dataclasses.replace(x, changes=x.changes | {'train_dataloader.batch_size': 1})
+        for x in (study.variants[0], studied['keep-all'])
+    )
 
     sparse, all_kept = costs.measure_costs(
         dataclasses.replace(study, variants=variants), 1, None

@@ -182,17 +182,19 @@ def test_backbones_are_compared_with_the_reference(tmp_path, run_tool):
     assert re.match(r'  fast paths \(0.0 GMACs\): forward \d+%, ', shares[1])
 
 
-def test_reference_and_training_may_be_skipped(tmp_path, run_tool):
+def test_reference_training_and_timm_may_be_skipped(tmp_path, run_tool):
     done = run_tool(
         'benchmark.py',
         'backbone',
         ROOT / 'configs' / 'dat' / 'dat-nano_1xb32-9e_digits.py',
-        *('--no-reference', '--no-training', '--size', '48x48', '--repeats', '1'),
+        *('--no-reference', '--no-training', '--no-timm'),
+        *('--size', '48x48', '--repeats', '1'),
         cwd=tmp_path,
     )
 
-    assert 'reference' not in done.stdout
-    assert 'backward' not in done.stdout
+    assert 'fast paths' in done.stdout
+    for skipped in ('reference', 'backward', 'timm'):
+        assert skipped not in done.stdout
 
 
 def test_a_backbone_of_mmdet_raises_an_error(run_here):

@@ -178,9 +178,13 @@ def test_feature_maps_of_one_pixel_are_finite_with_finite_gradients():
     assert all(p.grad.isfinite().all() for p in backbone.parameters())
 
 
+# The fewest blocks with every type of attention.
 @pytest.mark.parametrize(
     'arch',
-    [pytest.param('nano', marks=pytest.mark.slow), SMALL_WINDOWS],
+    [
+        dict(base='nano', depths=(1, 1, 2, 1), block_types=('N', 'D', 'ND', 'D')),
+        SMALL_WINDOWS | dict(depths=(2, 1, 2, 1), block_types=('LS', 'L', 'LD', 'D')),
+    ],
     ids=['nano', 'windows'],
 )
 def test_compiles_into_one_graph(arch):

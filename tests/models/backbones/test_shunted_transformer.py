@@ -118,9 +118,10 @@ def test_pretrained_weights_replace_the_initialization(tmp_path):
 
 
 def test_compiles_into_one_graph():
-    backbone, x = ShuntedTransformer('nano', **FOUR_LEVELS), torch.rand(1, 3, 65, 93)
+    arch, x = dict(base='nano', depths=1), torch.rand(1, 3, 65, 93)
+    backbone = ShuntedTransformer(arch, **FOUR_LEVELS).eval()
 
-    compiled = torch.compile(backbone.eval(), fullgraph=True, backend='eager')
+    compiled = torch.compile(backbone, fullgraph=True, backend='eager')
 
     torch.testing.assert_close(compiled(x), backbone(x))
 

@@ -140,6 +140,11 @@ def test_samples_are_spread_over_the_data(count, number, chosen):
     assert spread(range(count), number) == chosen
 
 
+def train_fast(*arguments):
+    """Train in a process that imports this module, which speeds mmengine up."""
+    train_job(*arguments)
+
+
 @pytest.mark.slow
 def test_a_killed_quickstart_resumes_and_ends_with_a_report(
     small_digits, tmp_path, monkeypatch
@@ -156,12 +161,12 @@ def test_a_killed_quickstart_resumes_and_ends_with_a_report(
             os.kill(child.pid, signal.SIGKILL)
 
     with pytest.raises(UsageError, match='classification was ended by SIGKILL'):
-        runs.run_all(jobs.values(), train_job, 1, kill)
+        runs.run_all(jobs.values(), train_fast, 1, kill)
     assert list(classification.glob('iter_*.pth'))
 
     heard = []
     runs.run_all(
-        jobs.values(), train_job, 1, lambda job, x: heard.append((job.task, x))
+        jobs.values(), train_fast, 1, lambda job, x: heard.append((job.task, x))
     )
 
     assert 'resumed epoch: ' in (classification / 'train.log').read_text()
