@@ -1,7 +1,7 @@
 """mmengine without what takes longer than a short training, where this is imported.
 
-For a base of another library it parses the metafiles of all models there; for a training
-it formats the config five times; and for a dataset it collects garbage.
+It parses the metafiles of all models of a library for every base from there, formats a
+config five times for a training, and collects garbage for every dataset.
 """
 
 import ast

@@ -30,7 +30,6 @@ from mmsparse.errors import UsageError
 from mmsparse.models import (
     BiLevelRoutingAttention,
     DeformableAttention2d,
-    NeighborhoodAttention2d,
     WindowAttention2d,
 )
 
