@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from forked import SERVER
 from mmengine.model import convert_sync_batchnorm
 from torch import distributed, multiprocessing, nn
 
@@ -52,10 +53,11 @@ def train_one_image(rank, address, queue):
 def of_two(tmp_path_factory):
     """Return the results of two processes with one image each."""
     address = f'file://{tmp_path_factory.mktemp("store")}/file'  # no port to collide
-    context = multiprocessing.get_context('spawn')
-    queue = context.SimpleQueue()
+    queue = SERVER.SimpleQueue()
     arguments = (address, queue)
-    children = multiprocessing.spawn(train_one_image, arguments, nprocs=2, join=False)
+    children = multiprocessing.start_processes(
+        train_one_image, arguments, nprocs=2, join=False, start_method='forkserver'
+    )
     results = []
     try:
         while len(results) < 2:
