@@ -241,23 +241,12 @@ def test_other_commands_print_no_warning_of_a_library(trained, small_digits):
         assert done.stderr == ''
 
 
-def test_mim_trains_the_same_config(trained, small_digits, run_host):
-    name, work_dir, _ = trained
+def test_what_mim_runs_trains_the_same_config(trained, small_digits, run_host):
+    name, work_dir, _ = trained  # `mim train` itself is in test_packaging.py
     out = work_dir.with_name(f'mim-{work_dir.name}')
     arguments = (CONFIGS / f'{name}.py', '--work-dir', out, *options(name))
 
-    if HOSTS[name] == 'mmpretrain':
-        mim = Path(sys.executable).with_name('mim')
-        done = subprocess.run(
-            [mim, 'train', 'mmpretrain', *arguments, '--gpus', '0'],
-            cwd=small_digits,
-            capture_output=True,
-            text=True,
-            env=os.environ | {'PYTHONWARNINGS': 'ignore'},
-            timeout=300,
-        )
-    else:  # what mim runs
-        done = run_host(HOSTS[name], 'train.py', *arguments, cwd=small_digits)
+    done = run_host(HOSTS[name], 'train.py', *arguments, cwd=small_digits)
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert (out / 'last_checkpoint').is_file()
