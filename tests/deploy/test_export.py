@@ -111,6 +111,7 @@ class OtherAttention(nn.Module):
         self.layers = nn.ModuleList(
             [
                 WindowAttention2d(16, 2, window_size=4, shift=2),
+                v2022(offset_range=2, bias='table'),
                 v2022(offset_range=0, bias='fixed'),
                 v2022(offset_range=-1, bias='log_cpb'),
                 v2023(use_offsets=False),
@@ -168,7 +169,7 @@ def build_small(name, stages=1, to_rgb=True, **changes):
 
 @pytest.mark.parametrize(
     ('name', 'changes'),
-    [('shunted', {}), ('dat-2022', dict(block_types='LD', offset_ranges=2))],
+    [('shunted', {}), ('dat-2022', dict(block_types='LD'))],
     ids=['shunted', 'dat'],
 )
 def test_height_and_width_of_a_classifier_may_be_dynamic(name, changes, tmp_path):
