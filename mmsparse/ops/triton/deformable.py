@@ -27,6 +27,7 @@ from math import inf
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -34,6 +35,8 @@ from torch import Tensor
 from mmsparse.ops._precision import precise_dtype
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(LOG2E * x)
+# Zeros around the table: both entries of an axis may be outside.
+BORDER = tl.constexpr(2)
 MIN_BLOCK = 16  # rows and columns of the smallest matrix product
 # Entries of the table along an axis that a program sums: 64 KiB in float32, half of the
 # registers of 8 warps.
@@ -118,8 +121,8 @@ def _attend(
     columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of logits, base 2, (B, heads, H * W)."""
-    inputs = [x.contiguous() for x in (q, k, v, locations, table, rows, columns)]
-    out, sums = _new_outputs(*inputs)
+    inputs = _prepare(q, k, v, locations, table, rows, columns)
+    out, sums = _new_outputs(q, k, v, locations, table, rows, columns)
     _launch(_forward, FORWARD, _over_queries(sums), inputs, out, sums)
     return out, sums
 
@@ -153,7 +156,7 @@ def _attend_backward(
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, locations and table."""
-    inputs = [x.contiguous() for x in (q, k, v, locations, table, rows, columns)]
+    inputs = _prepare(q, k, v, locations, table, rows, columns)
     grad = grad.contiguous()
     # 1. The gradient of the queries, and the mean over the keys of the gradient of the
     # weights, weighted by them, which the gradient of the softmax subtracts.
@@ -166,7 +169,13 @@ def _attend_backward(
     # 2. Those of keys, values and locations.
     grad_k, grad_v, grad_locations = _gradients_of_keys(inputs, shared)
     # 3. That of the table.
-    return grad_q, grad_k, grad_v, grad_locations, _gradient_of_table(inputs, shared)
+    return (
+        grad_q,
+        grad_k,
+        grad_v,
+        grad_locations,
+        _gradient_of_table(inputs, shared, table),
+    )
 
 
 @_attend_backward.register_fake
@@ -183,6 +192,23 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _attend.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    locations: Tensor,
+    table: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> list[Tensor]:
+    """Return what all kernels read: contiguous tensors, and the table in a border of 0.
+
+    Its entries are of logits to base 2.
+    """
+    padded = F.pad(table * LOG2E.value, (BORDER.value,) * 4)
+    return [x.contiguous() for x in (q, k, v, locations, padded, rows, columns)]
 
 
 def _gradients_of_keys(
@@ -214,8 +240,10 @@ def _gradients_of_keys(
     )
 
 
-def _gradient_of_table(inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
-    q, _, _, _, table = inputs[:5]
+def _gradient_of_table(
+    inputs: Sequence[Tensor], shared: Sequence[Tensor], table: Tensor
+) -> Tensor:
+    q = inputs[0]
     blocks = [min(_block(length), MAX_TABLE_BLOCK) for length in table.shape[1:]]
     tiles = [triton.cdiv(n, m) for n, m in zip(table.shape[1:], blocks, strict=True)]
     num_tiles = tiles[0] * tiles[1]
@@ -269,13 +297,15 @@ def _launch(
         inputs: q, k, v, locations, table, rows and columns.
         *tensors: Other tensors; it only writes to what it does not read.
     """
-    q, k, _, locations, table, _, _ = inputs
+    q, k, _, locations, padded, _, _ = inputs
     num_queries, num_keys = q.shape[1] * q.shape[2], k.shape[1] * k.shape[2]
-    sizes = q.shape[2], num_queries, num_keys, *table.shape[1:]
-    dim = q.shape[-1] // len(table)
+    sizes = q.shape[2], num_queries, num_keys
+    dim = q.shape[-1] // len(padded)
     exact = torch.get_float32_matmul_precision() == 'highest'
     constants = dict(
-        HEADS=len(table),
+        TABLE_H=padded.shape[1] - 2 * BORDER.value,
+        TABLE_W=padded.shape[2] - 2 * BORDER.value,
+        HEADS=len(padded),
         GROUPS=locations.shape[1],
         DIM=dim,
         SCALE=dim**-0.5,
@@ -373,39 +403,38 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _table_index(queries, keys, length):
-    """Compute the fractional index into an axis of the table as grid_sample does."""
-    return ((queries - keys) * 0.5 + 1) * ((length - 1) * 0.5)
+def _table_index(queries, keys, LENGTH: tl.constexpr):
+    """Compute the fractional index into an axis of the table."""
+    SCALE: tl.constexpr = (LENGTH - 1) / 4
+    return (queries + 2) * SCALE - keys * SCALE
 
 
 @triton.jit
-def _interpolate(table_ptr, y, x, keys_y, keys_x, table_h, table_w):
-    """Interpolate the table of a head, zero outside.
+def _interpolate(
+    table_ptr, y, x, keys_y, keys_x, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr
+):
+    """Interpolate the padded table of a head.
 
     Returns:
         The bias and its derivatives by the fractional row and column, to the right at
         the entries, (keys, queries).
     """
-    # 1. The entry at the top left, and the distances from it.
-    row = _table_index(y[None], keys_y[:, None], table_h)
-    column = _table_index(x[None], keys_x[:, None], table_w)
+    # 1. Fractional indices.
+    row = _table_index(y[None], keys_y[:, None], TABLE_H)
+    column = _table_index(x[None], keys_x[:, None], TABLE_W)
     top, left = tl.floor(row), tl.floor(column)
     down, right = row - top, column - left
-    # 2. Entries far outside become near ones: integers must not overflow.
-    i = tl.minimum(tl.maximum(top, -2), table_h).to(tl.int32)
-    j = tl.minimum(tl.maximum(left, -2), table_w).to(tl.int32)
-    has_top, has_bottom = (i >= 0) & (i < table_h), (i >= -1) & (i < table_h - 1)
-    has_left, has_right = (j >= 0) & (j < table_w), (j >= -1) & (j < table_w - 1)
-    # 3. Four entries.
-    entry = table_ptr + i * table_w + j
-    a = tl.load(entry, mask=has_top & has_left, other=0.0)
-    b = tl.load(entry + 1, mask=has_top & has_right, other=0.0)
-    c = tl.load(entry + table_w, mask=has_bottom & has_left, other=0.0)
-    d = tl.load(entry + table_w + 1, mask=has_bottom & has_right, other=0.0)
-    # 4. Interpolate along the columns, then along the rows.
+    # 2. Four entries, the first at the top left. Indices far outside become near ones.
+    i = tl.minimum(tl.maximum(top.to(tl.int32), -BORDER), TABLE_H) + BORDER
+    j = tl.minimum(tl.maximum(left.to(tl.int32), -BORDER), TABLE_W) + BORDER
+    WIDTH: tl.constexpr = TABLE_W + 2 * BORDER
+    entry = table_ptr + (i * WIDTH + j)
+    a, b = tl.load(entry), tl.load(entry + 1)
+    c, d = tl.load(entry + WIDTH), tl.load(entry + WIDTH + 1)
+    # 3. Interpolate along the columns, then along the rows.
     upper, lower = a + right * (b - a), c + right * (d - c)
     bias = upper + down * (lower - upper)
-    return bias, lower - upper, (1 - down) * (b - a) + down * (d - c)
+    return bias, lower - upper, (b - a) + down * ((d - c) - (b - a))
 
 
 @triton.jit
@@ -418,7 +447,8 @@ def _hat(distance):
 def _forward(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     out_ptr, sums_ptr,
-    width, num_queries, num_keys, table_h, table_w,
+    width, num_queries, num_keys,
+    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -434,7 +464,7 @@ def _forward(
     queries = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = _load(q_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
     y, x = _load_points(rows_ptr, columns_ptr, queries, width, num_queries)
-    table_ptr += head * table_h * table_w
+    table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
     # 2. Over the keys, block by block: the greatest logit so far, and the sums of
     # weights and of weighted values relative to it.
@@ -449,9 +479,9 @@ def _forward(
         keys_y, keys_x = _load_locations(
             locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
         )
-        bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, table_h, table_w)
+        bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W)
         logits = _dot(q, tl.trans(k), PRECISION) * (SCALE * LOG2E)
-        logits += tl.trans(bias) * LOG2E
+        logits += tl.trans(bias)
         logits = tl.where((keys < num_keys)[None], logits, float('-inf'))
         # A greater logit rescales the sums so far.
         new_peak = tl.maximum(peak, tl.max(logits, 1))
@@ -477,7 +507,7 @@ def _grad_logits(
 
     Queries outside have an infinite ``sums``, so that both are zero.
     """
-    logits = _dot(k, tl.trans(q), PRECISION) * (SCALE * LOG2E) + bias * LOG2E
+    logits = _dot(k, tl.trans(q), PRECISION) * (SCALE * LOG2E) + bias
     logits = tl.where(is_key[:, None], logits, float('-inf'))
     weights = tl.exp2(logits - sums[None])
     grad_weights = _dot(v, tl.trans(grad), PRECISION)
@@ -488,7 +518,8 @@ def _grad_logits(
 def _backward_queries(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, out_ptr, grad_q_ptr,
-    width, num_queries, num_keys, table_h, table_w,
+    width, num_queries, num_keys,
+    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -506,7 +537,7 @@ def _backward_queries(
     grad = _load(grad_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
     out = _load(out_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
     y, x = _load_points(rows_ptr, columns_ptr, queries, width, num_queries)
-    table_ptr += head * table_h * table_w
+    table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
     offsets, inside = image_head * num_queries + queries, queries < num_queries
     sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
 
@@ -524,7 +555,7 @@ def _backward_queries(
         keys_y, keys_x = _load_locations(
             locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
         )
-        bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, table_h, table_w)
+        bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W)
         _, grad_logits = _grad_logits(
             q, k, v, grad, bias, sums, means, keys < num_keys, SCALE, PRECISION
         )
@@ -539,7 +570,8 @@ def _backward_queries(
 def _backward_keys(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, grad_k_ptr, grad_v_ptr, grad_locations_ptr,
-    width, num_queries, num_keys, table_h, table_w,
+    width, num_queries, num_keys,
+    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -558,7 +590,7 @@ def _backward_keys(
     keys_y, keys_x = _load_locations(
         locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
     )
-    table_ptr += head * table_h * table_w
+    table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
     # 2. Over the queries of this part: weights and gradients as above.
     dtype = sums_ptr.dtype.element_ty
@@ -577,7 +609,7 @@ def _backward_keys(
         sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
         means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
         bias, slope_y, slope_x = _interpolate(
-            table_ptr, y, x, keys_y, keys_x, table_h, table_w
+            table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W
         )
         weights, grad_logits = _grad_logits(
             q, k, v, grad, bias, sums, means, keys < num_keys, SCALE, PRECISION
@@ -594,15 +626,16 @@ def _backward_keys(
     _store(grad_v_ptr, grad_v, image_part, keys, num_keys, head, HEADS, DIM, BLOCK_D)
     points = ((image_part * HEADS + head) * num_keys + keys) * 2
     points += grad_locations_ptr
-    tl.store(points, grad_y * ((1 - table_h) * 0.25), mask=keys < num_keys)
-    tl.store(points + 1, grad_x * ((1 - table_w) * 0.25), mask=keys < num_keys)
+    tl.store(points, grad_y * ((1 - TABLE_H) / 4 / LOG2E), mask=keys < num_keys)
+    tl.store(points + 1, grad_x * ((1 - TABLE_W) / 4 / LOG2E), mask=keys < num_keys)
 
 
 @triton.jit
 def _backward_table(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, grad_table_ptr,
-    width, num_queries, num_keys, table_h, table_w,
+    width, num_queries, num_keys,
+    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, PRECISION: tl.constexpr,
@@ -614,16 +647,16 @@ def _backward_table(
     # 1. The entries of this program.
     image_head = tl.program_id(0).to(tl.int64)
     image, head = image_head // HEADS, image_head % HEADS
-    tiles_x = tl.cdiv(table_w, BLOCK_X)
+    tiles_x = tl.cdiv(TABLE_W, BLOCK_X)
     entries_y = tl.program_id(1) // tiles_x * BLOCK_Y + tl.arange(0, BLOCK_Y)
     entries_x = tl.program_id(1) % tiles_x * BLOCK_X + tl.arange(0, BLOCK_X)
-    table_ptr += head * table_h * table_w
+    table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
     # 2. From one column of queries to the next, the index into the table grows by a
     # step: less than so many terms are within an entry of another.
     x_begin = tl.load(columns_ptr)
     spacing = (tl.load(columns_ptr + width - 1) - x_begin) / tl.maximum(width - 1, 1)
-    step = spacing * ((table_w - 1) * 0.25)
+    step = spacing * ((TABLE_W - 1) / 4)
     per_entry = 1 / tl.maximum(step, 1e-6)  # 0 for one column of queries or entries
     # Two terms, not three, where the step is 1 but for rounding.
     num_terms = tl.minimum(tl.ceil(2 * per_entry - 1e-5), BLOCK_Q).to(tl.int32)
@@ -641,8 +674,8 @@ def _backward_table(
         keys_y, keys_x = _load_locations(
             locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
         )
-        index = _table_index(x_begin, keys_x, table_w)  # of the first column
-        distance = entries_x[None] - index[:, None]  # (keys, entries)
+        index = _table_index(x_begin, keys_x[:, None], TABLE_W)  # of the first column
+        distance = entries_x[None] - index  # (keys, entries)
         nearest = tl.floor((distance - 1) * per_entry) + 1
 
         for row in range(part * length, tl.minimum(part * length + length, height)):
@@ -662,7 +695,7 @@ def _backward_table(
                 sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
                 means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
                 bias, _, _ = _interpolate(
-                    table_ptr, y + tl.zeros_like(x), x, keys_y, keys_x, table_h, table_w
+                    table_ptr, y + tl.zeros_like(x), x, keys_y, keys_x, TABLE_H, TABLE_W
                 )
                 _, grad_logits = _grad_logits(
                     q, k, v, grad, bias, sums, means, keys < num_keys, SCALE, PRECISION
@@ -677,13 +710,13 @@ def _backward_table(
                     weight = tl.where(column < BLOCK_Q, weight, 0)
                     across += weight * tl.gather(grad_logits, inner, 1)
             # 6. Sum over the keys, weighted by the rows of the table.
-            index_y = _table_index(y, keys_y, table_h)
-            weights_y = _hat(entries_y[:, None] - index_y[None])
+            index = _table_index(y, keys_y[None], TABLE_H)
+            weights_y = _hat(entries_y[:, None] - index)  # (entries, keys)
             grad_table += _dot(weights_y.to(dtype), across, PRECISION)
 
     # 7. Store.
     image_part = part * (tl.num_programs(0) // HEADS) + image
-    rows = (image_part * HEADS + head) * table_h + entries_y
-    entries = rows[:, None] * table_w + entries_x[None]
-    inside = (entries_y < table_h)[:, None] & (entries_x < table_w)[None]
+    rows = (image_part * HEADS + head) * TABLE_H + entries_y
+    entries = rows[:, None] * TABLE_W + entries_x[None]
+    inside = (entries_y < TABLE_H)[:, None] & (entries_x < TABLE_W)[None]
     tl.store(grad_table_ptr + entries, grad_table, mask=inside)
