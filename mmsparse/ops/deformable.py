@@ -5,6 +5,8 @@ pixel, and are ordered (y, x). They are float32 at least, whatever the features 
 half precision would be wrong by up to a third of a pixel on a large feature map.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops._devices import limit_unless_fits, settings_for
 from mmsparse.ops._precision import no_autocast, precise_dtype
+from mmsparse.ops._tuning import fastest_backend
 from mmsparse.ops.attention import (
     biased_attention,
     full_attention,
@@ -22,8 +25,9 @@ from mmsparse.ops.attention import (
 from mmsparse.ops.deformable_tiled import tiled_attention
 from mmsparse.ops.pyramid import axes_to_points, cell_centers
 from mmsparse.ops.sampling import grid_sample
+from mmsparse.ops.triton import is_preferred, require_triton
 
-BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled')
+BACKENDS = (*attention.BACKENDS, 'chunked', 'tiled', 'triton')
 # Tensors of the size of the logits that are needed at a time: bias, logits, weights,
 # and coordinates of pairs, which a group of heads shares.
 LOGIT_TENSORS = 5
@@ -57,14 +61,15 @@ def deformable_attention(
             evenly spaced, ascending; without gradient.
         backend: ``reference``; ``math`` or ``sdpa``, see
             :func:`mmsparse.ops.biased_attention`; ``chunked``, a few rows of queries at
-            a time; ``tiled``, without coordinates of pairs, for CPUs; or ``auto``.
+            a time; ``tiled``, without coordinates of pairs, for CPUs; ``triton``, a
+            kernel for GPUs that stores nothing for pairs; or ``auto``.
 
     Returns:
         (B, H, W, C).
 
     Raises:
         ValueError: The groups do not divide the heads or these not C, or ``backend`` is
-            unknown or cannot compute it.
+            unknown, cannot compute it or is missing.
 
     Source: DAT, arXiv 2201.00520, section 3.2.
     """
@@ -83,6 +88,8 @@ def deformable_attention(
         backend = _choose_backend(q, k, num_heads)
     if backend == 'tiled':
         return tiled_attention(q, k, v, locations, table, axes)
+    if backend == 'triton':
+        return _triton(q, k, v, locations, table, axes)
     if backend == 'chunked':
         return _chunked(q, k, v, locations, table, axes)
     lookup = _reference_bias if backend == 'reference' else _bias
@@ -92,18 +99,58 @@ def deformable_attention(
 
 
 def _choose_backend(q: Tensor, k: Tensor, num_heads: int) -> str:
-    """Choose by the number of logits; the compiler does not need chunks or tiles."""
+    """Choose what was measured to be the fastest, or else by the number of logits.
+
+    The compiler does not need chunks or tiles.
+    """
+    kernels = ('triton',) if _suits_triton(q) else ()
     if is_tracing():
-        return 'auto'
+        return kernels[0] if kernels else 'auto'
+    num_queries, num_keys = q.shape[1:3].numel(), k.shape[1:3].numel()
+    fastest = fastest_backend(
+        'deformable_attention',
+        q,
+        ('math', 'sdpa', 'chunked', 'tiled', *kernels),
+        queries=num_queries,
+        keys=num_keys,
+        head_dim=q.shape[-1] // num_heads,
+    )
+    if fastest in ('chunked', 'tiled', 'triton'):
+        return fastest
+    if fastest is None and kernels:
+        return kernels[0]
+    # All logits at a time, if there are not too many.
     settings = settings_for(q)
-    num_logits = q.shape[1:3].numel() * k.shape[1:3].numel()  # of a head
+    num_logits = num_queries * num_keys  # of a head
     if num_logits >= settings.tiled_min_logits and q.dtype == torch.float32:
         return 'tiled'
     num_logits *= q.shape[0] * num_heads
     limit = limit_unless_fits(
         settings.chunked_min_logits, LOGIT_TENSORS * num_logits, q
     )
-    return 'chunked' if num_logits > limit else 'auto'
+    return 'chunked' if num_logits > limit else fastest or 'auto'
+
+
+def _suits_triton(q: Tensor) -> bool:
+    if not is_preferred(q):
+        return False
+    from mmsparse.ops.triton import deformable as kernels
+
+    return kernels.is_supported()
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    locations: Tensor,
+    table: Tensor,
+    axes: tuple[Tensor, Tensor],
+) -> Tensor:
+    require_triton(q)
+    from mmsparse.ops.triton import deformable as kernels
+
+    return kernels.attend(q, k, v, locations, table, axes)
 
 
 def _reference_bias(
@@ -246,7 +293,7 @@ def sampling_locations_v2022(offsets: Tensor, offset_range: float) -> Tensor:
         return (references + offsets).tanh()
     if offset_range == 0:
         return references + offsets
-    return references + offsets.tanh() * (offset_range / offsets.new_tensor(counts))
+    return references + _scale_axes(offsets.tanh(), [offset_range / n for n in counts])
 
 
 def sampling_locations_v2023(offsets: Tensor, offset_range: float) -> Tensor:
@@ -269,8 +316,17 @@ def sampling_locations_v2023(offsets: Tensor, offset_range: float) -> Tensor:
     references = axes_to_points(*(_key_axis_v2023(n, offsets) for n in counts))
     if offset_range < 0:
         return (references + offsets).clamp(-1, 1)
-    spans = offsets.new_tensor([max(count - 1, 1) for count in counts])
-    return references + offsets.tanh() * (offset_range / spans)
+    bounds = [offset_range / max(count - 1, 1) for count in counts]
+    return references + _scale_axes(offsets.tanh(), bounds)
+
+
+def _scale_axes(x: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiply the coordinates (y, x) of (..., 2), each by its number.
+
+    A tensor of the numbers would be copied to the GPU, which waits for it.
+    """
+    y, x = x.unbind(-1)
+    return torch.stack([y * factors[0], x * factors[1]], dim=-1)
 
 
 def query_axis_v2022(count: int, like: Tensor) -> Tensor:

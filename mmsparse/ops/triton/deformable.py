@@ -23,7 +23,7 @@ TRITON_INTERPRET=1 is set before.
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -38,38 +38,75 @@ LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(LOG2E * x)
 # Zeros around the table: both entries of an axis may be outside.
 BORDER = tl.constexpr(2)
 MIN_BLOCK = 16  # rows and columns of the smallest matrix product
+WIDE = 256  # bytes of a head of a token from which blocks are small, to fit on the chip
 # Entries of the table along an axis that a program sums: 64 KiB in float32, half of the
 # registers of 8 warps.
 MAX_TABLE_BLOCK = 128
 # Theory: enough to fill a large GPU. Where images times heads are fewer, the queries
 # are divided into parts, whose partial sums are added.
 MIN_PROGRAMS = 512
+# Kernels are not compiled for each of them: images differ in size.
+SIZES = ('width', 'num_queries', 'num_keys')
 
 Options = dict[str, int]  # block sizes, num_warps and num_stages
 
-# Theory: a tile of pairs holds about ten values for each of its pairs in registers.
-FORWARD: tuple[Options, ...] = (
-    dict(BLOCK_Q=64, BLOCK_K=32, num_warps=4, num_stages=2),
-    dict(BLOCK_Q=64, BLOCK_K=64, num_warps=8, num_stages=2),
-    dict(BLOCK_Q=128, BLOCK_K=32, num_warps=8, num_stages=2),
-)
-BACKWARD_QUERIES = FORWARD
-BACKWARD_KEYS = FORWARD
+
+def is_supported() -> bool:
+    """Return whether this version of Triton can gather within a program."""
+    return hasattr(tl, 'gather')
 
 
-def table_options(blocks: Sequence[int], width: int) -> tuple[Options, ...]:
-    """Return the options of the kernel over the table.
+def forward_options(row_bytes: int) -> tuple[Options, ...]:
+    """Return options of the forward kernel, the first of them by default.
+
+    Theory: a tile of pairs of query and key is limited by registers, of which every
+    pair needs about ten; compiled for 32 channels in bfloat16, no option spills any.
+    Tensor cores multiply 16 rows, here queries, for each warp.
 
     Args:
-        blocks: Entries of a tile of the table, down and across.
+        row_bytes: Size of a head of a token.
+    """
+    if row_bytes > WIDE:
+        return (dict(BLOCK_Q=32, BLOCK_K=16, num_warps=2, num_stages=1),)
+    return (
+        dict(BLOCK_Q=64, BLOCK_K=32, num_warps=4, num_stages=3),
+        dict(BLOCK_Q=64, BLOCK_K=16, num_warps=4, num_stages=2),
+    )
+
+
+def backward_options(row_bytes: int) -> tuple[Options, ...]:
+    """Return options of the kernels over queries and keys; here, the rows are keys."""
+    if row_bytes > WIDE:
+        return (dict(BLOCK_Q=16, BLOCK_K=32, num_warps=2, num_stages=1),)
+    return (
+        dict(BLOCK_Q=32, BLOCK_K=64, num_warps=4, num_stages=2),
+        dict(BLOCK_Q=16, BLOCK_K=64, num_warps=4, num_stages=2),
+    )
+
+
+def table_options(
+    row_bytes: int, table_size: Sequence[int], width: int
+) -> tuple[Options, ...]:
+    """Return options of the kernel over the table, with a tile of up to all of it.
+
+    Args:
+        row_bytes: Size of a head of a token.
+        table_size: Entries down and across.
         width: Number of columns of queries.
     """
-    block_y, block_x = blocks
-    tile = dict(BLOCK_Y=block_y, BLOCK_X=block_x, BLOCK_Q=min(_block(width), 64))
-    num_warps = 8 if block_y * block_x > 64 * 64 else 4
-    return tuple(
-        dict(**tile, BLOCK_K=block, num_warps=num_warps, num_stages=2)
-        for block in (16, 32)
+    block_y, block_x = (min(_block(n), MAX_TABLE_BLOCK) for n in table_size)
+    num_warps = 8 if block_y * block_x >= 64 * 64 else 4
+    tile = dict(
+        BLOCK_Y=block_y,
+        BLOCK_X=block_x,
+        BLOCK_Q=min(_block(width), 64) if row_bytes <= WIDE else MIN_BLOCK,
+        num_stages=1,
+    )
+    # The sums of a row of the table, for every key, take registers, too.
+    block_k = min(64 if row_bytes <= WIDE else 32, 64 * 64 // block_x)
+    return (
+        dict(**tile, BLOCK_K=block_k, num_warps=num_warps),
+        dict(**tile, BLOCK_K=block_k // 2, num_warps=num_warps // 2),
     )
 
 
@@ -97,7 +134,15 @@ def attend(
 
     Returns:
         (B, H, W, C).
+
+    Raises:
+        ValueError: Triton is too old.
     """
+    if not is_supported():
+        raise ValueError(
+            "backend='triton' needs a version of triton with triton.language.gather; "
+            f"got {triton.__version__}. Use 'auto'."
+        )
     dtype = torch.promote_types(precise_dtype(q), locations.dtype)
     out, _ = _attend(
         q,
@@ -123,7 +168,7 @@ def _attend(
     """Return the output and the log-sum-exp of logits, base 2, (B, heads, H * W)."""
     inputs = _prepare(q, k, v, locations, table, rows, columns)
     out, sums = _new_outputs(q, k, v, locations, table, rows, columns)
-    _launch(_forward, FORWARD, _over_queries(sums), inputs, out, sums)
+    _launch(_forward, forward_options, _over_queries(sums), inputs, out, sums)
     return out, sums
 
 
@@ -163,7 +208,7 @@ def _attend_backward(
     grad_q, means = torch.empty_like(inputs[0]), torch.empty_like(sums)
     shared = grad, sums, means
     _launch(
-        _backward_queries, BACKWARD_QUERIES, _over_queries(sums), inputs, *shared,
+        _backward_queries, backward_options, _over_queries(sums), inputs, *shared,
         out, grad_q,
     )  # fmt: skip
     # 2. Those of keys, values and locations.
@@ -230,7 +275,7 @@ def _gradients_of_keys(
         return len(q) * len(table) * blocks, num_parts
 
     tensors = *shared, grad_k, grad_v, grad_locations
-    _launch(_backward_keys, BACKWARD_KEYS, programs, inputs, *tensors)
+    _launch(_backward_keys, backward_options, programs, inputs, *tensors)
     # Heads of a group share their locations.
     grad_locations = grad_locations.unflatten(2, (locations.shape[1], -1)).sum((0, 3))
     return (
@@ -244,14 +289,12 @@ def _gradient_of_table(
     inputs: Sequence[Tensor], shared: Sequence[Tensor], table: Tensor
 ) -> Tensor:
     q = inputs[0]
-    blocks = [min(_block(length), MAX_TABLE_BLOCK) for length in table.shape[1:]]
-    tiles = [triton.cdiv(n, m) for n, m in zip(table.shape[1:], blocks, strict=True)]
-    num_tiles = tiles[0] * tiles[1]
+    num_tiles = prod(triton.cdiv(n, MAX_TABLE_BLOCK) for n in table.shape[1:])
     num_parts = _num_parts(len(q) * len(table) * num_tiles, q.shape[1])
     partial_sums = table.new_empty(num_parts, len(q), *table.shape)
     _launch(
         _backward_table,
-        table_options(blocks, q.shape[2]),
+        partial(table_options, table_size=table.shape[1:], width=q.shape[2]),
         lambda _: (len(q) * len(table), num_tiles, num_parts),
         inputs,
         *shared,
@@ -279,7 +322,7 @@ def _over_queries(sums: Tensor) -> Callable[[Options], tuple[int, ...]]:
 
 def _launch(
     kernel: Any,
-    options: Sequence[Options],
+    options: Callable[[int], Sequence[Options]],
     programs: Callable[[Options], tuple[int, ...]],
     inputs: Sequence[Tensor],
     *tensors: Tensor,
@@ -292,7 +335,7 @@ def _launch(
 
     Args:
         kernel: Its arguments are ``inputs``, ``tensors``, sizes and constants.
-        options: Block sizes, num_warps and num_stages.
+        options: Maps the bytes of a head of a token to options.
         programs: Maps options to the grid.
         inputs: q, k, v, locations, table, rows and columns.
         *tensors: Other tensors; it only writes to what it does not read.
@@ -318,8 +361,9 @@ def _launch(
         kernel[programs(chosen)](*inputs, *tensors, *sizes, **constants, **chosen)
 
     with torch.cuda.device_of(q):
-        octaves = tuple(n.bit_length() for n in sizes)
-        launch(_fastest(launch, options, (kernel, q.dtype, dim, *octaves), q))
+        octaves = (n.bit_length() for n in (len(q), *sizes))
+        key = kernel, q.dtype, *constants.values(), *octaves
+        launch(_fastest(launch, options(dim * q.dtype.itemsize), key, q))
 
 
 _measured: dict[Hashable, Options] = {}
@@ -331,8 +375,10 @@ def _fastest(
     key: Hashable,
     x: Tensor,
 ) -> Options:
+    if len(options) == 1 or not x.is_cuda:
+        return options[0]
     if key not in _measured:
-        if not x.is_cuda or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return options[0]
         _measured[key] = min(options, key=partial(_milliseconds, launch))
     return _measured[key]
@@ -443,7 +489,7 @@ def _hat(distance):
     return tl.maximum(1 - tl.abs(distance), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     out_ptr, sums_ptr,
@@ -514,7 +560,7 @@ def _grad_logits(
     return weights, weights * (grad_weights - means[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_queries(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, out_ptr, grad_q_ptr,
@@ -566,7 +612,7 @@ def _backward_queries(
     _store(grad_q_ptr, grad_q, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_keys(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, grad_k_ptr, grad_v_ptr, grad_locations_ptr,
@@ -630,7 +676,7 @@ def _backward_keys(
     tl.store(points + 1, grad_x * ((1 - TABLE_W) / 4 / LOG2E), mask=keys < num_keys)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_table(
     q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
     grad_ptr, sums_ptr, means_ptr, grad_table_ptr,
@@ -674,8 +720,8 @@ def _backward_table(
         keys_y, keys_x = _load_locations(
             locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
         )
-        index = _table_index(x_begin, keys_x[:, None], TABLE_W)  # of the first column
-        distance = entries_x[None] - index  # (keys, entries)
+        index_x = _table_index(x_begin, keys_x[:, None], TABLE_W)  # of the first column
+        distance = entries_x[None] - index_x  # (keys, entries)
         nearest = tl.floor((distance - 1) * per_entry) + 1
 
         for row in range(part * length, tl.minimum(part * length + length, height)):
@@ -710,8 +756,8 @@ def _backward_table(
                     weight = tl.where(column < BLOCK_Q, weight, 0)
                     across += weight * tl.gather(grad_logits, inner, 1)
             # 6. Sum over the keys, weighted by the rows of the table.
-            index = _table_index(y, keys_y[None], TABLE_H)
-            weights_y = _hat(entries_y[:, None] - index)  # (entries, keys)
+            index_y = _table_index(y, keys_y[None], TABLE_H)
+            weights_y = _hat(entries_y[:, None] - index_y)  # (entries, keys)
             grad_table += _dot(weights_y.to(dtype), across, PRECISION)
 
     # 7. Store.
