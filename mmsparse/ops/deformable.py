@@ -5,13 +5,14 @@ pixel, and are ordered (y, x). They are float32 at least, whatever the features 
 half precision would be wrong by up to a third of a pixel on a large feature map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mmsparse.ops import attention
 from mmsparse.ops._backend import is_tracing, resolve_backend
+from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops._devices import limit_unless_fits, settings_for
 from mmsparse.ops._precision import no_autocast, precise_dtype
@@ -23,7 +24,7 @@ from mmsparse.ops.attention import (
     split_heads,
 )
 from mmsparse.ops.deformable_tiled import tiled_attention
-from mmsparse.ops.pyramid import axes_to_points, cell_centers
+from mmsparse.ops.pyramid import axes_to_points
 from mmsparse.ops.sampling import grid_sample
 from mmsparse.ops.triton import is_preferred, require_triton
 
@@ -288,7 +289,7 @@ def sampling_locations_v2022(offsets: Tensor, offset_range: float) -> Tensor:
     """
     offsets = offsets.to(precise_dtype(offsets))
     counts = offsets.shape[2:4]
-    references = axes_to_points(*(query_axis_v2022(n, offsets) for n in counts))
+    references = _grid(_cells, tuple(counts), offsets.dtype, offsets.device)
     if offset_range < 0:
         return (references + offsets).tanh()
     if offset_range == 0:
@@ -313,7 +314,7 @@ def sampling_locations_v2023(offsets: Tensor, offset_range: float) -> Tensor:
     """
     offsets = offsets.to(precise_dtype(offsets))
     counts = offsets.shape[2:4]
-    references = axes_to_points(*(_key_axis_v2023(n, offsets) for n in counts))
+    references = _grid(_overhanging, tuple(counts), offsets.dtype, offsets.device)
     if offset_range < 0:
         return (references + offsets).clamp(-1, 1)
     bounds = [offset_range / max(count - 1, 1) for count in counts]
@@ -339,7 +340,7 @@ def query_axis_v2022(count: int, like: Tensor) -> Tensor:
     Returns:
         Centers of equal cells that tile -1 to +1, (count,).
     """
-    return 2 * cell_centers(count, like) / count - 1
+    return _cells(count, precise_dtype(like), like.device)
 
 
 def query_axis_v2023(count: int, like: Tensor) -> Tensor:
@@ -352,15 +353,35 @@ def query_axis_v2023(count: int, like: Tensor) -> Tensor:
     Returns:
         Centers of pixels, the first at -1 and the last at +1, (count,); 0 for one.
     """
-    centers = cell_centers(count, like)
-    if count == 1:
-        return torch.zeros_like(centers)
-    return 2 * (centers - 0.5) / (count - 1) - 1
+    return _pixels(count, precise_dtype(like), like.device)
 
 
-def _key_axis_v2023(count: int, like: Tensor) -> Tensor:
+@cached_by_size
+def _cells(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the centers of cells that tile -1 to +1, (count,)."""
+    return 2 * (torch.arange(count, dtype=dtype, device=device) + 0.5) / count - 1
+
+
+@cached_by_size
+def _pixels(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return equal steps from -1 to +1, (count,); 0 for one."""
+    pixels = torch.arange(count, dtype=dtype, device=device)
+    return pixels if count == 1 else 2 * pixels / (count - 1) - 1
+
+
+@cached_by_size
+def _overhanging(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the centers of cells that overhang on the right, (count,); 0 for one."""
-    centers = cell_centers(count, like)
-    if count == 1:
-        return torch.zeros_like(centers)
-    return 2 * centers / (count - 1) - 1
+    pixels = torch.arange(count, dtype=dtype, device=device)
+    return pixels if count == 1 else 2 * (pixels + 0.5) / (count - 1) - 1
+
+
+@cached_by_size
+def _grid(
+    axis: Callable[..., Tensor],
+    counts: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return the points of a grid with an axis of each of two counts, (h, w, 2)."""
+    return axes_to_points(*(axis(count, dtype, device) for count in counts))
