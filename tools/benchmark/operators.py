@@ -131,6 +131,7 @@ def patterns(side: int, device: torch.device) -> Iterator[tuple[str, Pattern]]:
             ),
             (q, few_k, few_v, locations, table),
             HEADS * tokens * few_k.shape[1] ** 2,
+            gpu_backends=('triton',),
         ),
     )
 
