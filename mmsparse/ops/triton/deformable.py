@@ -21,9 +21,8 @@ TRITON_INTERPRET=1 is set before.
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from math import inf, prod
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -33,11 +32,21 @@ import triton.language as tl
 from torch import Tensor
 
 from mmsparse.ops._precision import precise_dtype
+from mmsparse.ops.triton._common import (
+    LOG2_E,
+    MIN_BLOCK,
+    Launch,
+    block_size,
+    dot,
+    dot_precision,
+    launch_fastest,
+    load_rows,
+    store_rows,
+    token_matrix,
+)
 
-LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(LOG2E * x)
 # Zeros around the table: both entries of an axis may be outside.
 BORDER = tl.constexpr(2)
-MIN_BLOCK = 16  # rows and columns of the smallest matrix product
 WIDE = 256  # bytes of a head of a token from which blocks are small, to fit on the chip
 # Entries of the table along an axis that a program sums: 64 KiB in float32, half of the
 # registers of 8 warps.
@@ -45,69 +54,8 @@ MAX_TABLE_BLOCK = 128
 # Theory: enough to fill a large GPU. Where images times heads are fewer, the queries
 # are divided into parts, whose partial sums are added.
 MIN_PROGRAMS = 512
-# Kernels are not compiled for each of them: images differ in size.
-SIZES = ('width', 'num_queries', 'num_keys')
-
-Options = dict[str, int]  # block sizes, num_warps and num_stages
-
-
-def is_supported() -> bool:
-    """Return whether this version of Triton can gather within a program."""
-    return hasattr(tl, 'gather')
-
-
-def forward_options(row_bytes: int) -> tuple[Options, ...]:
-    """Return options of the forward kernel, the first of them by default.
-
-    Theory: a tile of pairs of query and key is limited by registers, of which every
-    pair needs about ten; compiled for 32 channels in bfloat16, no option spills any.
-    Tensor cores multiply 16 rows, here queries, for each warp.
-
-    Args:
-        row_bytes: Size of a head of a token.
-    """
-    if row_bytes > WIDE:
-        return (dict(BLOCK_Q=32, BLOCK_K=16, num_warps=2, num_stages=1),)
-    return (
-        dict(BLOCK_Q=64, BLOCK_K=32, num_warps=4, num_stages=3),
-        dict(BLOCK_Q=64, BLOCK_K=16, num_warps=4, num_stages=2),
-    )
-
-
-def backward_options(row_bytes: int) -> tuple[Options, ...]:
-    """Return options of the kernels over queries and keys; here, the rows are keys."""
-    if row_bytes > WIDE:
-        return (dict(BLOCK_Q=16, BLOCK_K=32, num_warps=2, num_stages=1),)
-    return (
-        dict(BLOCK_Q=32, BLOCK_K=64, num_warps=4, num_stages=2),
-        dict(BLOCK_Q=16, BLOCK_K=64, num_warps=4, num_stages=2),
-    )
-
-
-def table_options(
-    row_bytes: int, table_size: Sequence[int], width: int
-) -> tuple[Options, ...]:
-    """Return options of the kernel over the table, with a tile of up to all of it.
-
-    Args:
-        row_bytes: Size of a head of a token.
-        table_size: Entries down and across.
-        width: Number of columns of queries.
-    """
-    block_y, block_x = (min(_block(n), MAX_TABLE_BLOCK) for n in table_size)
-    num_warps = 8 if block_y * block_x >= 64 * 64 else 4
-    tile = dict(
-        BLOCK_Y=block_y,
-        BLOCK_X=block_x,
-        BLOCK_Q=min(_block(width), 64) if row_bytes <= WIDE else MIN_BLOCK,
-        num_stages=1,
-    )
-    # The sums of a row of the table, for every key, take registers, too.
-    block_k = min(64 if row_bytes <= WIDE else 32, 64 * 64 // block_x)
-    return (
-        dict(**tile, BLOCK_K=block_k, num_warps=num_warps),
-        dict(**tile, BLOCK_K=block_k // 2, num_warps=num_warps // 2),
-    )
+# Arguments that are not compiled in: images of all sizes run the same kernels.
+SIZES = ['width', 'num_queries', 'num_keys']
 
 
 def attend(
@@ -155,6 +103,11 @@ def attend(
     return out
 
 
+def is_supported() -> bool:
+    """Return whether this version of Triton can gather within a program."""
+    return hasattr(tl, 'gather')
+
+
 @torch.library.custom_op('mmsparse::deformable_attention', mutates_args=())
 def _attend(
     q: Tensor,
@@ -166,14 +119,15 @@ def _attend(
     columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp of logits, base 2, (B, heads, H * W)."""
-    inputs = _prepare(q, k, v, locations, table, rows, columns)
-    out, sums = _new_outputs(q, k, v, locations, table, rows, columns)
-    _launch(_forward, forward_options, _over_queries(sums), inputs, out, sums)
+    out, sums = _empty_outputs(q, k, v, locations, table, rows, columns)
+    shared = _shared_arguments(q, k, v, locations, table, rows, columns)
+    arguments = shared | dict(out_ptr=out, sums_ptr=sums)
+    _run_over_queries(_forward, forward_launches(_row_bytes(q, table)), arguments)
     return out, sums
 
 
 @_attend.register_fake
-def _new_outputs(
+def _empty_outputs(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -201,34 +155,26 @@ def _attend_backward(
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, locations and table."""
-    inputs = _prepare(q, k, v, locations, table, rows, columns)
-    grad = grad.contiguous()
-    # 1. The gradient of the queries, and the mean over the keys of the gradient of the
-    # weights, weighted by them, which the gradient of the softmax subtracts.
-    grad_q, means = torch.empty_like(inputs[0]), torch.empty_like(sums)
-    shared = grad, sums, means
-    _launch(
-        _backward_queries, backward_options, _over_queries(sums), inputs, *shared,
-        out, grad_q,
-    )  # fmt: skip
-    # 2. Those of keys, values and locations.
-    grad_k, grad_v, grad_locations = _gradients_of_keys(inputs, shared)
-    # 3. That of the table.
+    means, grad_q = torch.empty_like(sums), q.new_empty(q.shape)
+    shared = _shared_arguments(q, k, v, locations, table, rows, columns)
+    shared |= dict(grad_ptr=grad.contiguous(), sums_ptr=sums, means_ptr=means)
+    # The kernel over queries stores means that the others read.
+    arguments = shared | dict(out_ptr=out, grad_q_ptr=grad_q)
+    launches = backward_launches(_row_bytes(q, table))
+    _run_over_queries(_backward_queries, launches, arguments)
     return (
         grad_q,
-        grad_k,
-        grad_v,
-        grad_locations,
-        _gradient_of_table(inputs, shared, table),
+        *_gradients_of_keys(shared, k, v, locations, table),
+        _gradient_of_table(shared, q, table),
     )
 
 
 @_attend_backward.register_fake
-def _new_gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+def _empty_gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs[:5])
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs, *output)
 
 
@@ -236,10 +182,10 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     return *_attend_backward(grad, *ctx.saved_tensors), None, None
 
 
-_attend.register_autograd(_differentiate, setup_context=_save_for_backward)
+_attend.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _prepare(
+def _shared_arguments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -247,35 +193,88 @@ def _prepare(
     table: Tensor,
     rows: Tensor,
     columns: Tensor,
-) -> list[Tensor]:
-    """Return what all kernels read: contiguous tensors, and the table in a border of 0.
+) -> dict[str, Any]:
+    """Return the arguments that all kernels have; upper-case ones are compiled in."""
+    arguments: dict[str, Any] = {}
+    for name, x in dict(q=q, k=k, v=v).items():
+        matrix = token_matrix(x)
+        arguments |= {f'{name}_ptr': matrix, f'{name}_stride': matrix.stride(0)}
+    num_heads, table_h, table_w = table.shape
+    channels = q.shape[-1] // num_heads
+    return arguments | dict(
+        locations_ptr=locations.contiguous(),
+        # In a border of zeros, and for logits to base 2.
+        table_ptr=F.pad(table * LOG2_E.value, (BORDER.value,) * 4),
+        rows_ptr=rows.contiguous(),
+        columns_ptr=columns.contiguous(),
+        width=q.shape[2],
+        num_queries=q.shape[1] * q.shape[2],
+        num_keys=k.shape[1] * k.shape[2],
+        TABLE_H=table_h,
+        TABLE_W=table_w,
+        HEADS=num_heads,
+        GROUPS=locations.shape[1],
+        DIM=channels,
+        SCALE=channels**-0.5,
+        BLOCK_D=block_size(channels),
+        # Half precision tolerates what TF32 loses in the gradient of the table.
+        PRECISION='tf32' if q.dtype.itemsize == 2 else dot_precision(),
+    )
 
-    Its entries are of logits to base 2.
-    """
-    padded = F.pad(table * LOG2E.value, (BORDER.value,) * 4)
-    return [x.contiguous() for x in (q, k, v, locations, padded, rows, columns)]
+
+def _row_bytes(q: Tensor, table: Tensor) -> int:
+    """Return the size of a head of a token."""
+    return q.shape[-1] // len(table) * q.dtype.itemsize
+
+
+def _run_over_queries(
+    kernel: Any, launches: Sequence[Launch], arguments: dict[str, Any]
+) -> None:
+    """Run a program for each block of queries of every image and head."""
+    batch, num_heads, num_queries = arguments['sums_ptr'].shape
+
+    def run(launch: Launch) -> None:
+        programs = batch * num_heads * triton.cdiv(num_queries, launch.tile)
+        kernel[(programs,)](
+            **arguments,
+            BLOCK_Q=launch.tile,
+            BLOCK_K=launch.step,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
+
+    _launch(kernel, run, launches, arguments)
 
 
 def _gradients_of_keys(
-    inputs: Sequence[Tensor], shared: Sequence[Tensor]
+    shared: dict[str, Any], k: Tensor, v: Tensor, locations: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of keys, values and locations."""
-    q, k, v, locations, table = inputs[:5]
-    num_keys, num_queries = k.shape[1] * k.shape[2], q.shape[1] * q.shape[2]
+    image_heads = len(k) * len(table)
+    num_queries, num_keys = shared['num_queries'], shared['num_keys']
     num_parts = _num_parts(
-        len(q) * len(table) * triton.cdiv(num_keys, 64), triton.cdiv(num_queries, 64)
+        image_heads * triton.cdiv(num_keys, 64), triton.cdiv(num_queries, 64)
     )
     # Parts are added in float32 at least.
     dtype = k.dtype if num_parts == 1 else table.dtype
-    grad_k, grad_v = (x.new_empty(num_parts, *x.shape, dtype=dtype) for x in (k, v))
-    grad_locations = locations.new_empty(num_parts, len(q), len(table), num_keys, 2)
+    grad_k, grad_v = (k.new_empty(num_parts, *k.shape, dtype=dtype) for _ in range(2))
+    grad_locations = locations.new_empty(num_parts, len(k), len(table), num_keys, 2)
 
-    def programs(options: Options) -> tuple[int, ...]:
-        blocks = triton.cdiv(num_keys, options['BLOCK_K'])
-        return len(q) * len(table) * blocks, num_parts
+    def run(launch: Launch) -> None:
+        blocks = triton.cdiv(num_keys, launch.tile)
+        _backward_keys[image_heads * blocks, num_parts](
+            **shared,
+            grad_k_ptr=grad_k,
+            grad_v_ptr=grad_v,
+            grad_locations_ptr=grad_locations,
+            BLOCK_K=launch.tile,
+            BLOCK_Q=launch.step,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
 
-    tensors = *shared, grad_k, grad_v, grad_locations
-    _launch(_backward_keys, backward_options, programs, inputs, *tensors)
+    launches = keys_launches(_row_bytes(k, table))
+    _launch(_backward_keys, run, launches, shared)
     # Heads of a group share their locations.
     grad_locations = grad_locations.unflatten(2, (locations.shape[1], -1)).sum((0, 3))
     return (
@@ -285,21 +284,27 @@ def _gradients_of_keys(
     )
 
 
-def _gradient_of_table(
-    inputs: Sequence[Tensor], shared: Sequence[Tensor], table: Tensor
-) -> Tensor:
-    q = inputs[0]
-    num_tiles = prod(triton.cdiv(n, MAX_TABLE_BLOCK) for n in table.shape[1:])
+def _gradient_of_table(shared: dict[str, Any], q: Tensor, table: Tensor) -> Tensor:
+    """Return the gradient of the table."""
+    blocks = [min(block_size(n), MAX_TABLE_BLOCK) for n in table.shape[1:]]
+    num_tiles = prod(map(triton.cdiv, table.shape[1:], blocks))
     num_parts = _num_parts(len(q) * len(table) * num_tiles, q.shape[1])
     partial_sums = table.new_empty(num_parts, len(q), *table.shape)
-    _launch(
-        _backward_table,
-        partial(table_options, table_size=table.shape[1:], width=q.shape[2]),
-        lambda _: (len(q) * len(table), num_tiles, num_parts),
-        inputs,
-        *shared,
-        partial_sums,
-    )
+
+    def run(launch: Launch) -> None:
+        _backward_table[len(q) * len(table), num_tiles, num_parts](
+            **shared,
+            grad_table_ptr=partial_sums,
+            BLOCK_Y=blocks[0],
+            BLOCK_X=blocks[1],
+            BLOCK_Q=launch.tile,
+            BLOCK_K=launch.step,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+        )
+
+    launches = table_launches(_row_bytes(q, table), blocks, q.shape[2])
+    _launch(_backward_table, run, launches, shared)
     return partial_sums.sum((0, 1))
 
 
@@ -312,112 +317,74 @@ def _sum_parts(x: Tensor) -> Tensor:
     return x[0] if len(x) == 1 else x.sum(0)
 
 
-def _over_queries(sums: Tensor) -> Callable[[Options], tuple[int, ...]]:
-    """Return the grid of a kernel over blocks of queries of images and heads."""
-    batch, num_heads, num_queries = sums.shape
-    return lambda options: (
-        batch * num_heads * triton.cdiv(num_queries, options['BLOCK_Q']),
-    )
-
-
 def _launch(
     kernel: Any,
-    options: Callable[[int], Sequence[Options]],
-    programs: Callable[[Options], tuple[int, ...]],
-    inputs: Sequence[Tensor],
-    *tensors: Tensor,
+    run: Callable[[Launch], None],
+    launches: Sequence[Launch],
+    arguments: dict[str, Any],
 ) -> None:
-    """Launch a kernel with the fastest of some options.
+    """Run the fastest launch for sizes of an order of magnitude."""
+    compiled = (x for name, x in arguments.items() if name.isupper())
+    octaves = (arguments[name].bit_length() for name in SIZES)
+    q = arguments['q_ptr']
+    key = kernel.__name__, len(q).bit_length(), *compiled, *octaves
+    with torch.cuda.device_of(q):
+        launch_fastest(run, launches, q, *key)
 
-    They are measured at the first launch for sizes of an order of magnitude, which
-    waits for the GPU. Its interpreter takes the first, and so does the capture of a
-    CUDA graph.
+
+def forward_launches(row_bytes: int) -> tuple[Launch, ...]:
+    """Return launches of the forward kernel: tiles of queries, steps of keys.
+
+    Theory: a tile of pairs of query and key is limited by registers, of which every
+    pair needs about ten. Compiled for 32 channels in bfloat16, none are spilled. Each
+    warp multiplies 16 rows of a tile.
 
     Args:
-        kernel: Its arguments are ``inputs``, ``tensors``, sizes and constants.
-        options: Maps the bytes of a head of a token to options.
-        programs: Maps options to the grid.
-        inputs: q, k, v, locations, table, rows and columns.
-        *tensors: Other tensors; it only writes to what it does not read.
+        row_bytes: Size of a head of a token.
     """
-    q, k, _, locations, padded, _, _ = inputs
-    num_queries, num_keys = q.shape[1] * q.shape[2], k.shape[1] * k.shape[2]
-    sizes = q.shape[2], num_queries, num_keys
-    dim = q.shape[-1] // len(padded)
-    exact = torch.get_float32_matmul_precision() == 'highest'
-    constants = dict(
-        TABLE_H=padded.shape[1] - 2 * BORDER.value,
-        TABLE_W=padded.shape[2] - 2 * BORDER.value,
-        HEADS=len(padded),
-        GROUPS=locations.shape[1],
-        DIM=dim,
-        SCALE=dim**-0.5,
-        BLOCK_D=_block(dim),
-        # Half precision tolerates what TF32 loses in the gradient of the table.
-        PRECISION='ieee' if exact and q.dtype.itemsize > 2 else 'tf32',
+    if row_bytes > WIDE:
+        return (Launch(tile=32, step=16, num_warps=2, num_stages=1),)
+    return (
+        Launch(tile=64, step=32, num_warps=4, num_stages=3),
+        Launch(tile=64, step=16, num_warps=4, num_stages=2),
     )
 
-    def launch(chosen: Options) -> None:
-        kernel[programs(chosen)](*inputs, *tensors, *sizes, **constants, **chosen)
 
-    with torch.cuda.device_of(q):
-        octaves = (n.bit_length() for n in (len(q), *sizes))
-        key = kernel, q.dtype, *constants.values(), *octaves
-        launch(_fastest(launch, options(dim * q.dtype.itemsize), key, q))
+def backward_launches(row_bytes: int) -> tuple[Launch, ...]:
+    """Return launches of the kernel over queries, where rows of products are keys."""
+    return tuple(x._replace(tile=x.step, step=x.tile) for x in keys_launches(row_bytes))
 
 
-_measured: dict[Hashable, Options] = {}
+def keys_launches(row_bytes: int) -> tuple[Launch, ...]:
+    """Return launches of the kernel over keys: tiles of keys, steps of queries."""
+    if row_bytes > WIDE:
+        return (Launch(tile=32, step=16, num_warps=2, num_stages=1),)
+    return (
+        Launch(tile=64, step=32, num_warps=4, num_stages=2),
+        Launch(tile=64, step=16, num_warps=4, num_stages=2),
+    )
 
 
-def _fastest(
-    launch: Callable[[Options], None],
-    options: Sequence[Options],
-    key: Hashable,
-    x: Tensor,
-) -> Options:
-    if len(options) == 1 or not x.is_cuda:
-        return options[0]
-    if key not in _measured:
-        if torch.cuda.is_current_stream_capturing():
-            return options[0]
-        _measured[key] = min(options, key=partial(_milliseconds, launch))
-    return _measured[key]
+def table_launches(
+    row_bytes: int, blocks: Sequence[int], width: int
+) -> tuple[Launch, ...]:
+    """Return launches of the kernel over the table: tiles of queries, steps of keys.
 
-
-def _milliseconds(launch: Callable[[Options], None], options: Options) -> float:
-    try:
-        return triton.testing.do_bench(partial(launch, options), warmup=5, rep=20)
-    except triton.runtime.errors.OutOfResources:
-        return inf
-
-
-def _block(length: int) -> int:
-    return max(triton.next_power_of_2(length), MIN_BLOCK)
-
-
-@triton.jit
-def _load(
-    pointer, image, tokens, count, head,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Load a head of some tokens of an image, (tokens, BLOCK_D); zero outside."""
-    channels = tl.arange(0, BLOCK_D)
-    offsets = (image * count + tokens)[:, None] * (HEADS * DIM) + head * DIM
-    inside = (tokens < count)[:, None] & (channels < DIM)[None]
-    return tl.load(pointer + offsets + channels[None], mask=inside, other=0.0)
-
-
-@triton.jit
-def _store(
-    pointer, values, image, tokens, count, head,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Store a head of some tokens of an image."""
-    channels = tl.arange(0, BLOCK_D)
-    offsets = (image * count + tokens)[:, None] * (HEADS * DIM) + head * DIM
-    inside = (tokens < count)[:, None] & (channels < DIM)[None]
-    values = values.to(pointer.dtype.element_ty)
-    tl.store(pointer + offsets + channels[None], values, mask=inside)
+    Args:
+        row_bytes: Size of a head of a token.
+        blocks: Entries of the table that a program sums, down and across.
+        width: Number of columns of queries.
+    """
+    is_wide = row_bytes > WIDE
+    # The sums of a row of the table, for every key, take registers, too.
+    step = min(32 if is_wide else 64, 64 * 64 // blocks[1])
+    large = Launch(
+        tile=MIN_BLOCK if is_wide else min(block_size(width), 64),
+        step=step,
+        num_warps=8 if prod(blocks) >= 64 * 64 else 4,
+        num_stages=1,
+    )
+    return large, large._replace(step=step // 2, num_warps=large.num_warps // 2)
 
 
 @triton.jit
@@ -430,22 +397,38 @@ def _load_points(rows_ptr, columns_ptr, queries, width, num_queries):
 
 
 @triton.jit
-def _load_locations(
-    pointer, image, keys, num_keys, head, HEADS: tl.constexpr, GROUPS: tl.constexpr
-):
-    """Load the coordinates (y, x) of keys."""
-    group = head // (HEADS // GROUPS)
-    points = pointer + ((image * GROUPS + group) * num_keys + keys) * 2
+def _load_keys(
+    k_ptr, k_stride, v_ptr, v_stride, locations_ptr, image, head, keys, num_keys,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Load keys, values and coordinates (y, x) of keys."""
     inside = keys < num_keys
+    tokens = image * num_keys + keys
+    k = load_rows(k_ptr, tokens, inside, k_stride, head, DIM, BLOCK_D)
+    v = load_rows(v_ptr, tokens, inside, v_stride, head, DIM, BLOCK_D)
+    group = image * GROUPS + head // (HEADS // GROUPS)
+    points = locations_ptr + (group * num_keys + keys) * 2
     y = tl.load(points, mask=inside, other=0.0)
     x = tl.load(points + 1, mask=inside, other=0.0)
-    return y, x
+    return k, v, y, x
 
 
 @triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    dtype: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
-    return tl.dot(a, b, input_precision=PRECISION, out_dtype=dtype)
+def _load_queries(
+    q_ptr, q_stride, grad_ptr, sums_ptr, means_ptr, image, head, queries, inside,
+    num_queries, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Load queries, the gradient of their output, and sums and means of their logits.
+
+    Queries outside have an infinite sum, and so weights of zero.
+    """
+    tokens = image * num_queries + queries
+    q = load_rows(q_ptr, tokens, inside, q_stride, head, DIM, BLOCK_D)
+    grad = load_rows(grad_ptr, tokens, inside, HEADS * DIM, head, DIM, BLOCK_D)
+    offsets = (image * HEADS + head) * num_queries + queries
+    sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
+    means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
+    return q, grad, sums, means
 
 
 @triton.jit
@@ -491,10 +474,9 @@ def _hat(distance):
 
 @triton.jit(do_not_specialize=SIZES)
 def _forward(
-    q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
-    out_ptr, sums_ptr,
-    width, num_queries, num_keys,
-    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
+    q_ptr, q_stride, k_ptr, k_stride, v_ptr, v_stride, locations_ptr, table_ptr,
+    rows_ptr, columns_ptr, out_ptr, sums_ptr,
+    width, num_queries, num_keys, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -508,7 +490,9 @@ def _forward(
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = image_head // HEADS, image_head % HEADS
     queries = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = _load(q_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
+    inside = queries < num_queries
+    tokens = image * num_queries + queries
+    q = load_rows(q_ptr, tokens, inside, q_stride, head, DIM, BLOCK_D)
     y, x = _load_points(rows_ptr, columns_ptr, queries, width, num_queries)
     table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
@@ -520,28 +504,26 @@ def _forward(
     out = tl.zeros([BLOCK_Q, BLOCK_D], dtype)
     for first in range(0, num_keys, BLOCK_K):
         keys = first + tl.arange(0, BLOCK_K)
-        k = _load(k_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        v = _load(v_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        keys_y, keys_x = _load_locations(
-            locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
-        )
+        k, v, keys_y, keys_x = _load_keys(
+            k_ptr, k_stride, v_ptr, v_stride, locations_ptr, image, head, keys,
+            num_keys, HEADS, GROUPS, DIM, BLOCK_D,
+        )  # fmt: skip
         bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W)
-        logits = _dot(q, tl.trans(k), PRECISION) * (SCALE * LOG2E)
-        logits += tl.trans(bias)
+        logits = dot(q, tl.trans(k), PRECISION) * (SCALE * LOG2_E) + tl.trans(bias)
         logits = tl.where((keys < num_keys)[None], logits, float('-inf'))
         # A greater logit rescales the sums so far.
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         weights = tl.exp2(logits - new_peak[:, None])
         rescale = tl.exp2(peak - new_peak)
         total = total * rescale + tl.sum(weights, 1)
-        out = out * rescale[:, None] + _dot(weights.to(v.dtype), v, PRECISION)
+        out = out * rescale[:, None] + dot(weights.to(v.dtype), v, PRECISION)
         peak = new_peak
 
     # 3. Normalize and store.
     out = out / total[:, None]
-    _store(out_ptr, out, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
+    store_rows(out_ptr, out, tokens, inside, HEADS * DIM, head, DIM, BLOCK_D)
     sums = sums_ptr + image_head * num_queries + queries
-    tl.store(sums, peak + tl.log2(total), mask=queries < num_queries)
+    tl.store(sums, peak + tl.log2(total), mask=inside)
 
 
 @triton.jit
@@ -549,42 +531,41 @@ def _grad_logits(
     q, k, v, grad, bias, sums, means, is_key,
     SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the weights and the gradient of the logits, (keys, queries).
-
-    Queries outside have an infinite ``sums``, so that both are zero.
-    """
-    logits = _dot(k, tl.trans(q), PRECISION) * (SCALE * LOG2E) + bias
+    """Compute the weights and the gradient of the logits, (keys, queries)."""
+    logits = dot(k, tl.trans(q), PRECISION) * (SCALE * LOG2_E) + bias
     logits = tl.where(is_key[:, None], logits, float('-inf'))
     weights = tl.exp2(logits - sums[None])
-    grad_weights = _dot(v, tl.trans(grad), PRECISION)
+    grad_weights = dot(v, tl.trans(grad), PRECISION)
     return weights, weights * (grad_weights - means[None])
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward_queries(
-    q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
-    grad_ptr, sums_ptr, means_ptr, out_ptr, grad_q_ptr,
-    width, num_queries, num_keys,
-    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
+    q_ptr, q_stride, k_ptr, k_stride, v_ptr, v_stride, locations_ptr, table_ptr,
+    rows_ptr, columns_ptr, grad_ptr, sums_ptr, means_ptr, out_ptr, grad_q_ptr,
+    width, num_queries, num_keys, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of a block of queries of an image and a head.
 
-    And the means of the gradient of their weights, which the other kernels need.
+    And the means over the keys of the gradient of their weights, weighted by these,
+    which the gradient of the softmax subtracts.
     """
     # 1. Load the queries of this program, and what the forward pass computed for them.
     blocks = tl.cdiv(num_queries, BLOCK_Q)
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = image_head // HEADS, image_head % HEADS
     queries = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = _load(q_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
-    grad = _load(grad_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
-    out = _load(out_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
+    inside = queries < num_queries
+    tokens = image * num_queries + queries
+    q = load_rows(q_ptr, tokens, inside, q_stride, head, DIM, BLOCK_D)
+    grad = load_rows(grad_ptr, tokens, inside, HEADS * DIM, head, DIM, BLOCK_D)
+    out = load_rows(out_ptr, tokens, inside, HEADS * DIM, head, DIM, BLOCK_D)
     y, x = _load_points(rows_ptr, columns_ptr, queries, width, num_queries)
     table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
-    offsets, inside = image_head * num_queries + queries, queries < num_queries
+    offsets = image_head * num_queries + queries
     sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
 
     # 2. The mean of the gradient of the weights is that of the output times it.
@@ -596,28 +577,27 @@ def _backward_queries(
     grad_q = tl.zeros([BLOCK_Q, BLOCK_D], dtype)
     for first in range(0, num_keys, BLOCK_K):
         keys = first + tl.arange(0, BLOCK_K)
-        k = _load(k_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        v = _load(v_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        keys_y, keys_x = _load_locations(
-            locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
-        )
+        k, v, keys_y, keys_x = _load_keys(
+            k_ptr, k_stride, v_ptr, v_stride, locations_ptr, image, head, keys,
+            num_keys, HEADS, GROUPS, DIM, BLOCK_D,
+        )  # fmt: skip
         bias, _, _ = _interpolate(table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W)
         _, grad_logits = _grad_logits(
             q, k, v, grad, bias, sums, means, keys < num_keys, SCALE, PRECISION
         )
-        grad_q += _dot(tl.trans(grad_logits.to(k.dtype)), k, PRECISION)
+        grad_q += dot(tl.trans(grad_logits.to(k.dtype)), k, PRECISION)
 
     # 4. Store.
     grad_q *= SCALE
-    _store(grad_q_ptr, grad_q, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
+    store_rows(grad_q_ptr, grad_q, tokens, inside, HEADS * DIM, head, DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward_keys(
-    q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
-    grad_ptr, sums_ptr, means_ptr, grad_k_ptr, grad_v_ptr, grad_locations_ptr,
-    width, num_queries, num_keys,
-    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
+    q_ptr, q_stride, k_ptr, k_stride, v_ptr, v_stride, locations_ptr, table_ptr,
+    rows_ptr, columns_ptr, grad_ptr, sums_ptr, means_ptr,
+    grad_k_ptr, grad_v_ptr, grad_locations_ptr,
+    width, num_queries, num_keys, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -631,11 +611,10 @@ def _backward_keys(
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = image_head // HEADS, image_head % HEADS
     keys = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-    k = _load(k_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-    v = _load(v_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-    keys_y, keys_x = _load_locations(
-        locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
-    )
+    k, v, keys_y, keys_x = _load_keys(
+        k_ptr, k_stride, v_ptr, v_stride, locations_ptr, image, head, keys,
+        num_keys, HEADS, GROUPS, DIM, BLOCK_D,
+    )  # fmt: skip
     table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
     # 2. Over the queries of this part: weights and gradients as above.
@@ -648,40 +627,41 @@ def _backward_keys(
     begin, end = part * length, tl.minimum(part * length + length, num_queries)
     for first in range(begin, end, BLOCK_Q):
         queries = first + tl.arange(0, BLOCK_Q)
-        q = _load(q_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
-        grad = _load(grad_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
+        inside = queries < end
+        q, grad, sums, means = _load_queries(
+            q_ptr, q_stride, grad_ptr, sums_ptr, means_ptr, image, head,
+            queries, inside, num_queries, HEADS, DIM, BLOCK_D,
+        )  # fmt: skip
         y, x = _load_points(rows_ptr, columns_ptr, queries, width, num_queries)
-        offsets, inside = image_head * num_queries + queries, queries < end
-        sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
-        means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
         bias, slope_y, slope_x = _interpolate(
             table_ptr, y, x, keys_y, keys_x, TABLE_H, TABLE_W
         )
         weights, grad_logits = _grad_logits(
             q, k, v, grad, bias, sums, means, keys < num_keys, SCALE, PRECISION
         )
-        grad_v += _dot(weights.to(grad.dtype), grad, PRECISION)
-        grad_k += _dot(grad_logits.to(q.dtype), q, PRECISION)
+        grad_v += dot(weights.to(grad.dtype), grad, PRECISION)
+        grad_k += dot(grad_logits.to(q.dtype), q, PRECISION)
         grad_y += tl.sum(grad_logits * slope_y, 1)
         grad_x += tl.sum(grad_logits * slope_x, 1)
 
     # 3. From indices to locations, which have the opposite sign (_table_index); store.
     grad_k *= SCALE
+    is_key = keys < num_keys
     image_part = part * (tl.num_programs(0) // blocks // HEADS) + image
-    _store(grad_k_ptr, grad_k, image_part, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-    _store(grad_v_ptr, grad_v, image_part, keys, num_keys, head, HEADS, DIM, BLOCK_D)
+    tokens = image_part * num_keys + keys
+    store_rows(grad_k_ptr, grad_k, tokens, is_key, HEADS * DIM, head, DIM, BLOCK_D)
+    store_rows(grad_v_ptr, grad_v, tokens, is_key, HEADS * DIM, head, DIM, BLOCK_D)
     points = ((image_part * HEADS + head) * num_keys + keys) * 2
     points += grad_locations_ptr
-    tl.store(points, grad_y * ((1 - TABLE_H) / 4 / LOG2E), mask=keys < num_keys)
-    tl.store(points + 1, grad_x * ((1 - TABLE_W) / 4 / LOG2E), mask=keys < num_keys)
+    tl.store(points, grad_y * ((1 - TABLE_H) / 4 / LOG2_E), mask=is_key)
+    tl.store(points + 1, grad_x * ((1 - TABLE_W) / 4 / LOG2_E), mask=is_key)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward_table(
-    q_ptr, k_ptr, v_ptr, locations_ptr, table_ptr, rows_ptr, columns_ptr,
-    grad_ptr, sums_ptr, means_ptr, grad_table_ptr,
-    width, num_queries, num_keys,
-    TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
+    q_ptr, q_stride, k_ptr, k_stride, v_ptr, v_stride, locations_ptr, table_ptr,
+    rows_ptr, columns_ptr, grad_ptr, sums_ptr, means_ptr, grad_table_ptr,
+    width, num_queries, num_keys, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, PRECISION: tl.constexpr,
@@ -699,7 +679,7 @@ def _backward_table(
     table_ptr += head * ((TABLE_H + 2 * BORDER) * (TABLE_W + 2 * BORDER))
 
     # 2. From one column of queries to the next, the index into the table grows by a
-    # step: less than so many terms are within an entry of another.
+    # step, so that this many columns at most are less than an entry away from another.
     x_begin = tl.load(columns_ptr)
     spacing = (tl.load(columns_ptr + width - 1) - x_begin) / tl.maximum(width - 1, 1)
     step = spacing * ((TABLE_W - 1) / 4)
@@ -712,14 +692,13 @@ def _backward_table(
     height = num_queries // width
     part, num_parts = tl.program_id(2), tl.num_programs(2)
     length = tl.cdiv(height, num_parts)
-    for first_key in range(0, num_keys, BLOCK_K):
+    for first in range(0, num_keys, BLOCK_K):
         # 3. Load keys and values; the first column of queries that adds to an entry.
-        keys = first_key + tl.arange(0, BLOCK_K)
-        k = _load(k_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        v = _load(v_ptr, image, keys, num_keys, head, HEADS, DIM, BLOCK_D)
-        keys_y, keys_x = _load_locations(
-            locations_ptr, image, keys, num_keys, head, HEADS, GROUPS
-        )
+        keys = first + tl.arange(0, BLOCK_K)
+        k, v, keys_y, keys_x = _load_keys(
+            k_ptr, k_stride, v_ptr, v_stride, locations_ptr, image, head, keys,
+            num_keys, HEADS, GROUPS, DIM, BLOCK_D,
+        )  # fmt: skip
         index_x = _table_index(x_begin, keys_x[:, None], TABLE_W)  # of the first column
         distance = entries_x[None] - index_x  # (keys, entries)
         nearest = tl.floor((distance - 1) * per_entry) + 1
@@ -730,16 +709,12 @@ def _backward_table(
             for left in range(0, width, BLOCK_Q):
                 # 4. The gradient of the logits of a block of a row of queries.
                 columns = left + tl.arange(0, BLOCK_Q)
-                inside = columns < width
-                queries = tl.where(inside, row * width + columns, num_queries)
-                q = _load(q_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D)
-                grad = _load(
-                    grad_ptr, image, queries, num_queries, head, HEADS, DIM, BLOCK_D
-                )
+                queries, inside = row * width + columns, columns < width
+                q, grad, sums, means = _load_queries(
+                    q_ptr, q_stride, grad_ptr, sums_ptr, means_ptr, image, head,
+                    queries, inside, num_queries, HEADS, DIM, BLOCK_D,
+                )  # fmt: skip
                 x = tl.load(columns_ptr + columns, mask=inside, other=0.0)
-                offsets = image_head * num_queries + queries
-                sums = tl.load(sums_ptr + offsets, mask=inside, other=float('inf'))
-                means = tl.load(means_ptr + offsets, mask=inside, other=0.0)
                 bias, _, _ = _interpolate(
                     table_ptr, y + tl.zeros_like(x), x, keys_y, keys_x, TABLE_H, TABLE_W
                 )
@@ -758,7 +733,7 @@ def _backward_table(
             # 6. Sum over the keys, weighted by the rows of the table.
             index_y = _table_index(y, keys_y[None], TABLE_H)
             weights_y = _hat(entries_y[:, None] - index_y)  # (entries, keys)
-            grad_table += _dot(weights_y.to(dtype), across, PRECISION)
+            grad_table += dot(weights_y.to(dtype), across, PRECISION)
 
     # 7. Store.
     image_part = part * (tl.num_programs(0) // HEADS) + image

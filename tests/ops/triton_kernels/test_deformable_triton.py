@@ -33,40 +33,43 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mmsparse.ops.triton import deformable as kernels
 
-NAMES = {
-    '_forward': kernels.forward_options,
-    '_backward_queries': kernels.backward_options,
-    '_backward_keys': kernels.backward_options,
-    '_backward_table': lambda size: kernels.table_options(size, (27, 27), 14),
-}
 sizes = dict(TABLE_H=27, TABLE_W=27, HEADS=12, GROUPS=3, DIM=32, SCALE=32**-0.5)
-types = dict.fromkeys(kernels.SIZES, 'i32')
+sizes |= dict(BLOCK_D=32)
+types = dict.fromkeys([*kernels.SIZES, 'q_stride', 'k_stride', 'v_stride'], 'i32')
 for name in ('locations', 'table', 'rows', 'columns', 'sums', 'means'):
     types[f'{name}_ptr'] = '*fp32'
 types |= dict(grad_locations_ptr='*fp32', grad_table_ptr='*fp32')
 
 
-def compile(name, dtype, arch, options):
-    launch = {key: options[key] for key in ('num_warps', 'num_stages')}
-    precision = 'ieee' if dtype == 'fp32' else 'tf32'
-    constants = sizes | dict(BLOCK_D=32, PRECISION=precision)
-    constants |= {key: n for key, n in options.items() if key not in launch}
+def compile(name, dtype, arch, launch, **blocks):
+    constants = sizes | blocks
+    constants['PRECISION'] = 'ieee' if dtype == 'fp32' else 'tf32'
     kernel = getattr(kernels, name)
     known = types | dict.fromkeys(constants, 'constexpr')
     signature = {arg: known.get(arg, f'*{dtype}') for arg in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
-    compiled = triton.compile(source, GPUTarget('cuda', arch, 32), launch)
+    options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
+    compiled = triton.compile(source, GPUTarget('cuda', arch, 32), options)
     assert compiled.asm['cubin']
     print(name, dtype, arch, compiled.metadata.shared)
 
 
-for name, options in NAMES.items():
-    default, *others = options(2 * 32)
-    compile(name, 'bf16', 80, default)
-    for option in (default, *others):
-        compile(name, 'bf16', 90, option)
-compile('_forward', 'fp32', 80, kernels.forward_options(4 * 32)[0])
-compile('_backward_keys', 'fp32', 90, kernels.backward_options(4 * 32)[0])
+def compile_all(dtype, arch, count, row_bytes):
+    for x in kernels.forward_launches(row_bytes)[:count]:
+        compile('_forward', dtype, arch, x, BLOCK_Q=x.tile, BLOCK_K=x.step)
+    for x in kernels.backward_launches(row_bytes)[:count]:
+        compile('_backward_queries', dtype, arch, x, BLOCK_Q=x.tile, BLOCK_K=x.step)
+    for x in kernels.keys_launches(row_bytes)[:count]:
+        compile('_backward_keys', dtype, arch, x, BLOCK_Q=x.step, BLOCK_K=x.tile)
+    for x in kernels.table_launches(row_bytes, (32, 32), 14)[:count]:
+        blocks = dict(BLOCK_Q=x.tile, BLOCK_K=x.step, BLOCK_Y=32, BLOCK_X=32)
+        compile('_backward_table', dtype, arch, x, **blocks)
+
+
+compile_all('bf16', 80, 1, 64)
+compile_all('bf16', 90, 2, 64)
+first = kernels.forward_launches(128)[0]
+compile('_forward', 'fp32', 90, first, BLOCK_Q=first.tile, BLOCK_K=first.step)
 """
 
 
@@ -142,7 +145,7 @@ def test_single_precision_stays_near_the_reference():
     assert_equals_the_reference(tensors, axes, atol=1e-4, rtol=1e-4)
 
 
-def test_half_precision_features_stay_near_single_precision():
+def test_bfloat16_features_stay_near_single_precision():
     *tensors, axes = random_inputs(
         1, 5, 6, 8, 3, 4, 2, 2, 9, 11, query_axis_v2023, torch.float32
     )
@@ -150,17 +153,17 @@ def test_half_precision_features_stay_near_single_precision():
     cotangent = torch.randn_like(exact)
     expected = torch.autograd.grad(exact, tensors, cotangent)
 
-    half = [x.detach().half().requires_grad_() for x in tensors[:3]]
-    inputs = [*half, *tensors[3:]]
+    rounded_features = [x.detach().bfloat16().requires_grad_() for x in tensors[:3]]
+    inputs = [*rounded_features, *tensors[3:]]
     rounded = deformable_attention(*inputs, axes, 'triton')
-    gradients = torch.autograd.grad(rounded, inputs, cotangent.half())
+    gradients = torch.autograd.grad(rounded, inputs, cotangent.bfloat16())
 
-    assert rounded.dtype == torch.float16
+    assert rounded.dtype == torch.bfloat16
     assert [x.dtype for x in gradients] == [x.dtype for x in inputs]
     for actual, reference in zip(
         (rounded, *gradients), (exact, *expected), strict=True
     ):
-        torch.testing.assert_close(actual.float(), reference, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(actual.float(), reference, atol=5e-2, rtol=5e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='the interpreter always is')
@@ -178,13 +181,14 @@ def test_results_are_bitwise_reproducible():
 
 
 def test_strides_do_not_matter():
-    *tensors, axes = random_inputs(*CASES['groups'])
-    permuted = [x.transpose(1, -1).contiguous().transpose(1, -1) for x in tensors]
+    q, k, v, *others = random_inputs(*CASES['groups'])
+    expected = deformable_attention(q, k, v, *others, 'triton')
+    k, v = torch.cat([k, v], dim=-1).chunk(2, dim=-1)  # of one projection
+    q = q.transpose(1, -1).contiguous().transpose(1, -1)
 
-    torch.testing.assert_close(
-        deformable_attention(*permuted, axes, 'triton'),
-        deformable_attention(*tensors, axes, 'triton'),
-    )
+    actual = deformable_attention(q, k, v, *others, 'triton')
+
+    torch.testing.assert_close(actual, expected)
 
 
 def test_locations_that_are_nan_give_nan():
@@ -252,7 +256,7 @@ def test_the_kernels_compile_for_gpus():
 
     assert done.returncode == 0, done.stderr[-3000:]
     shared = [int(line.split()[-1]) for line in done.stdout.splitlines()]
-    assert len(shared) == 14
+    assert len(shared) == 13
     assert max(shared) < 99 * 1024  # of the smallest recent GPUs
 
 
