@@ -310,7 +310,7 @@ def _gradient_of_table(shared: dict[str, Any], q: Tensor, table: Tensor) -> Tens
 
 def _num_parts(programs: int, limit: int) -> int:
     """Return into how many parts the queries of a program are divided."""
-    return min(triton.cdiv(MIN_PROGRAMS, programs), limit)
+    return min(triton.cdiv(MIN_PROGRAMS, max(programs, 1)), limit)
 
 
 def _sum_parts(x: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def _launch(
 
 
 def forward_launches(row_bytes: int) -> tuple[Launch, ...]:
-    """Return launches of the forward kernel: tiles of queries, steps of keys.
+    """List launches of the forward kernel, the best in theory first.
 
     Theory: a tile of pairs of query and key is limited by registers, of which every
     pair needs about ten. Compiled for 32 channels in bfloat16, none are spilled. Each
@@ -341,6 +341,9 @@ def forward_launches(row_bytes: int) -> tuple[Launch, ...]:
 
     Args:
         row_bytes: Size of a head of a token.
+
+    Returns:
+        Tiles are of queries, steps of keys.
     """
     if row_bytes > WIDE:
         return (Launch(tile=32, step=16, num_warps=2, num_stages=1),)
@@ -368,12 +371,15 @@ def keys_launches(row_bytes: int) -> tuple[Launch, ...]:
 def table_launches(
     row_bytes: int, blocks: Sequence[int], width: int
 ) -> tuple[Launch, ...]:
-    """Return launches of the kernel over the table: tiles of queries, steps of keys.
+    """List launches of the kernel over the table, the best in theory first.
 
     Args:
         row_bytes: Size of a head of a token.
         blocks: Entries of the table that a program sums, down and across.
         width: Number of columns of queries.
+
+    Returns:
+        Tiles are of queries, steps of keys.
     """
     is_wide = row_bytes > WIDE
     # The sums of a row of the table, for every key, take registers, too.
