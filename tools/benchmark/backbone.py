@@ -4,13 +4,12 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from statistics import median
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from benchmark.timing import Candidate, Stopwatch
+from benchmark.timing import FORWARD, TRAINING, Candidate, Stopwatch
 from benchmark.timm_backbones import count_parameters, timm_backbones
 from mmsparse.analysis.flops import measure
 from mmsparse.apis import build_model
@@ -19,8 +18,6 @@ from mmsparse.models.backbones.base import StagedBackbone
 from mmsparse.ops import reference_only
 
 REFERENCE, FAST = 'reference', 'fast paths'
-FORWARD, TRAINING = 'forward', 'forward + backward'
-MATMUL_SIDE = 2048
 
 Backends = Callable[[], AbstractContextManager]  # chooses backends of the ops inside
 
@@ -76,19 +73,6 @@ def backbone_candidates(
         )
         for name, model, backends in alternatives
     ]
-
-
-def matmul_throughput(device: torch.device, rounds: int = 5) -> float:
-    """Measure MACs per second of large matrix products in float32, the median."""
-    a, b = torch.rand(2, MATMUL_SIDE, MATMUL_SIDE, device=device)
-    a @ b
-    seconds = []
-    for _ in range(rounds):
-        watch = Stopwatch(device)
-        with watch.time('matmul'):
-            a @ b
-        seconds.append(watch.seconds['matmul'])
-    return MATMUL_SIDE**3 / median(seconds)
 
 
 def _run(

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmark.backbone import FORWARD, TRAINING
 from benchmark.report import wrap
-from benchmark.timing import Candidate, Measurement, Stopwatch
+from benchmark.timing import FORWARD, TRAINING, Candidate, Measurement, Stopwatch
 from mmsparse import ops
 from mmsparse.ops.attention import full_attention
 from mmsparse.ops.routed import routed_attention

@@ -11,8 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark.backbone import FORWARD
-from benchmark.timing import Candidate, Stopwatch
+from benchmark.timing import FORWARD, Candidate, Stopwatch
 from mmsparse.apis import build_model, load_model
 from mmsparse.errors import UsageError
 

@@ -13,6 +13,9 @@ import torch
 
 from benchmark.memory import peak_bytes
 
+FORWARD, TRAINING = 'forward', 'forward + backward'
+MATMUL_SIDE = 2048
+
 Log = Callable[[str], None]
 
 
@@ -148,3 +151,16 @@ def measure(
     return [
         Measurement(x.name, times[x.name], peaks[x.name], x.macs) for x in candidates
     ]
+
+
+def matmul_throughput(device: torch.device, rounds: int = 5) -> float:
+    """Measure MACs per second of large matrix products in float32, the median."""
+    a, b = torch.rand(2, MATMUL_SIDE, MATMUL_SIDE, device=device)
+    a @ b
+    seconds = []
+    for _ in range(rounds):
+        watch = Stopwatch(device)
+        with watch.time('matmul'):
+            a @ b
+        seconds.append(watch.seconds['matmul'])
+    return MATMUL_SIDE**3 / median(seconds)
