@@ -1,0 +1,329 @@
+"""The job for a GPU, run on the CPU at the smallest sizes."""
+
+import csv
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark.events import time_in_turns, time_limit
+from benchmark.gpu import SECTIONS, job
+from benchmark.gpu.job import Files, Job, Section, Step
+from benchmark.gpu.results import TIMM_COLUMNS, decisions, read_results
+
+from mmsparse.ops import routed
+from mmsparse.ops._tuning import device_name, tuning_file
+
+TOOL = Path(__file__).parents[3] / 'tools' / 'benchmark.py'
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def run_gpu():
+    """Run the command with --smoke in this process; return its exit status."""
+
+    def run(folder, *arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                sys,
+                'argv',
+                ['benchmark.py', 'gpu', '--smoke', '--out', str(folder), *arguments],
+            )
+            with pytest.raises(SystemExit) as exit:
+                runpy.run_path(str(TOOL), run_name='__main__')
+            return exit.value.code
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory, run_gpu):
+    folder = tmp_path_factory.mktemp('gpu')
+    assert run_gpu(folder) in (0, None)
+    return folder, json.loads((folder / 'gpu.json').read_text())
+
+
+def test_every_section_has_results(smoke):
+    _, content = smoke
+
+    tables = content['results']
+    missing = {*SECTIONS} - {*tables}
+    assert missing == {name for name in missing if content['errors'].get(name)}
+    assert content['skipped'] == {}
+    assert missing <= {'encoder'}
+    numbers = [
+        value
+        for rows in tables.values()
+        for row in rows
+        for value in row.values()
+        if isinstance(value, float)
+    ]
+    assert all(0 <= value < float('inf') for value in numbers)
+
+
+def test_every_op_and_backend_is_checked_and_right(smoke):
+    _, content = smoke
+
+    rows = content['results']['correctness']
+    verdicts = {(x['op'], x['backend'], x['dtype']): x['verdict'] for x in rows}
+    for backend in routed.BACKENDS:
+        assert verdicts['routed_attention', backend, 'float32'] == 'right'
+    assert {*verdicts.values()} <= {'right', 'cannot'}
+    assert {op for op, *_ in verdicts} >= {
+        *('routed_attention', 'deformable_attention', 'neighborhood_attention'),
+        *('window_attention', 'shunted_attention'),
+    }
+    assert max(x['gradients'] for x in rows if 'gradients' in x) > 0
+
+
+def test_ops_are_timed_and_written_as_a_tuning_file(smoke):
+    folder, content = smoke
+
+    timed = [x for x in content['results']['ops'] if x['op'] == 'routed_attention']
+    assert {x['backend'] for x in timed} == {'reference', 'gathered', 'masked'}
+    assert all(x['forward, ms'] > 0 < x['forward + backward, ms'] for x in timed)
+    tuning = json.loads((folder / tuning_file(device_name(CPU))).read_text())
+    first, second = tuning['ops']['routed_attention']
+    assert (first['training'], second['training']) == (False, True)
+    assert first['sizes'].keys() == {'regions', 'tokens', 'keys', 'head_dim'}
+    assert first['milliseconds'] == {x['backend']: x['forward, ms'] for x in timed}
+    assert 'window_attention' not in tuning['ops']
+
+
+def test_the_record_has_the_fields_of_docs_measurements(smoke):
+    _, content = smoke
+
+    fields = {'title', 'what', 'machine', 'versions', 'command', 'commit', 'date'}
+    assert fields <= content.keys()
+    (copy,) = (row for name, row in content['figures'].items() if 'copy' in name)
+    assert float(copy['GB/s'].replace(',', '')) > 0
+
+
+def test_models_are_written_in_the_columns_of_timm(smoke):
+    folder, content = smoke
+
+    with (folder / 'gpu.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    row = rows[0]
+    assert list(row) == [*TIMM_COLUMNS]
+    assert row['model'] == 'biformer-pico'
+    assert row['infer_batch_size'] == row['train_batch_size'] == '2'
+    assert row['infer_img_size'] == '64'
+    # Both columns are rounded.
+    for kind in ('infer', 'train'):
+        seconds = float(row[f'{kind}_step_time']) / 1e3
+        assert float(row[f'{kind}_samples_per_sec']) * seconds == pytest.approx(2, 1e-2)
+    assert float(row['param_count']) == pytest.approx(1.558, abs=1e-3)
+    assert 0 < float(row['infer_gmacs']) < float(row['infer_macts']) < 1
+    (model,) = (x for x in content['results']['models'] if x['model'] == row['model'])
+    assert model['peak, MiB'] > 1
+
+
+def test_the_page_has_tables_and_the_fastest_backends(smoke):
+    folder, _ = smoke
+
+    page = (folder / 'gpu.md').read_text()
+    titles = [line[3:] for line in page.splitlines() if line.startswith('## ')]
+    assert titles == ['decide', *SECTIONS]
+    assert 'Every backend that ran computes what the reference does.' in page
+    decided, checked = (page[page.index(f'## {x}') :] for x in ('decide', 'correct'))
+    line = next(x for x in decided.splitlines() if 'routed_attention' in x)
+    assert set(line.split(' | ')) & {'reference', 'gathered', 'masked'}
+    assert '| triton | right |' in checked
+
+
+def test_nothing_is_measured_without_a_budget(tmp_path, run_gpu):
+    assert run_gpu(tmp_path, '--budget', '0') in (0, None)
+
+    content = json.loads((tmp_path / 'gpu.json').read_text())
+    assert content['results'] == {}
+    assert content['skipped']['ceilings'] == ['bfloat16', 'tf32', 'float32', 'copy']
+    page = (tmp_path / 'gpu.md').read_text()
+    assert 'No time was left for bfloat16, tf32, float32, copy.' in page
+    assert 'No result was checked.' in page
+    header = (tmp_path / 'gpu.csv').read_text().splitlines()
+    assert header == [','.join(TIMM_COLUMNS)]
+
+
+def test_a_wrong_backend_is_reported_and_not_proposed(tmp_path, run_gpu, monkeypatch):
+    right = routed._gathered
+
+    def wrong(q, k, *args):
+        return right(q, 1.01 * k, *args)
+
+    monkeypatch.setattr(routed, '_gathered', wrong)
+
+    assert run_gpu(tmp_path, '--only', 'correctness', 'ops') == 1
+
+    content = json.loads((tmp_path / 'gpu.json').read_text())
+    rows = content['results']['correctness']
+    found = [x for x in rows if x['verdict'] == 'WRONG']
+    assert ('routed_attention', 'gathered') in {(x['op'], x['backend']) for x in found}
+    page = (tmp_path / 'gpu.md').read_text()
+    assert 'Wrong or failed: routed_attention by ' in page
+    tuning = json.loads((tmp_path / tuning_file(device_name(CPU))).read_text())
+    for entry in tuning['ops']['routed_attention']:
+        assert 'gathered' not in entry['milliseconds']
+
+
+def test_a_gpu_is_needed_without_smoke(run_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'gpu', '--out', str(tmp_path)])
+
+    with pytest.raises(SystemExit, match='there is no GPU; --smoke tries the job'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+
+
+@pytest.fixture
+def run_job(tmp_path):
+    """Run a job of sections, each from the names and functions of its steps."""
+
+    def run(sections, budget=100.0, resume=False, reserve=0.0):
+        files = Files(*(tmp_path / f'a.{suffix}' for suffix in ('json', 'csv', 'md')))
+        built = [
+            Section(name, '', lambda _, steps=steps: iter(steps), reserve)
+            for name, steps in sections.items()
+        ]
+        made = Job(CPU, True, budget, files, built, resume)
+        made.run()
+        return read_results(files.json), files.page.read_text()
+
+    return run
+
+
+def rows(count):
+    return lambda: ({'what': f'row {i}', 'value': i} for i in range(count))
+
+
+def fail():
+    yield {'what': 'before', 'value': 1}
+    raise RuntimeError('broken\nmore')
+
+
+def test_a_step_that_fails_is_recorded_and_the_job_goes_on(run_job):
+    found, page = run_job(
+        {
+            'one': [Step('bad', fail), Step('good', rows(1))],
+            'two': [Step('last', rows(2))],
+        }
+    )
+
+    assert [x['what'] for x in found.tables['one']] == ['before', 'row 0']
+    assert len(found.tables['two']) == 2
+    assert found.errors == {'one': {'bad': 'RuntimeError: broken'}}
+    assert not found.failed
+    assert '- failed: bad: RuntimeError: broken' in page
+
+
+def test_a_check_that_fails_is_a_failure(run_job):
+    found, page = run_job({'correctness': [Step('op, triton', lambda: 1 / 0)]})
+
+    assert found.failed
+    assert 'Wrong or failed: op, triton.' in page
+
+
+def test_reserves_are_left_to_later_sections(run_job):
+    sections = {name: [Step(name, rows(1))] for name in ('one', 'two')}
+
+    # Half of the budget that reserves are for, so half of a reserve: 110 seconds.
+    found, _ = run_job(sections, budget=job.BUDGET / 2, reserve=500)
+
+    assert found.skipped == {'one': ['one']}
+    assert list(found.tables) == ['two']
+
+
+def test_a_job_that_was_cut_off_is_resumed(run_job):
+    run_job({'one': [Step('a', rows(1))]})
+
+    found, _ = run_job({'one': [Step('a', fail), Step('b', rows(2))]}, resume=True)
+
+    assert len(found.tables['one']) == 3
+    assert found.errors == {}
+    assert found.done == ['one: a', 'one: b']
+    again, _ = run_job({'one': [Step('a', rows(1))]})
+    assert len(again.tables['one']) == 1
+
+
+def test_a_new_process_continues_when_the_device_is_broken(run_job, monkeypatch):
+    commands = []
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'gpu', '--budget', '100'])
+    monkeypatch.setattr(job.os, 'execv', lambda _, command: commands.append(command))
+
+    def break_device(device):
+        raise RuntimeError('an illegal memory access was encountered')
+
+    monkeypatch.setattr(job, 'synchronize', break_device)
+    run_job({'one': [Step('bad', fail), Step('good', rows(1))]})
+
+    ((python, tool, *arguments),) = commands
+    assert (python, tool) == (sys.executable, str(TOOL))
+    assert arguments[:-1] == ['gpu', '--budget', '100', '--resume', '--budget']
+    assert 0 < float(arguments[-1]) <= 100
+
+
+def sleep():
+    yield {'what': 'before', 'value': 1}
+    time.sleep(30)
+
+
+def test_a_step_ends_at_its_time_limit(run_job):
+    found, _ = run_job({'one': [Step('slow', sleep, 0.05), Step('next', rows(1))]})
+
+    assert found.errors == {'one': {'slow': 'TimeoutError: more than 0 s'}}
+    assert len(found.tables['one']) == 2
+
+
+def test_code_that_handles_exceptions_is_interrupted_again():
+    with pytest.raises(TimeoutError, match='more than 0 s'), time_limit(0.01):
+        try:
+            time.sleep(30)
+        except TimeoutError:
+            time.sleep(30)
+
+
+def test_runs_take_turns_and_errors_are_theirs():
+    calls = []
+
+    def run(name, seconds=0.0):
+        def call():
+            calls.append(name)
+            time.sleep(seconds)
+
+        return call
+
+    found = time_in_turns(
+        {'a': run('a', 0.02), 'bad': lambda: 1 / 0, 'b': run('b')}, CPU, seconds=0.03
+    )
+
+    assert list(found) == ['a', 'bad', 'b']
+    assert found['a'] > 20 > found['b']
+    assert isinstance(found['bad'], ZeroDivisionError)
+    assert calls[:2] == ['a', 'b']  # warm-up
+    assert calls[2:] == ['a', 'b'] * (len(calls) // 2 - 1)
+    assert len(calls) >= 2 + 2 * 3
+
+
+def test_the_fastest_backend_of_every_pass_is_listed():
+    common = dict(op='op', shape='shape', dtype='float32')
+    times = ((1.0, 9.0, 'a'), (2.0, 3.0, 'b'))
+    found = decisions(
+        [
+            common
+            | {'backend': x, 'forward, ms': forward, 'forward + backward, ms': training}
+            for forward, training, x in times
+        ]
+        + [common | {'backend': 'c', 'error': 'none'}]
+    )
+
+    assert found == [
+        common
+        | {
+            'forward': 'a',
+            'forward, ms': 1.0,
+            'forward + backward': 'b',
+            'forward + backward, ms': 3.0,
+        }
+    ]
