@@ -18,6 +18,7 @@ Run = Callable[[], Any]
 SECONDS = 0.15  # of the rounds per run
 WARM_UP = 3  # calls, which also compile and tune kernels
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
+REPEAT_SECONDS = 2  # of a TimeoutError
 # Written before every run: it empties the L2 cache and takes about as long as Python
 # needs to launch the kernels of the run.
 FLUSHED_BYTES = 2**30
@@ -93,7 +94,7 @@ def time_in_turns(
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001 - reported by the caller
-            results[name] = error
+            results[name] = error.with_traceback(None)  # which would keep tensors
             synchronize(device)  # raises again if the device is not usable any more
     times: dict[str, list[float]] = {name: [] for name in working}
     start, seconds = perf_counter(), seconds * len(working)
@@ -162,7 +163,7 @@ def capture(run: Run) -> Run:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in the context after some seconds.
 
-    Again every two seconds, in case that the code inside handles exceptions. For the
+    Again after ``REPEAT_SECONDS``, in case that the code inside handles exceptions. For the
     main thread; contexts may not be nested. Windows has no limit.
 
     Args:
@@ -182,7 +183,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 2)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), REPEAT_SECONDS)
     try:
         yield
     finally:

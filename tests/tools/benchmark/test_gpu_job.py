@@ -5,10 +5,12 @@ import json
 import runpy
 import sys
 import time
+from itertools import chain, cycle, repeat
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark import events
 from benchmark.events import time_in_turns, time_limit
 from benchmark.gpu import SECTIONS, job
 from benchmark.gpu.job import Files, Job, Section, Step
@@ -98,8 +100,8 @@ def test_the_record_has_the_fields_of_docs_measurements(smoke):
 
     fields = {'title', 'what', 'machine', 'versions', 'command', 'commit', 'date'}
     assert fields <= content.keys()
-    (copy,) = (row for name, row in content['figures'].items() if 'copy' in name)
-    assert float(copy['GB/s'].replace(',', '')) > 0
+    figure = content['figures']['ceilings: copy']['GB/s']
+    assert float(figure.replace(',', '')) > 0
 
 
 def test_models_are_written_in_the_columns_of_timm(smoke):
@@ -276,7 +278,9 @@ def test_a_step_ends_at_its_time_limit(run_job):
     assert len(found.tables['one']) == 2
 
 
-def test_code_that_handles_exceptions_is_interrupted_again():
+def test_code_that_handles_exceptions_is_interrupted_again(monkeypatch):
+    monkeypatch.setattr(events, 'REPEAT_SECONDS', 0.01)
+
     with pytest.raises(TimeoutError, match='more than 0 s'), time_limit(0.01):
         try:
             time.sleep(30)
@@ -284,26 +288,35 @@ def test_code_that_handles_exceptions_is_interrupted_again():
             time.sleep(30)
 
 
-def test_runs_take_turns_and_errors_are_theirs():
-    calls = []
+@pytest.mark.parametrize(
+    ('seconds', 'rounds'),
+    [(2, 3), (9, 5), (0.9, 2), (0, 1), (1e6, events.MAX_ROUNDS)],
+    ids=['least', 'as-many-as-fit', 'slow', 'one', 'most'],
+)
+def test_runs_take_turns(monkeypatch, seconds, rounds):
+    now, calls = 0.0, []
+    monkeypatch.setattr(events, 'perf_counter', lambda: now)
 
-    def run(name, seconds=0.0):
+    def run(name, durations):
         def call():
+            nonlocal now
             calls.append(name)
-            time.sleep(seconds)
+            now += next(durations)
 
         return call
 
-    found = time_in_turns(
-        {'a': run('a', 0.02), 'bad': lambda: 1 / 0, 'b': run('b')}, CPU, seconds=0.03
-    )
+    runs = {
+        'a': run('a', chain([99], cycle([3.0, 4.0]))),  # the first is the warm-up
+        'bad': lambda: 1 / 0,
+        'b': run('b', chain([99], repeat(0.5))),
+    }
+    found = time_in_turns(runs, CPU, seconds)
 
+    assert calls == ['a', 'b'] * (1 + rounds)
     assert list(found) == ['a', 'bad', 'b']
-    assert found['a'] > 20 > found['b']
+    assert found['b'] == 500
+    assert 3000 <= found['a'] <= 4000
     assert isinstance(found['bad'], ZeroDivisionError)
-    assert calls[:2] == ['a', 'b']  # warm-up
-    assert calls[2:] == ['a', 'b'] * (len(calls) // 2 - 1)
-    assert len(calls) >= 2 + 2 * 3
 
 
 def test_the_fastest_backend_of_every_pass_is_listed():
