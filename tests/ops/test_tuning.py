@@ -21,7 +21,7 @@ KNOWN = ('slow', 'fast')
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path, monkeypatch):
-    """Empty folders of the user's and of the shipped files, which are read anew."""
+    """Empty folders of the user's and of the shipped files, which are read again."""
     monkeypatch.setenv(_tuning.FOLDER_VARIABLE, str(tmp_path / 'user'))
     monkeypatch.setattr(_tuning, 'FOLDER', tmp_path / 'shipped')
     measurements.cache_clear()
@@ -132,7 +132,7 @@ def test_an_unreadable_file_is_named(folders, text):
     not hasattr(symbolic_shapes, 'has_static_value'),
     reason='older versions of torch cannot say what is symbolic',
 )
-def test_a_symbolic_size_is_not_looked_up(folders):
+def test_nothing_is_known_of_a_symbolic_size(folders):
     write(folders / 'user', row('fast', tokens=64))
     found = []
 

@@ -47,11 +47,15 @@ def time_passes(
     Returns:
         Columns of each; of one that fails, its ``error``.
     """
-    forwards = {name: passes.forward for name, passes in candidates.items()}
-    trainings = {name: passes.training for name, passes in candidates.items()}
     with torch.no_grad():
-        forward = time_in_turns(forwards, device, seconds)
-    training = time_in_turns(trainings, device, seconds)
+        forward = time_in_turns(
+            {name: passes.forward for name, passes in candidates.items()},
+            device,
+            seconds,
+        )
+    training = time_in_turns(
+        {name: passes.training for name, passes in candidates.items()}, device, seconds
+    )
     found: dict[str, dict[str, Any]] = {}
     for name, passes in candidates.items():
         times = {FORWARD: forward[name], TRAINING: training[name]}
@@ -163,8 +167,8 @@ def capture(run: Run) -> Run:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in the context after some seconds.
 
-    Again after ``REPEAT_SECONDS``, in case that the code inside handles exceptions. For the
-    main thread; contexts may not be nested. Windows has no limit.
+    Again after ``REPEAT_SECONDS``, in case that the code inside handles exceptions. For
+    the main thread; contexts may not be nested. Windows has no limit.
 
     Args:
         seconds: The limit.

@@ -56,8 +56,8 @@ function _shtab_mmsparse_using
   test "$_shtab_mmsparse_cmdpath" = "$argv"
 end
 
-set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark precision' 'benchmark detector' 'benchmark segmentor' 'benchmark export' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
-set -g _shtab_mmsparse_opts_with_value --arch --batch-size --batch-sizes --cfg-options --check --checkpoint --classes --config --crop --device --draw --dynamic --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --opset --out --pixels --plot --point --port --precisions --pretrained --repeats --resume --sampler --samplers --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
+set -g _shtab_mmsparse_commands train test infer visualize demo weights 'weights list' 'weights get' 'weights verify' 'weights push' flops benchmark 'benchmark ops' 'benchmark backbone' 'benchmark precision' 'benchmark detector' 'benchmark segmentor' 'benchmark export' 'benchmark gpu' ablate convert convert-annotations 'convert-annotations voc' 'convert-annotations yolo' 'convert-annotations labelme' prepare-digits export publish check-parity completion doctor
+set -g _shtab_mmsparse_opts_with_value --arch --batch-size --batch-sizes --budget --cfg-options --check --checkpoint --classes --config --crop --csv --device --draw --dynamic --epochs --family --format --host --image --images --json --keep --launcher --license --limit --model --name --only --opset --out --page --pixels --plot --point --port --precisions --pretrained --repeats --resume --sampler --samplers --score-thr --seed --seeds --shape --size --sizes --split --task --threads --train-images-per-scan --train-scenes --tta --url --val-images-per-scan --val-scenes --work-dir
 
 complete -c mmsparse -e
 complete -c mmsparse -f
@@ -152,6 +152,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l plot -xka "(__f
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l pixels -x -d 'sides of images, multiples of 32 (224 448 800 1344 2048)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l limit -x -d 'skip references that need more memory, by estimate (4.0)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l no-training -d 'forward pass only'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark ops' -l tune -d 'measure every backend at the models'"'"' shapes instead, and write the file by which backend='"'"'auto'"'"' chooses on this device'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a backbone -d 'Compare the fast paths of backbones with the reference, and with the Swin Transformer and the ConvNeXt of timm of about the same size, if timm is installed. Weights are random and images are noise. Measured are the time of a forward pass without gradients and of a training pass, forward and backward, and the peak memory of both.'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark backbone' -l repeats -x -d 'number of timed rounds (5)'
@@ -221,6 +222,16 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l cfg-options 
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l size -x -d 'height and width of the images (224x224)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l samplers -xka "grid_sample gather" -d 'how feature maps are sampled, one file for each: grid_sample, gather (grid_sample)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs of models'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a gpu -d 'Check and time everything on one GPU within some minutes: ceilings, correctness, ops, models, latency, launches, kernels, encoder, depthwise, compiled. Results are written after every measurement. A failure ends its measurement only; with wrong results the exit status is 1.'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -s h -l help -d 'show this help message and exit'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l budget -x -d 'time for all sections (440)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l only -xka "ceilings correctness ops models latency launches kernels encoder depthwise compiled" -d 'run only these'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l smoke -d 'try it: tiny sizes, on any device'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l resume -d 'keep what --json has, measure the rest'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'folder of the results (work_dirs/gpu)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l json -xka "(__fish_complete_path (commandline -ct))" -d 'all results (gpu.json in --out)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l csv -xka "(__fish_complete_path (commandline -ct))" -d 'models in the columns of timm'"'"'s benchmarks (gpu.csv in --out)'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l page -xka "(__fish_complete_path (commandline -ct))" -d 'tables and the fastest backends, as Markdown (gpu.md in --out)'
 complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a ablate -d 'Train the variants of a model, and compare their accuracy and cost'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'output folder (work_dirs/ablations/STUDY)'

@@ -36,6 +36,7 @@ _shtab_mmsparse_benchmark_commands() {
     backbone:'Compare the fast paths of backbones with the reference, and with the Swin Transformer and the ConvNeXt of timm of about the same size, if timm is installed. Weights are random and images are noise. Measured are the time of a forward pass without gradients and of a training pass, forward and backward, and the peak memory of both.'
     detector:'Compare Focus-DETR with mmdet'"'"'s DINO of the same backbone, neck and depth. Weights are random and images are noise. Measured are the time of the encoder, with token selection, and of the whole model, and peak memory.'
     export:'Compare models in PyTorch with their ONNX files in onnxruntime and OpenVINO, those that are installed, on a CPU, with as many threads as torch and in float32. Weights are random and images are noise. The memory of the runtimes is not measured.'
+    gpu:'Check and time everything on one GPU within some minutes: ceilings, correctness, ops, models, latency, launches, kernels, encoder, depthwise, compiled. Results are written after every measurement. A failure ends its measurement only; with wrong results the exit status is 1.'
     ops:'Compare reference and fast path of every attention pattern, and dense attention, on the feature map of a second stage (an eighth of the image, 128 channels, 4 heads), over image sizes.'
     precision:'Compare backbones in float32 with bfloat16 and with linear layers in int8 (dynamic quantization, CPU). Measured are the time of a forward pass without gradients, peak memory, and the error: root mean square of the difference from float32 as a share of that of float32.'
     segmentor:'Measure time and peak memory of segmentors with random weights and images of noise: training on crops, plain and with checkpointed blocks of the backbone (with_cp), and the prediction of a whole image.'
@@ -145,6 +146,21 @@ _shtab_mmsparse_benchmark_export_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_benchmark_export_defaults_added=0
 
+_shtab_mmsparse_benchmark_gpu_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--budget[time for all sections (440)]:SECONDS:"
+  "--only[run only these]:SECTION:(ceilings correctness ops models latency launches kernels encoder depthwise compiled)"
+  "--smoke[try it\: tiny sizes, on any device]"
+  "--resume[keep what --json has, measure the rest]"
+  "--out[folder of the results (work_dirs\/gpu)]:out:_files"
+  "--json[all results (gpu.json in --out)]:FILE:_files"
+  "--csv[models in the columns of timm\'s benchmarks (gpu.csv in --out)]:FILE:_files"
+  "--page[tables and the fastest backends, as Markdown (gpu.md in --out)]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_benchmark_gpu_defaults_added=0
+
 _shtab_mmsparse_benchmark_ops_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--repeats[number of timed rounds (5)]:repeats:"
@@ -156,6 +172,7 @@ _shtab_mmsparse_benchmark_ops_options=(
   "--pixels[sides of images, multiples of 32 (224 448 800 1344 2048)]:SIDE:"
   "--limit[skip references that need more memory, by estimate (4.0)]:GIB:"
   "--no-training[forward pass only]"
+  "--tune[measure every backend at the models\' shapes instead, and write the file by which backend\=\'auto\' chooses on this device]"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -527,6 +544,7 @@ _shtab_mmsparse_benchmark() {
         backbone) _arguments -C -s $_shtab_mmsparse_benchmark_backbone_options ;;
         detector) _arguments -C -s $_shtab_mmsparse_benchmark_detector_options ;;
         export) _arguments -C -s $_shtab_mmsparse_benchmark_export_options ;;
+        gpu) _arguments -C -s $_shtab_mmsparse_benchmark_gpu_options ;;
         ops) _arguments -C -s $_shtab_mmsparse_benchmark_ops_options ;;
         precision) _arguments -C -s $_shtab_mmsparse_benchmark_precision_options ;;
         segmentor) _arguments -C -s $_shtab_mmsparse_benchmark_segmentor_options ;;

@@ -73,7 +73,7 @@ class Job:
         device: Device of all runs.
         smoke: Whether to take the smallest sizes.
         budget: Seconds for all sections.
-        files: Files to write; that of the measured ops is beside the first.
+        files: Files to write; that of the measured ops is in the folder of the first.
         sections: Sections in their order.
         resume: Whether to keep the results that ``files.json`` has.
     """
@@ -115,7 +115,7 @@ class Job:
             try:
                 for step in section.steps(self):
                     self._run_step(section, step)
-            except Exception as error:  # noqa: BLE001 - the job goes on
+            except Exception as error:  # noqa: BLE001 - the job continues
                 self._record_error(section.name, 'preparation', error)
         self.write()
 
@@ -127,10 +127,10 @@ class Job:
 
     def write(self) -> None:
         """Write all files."""
-        whats = {section.name: section.what for section in self.sections}
+        captions = {section.name: section.what for section in self.sections}
         write_json(self.files.json, self.header, self.results)
         write_csv(self.files.csv, self.results.tables.get('models', ()))
-        write_page(self.files.page, self.header, self.results, whats)
+        write_page(self.files.page, self.header, self.results, captions)
         write_tuning(self.tuning_path, self.tuning, self.results.usable_rows())
 
     def _run_step(self, section: Section, step: Step) -> None:
@@ -145,7 +145,7 @@ class Job:
             with time_limit(left if step.seconds is None else min(left, step.seconds)):
                 for row in step.run():
                     self._record(section.name, row)
-        except Exception as error:  # noqa: BLE001 - the job goes on
+        except Exception as error:  # noqa: BLE001 - the job continues
             self._record_error(section.name, step.name, error)
             self._restart_if_broken()
 

@@ -108,7 +108,7 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_page(
-    path: Path, header: Mapping[str, Any], results: Results, whats: Mapping[str, str]
+    path: Path, header: Mapping[str, Any], results: Results, captions: Mapping[str, str]
 ) -> None:
     """Write the tables as Markdown, and the fastest backend of every op and shape.
 
@@ -116,7 +116,7 @@ def write_page(
         path: File to write.
         header: Title, machine, versions, command, commit and date.
         results: What was found.
-        whats: Sections and what they measure.
+        captions: Sections and what they measure.
     """
     verdict = 'Every backend that ran computes what the reference does.'
     if results.failed:
@@ -134,12 +134,12 @@ def write_page(
     if results.usable_rows():
         what = 'The fastest backend of every op and shape, of those that are right.'
         lines += ['## decide', what, markdown(decisions(results.usable_rows()))]
-    for section, what in whats.items():
+    for section, what in captions.items():
         lines += [f'## {section}', what]
         if rows := results.tables.get(section):
             lines.append(markdown(rows))
-        for step, error in results.errors.get(section, {}).items():
-            lines.append(f'- failed: {step}: {error}')
+        if errors := results.errors.get(section):
+            lines.append('\n'.join(f'- failed: {x}: {errors[x]}' for x in errors))
         if skipped := results.skipped.get(section):
             lines.append(f'No time was left for {", ".join(skipped)}.')
     path.write_text('\n\n'.join(lines) + '\n')
