@@ -182,7 +182,7 @@ def test_the_completion_scripts_are_those_of_the_current_options(tmp_path):
         ('test x.py checkpoint', {'checkpoint.pth'}),
         (
             'benchmark ',
-            {'ops', 'backbone', 'precision', 'detector', 'segmentor', 'export'},
+            {'ops', 'backbone', 'precision', 'detector', 'segmentor', 'export', 'gpu'},
         ),
         ('convert-annotations voc --one', {'--one-based'}),
         ('completion ', {'bash', 'zsh', 'fish'}),

@@ -15,6 +15,7 @@ if find_spec('mmsparse.ops.multi_scale') is not None:
 else:
     multi_scale = None
 
+COMPILED = ('flex',)  # backends that torch.compile builds for every size, slowly
 MASKED_LIMIT = 2**30  # logits of all images, above which no mask is tried
 
 Size = tuple[int, int]

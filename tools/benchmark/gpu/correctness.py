@@ -61,11 +61,13 @@ def check_ops(job: Job) -> Iterator[Step]:
     else:
         # One image of 800x1344: the references need 1 GiB for each of their tensors.
         cases = chain(shapes.odd_cases(), shapes.model_cases(2, 1))
-    for case, dtype in product(cases, TOLERANCES):
+    cases = list(cases)
+    for compiled, case, dtype in product((False, True), cases, TOLERANCES):
         check = Check(case, dtype, job.device)
         for backend in check.backends:
-            name = f'{case.op}, {case.shape}, {dtype_name(dtype)}, {backend}'
-            yield Step(name, partial(_compare, check, backend))
+            if (backend in shapes.COMPILED) == compiled:
+                name = f'{case.op}, {case.shape}, {dtype_name(dtype)}, {backend}'
+                yield Step(name, partial(_compare, check, backend))
 
 
 def _compare(check: Check, backend: str) -> Iterator[Row]:

@@ -147,7 +147,7 @@ class Job:
                     self._record(section.name, row)
         except Exception as error:  # noqa: BLE001 - the job continues
             self._record_error(section.name, step.name, error)
-            self._restart_if_broken()
+        self._restart_if_broken()
 
     def _record(self, section: str, row: Row) -> None:
         self.results.tables.setdefault(section, []).append(row)

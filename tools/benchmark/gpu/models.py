@@ -17,6 +17,7 @@ from benchmark.events import (
     MEMORY,
     Run,
     capture,
+    describe,
     synchronize,
     time_in_turns,
     wall_seconds,
@@ -122,50 +123,70 @@ def time_models(job: Job) -> Iterator[Step]:
 
 def _time_model(model: Classifier) -> Iterator[Row]:
     row: Row = {'model': model.name, 'batch': model.batch_size, 'pixels': model.pixels}
-    times = _times(model, _with_graph('forward', model.forward(), model.device))
-    times |= _times(model, {'training': model.training()})
-    for name, milliseconds in times.items():
-        row[f'{name}, images/s'] = 1e3 * model.batch_size / milliseconds
-        row[f'{name}, ms'] = milliseconds
-    row[MEMORY] = peak_bytes(model.training(), model.device) / 2**20
-    yield row | count_work(model)
+    for measure in (
+        _time_forward,
+        _time_graph,
+        _time_training,
+        count_parameters,
+        count_work,
+    ):
+        try:
+            row |= measure(model)
+        except Exception as error:  # noqa: BLE001 - the others have results
+            row['failed'] = f'{measure.__name__}: {describe(error)}'
+    yield row
 
 
-def _with_graph(name: str, run: Run, device: torch.device) -> dict[str, Run]:
-    """Return a run and, on a GPU, its CUDA graph."""
-    return {name: run} | ({'CUDA graph': capture(run)} if device.type == 'cuda' else {})
+def _time_forward(model: Classifier) -> Row:
+    return _time_batches(model, {'forward': model.forward()})
 
 
-def _times(model: Classifier, runs: dict[str, Run]) -> dict[str, float]:
-    results = time_in_turns(runs, model.device, model.seconds)
-    for result in results.values():
-        if isinstance(result, Exception):
-            raise result
-    return results
+def _time_graph(model: Classifier) -> Row:
+    if model.device.type != 'cuda':
+        return {}
+    return _time_batches(model, {'CUDA graph': capture(model.forward())})
+
+
+def _time_training(model: Classifier) -> Row:
+    run = model.training()
+    peak = peak_bytes(run, model.device) / 2**20
+    return _time_batches(model, {'training': run}) | {MEMORY: peak}
+
+
+def _time_batches(model: Classifier, runs: dict[str, Run]) -> Row:
+    """Return milliseconds and images per second of runs that take turns."""
+    row: Row = {}
+    for name, found in time_in_turns(runs, model.device, model.seconds).items():
+        if isinstance(found, Exception):
+            raise found
+        row[f'{name}, images/s'] = 1e3 * model.batch_size / found
+        row[f'{name}, ms'] = found
+    return row
+
+
+def count_parameters(model: Classifier) -> Row:
+    """Count the parameters, in millions."""
+    parameters = sum(x.numel() for x in model.model.parameters())
+    return {'parameters, M': parameters / 1e6}
 
 
 def count_work(model: Classifier) -> Row:
-    """Count parameters, MACs and activations of an image, as timm does.
+    """Count MACs and activations of an image, as timm does.
 
     Args:
         model: The classifier.
 
     Returns:
-        Columns. MACs need mmengine. Activations are the outputs of convolutions and
-        matrix products.
+        Columns. Activations are the outputs of convolutions and matrix products.
     """
-    parameters = sum(x.numel() for x in model.model.parameters())
-    counted: Row = {'parameters, M': parameters / 1e6}
+    from mmsparse.analysis.flops import count_macs  # needs mmengine
+
     model.model.eval()
+    image = model.draw(1)
     with torch.no_grad(), reference_only(), _Activations() as activations:
-        model.model(model.draw(1))
-    counted['activations, M'] = activations.count / 1e6
-    try:
-        from mmsparse.analysis.flops import count_macs
-    except ModuleNotFoundError:
-        return counted
-    macs = count_macs(partial(model.model, model.draw(1)))
-    return counted | {'GMACs': macs / 1e9}
+        model.model(image)
+    macs = count_macs(partial(model.model, image))
+    return {'GMACs': macs / 1e9, 'activations, M': activations.count / 1e6}
 
 
 class _Activations(TorchDispatchMode):
@@ -197,16 +218,21 @@ def time_latency(job: Job) -> Iterator[Step]:
 
 
 def _time_latency(model: Classifier, count: int) -> Iterator[Row]:
-    forward = model.forward(model.draw(1))
-    for mode, run in _with_graph('eager', forward, model.device).items():
-        run()
-        times = [1e3 * wall_seconds(run, model.device) for _ in range(count)]
-        yield {
-            'model': model.name,
-            'mode': mode,
-            'p50, ms': median(times),
-            'p90, ms': quantiles(times, n=10)[-1],
-        }
+    run = model.forward(model.draw(1))
+    yield _time_calls(model, 'eager', run, count)
+    if model.device.type == 'cuda':
+        yield _time_calls(model, 'CUDA graph', capture(run), count)
+
+
+def _time_calls(model: Classifier, mode: str, run: Run, count: int) -> Row:
+    run()
+    times = [1e3 * wall_seconds(run, model.device) for _ in range(count)]
+    return {
+        'model': model.name,
+        'mode': mode,
+        'p50, ms': median(times),
+        'p90, ms': quantiles(times, n=10)[-1],
+    }
 
 
 def count_launches(job: Job) -> Iterator[Step]:
@@ -301,12 +327,7 @@ def _time_compiled(model: Classifier) -> Iterator[Row]:
     run = model.forward()
     try:
         seconds = wall_seconds(run, model.device)
-        (milliseconds,) = _times(model, {'compiled': run}).values()
+        row = _time_batches(model, {'compiled': run})
     finally:
         torch._dynamo.reset()
-    yield {
-        'model': model.name,
-        'first call, s': seconds,
-        'forward, ms': milliseconds,
-        'forward, images/s': 1e3 * model.batch_size / milliseconds,
-    }
+    yield {'model': model.name, 'first call, s': seconds} | row
