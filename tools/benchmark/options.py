@@ -93,7 +93,7 @@ def add_gpu(commands: argparse._SubParsersAction) -> None:
         'gpu',
         help='a job of eight minutes on one GPU',
         description='Check and time everything on one GPU within some minutes: '
-        f'{", ".join(SECTIONS)}. Results are written after every measurement. A '
+        f'{", ".join(SECTIONS)}. Every measurement is written at once, as JSON. A '
         'failure ends its measurement only; with wrong results the exit status is 1.',
     )
     parser.add_argument(

@@ -1,8 +1,10 @@
 """Measure the backends of ops, and write the file by which ``auto`` chooses."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,13 @@ import torch
 from benchmark import shapes
 from benchmark.events import FORWARD, SECONDS, TRAINING, Passes, time_passes
 from benchmark.report import environment, record
-from mmsparse.ops._tuning import device_name, tuning_file, user_folder
+from mmsparse.ops._tuning import (
+    FOLDER_VARIABLE,
+    device_name,
+    measurements,
+    tuning_file,
+    user_folder,
+)
 
 CPU_BATCHES = (2, 1)  # of images of 224x224 and 800x1344
 
@@ -106,6 +114,28 @@ def write_tuning(path: Path, described: Row, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = described | {'ops': tuned_ops(rows)}
     path.write_text(json.dumps(content, indent=1) + '\n')
+
+
+@contextmanager
+def user_files(folder: Path) -> Iterator[None]:
+    """Make ops read their user's files from another folder.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        Nothing.
+    """
+    before = os.environ.get(FOLDER_VARIABLE)
+    os.environ[FOLDER_VARIABLE] = str(folder.resolve())
+    measurements.cache_clear()
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER_VARIABLE]
+        if before is not None:
+            os.environ[FOLDER_VARIABLE] = before
+        measurements.cache_clear()
 
 
 def tuned_ops(rows: Iterable[Row]) -> dict[str, list[Row]]:

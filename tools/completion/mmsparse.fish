@@ -222,7 +222,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l cfg-options 
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l size -x -d 'height and width of the images (224x224)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export' -l samplers -xka "grid_sample gather" -d 'how feature maps are sampled, one file for each: grid_sample, gather (grid_sample)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark export; and test $_shtab_mmsparse_npos -ge 0' -ka "(_mmsparse_configs)" -d 'configs of models'
-complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a gpu -d 'Check and time everything on one GPU within some minutes: ceilings, correctness, ops, models, latency, launches, kernels, encoder, depthwise, compiled. Results are written after every measurement. A failure ends its measurement only; with wrong results the exit status is 1.'
+complete -c mmsparse -n '_shtab_mmsparse_using benchmark; and test $_shtab_mmsparse_npos -eq 0' -a gpu -d 'Check and time everything on one GPU within some minutes: ceilings, correctness, ops, models, latency, launches, kernels, encoder, depthwise, compiled. Every measurement is written at once, as JSON. A failure ends its measurement only; with wrong results the exit status is 1.'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l budget -x -d 'time for all sections (440)'
 complete -c mmsparse -n '_shtab_mmsparse_using benchmark gpu' -l only -xka "ceilings correctness ops models latency launches kernels encoder depthwise compiled" -d 'run only these'

@@ -19,7 +19,12 @@ from benchmark.gpu.job import Files, Job, Section, Step
 from benchmark.gpu.results import TIMM_COLUMNS, decisions, read_results
 
 from mmsparse.ops import routed
-from mmsparse.ops._tuning import device_name, tuning_file
+from mmsparse.ops._tuning import (
+    FOLDER_VARIABLE,
+    device_name,
+    fastest_backend,
+    tuning_file,
+)
 
 TOOL = Path(__file__).parents[3] / 'tools' / 'benchmark.py'
 CPU = torch.device('cpu')
@@ -291,12 +296,55 @@ def test_a_new_process_continues_when_the_device_is_broken(run_job, monkeypatch)
         raise RuntimeError('an illegal memory access was encountered')
 
     monkeypatch.setattr(job, 'synchronize', break_device)
-    run_job({'one': [Step('bad', fail), Step('good', rows(1))]})
+    bad, same, other = (
+        Step(name, run, backend=('op', backend))
+        for name, run, backend in (
+            ('bad', fail, 'triton'),
+            ('same', rows(1), 'triton'),
+            ('other', rows(1), 'gathered'),
+        )
+    )
+    run_job({'one': [bad]})
 
     ((python, tool, *arguments),) = commands
     assert (python, tool) == (sys.executable, str(TOOL))
     assert arguments[:-1] == ['gpu', '--budget', '100', '--resume', '--budget']
     assert 0 < float(arguments[-1]) <= 100
+    monkeypatch.undo()
+    found, _ = run_job({'one': [bad, same, other]}, resume=True)
+    assert found.done == ['one: bad', 'one: other']
+
+
+def test_models_run_with_the_fastest_backends(run_job, monkeypatch):
+    sizes = dict(regions=1, tokens=1, keys=1, head_dim=1)
+    monkeypatch.setenv(FOLDER_VARIABLE, '/nowhere')
+
+    def times():
+        for backend, milliseconds in (('gathered', 2.0), ('masked', 1.0)):
+            yield dict(
+                op='routed_attention',
+                shape='',
+                dtype='float32',
+                backend=backend,
+                sizes=sizes,
+            ) | dict.fromkeys((events.FORWARD, events.TRAINING), milliseconds)
+
+    def look():
+        known = ('gathered', 'masked')
+        x = torch.zeros(1)
+        yield {'what': str(fastest_backend('routed_attention', x, known, **sizes))}
+
+    found, _ = run_job(
+        {
+            'first': [Step('a', look)],
+            'ops': [Step('b', times)],
+            'models': [Step('c', look)],
+        }
+    )
+
+    assert found.tables['first'] == [{'what': 'None'}]
+    assert found.tables['models'] == [{'what': 'masked'}]
+    assert os.environ[FOLDER_VARIABLE] == '/nowhere'
 
 
 def sleep():

@@ -1,7 +1,9 @@
 """A job of some minutes on one GPU: is everything right, how fast, and what limits it.
 
 Sections run in the order of their worth, each within what the reserves of later ones
-leave of the budget. Results are written after every measurement.
+leave of the budget. Results are written as JSON after every measurement, and the other
+files after every section; ``--resume --budget 0`` writes those of a job that was cut
+off.
 """
 
 import argparse
@@ -49,7 +51,8 @@ SECTIONS = {
         Section(
             'models',
             'Classifiers at 224x224 in channels-last format under autocast to '
-            'bfloat16; a training step is forward and backward.',
+            'bfloat16, with the backends that were the fastest in ops. A training '
+            'step is forward and backward.',
             time_models,
             80,
         ),

@@ -67,7 +67,11 @@ def check_ops(job: Job) -> Iterator[Step]:
         for backend in check.backends:
             if (backend in shapes.COMPILED) == compiled:
                 name = f'{case.op}, {case.shape}, {dtype_name(dtype)}, {backend}'
-                yield Step(name, partial(_compare, check, backend))
+                yield Step(
+                    name,
+                    partial(_compare, check, backend),
+                    backend=(case.op, backend),
+                )
 
 
 def _compare(check: Check, backend: str) -> Iterator[Row]:

@@ -20,8 +20,8 @@ from benchmark.gpu.results import (
     write_page,
 )
 from benchmark.report import environment, record
-from benchmark.tuning import describe_device, write_tuning
-from mmsparse.ops._tuning import tuning_file
+from benchmark.tuning import describe_device, user_files, write_tuning
+from mmsparse.ops._tuning import measurements, tuning_file
 
 BUDGET = 440  # seconds that the reserves of the sections are for
 TOOL = Path(__file__).parents[2] / 'benchmark.py'
@@ -34,11 +34,13 @@ class Step(NamedTuple):
         name: Its name.
         run: Measures, and yields rows of the section's table.
         seconds: Its own time limit; None for none.
+        backend: Op and backend that it checks, if it checks one.
     """
 
     name: str
     run: Callable[[], Iterable[Row]]
     seconds: float | None = None
+    backend: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Files(NamedTuple):
 
 
 class Job:
-    """Runs sections within a budget, and writes what they find after every row.
+    """Runs sections within a budget.
+
+    The first of its files is written after every row, the others after every section.
 
     Args:
         device: Device of all runs.
@@ -95,9 +99,6 @@ class Job:
         self.sections = sections
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            files.json.unlink(missing_ok=True)
-        self.results = read_results(files.json)
         self.files = files
         self.header = dict(
             title='A job on one GPU',
@@ -107,17 +108,29 @@ class Job:
         )
         self.tuning = describe_device(device)
         self.tuning_path = files.json.with_name(tuning_file(self.tuning['device']))
+        if not resume:
+            files.json.unlink(missing_ok=True)
+            self.tuning_path.unlink(missing_ok=True)
+        self.results = read_results(files.json)
 
     def run(self) -> None:
-        """Run all sections; a step that fails is recorded, and the next one follows."""
-        for section in self.sections:
-            self.results.skipped.pop(section.name, None)
-            try:
-                for step in section.steps(self):
-                    self._run_step(section, step)
-            except Exception as error:  # noqa: BLE001 - the job continues
-                self._record_error(section.name, 'preparation', error)
-        self.write()
+        """Run all sections; a step that fails is recorded, and the next one follows.
+
+        As soon as the backends of ops are measured, ``auto`` takes the fastest.
+        """
+        with user_files(self.tuning_path.parent):
+            for section in self.sections:
+                self.results.skipped.pop(section.name, None)
+                try:
+                    for step in section.steps(self):
+                        self._run_step(section, step)
+                except Exception as error:  # noqa: BLE001 - the job continues
+                    self._record_error(section.name, 'preparation', error)
+                self._write_all()
+
+    def is_broken(self, backend: tuple[str, str] | None) -> bool:
+        """Return whether the device was not usable any more after an op's backend."""
+        return backend is not None and list(backend) in self.results.broken
 
     def left(self, section: Section) -> float:
         """Return the seconds that a section has, without the reserves of later ones."""
@@ -125,17 +138,17 @@ class Job:
         reserved = sum(x.reserve for x in later) * min(self.budget / BUDGET, 1)
         return self.budget - reserved - self._elapsed()
 
-    def write(self) -> None:
-        """Write all files."""
+    def _write_all(self) -> None:
         captions = {section.name: section.what for section in self.sections}
-        write_json(self.files.json, self.header, self.results)
+        self._write()
         write_csv(self.files.csv, self.results.tables.get('models', ()))
         write_page(self.files.page, self.header, self.results, captions)
         write_tuning(self.tuning_path, self.tuning, self.results.usable_rows())
+        measurements.cache_clear()
 
     def _run_step(self, section: Section, step: Step) -> None:
         name = f'{section.name}: {step.name}'
-        if name in self.results.done:
+        if name in self.results.done or self.is_broken(step.backend):
             return
         if (left := self.left(section)) <= 0:
             self.results.skipped.setdefault(section.name, []).append(step.name)
@@ -147,18 +160,21 @@ class Job:
                     self._record(section.name, row)
         except Exception as error:  # noqa: BLE001 - the job continues
             self._record_error(section.name, step.name, error)
-        self._restart_if_broken()
+        self._restart_if_broken(step)
 
     def _record(self, section: str, row: Row) -> None:
         self.results.tables.setdefault(section, []).append(row)
         cells = (f'{name} {text}' for name, text in as_text(row).items())
         self._log(f'{section}: {", ".join(cells)}')
-        self.write()
+        self._write()
 
     def _record_error(self, section: str, step: str, error: Exception) -> None:
         self.results.errors.setdefault(section, {})[step] = describe(error)
         self._log(f'{section}: {step}: {describe(error)}')
-        self.write()
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.files.json, self.header, self.results)
 
     def _log(self, line: str) -> None:
         print(f'[{self._elapsed():4.0f} s] {line}', file=sys.stderr, flush=True)
@@ -166,7 +182,7 @@ class Job:
     def _elapsed(self) -> float:
         return perf_counter() - self.start
 
-    def _restart_if_broken(self) -> None:
+    def _restart_if_broken(self, step: Step) -> None:
         """Continue in a new process after an error that the device keeps reporting.
 
         An illegal memory access is one: the process cannot use the device any more.
@@ -174,6 +190,9 @@ class Job:
         try:
             synchronize(self.device)
         except RuntimeError:
+            if step.backend is not None:
+                self.results.broken.append(list(step.backend))
+            self._write()
             left = f'{self.budget - self._elapsed():.0f}'
             command = [sys.executable, str(TOOL), *sys.argv[1:]]
             os.execv(sys.executable, [*command, '--resume', '--budget', left])

@@ -24,7 +24,11 @@ def time_ops(job: Job) -> Iterator[Step]:
     cases = shapes.smallest_cases() if job.smoke else shapes.model_cases()
     dtypes = (torch.float32,) if job.smoke else (torch.bfloat16, torch.float32)
     for compiled, dtype, case in product((False, True), dtypes, list(cases)):
-        backends = [x for x in case.backends if (x in shapes.COMPILED) == compiled]
+        backends = [
+            x
+            for x in case.backends
+            if (x in shapes.COMPILED) == compiled and not job.is_broken((case.op, x))
+        ]
         if backends:
             yield Step(
                 f'{case.op}, {case.shape}, {dtype_name(dtype)}, {", ".join(backends)}',

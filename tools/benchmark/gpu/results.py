@@ -39,12 +39,14 @@ class Results:
         errors: Messages by section and step.
         skipped: Steps by section for which there was no time.
         done: Steps that ended, ``SECTION: STEP``.
+        broken: Ops and backends after which the device was not usable any more.
     """
 
     tables: dict[str, list[Row]] = field(default_factory=dict)
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
+    broken: list[list[str]] = field(default_factory=list)
 
     @property
     def wrong(self) -> set[tuple[str, str]]:
@@ -68,9 +70,8 @@ def read_results(path: Path) -> Results:
     if not path.exists():
         return Results()
     content = json.loads(path.read_text())
-    return Results(
-        content['results'], content['errors'], content['skipped'], content['done']
-    )
+    names = ('results', 'errors', 'skipped', 'done', 'broken')
+    return Results(*(content[name] for name in names))
 
 
 def write_json(path: Path, header: Mapping[str, Any], results: Results) -> None:
