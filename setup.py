@@ -152,6 +152,7 @@ setup(
     packages=find_packages(include=['mmsparse', 'mmsparse.*']),
     package_data={
         'mmsparse': ['py.typed'],
+        'mmsparse.ops': ['tuning/*.json'],
         'mmsparse.visualization': ['page.html'],
         'mmsparse.weights': ['weights.json'],
     },
