@@ -25,6 +25,7 @@ from mmsparse.ops._tuning import (
     fastest_backend,
     tuning_file,
 )
+from mmsparse.ops.triton import runs_on
 
 TOOL = Path(__file__).parents[3] / 'tools' / 'benchmark.py'
 CPU = torch.device('cpu')
@@ -59,7 +60,10 @@ def test_every_section_has_results(smoke):
     _, content = smoke
 
     tables = content['results']
-    assert {*SECTIONS} - {*tables} <= {'encoder'}
+    # The op of the encoder may be missing; older versions of torch compile less.
+    for name in {*SECTIONS} - {*tables}:
+        assert name in ('encoder', 'compiled')
+        assert content['errors'][name]
     assert content['skipped'] == {}
     numbers = [
         value
@@ -77,7 +81,9 @@ def test_every_op_and_backend_is_checked_and_right(smoke):
     rows = content['results']['correctness']
     verdicts = {(x['op'], x['backend'], x['dtype']): x['verdict'] for x in rows}
     for backend in routed.BACKENDS:
-        assert verdicts['routed_attention', backend, 'float32'] == 'right'
+        can = backend != 'triton' or runs_on(torch.zeros(1))
+        expected = 'right' if can else 'cannot'
+        assert verdicts['routed_attention', backend, 'float32'] == expected
     assert {*verdicts.values()} <= {'right', 'cannot'}
     assert {op for op, *_ in verdicts} >= {
         *('routed_attention', 'deformable_attention', 'neighborhood_attention'),
@@ -112,6 +118,9 @@ def test_the_record_has_the_fields_of_docs_measurements(smoke):
 def test_models_are_written_in_the_columns_of_timm(smoke):
     folder, content = smoke
 
+    model = content['results']['models'][0]
+    assert 'failed' not in model, model
+    assert model['peak, MiB'] > 1
     with (folder / 'gpu.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     row = rows[0]
@@ -125,8 +134,6 @@ def test_models_are_written_in_the_columns_of_timm(smoke):
         assert float(row[f'{kind}_samples_per_sec']) * seconds == pytest.approx(2, 1e-2)
     assert float(row['param_count']) == pytest.approx(1.558, abs=1e-3)
     assert 0 < float(row['infer_gmacs']) < float(row['infer_macts']) < 1
-    (model,) = (x for x in content['results']['models'] if x['model'] == row['model'])
-    assert model['peak, MiB'] > 1
 
 
 def test_the_page_has_tables_and_the_fastest_backends(smoke):
@@ -139,7 +146,7 @@ def test_the_page_has_tables_and_the_fastest_backends(smoke):
     decided, checked = (page[page.index(f'## {x}') :] for x in ('decide', 'correct'))
     line = next(x for x in decided.splitlines() if 'routed_attention' in x)
     assert set(line.split(' | ')) & {'reference', 'gathered', 'masked'}
-    assert '| triton | right |' in checked
+    assert '| gathered | right |' in checked
 
 
 def test_nothing_is_measured_without_a_budget(tmp_path, run_gpu):
