@@ -336,16 +336,16 @@ def test_models_run_with_the_fastest_backends(run_job, monkeypatch):
                 sizes=sizes,
             ) | dict.fromkeys((events.FORWARD, events.TRAINING), milliseconds)
 
-    def look():
+    def ask():
         known = ('gathered', 'masked')
         x = torch.zeros(1)
         yield {'what': str(fastest_backend('routed_attention', x, known, **sizes))}
 
     found, _ = run_job(
         {
-            'first': [Step('a', look)],
+            'first': [Step('a', ask)],
             'ops': [Step('b', times)],
-            'models': [Step('c', look)],
+            'models': [Step('c', ask)],
         }
     )
 
