@@ -15,6 +15,7 @@ if find_spec('mmsparse.ops.multi_scale') is not None:
 else:
     multi_scale = None
 
+COPIES = 4  # of its largest tensor that a reference holds at a time, roughly
 COMPILED = ('flex',)  # backends that torch.compile builds for every size, slowly
 MASKED_LIMIT = 2**30  # logits of all images, above which no mask is tried
 
@@ -67,6 +68,7 @@ class Case:
         shape: Where a model calls it, and with what.
         backends: Those that can be compared.
         sizes: What the op passes to ``fastest_backend``; None if it does not.
+        numel: Elements of the largest tensor of the reference, as in its gradients.
         draw: Draws the arguments, from the function that draws features and the one
             that draws parameters and locations in float32.
     """
@@ -75,6 +77,7 @@ class Case:
     shape: str
     backends: tuple[str, ...]
     sizes: dict[str, int] | None
+    numel: int
     draw: Callable[[Draw, Draw], Call]
 
     def call(self, device: torch.device, dtype: torch.dtype) -> Call:
@@ -97,6 +100,24 @@ class Case:
 
         generator = torch.Generator(device).manual_seed(0)
         return self.draw(drawing(dtype), drawing(torch.float32))
+
+
+def reference_fits(case: Case, device: torch.device, itemsize: int = 4) -> bool:
+    """Return whether a device has the memory for the reference, by estimate.
+
+    Args:
+        case: The call.
+        device: Its device.
+        itemsize: Bytes of an element.
+
+    Returns:
+        Whether some tensors of that size take less than a quarter of a GPU's memory,
+        or 4 GiB on another device.
+    """
+    limit = 2**32
+    if device.type == 'cuda':
+        limit = torch.cuda.get_device_properties(device).total_memory // 4
+    return COPIES * itemsize * case.numel <= limit
 
 
 def concrete(backends: Sequence[str]) -> tuple[str, ...]:
@@ -135,6 +156,8 @@ def routed_case(
             keys=topk * num_tokens,
             head_dim=width // heads,
         ),
+        # The backward pass of its gather has a gradient for every pair of regions.
+        batch * num_regions**2 * num_tokens * width,
         draw,
     )
 
@@ -154,6 +177,7 @@ def neighborhood_case(
         f'{name}: {batch}x{size[0]}x{size[1]}x{width}, kernel {kernel}',
         concrete(neighborhood.BACKENDS),
         dict(tokens=size[0] * size[1], kernel=kernel, head_dim=width // heads),
+        batch * size[0] * size[1] * kernel**2 * width,
         draw,
     )
 
@@ -184,6 +208,7 @@ def deformable_case(
             keys=keys[0] * keys[1],
             head_dim=width // heads,
         ),
+        batch * heads * size[0] * size[1] * keys[0] * keys[1],
         draw,
     )
 
@@ -208,6 +233,7 @@ def shunted_case(
         f'{name}: {batch}x{size[0]}x{size[1]}x{width}, reduced by {ratio}',
         concrete(attention.BACKENDS),
         None,
+        batch * heads * size[0] * size[1] * max(lengths),
         draw,
     )
 
@@ -229,6 +255,7 @@ def window_case(
         f'{name}: {batch}x{size[0]}x{size[1]}x{width}, window {window}, shift {shift}',
         concrete(attention.BACKENDS),
         None,
+        batch * heads * size[0] * size[1] * window**2,
         draw,
     )
 
@@ -269,6 +296,7 @@ def multi_scale_case(
         f'{len(levels)} levels',
         concrete(multi_scale.BACKENDS),
         dict(queries=num_queries, samples=len(levels) * num_points, head_dim=head_dim),
+        batch * num_queries * heads * num_points * head_dim,
         draw,
     )
 

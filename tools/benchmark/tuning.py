@@ -74,7 +74,7 @@ def time_backends(
         backend: Passes(
             partial(call.run, backend), partial(call.train, backend, cotangent)
         )
-        for backend in timed(case.backends, device)
+        for backend in _backends(case, device)
     }
     for backend, measured in time_passes(candidates, device, seconds).items():
         yield dict(
@@ -90,6 +90,11 @@ def time_backends(
 def timed(backends: Sequence[str], device: torch.device) -> tuple[str, ...]:
     """Return the backends to time: not Triton on a CPU, where it is interpreted."""
     return tuple(x for x in backends if x != 'triton' or device.type == 'cuda')
+
+
+def _backends(case: shapes.Case, device: torch.device) -> tuple[str, ...]:
+    fits = shapes.reference_fits(case, device)
+    return tuple(x for x in timed(case.backends, device) if x != 'reference' or fits)
 
 
 def describe_device(device: torch.device) -> Row:

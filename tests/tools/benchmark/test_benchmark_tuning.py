@@ -125,3 +125,12 @@ def test_cases_of_the_models_have_the_sizes_of_the_models():
     assert {x['keys'] for x in deformable} == {49, 196, 1050}
     large = [x for x in cases if '800x1344 stage 1' in x.shape]
     assert all('masked' not in x.backends for x in large)
+
+
+def test_a_reference_that_needs_too_much_memory_is_not_run():
+    large = [x for x in shapes.model_cases(2, 1) if '800x1344 stage 1' in x.shape]
+    fits = {x.op: shapes.reference_fits(x, CPU) for x in large}
+
+    assert not fits['routed_attention']
+    assert fits['deformable_attention']
+    assert all(shapes.reference_fits(x, CPU, 8) for x in shapes.odd_cases())
