@@ -17,7 +17,7 @@ else:
 
 COPIES = 4  # of its largest tensor that a reference holds at a time, roughly
 COMPILED = ('flex',)  # backends that torch.compile builds for every size, slowly
-MASKED_LIMIT = 2**30  # logits of all images, above which no mask is tried
+MASKED_LIMIT = 2**28  # logits of all images, above which no mask is tried
 
 Size = tuple[int, int]
 Draw = Callable[..., Tensor]  # random tensor of a shape
