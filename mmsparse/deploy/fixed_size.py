@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmsparse.models.detectors.detr_attention import DeformableAttention
 from mmsparse.models.detectors.focus_detr import FocusDETR, FocusedTransformer
+from mmsparse.ops.pyramid import level_layout
 
 
 def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:
@@ -96,7 +97,7 @@ class FixedSizeAttention(DeformableAttention):
     ) -> Tensor:
         """Attend to values at sampling locations, (B, K, C) to (B, K, C)."""
         inputs['level_sizes'] = spatial_shapes
-        shapes = query.new_tensor(spatial_shapes)
+        shapes, _ = level_layout(spatial_shapes, query.device)
         return super().forward(query, value, reference_points, shapes, **inputs)
 
 

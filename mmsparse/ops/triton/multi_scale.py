@@ -245,8 +245,8 @@ def _backward(
     value_ptr += (image * cells * HEADS + head) * WIDTH
     grad_value_ptr += (image * cells * HEADS + head) * WIDTH
     dtype = points_ptr.dtype.element_ty
-    offsets, inside = _row_offsets(rows, valid, WIDTH, BLOCK_D)
-    grad = tl.load(grad_ptr + offsets, mask=inside, other=0.0).to(dtype)
+    channels, exist = _row_offsets(rows, valid, WIDTH, BLOCK_D)
+    grad = tl.load(grad_ptr + channels, mask=exist, other=0.0).to(dtype)
 
     for level in range(LEVELS):
         height, width, start = _load_level(shapes_ptr, starts_ptr, level)
