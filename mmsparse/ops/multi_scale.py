@@ -101,8 +101,9 @@ def _choose_backend(value: Tensor, points: Tensor) -> str:
         'multi_scale_deformable_attention',
         value,
         ('reference', 'gathered', preferred),
-        cells=value.shape[1],
         queries=points.shape[1],
+        samples=points.shape[3] * points.shape[4],
+        head_dim=value.shape[3],
     )
     return measured or preferred
 

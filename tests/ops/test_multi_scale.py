@@ -98,7 +98,7 @@ def test_the_layout_of_levels_is_built_once():
 def test_auto_takes_what_was_measured_as_the_fastest(monkeypatch):
     inputs, sizes = random_inputs(*CASES['three-levels']), CASES['three-levels'][-1]
     row = dict(
-        sizes=dict(cells=9, queries=4),
+        sizes=dict(queries=4, samples=6, head_dim=3),
         dtype='float64',
         training=True,
         milliseconds=dict(reference=2.0, gathered=1.0, triton=0.5),

@@ -14,7 +14,7 @@ TRITON_INTERPRET=1 is set before.
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -26,9 +26,8 @@ from mmsparse.ops.sampling import surrounding_cells
 from mmsparse.ops.triton import is_interpreted
 
 # Queries of a block, and warps. Theory: the kernels wait for memory, so that threads
-# should have loads of 16 bytes, which are 8 channels in half precision, and an SM many
-# warps. A GPU measures all of these in the first call with a number of channels, levels
-# and points, and waits for it; the interpreter takes the first.
+# should have loads of 16 bytes, which are 8 channels in half precision, and a
+# multiprocessor many warps.
 BLOCKS = ((32, 4), (16, 4), (16, 2), (64, 8))
 
 
@@ -49,9 +48,15 @@ def attend(
     Returns:
         (B, Q, heads, D), in the dtype of the values.
     """
+    inputs = [x.contiguous() for x in (value, shapes, starts, points, weights)]
     out = value.new_empty(*points.shape[:3], value.shape[-1])
-    inputs = (x.contiguous() for x in (value, shapes, starts, points, weights))
-    _forward[_grid(points)](*inputs, out, **_sizes(value, points))
+    sizes = _sizes(value, points)
+
+    def run(block: int, num_warps: int) -> None:
+        grid = _grid(points, block)
+        _forward[grid](*inputs, out, **sizes, BLOCK_Q=block, num_warps=num_warps)
+
+    _launch(run, 'forward', value, points)
     return out
 
 
@@ -84,17 +89,19 @@ def attend_backward(
     Returns:
         Gradients of ``value``, ``points`` and ``weights``.
     """
-    value, shapes, starts, points, weights, grad = (
-        x.contiguous() for x in (value, shapes, starts, points, weights, grad)
-    )
+    inputs = [x.contiguous() for x in (value, shapes, starts, points, weights, grad)]
+    grad_value = value.new_empty(value.shape, dtype=points.dtype)
+    grad_points, grad_weights = (x.new_empty(x.shape) for x in (points, weights))
+    outputs = (grad_value, grad_points, grad_weights)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_value = torch.zeros_like(value, dtype=points.dtype)
-    grad_points, grad_weights = torch.empty_like(points), torch.empty_like(weights)
-    _backward[_grid(points)](
-        value, shapes, starts, points, weights, grad,
-        grad_value, grad_points, grad_weights,
-        **_sizes(value, points), SCATTER=not deterministic,
-    )  # fmt: skip
+    sizes = _sizes(value, points) | dict(SCATTER=not deterministic)
+
+    def run(block: int, num_warps: int) -> None:
+        grad_value.zero_()
+        grid = _grid(points, block)
+        _backward[grid](*inputs, *outputs, **sizes, BLOCK_Q=block, num_warps=num_warps)
+
+    _launch(run, 'backward', value, points)
     if deterministic:
         _scatter(grad_value, grad, shapes, starts, points, weights)
     return grad_value.to(value.dtype), grad_points, grad_weights
@@ -128,13 +135,13 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 attend.register_autograd(_differentiate, setup_context=_save)
 
 
-def _grid(points: Tensor) -> Callable[[dict[str, Any]], tuple[int, int]]:
-    """Return a function from the settings of a kernel to its number of programs."""
+def _grid(points: Tensor, block: int) -> tuple[int, int]:
+    """Return the number of programs: blocks of queries, and heads of all images."""
     batch, queries, heads = points.shape[:3]
-    return lambda settings: (triton.cdiv(queries, settings['BLOCK_Q']), batch * heads)
+    return triton.cdiv(queries, block), batch * heads
 
 
-def _sizes(value: Tensor, points: Tensor) -> dict[str, int]:
+def _sizes(value: Tensor, points: Tensor) -> dict[str, Any]:
     """Return the sizes that the kernels need, in capitals those they are compiled for."""
     width = value.shape[-1]
     return dict(
@@ -172,20 +179,40 @@ def _scatter(
                 )
 
 
-def _tuned(**reset: list[str]) -> Callable[[Any], Any]:
-    """Return a decorator that chooses among BLOCKS by measuring them."""
-    configs = [
-        triton.Config(dict(BLOCK_Q=queries), num_warps=warps)
-        for queries, warps in BLOCKS
-    ]
-    return triton.autotune(
-        configs[:1] if is_interpreted() else configs,
-        key=['WIDTH', 'LEVELS', 'POINTS'],
-        **reset,
-    )
+_fastest: dict[Hashable, tuple[int, int]] = {}
 
 
-@_tuned()
+def _launch(
+    run: Callable[[int, int], object], name: str, value: Tensor, points: Tensor
+) -> None:
+    """Run a kernel with the fastest of BLOCKS.
+
+    They are measured, which waits for the GPU, in the first call with a dtype and
+    number of channels, levels and points. The first of them is taken without a
+    measurement by the interpreter, while a CUDA graph is captured, and where torch must
+    be deterministic: sums over other blocks may round differently.
+
+    Args:
+        run: Runs the kernel with a number of queries and of warps, any number of times.
+        name: Name of the kernel.
+        value: Argument of the kernel.
+        points: Argument of the kernel.
+    """
+    block = BLOCKS[0]
+    if not (
+        is_interpreted()
+        or torch.cuda.is_current_stream_capturing()
+        or torch.are_deterministic_algorithms_enabled()
+    ):
+        key = (name, value.device, value.dtype, value.shape[-1], points.shape[3:])
+        if key not in _fastest:
+            _fastest[key] = min(
+                BLOCKS, key=lambda x: triton.testing.do_bench(lambda: run(*x))
+            )
+        block = _fastest[key]
+    run(*block)
+
+
 @triton.jit(do_not_specialize=['cells', 'queries'])
 def _forward(
     value_ptr, shapes_ptr, starts_ptr, points_ptr, weights_ptr, out_ptr,
@@ -223,7 +250,6 @@ def _forward(
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@_tuned(reset_to_zero=['grad_value_ptr'])
 @triton.jit(do_not_specialize=['cells', 'queries'])
 def _backward(
     value_ptr, shapes_ptr, starts_ptr, points_ptr, weights_ptr, grad_ptr,

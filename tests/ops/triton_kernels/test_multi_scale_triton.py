@@ -18,8 +18,8 @@ pytest.importorskip('triton', minversion='3')  # has the interpreter
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 CASES = {  # B, queries, heads, D, points, sizes
     'one-cell': (1, 1, 1, 1, 1, ((1, 1),)),
-    'odd-channels': (2, 5, 2, 6, 3, ((5, 7), (3, 1), (1, 4))),
-    'several-blocks': (1, 70, 2, 16, 2, ((4, 3),)),
+    'odd-channels': (2, 5, 2, 6, 2, ((5, 7), (3, 1))),
+    'several-blocks': (1, 40, 1, 16, 1, ((4, 3), (1, 5))),
 }
 # Compiles the kernels for GPUs without having one: prints registers, bytes of shared
 # memory and spilled registers of each.
@@ -36,7 +36,7 @@ for capability, dtype, width, (queries, warps) in json.loads(sys.argv[1]):
     types = dict(shapes_ptr='*i32', starts_ptr='*i32', cells='i32', queries='i32')
     types |= dict(value_ptr=f'*{dtype}', out_ptr=f'*{dtype}', grad_ptr=f'*{dtype}')
     for name in ('_forward', '_backward'):
-        kernel = getattr(kernels, name).fn  # without the autotuner
+        kernel = getattr(kernels, name)
         known = constants | (dict(SCATTER=True) if name == '_backward' else {})
         signature = {
             x: 'constexpr' if x in known else types.get(x, '*fp32')
@@ -106,7 +106,8 @@ def test_deterministic_algorithms_give_the_same_gradients():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_sums_in_float32(dtype):
-    inputs, sizes = random_inputs(*CASES['odd-channels'], dtype), ((5, 7), (3, 1), (1, 4))
+    sizes = CASES['odd-channels'][-1]
+    inputs = random_inputs(*CASES['odd-channels'], dtype)
     expected = multi_scale_deformable_attention(*inputs, sizes, 'reference')
 
     actual = multi_scale_deformable_attention(*inputs, sizes, 'triton')
@@ -162,9 +163,7 @@ def test_the_kernels_compile_for_gpus():
     environment = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     cases = [
         (80, 'bf16', 32, (32, 4)),
-        (80, 'fp32', 24, (64, 8)),
-        (90, 'bf16', 32, (16, 4)),
-        (90, 'fp16', 64, (16, 2)),
+        (90, 'fp32', 24, (64, 8)),
     ]
 
     done = subprocess.run(
