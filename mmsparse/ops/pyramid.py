@@ -146,9 +146,10 @@ def _level_layout(
 ) -> tuple[Tensor, Tensor]:
     areas = [height * width for height, width in sizes]
     starts = [0, *accumulate(areas[:-1])]
-    # int32, as the plugin of TensorRT takes them.
-    return tuple(
-        torch.tensor(x, dtype=torch.int32, device=device) for x in (sizes, starts)
+    dtype = torch.int32  # as TensorRT's plugin takes them
+    return (
+        torch.tensor(sizes, dtype=dtype, device=device),
+        torch.tensor(starts, dtype=dtype, device=device),
     )
 
 

@@ -42,8 +42,8 @@ def attend(
         shapes: Height and width of every level, (levels, 2).
         starts: Index of the first cell of every level, (levels,).
         points: Sampling locations, (x, y) from 0 to 1 over each level,
-            (B, Q, heads, levels, points, 2). In the dtype to compute in, as the weights.
-        weights: (B, Q, heads, levels, points).
+            (B, Q, heads, levels, points, 2), in the dtype to compute in.
+        weights: (B, Q, heads, levels, points), in that dtype.
 
     Returns:
         (B, Q, heads, D), in the dtype of the values.
@@ -142,7 +142,7 @@ def _grid(points: Tensor, block: int) -> tuple[int, int]:
 
 
 def _sizes(value: Tensor, points: Tensor) -> dict[str, Any]:
-    """Return the sizes that the kernels need, in capitals those they are compiled for."""
+    """Return the sizes that the kernels need; those in capitals are compiled in."""
     width = value.shape[-1]
     return dict(
         cells=value.shape[1],
@@ -163,7 +163,7 @@ def _scatter(
     points: Tensor,
     weights: Tensor,
 ) -> None:
-    """Add the gradient of values in place, for one corner of a point after the other."""
+    """Add the gradient of values in place, corner by corner of every point."""
     batch, cells, num_heads, _ = grad_value.shape
     images = torch.arange(batch, device=grad.device).view(-1, 1, 1) * cells
     heads = torch.arange(num_heads, device=grad.device)

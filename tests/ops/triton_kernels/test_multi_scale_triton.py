@@ -7,10 +7,8 @@ import sys
 
 import pytest
 import torch
-from tiny_detectors import build_detector, build_host_detector, make_images
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmsparse.models.detectors import replace_operators
 from mmsparse.ops import multi_scale, multi_scale_deformable_attention
 
 pytest.importorskip('triton', minversion='3')  # has the interpreter
@@ -53,11 +51,6 @@ for capability, dtype, width, (queries, warps) in json.loads(sys.argv[1]):
         loads = compiled.asm['ptx'].count('ld.global.v4')
         print(json.dumps([name, compiled.metadata.shared, loads]))
 """
-
-
-@pytest.fixture
-def always_triton(monkeypatch):
-    monkeypatch.setattr(multi_scale, '_choose_backend', lambda *inputs: 'triton')
 
 
 def random_inputs(B, Q, heads, D, points, sizes, dtype=torch.float64):
