@@ -1,7 +1,7 @@
 """What detectors need instead of mmcv's CUDA operators, where these are not compiled.
 
-They also know no bfloat16. mmdet builds their modules by class, not by a registry, so
-:func:`replace_operators` exchanges them in a model.
+They also know no bfloat16 (mmcv's issues 2878 and 3061). mmdet builds their modules by
+class, not by a registry, so :func:`replace_operators` exchanges them in a model.
 """
 
 from typing import Any, TypeVar

@@ -142,10 +142,15 @@ def sample_and_sum(
     Returns:
         (B, Q, heads * D), in the dtype of ``value``.
     """
-    if not _prefers_mmcv(value):
-        return multi_scale_deformable_attention(value, points, weights, sizes).flatten(
-            2
-        )
+    if _prefers_mmcv(value):
+        return _by_mmcv(value, points, weights, sizes)
+    out = multi_scale_deformable_attention(value, points, weights, sizes)
+    return out.flatten(2)
+
+
+def _by_mmcv(
+    value: Tensor, points: Tensor, weights: Tensor, sizes: Sequence[Size] | Tensor
+) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     shapes, starts = (x.long() for x in level_layout(sizes, value.device))

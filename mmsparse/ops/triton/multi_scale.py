@@ -198,19 +198,24 @@ def _launch(
         value: Argument of the kernel.
         points: Argument of the kernel.
     """
-    block = BLOCKS[0]
-    if not (
+    with torch.cuda.device_of(value):  # Triton launches on the current GPU
+        block = BLOCKS[0]
+        if not _must_not_measure():
+            key = (name, value.device, value.dtype, value.shape[-1], points.shape[3:])
+            if key not in _fastest:
+                _fastest[key] = min(
+                    BLOCKS, key=lambda x: triton.testing.do_bench(lambda: run(*x))
+                )
+            block = _fastest[key]
+        run(*block)
+
+
+def _must_not_measure() -> bool:
+    return (
         is_interpreted()
         or torch.cuda.is_current_stream_capturing()
         or torch.are_deterministic_algorithms_enabled()
-    ):
-        key = (name, value.device, value.dtype, value.shape[-1], points.shape[3:])
-        if key not in _fastest:
-            _fastest[key] = min(
-                BLOCKS, key=lambda x: triton.testing.do_bench(lambda: run(*x))
-            )
-        block = _fastest[key]
-    run(*block)
+    )
 
 
 @triton.jit(do_not_specialize=['cells', 'queries'])
