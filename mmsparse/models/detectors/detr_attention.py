@@ -8,6 +8,7 @@ from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor
 
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
+from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.pyramid import sampling_points
 
 
@@ -87,11 +88,12 @@ class DeformableAttention(MultiScaleDeformableAttention):
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(q).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(q).unflatten(-1, (self.num_heads, -1))
+        precise = precise_dtype(value)
         out = sample_and_sum(
             value.unflatten(-1, (self.num_heads, -1)),  # (B, N, heads, D)
             # Locations need float32 whatever the values are.
-            sampling_points(reference_points, offsets.float(), spatial_shapes),
-            weights.float().softmax(-1).unflatten(-1, grid[1:]),
+            sampling_points(reference_points, offsets.to(precise), spatial_shapes),
+            weights.to(precise).softmax(-1).unflatten(-1, grid[1:]),
             spatial_shapes if level_sizes is None else level_sizes,
         )
         return identity + self.dropout(self.output_proj(out))

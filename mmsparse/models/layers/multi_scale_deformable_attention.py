@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.multi_scale import multi_scale_deformable_attention
 from mmsparse.ops.pyramid import (
     Size,
@@ -96,11 +97,11 @@ class MultiScaleDeformableAttention2d(nn.Module):
         """Compute sampling locations and attention weights of (B, H * W, C).
 
         Locations are (x, y) from 0 to 1 over the feature map, (B, H * W, heads, 1,
-        points, 2), weights (B, H * W, heads, points), both in float32.
+        points, 2), weights (B, H * W, heads, points), both in float32 at least.
         """
-        grid = (self.num_heads, self.num_points)
-        offsets = self.sampling_offsets(x).unflatten(-1, (*grid, 2)).float()
-        weights = self.attention_weights(x).unflatten(-1, grid).float().softmax(-1)
+        grid, precise = (self.num_heads, self.num_points), precise_dtype(x)
+        offsets = self.sampling_offsets(x).to(precise).unflatten(-1, (*grid, 2))
+        weights = self.attention_weights(x).to(precise).unflatten(-1, grid).softmax(-1)
         rows, columns = (cell_centers(n, offsets) / n for n in size)
         centers = axes_to_points(rows, columns).flip(-1)  # (H, W, 2) as (x, y)
         points = sampling_points(
