@@ -13,8 +13,11 @@ from tiny_detectors import (
     detector_config,
     make_images,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmsparse.models.detectors import replace_operators
+from mmsparse.models.layers import multi_scale_deformable_attention as layer
 from mmsparse.ops import multi_scale
 
 HOSTS = [
@@ -103,6 +106,38 @@ def test_bfloat16_values_are_sampled_at_float32_locations(build, monkeypatch):
     assert seen == {(torch.bfloat16, torch.float32, torch.float32)}
     assert losses['loss'].isfinite()
     assert all(x.isfinite().all() for x in gradients)
+
+
+class Operators(TorchDispatchMode):
+    """Record the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_without_mmcvs_operators_runs_the_kernel_and_is_not_waited_for(
+    monkeypatch,
+):
+    pytest.importorskip('triton', minversion='3')
+    monkeypatch.setattr(layer, 'has_mmcv_cuda', lambda: False)
+    arguments = dict(num_heads=2, num_levels=2, num_points=2, batch_first=True)
+    # Tensors without data: that of the sizes cannot be read.
+    with FakeTensorMode(), torch.device('cuda'), Operators() as operators:
+        attention = MultiScaleDeformableAttention(16, **arguments)
+        out = replace_operators(attention)(
+            torch.empty(1, 5, 16),
+            value=torch.empty(1, 7, 16),
+            reference_points=torch.empty(1, 5, 2, 2),
+            spatial_shapes=torch.empty(2, 2, dtype=torch.long),
+        )
+
+    assert out.shape == (1, 5, 16)
+    assert 'mmsparse.multi_scale.default' in operators.called
 
 
 def test_the_focal_loss_takes_labels_and_half_precision():
