@@ -8,7 +8,7 @@ from torch import nn
 from mmsparse.apis.model import build_model
 from mmsparse.engine.hooks import ReplaceOperators
 from mmsparse.models.detectors.detr_attention import DeformableAttention
-from mmsparse.models.detectors.operators import AnyDtypeFocalLoss
+from mmsparse.models.detectors.mmcv_operators import AnyDtypeFocalLoss
 
 
 def test_a_run_exchanges_the_operators_of_its_model():

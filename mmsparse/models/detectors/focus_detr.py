@@ -34,7 +34,7 @@ from mmsparse.models.detectors.batched_targets import BatchedTargets
 from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
-from mmsparse.models.detectors.operators import replace_operators
+from mmsparse.models.detectors.mmcv_operators import replace_operators
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
 from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
 from mmsparse.ops.tokens import gather_tokens, select_tokens
