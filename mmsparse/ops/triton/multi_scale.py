@@ -14,7 +14,7 @@ TRITON_INTERPRET=1 is set before.
 """
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmsparse.ops.sampling import surrounding_cells
-from mmsparse.ops.triton import is_interpreted
+from mmsparse.ops.triton._common import launch_fastest
 
 # Queries of a block, and warps. Theory: the kernels wait for memory, so that threads
 # should have loads of 16 bytes, which are 8 channels in half precision, and a
@@ -52,7 +52,8 @@ def attend(
     out = value.new_empty(*points.shape[:3], value.shape[-1])
     sizes = _sizes(value, points)
 
-    def run(block: int, num_warps: int) -> None:
+    def run(launch: tuple[int, int]) -> None:
+        block, num_warps = launch
         grid = _grid(points, block)
         _forward[grid](*inputs, out, **sizes, BLOCK_Q=block, num_warps=num_warps)
 
@@ -96,7 +97,8 @@ def attend_backward(
     deterministic = torch.are_deterministic_algorithms_enabled()
     sizes = _sizes(value, points) | dict(SCATTER=not deterministic)
 
-    def run(block: int, num_warps: int) -> None:
+    def run(launch: tuple[int, int]) -> None:
+        block, num_warps = launch
         grad_value.zero_()
         grid = _grid(points, block)
         _backward[grid](*inputs, *outputs, **sizes, BLOCK_Q=block, num_warps=num_warps)
@@ -179,18 +181,10 @@ def _scatter(
                 )
 
 
-_fastest: dict[Hashable, tuple[int, int]] = {}
-
-
 def _launch(
-    run: Callable[[int, int], object], name: str, value: Tensor, points: Tensor
+    run: Callable[[tuple[int, int]], object], name: str, value: Tensor, points: Tensor
 ) -> None:
-    """Run a kernel with the fastest of BLOCKS.
-
-    They are measured, which waits for the GPU, in the first call with a dtype and
-    number of channels, levels and points. The first of them is taken without a
-    measurement by the interpreter, while a CUDA graph is captured, and where torch must
-    be deterministic: sums over other blocks may round differently.
+    """Run a kernel with the fastest of BLOCKS for sizes of an order of magnitude.
 
     Args:
         run: Runs the kernel with a number of queries and of warps, any number of times.
@@ -198,24 +192,11 @@ def _launch(
         value: Argument of the kernel.
         points: Argument of the kernel.
     """
+    octaves = points.shape[:3].numel().bit_length()
     with torch.cuda.device_of(value):  # Triton launches on the current GPU
-        block = BLOCKS[0]
-        if not _must_not_measure():
-            key = (name, value.device, value.dtype, value.shape[-1], points.shape[3:])
-            if key not in _fastest:
-                _fastest[key] = min(
-                    BLOCKS, key=lambda x: triton.testing.do_bench(lambda: run(*x))
-                )
-            block = _fastest[key]
-        run(*block)
-
-
-def _must_not_measure() -> bool:
-    return (
-        is_interpreted()
-        or torch.cuda.is_current_stream_capturing()
-        or torch.are_deterministic_algorithms_enabled()
-    )
+        launch_fastest(
+            run, BLOCKS, value, name, octaves, value.shape[-1], *points.shape[3:]
+        )
 
 
 @triton.jit(do_not_specialize=['cells', 'queries'])
