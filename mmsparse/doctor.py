@@ -151,8 +151,8 @@ def find_conflicts(
         yield f'import {module}: {error}', _fix_import(setup, compile_mmcv)
     if setup.gpu and setup.operators == 'CPU':
         yield (
-            "mmcv's operators are compiled for the CPU only, so detectors do not run "
-            'on the GPU; compiling them needs nvcc (CUDA toolkit)',
+            "mmcv's operators are compiled for the CPU only, so of the detectors only "
+            'DETRs run on the GPU; compiling them needs nvcc (CUDA toolkit)',
             f'FORCE_CUDA=1 {COMPILE.format(f"{mmcv}=={versions[mmcv]}")}',
         )
 

@@ -65,8 +65,8 @@ def test_every_config_parses_and_builds_its_model(name):
 def test_every_config_has_the_hooks_that_make_training_safe(name):
     hooks = [hook.type.removeprefix('mmsparse.') for hook in read(name).custom_hooks]
 
-    expected = ['SafeCheckpoints', 'StopAtNaN', 'NameSampleFiles']
-    assert hooks[:5] == [*expected, 'ExplainErrors', 'RepeatableRandomness']
+    expected = ['SafeCheckpoints', 'StopAtNaN', 'NameSampleFiles', 'ExplainErrors']
+    assert hooks[:6] == [*expected, 'RepeatableRandomness', 'ReplaceOperators']
 
 
 METAFILES = sorted(ROOT.glob('configs/*/metafile.yml'))

@@ -8,6 +8,7 @@ custom_hooks = [
     dict(type='mmsparse.NameSampleFiles'),
     dict(type='mmsparse.ExplainErrors'),
     dict(type='mmsparse.RepeatableRandomness'),
+    dict(type='mmsparse.ReplaceOperators'),  # for a GPU without nvcc, and bfloat16
 ]
 
 # Configs need no import to name `mmsparse.X`. But inferencers read the checkpoint

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import sys
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -36,7 +37,8 @@ def build_model(cfg: Config) -> BaseModel:
     """Build the model of a config of mmdet, mmseg or mmpretrain, with random weights.
 
     UsageError is raised if the config has no model or one of another library, or a
-    setting of the model is invalid.
+    setting of the model is invalid. It runs on any GPU, see
+    :func:`~mmsparse.models.detectors.replace_operators`.
     """
     host = find_host(cfg)
     if host is None or 'model' not in cfg:
@@ -49,7 +51,12 @@ def build_model(cfg: Config) -> BaseModel:
     if 'data_preprocessor' in cfg:  # in configs of mmpretrain, as Runner does
         settings.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(host), config_errors():
-        return models.build(settings)
+        model = models.build(settings)
+    if 'mmdet' in sys.modules:
+        from mmsparse.models.detectors import replace_operators
+
+        replace_operators(model)
+    return model
 
 
 def load_model(cfg: Config, checkpoint: str, device: str = 'cpu') -> BaseModel:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmsparse.models.detectors.detr_attention import DeformableAttention
 from mmsparse.models.detectors.focus_detr import FocusDETR, FocusedTransformer
+from mmsparse.ops.pyramid import level_layout
 
 
 def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:
@@ -87,17 +88,12 @@ class FixedSizeAttention(DeformableAttention):
     """Deformable attention whose ``spatial_shapes`` are integers."""
 
     def forward(
-        self,
-        query: Tensor,
-        value: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: tuple[tuple[int, int], ...],
-        **inputs: Any,
+        self, query: Tensor, spatial_shapes: tuple[tuple[int, int], ...], **inputs: Any
     ) -> Tensor:
         """Attend to values at sampling locations, (B, K, C) to (B, K, C)."""
         inputs['level_sizes'] = spatial_shapes
-        shapes = query.new_tensor(spatial_shapes)
-        return super().forward(query, value, reference_points, shapes, **inputs)
+        shapes, _ = level_layout(spatial_shapes, query.device)
+        return super().forward(query, spatial_shapes=shapes, **inputs)
 
 
 class FixedSizeWindows(ShiftWindowMSA):

@@ -7,6 +7,7 @@ compute the same function; ``backend='auto'`` chooses among them.
 from mmsparse.ops._backend import reference_only
 from mmsparse.ops.attention import biased_attention
 from mmsparse.ops.deformable import deformable_attention
+from mmsparse.ops.multi_scale import multi_scale_deformable_attention
 from mmsparse.ops.neighborhood import neighborhood_attention
 from mmsparse.ops.routing import bilevel_routing_attention
 from mmsparse.ops.shunted import shunted_attention
@@ -16,6 +17,7 @@ __all__ = [
     'biased_attention',
     'bilevel_routing_attention',
     'deformable_attention',
+    'multi_scale_deformable_attention',
     'neighborhood_attention',
     'reference_only',
     'shunted_attention',

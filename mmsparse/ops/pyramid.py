@@ -6,11 +6,13 @@ image are padding.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops._precision import precise_dtype
 
 Size = tuple[int, int]  # height and width
@@ -117,6 +119,38 @@ def level_proposals(
         invalid = invalid | padding
     logits = torch.log(boxes / (1 - boxes))
     return logits.masked_fill(invalid[..., None], float('inf'))
+
+
+def level_layout(
+    sizes: Sequence[Size] | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return where the levels are, as tensors; copies to a GPU are cached.
+
+    Args:
+        sizes: Height and width of every level, or this as a tensor on the device.
+        device: Device of the results.
+
+    Returns:
+        Height and width of every level, (levels, 2), and the index of its first cell,
+        (levels,); int32 unless ``sizes`` is of another dtype.
+    """
+    if not isinstance(sizes, Tensor):
+        return _level_layout(tuple(tuple(size) for size in sizes), device)
+    areas = sizes.prod(1, dtype=sizes.dtype)
+    return sizes, areas.cumsum(0, dtype=sizes.dtype) - areas
+
+
+@cached_by_size
+def _level_layout(
+    sizes: tuple[Size, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    areas = [height * width for height, width in sizes]
+    starts = [0, *accumulate(areas[:-1])]
+    dtype = torch.int32  # as TensorRT's plugin takes them
+    return (
+        torch.tensor(sizes, dtype=dtype, device=device),
+        torch.tensor(starts, dtype=dtype, device=device),
+    )
 
 
 def sampling_points(references: Tensor, offsets: Tensor, level_sizes: Tensor) -> Tensor:

@@ -155,15 +155,33 @@ def _interpolate(
     Returns:
         (B, ..., C).
     """
-    rows, columns = map(_neighbors, pixels, size)
     corners = []
+    for index, weight in surrounding_cells(pixels, size):
+        index = to_index(index)
+        sampled = gather_tokens(cells, index.flatten(1))
+        sampled = sampled.unflatten(1, index.shape[1:])
+        corners.append(weight.unsqueeze(-1) * sampled)
+    return corners[0] + corners[1] + corners[2] + corners[3]
+
+
+def surrounding_cells(
+    pixels: tuple[Tensor, Tensor],
+    size: tuple[int, int] | tuple[Tensor, Tensor],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Find the four cells around every location, for bilinear interpolation.
+
+    Args:
+        pixels: Rows and columns of the locations, from the center of the first cell.
+        size: Height and width of the feature map, integers or tensors that broadcast.
+
+    Yields:
+        Row-major index and weight of a cell, of the shape of ``pixels``. The weight is
+        0 for cells beyond the feature map, and their index that of the nearest one.
+    """
+    rows, columns = map(_neighbors, pixels, size)
     for row, row_weight in rows:
         for column, column_weight in columns:
-            index = to_index(row * size[1] + column)
-            sampled = gather_tokens(cells, index.flatten(1))
-            sampled = sampled.unflatten(1, index.shape[1:])
-            corners.append((row_weight * column_weight).unsqueeze(-1) * sampled)
-    return corners[0] + corners[1] + corners[2] + corners[3]
+            yield row * size[1] + column, row_weight * column_weight
 
 
 def _neighbors(pixels: Tensor, length: int | Tensor) -> list[tuple[Tensor, Tensor]]:

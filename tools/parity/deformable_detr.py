@@ -1,4 +1,4 @@
-"""Golden cases of multi-scale deformable attention, which is mmcv's."""
+"""Golden cases of multi-scale deformable attention: the op, and mmcv's module on it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmsparse.ops import multi_scale_deformable_attention
 from parity.cases import Case, Comparison, UnsupportedCaseError
 from parity.models import Arguments, State
 
@@ -75,9 +76,6 @@ def _leaves(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 def _run_core(
     arguments: Arguments, inputs: State, state: State
 ) -> tuple[Tensor, dict[str, Any]]:
-    # Imported late: mmcv may be installed without compiled operators.
-    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
-
     leaves = dict(
         value=inputs['value'],
         locations=inputs['sampling_locations'],
@@ -85,20 +83,23 @@ def _run_core(
     )
     sizes = [(int(h), int(w)) for h, w in inputs['spatial_shapes']]
     value, locations, weights = leaves.values()
-    output = multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
-    return output, leaves
+    output = multi_scale_deformable_attention(value, locations, weights, sizes)
+    return output.flatten(2), leaves
 
 
 def _run_module(
     arguments: Arguments, inputs: State, state: State
 ) -> tuple[Tensor, dict[str, Any]]:
+    # Imported late: mmcv may be installed without compiled operators.
     from mmcv.ops import MultiScaleDeformableAttention
+
+    from mmsparse.models.detectors import replace_operators
 
     if unknown := set(arguments) - set(MODULE) - set(NO_EFFECT):
         raise UnsupportedCaseError(f'unknown arguments {sorted(unknown)}')
     settings = {name: arguments[name] for name in MODULE if name in arguments}
     settings['embed_dims'] = settings.pop('embed_dim')
-    module = MultiScaleDeformableAttention(**settings).eval()
+    module = replace_operators(MultiScaleDeformableAttention(**settings)).eval()
     module.to(inputs['query'].dtype).load_state_dict(state)
     weights = {f'state.{name}': x for name, x in module.named_parameters()}
     return module(**inputs), {**inputs, **weights}

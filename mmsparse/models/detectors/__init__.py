@@ -16,6 +16,7 @@ from mmsparse.models.detectors.foreground_loss import (
     ForegroundLoss,
     ForegroundSupervision,
 )
+from mmsparse.models.detectors.mmcv_operators import replace_operators
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     'ForegroundLoss',
     'ForegroundSupervision',
     'ForegroundTokenSelector',
+    'replace_operators',
 ]

@@ -8,6 +8,7 @@ from mmcv.ops import MultiScaleDeformableAttention
 from torch import Tensor
 
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
+from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.pyramid import sampling_points
 
 
@@ -40,53 +41,59 @@ class SelfAttention(MultiheadAttention):
 
 
 class DeformableAttention(MultiScaleDeformableAttention):
-    """mmcv's multi-scale deformable attention, with level sizes as Python integers.
+    """mmcv's multi-scale deformable attention with ``batch_first``, for any GPU.
 
-    mmcv compares the sizes on the GPU and has to wait for the result.
+    mmcv compares the sizes of the levels on the GPU and waits for the result, fails on
+    a GPU that its operator is not compiled for, and in bfloat16 on all.
     """
 
     def forward(
         self,
         query: Tensor,
-        value: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: Tensor,
-        level_sizes: Sequence[tuple[int, int]],
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
         query_pos: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        level_sizes: Sequence[tuple[int, int]] | None = None,
         **unused: Any,
     ) -> Tensor:
         """Sample the feature maps around the reference points of every token.
 
         Args:
             query: Tokens, (B, K, C).
-            value: The tokens of all levels, (B, N, C).
+            key: Not used.
+            value: The tokens of all levels, (B, N, C); ``query`` if None.
+            identity: What the result is added to, (B, K, C); ``query`` if None.
+            query_pos: Position embedding of the tokens, (B, K, C).
+            key_padding_mask: True for padding, (B, N).
             reference_points: (x, y) or boxes (cx, cy, w, h), from 0 to 1 over every
                 level including its padding, (B, K, levels, 2 or 4).
             spatial_shapes: Height and width of every level, (levels, 2).
-            level_sizes: ``spatial_shapes`` as integers.
-            query_pos: Position embedding of the tokens, (B, K, C).
-            key_padding_mask: True for padding, (B, N).
+            level_start_index: Not used.
+            level_sizes: ``spatial_shapes`` as integers, if they are known.
             **unused: Other arguments of mmdet's layers.
 
         Returns:
             The residual sum, (B, K, C).
         """
-        value = self.value_proj(value)
+        identity = query if identity is None else identity
+        value = self.value_proj(query if value is None else value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0)
-        value = value.unflatten(-1, (self.num_heads, -1))  # (B, N, heads, D)
         q = query if query_pos is None else query + query_pos
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(q).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(q).unflatten(-1, (self.num_heads, -1))
-        weights = weights.float().softmax(-1).unflatten(-1, grid[1:])
-        # Sampling locations need float32, and the operator wants one dtype for all.
+        precise = precise_dtype(value)
         out = sample_and_sum(
-            value.float(),
-            sampling_points(reference_points, offsets.float(), spatial_shapes),
-            weights,
-            level_sizes,
-            spatial_shapes,
+            value.unflatten(-1, (self.num_heads, -1)),  # (B, N, heads, D)
+            # Locations need float32 whatever the values are.
+            sampling_points(reference_points, offsets.to(precise), spatial_shapes),
+            weights.to(precise).softmax(-1).unflatten(-1, grid[1:]),
+            spatial_shapes if level_sizes is None else level_sizes,
         )
-        return query + self.dropout(self.output_proj(out.to(value.dtype)))
+        return identity + self.dropout(self.output_proj(out))

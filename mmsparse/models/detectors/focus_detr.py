@@ -34,6 +34,7 @@ from mmsparse.models.detectors.batched_targets import BatchedTargets
 from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
+from mmsparse.models.detectors.mmcv_operators import replace_operators
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
 from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
 from mmsparse.ops.tokens import gather_tokens, select_tokens
@@ -109,6 +110,7 @@ class FocusedTransformer:
         self.token_selector = ForegroundTokenSelector(
             self.embed_dims, self.num_feature_levels, self.global_pool
         )
+        replace_operators(self)
         self._check()
 
     def _check(self) -> None:

@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
 from mmsparse.models.layers.common import channels_first, channels_last, check_heads
-from mmsparse.ops.pyramid import axes_to_points, cell_centers, sampling_points
-from mmsparse.ops.sampling import (
-    current_sampler,
-    gather_and_sum,
-    opaque_gather_and_sum,
+from mmsparse.ops._precision import precise_dtype
+from mmsparse.ops.multi_scale import multi_scale_deformable_attention
+from mmsparse.ops.pyramid import (
+    Size,
+    axes_to_points,
+    cell_centers,
+    level_layout,
+    sampling_points,
 )
+from mmsparse.ops.sampling import current_sampler
+from mmsparse.ops.triton import is_preferred
 from mmsparse.registry import MODELS
 
 
@@ -22,8 +26,9 @@ from mmsparse.registry import MODELS
 class MultiScaleDeformableAttention2d(nn.Module):
     """Weighted mean of values at sampling locations that every query predicts.
 
-    Offsets and weights are linear in the query; there are no keys. The operator is
-    mmcv's: its CUDA kernel where that is compiled, its PyTorch code elsewhere.
+    Offsets and weights are linear in the query; there are no keys. On a GPU mmcv's
+    kernel computes it in float32 if it is compiled; otherwise
+    :func:`mmsparse.ops.multi_scale_deformable_attention` does.
 
     Paper: `Deformable DETR <https://arxiv.org/abs/2010.04159>`_, equation 2; in a
     backbone, the appendix of `DAT <https://arxiv.org/abs/2201.00520>`_.
@@ -58,9 +63,8 @@ class MultiScaleDeformableAttention2d(nn.Module):
         x = channels_last(x).flatten(1, 2)  # (B, H * W, C)
         value = self.value_proj(x).unflatten(-1, (self.num_heads, -1))
         points, weights = self._points(x, size)
-        # Locations need float32, and the operator needs one dtype for all.
-        out = sample_and_sum(value.float(), points, weights.unsqueeze(3), [size])
-        return channels_first(self.output_proj(out.to(x.dtype)).unflatten(1, size))
+        out = sample_and_sum(value, points, weights.unsqueeze(3), [size])
+        return channels_first(self.output_proj(out).unflatten(1, size))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap, ...]:
         """Compute the attention of some queries.
@@ -93,17 +97,17 @@ class MultiScaleDeformableAttention2d(nn.Module):
         """Compute sampling locations and attention weights of (B, H * W, C).
 
         Locations are (x, y) from 0 to 1 over the feature map, (B, H * W, heads, 1,
-        points, 2), weights (B, H * W, heads, points), both in float32.
+        points, 2), weights (B, H * W, heads, points), both in float32 at least.
         """
-        grid = (self.num_heads, self.num_points)
-        offsets = self.sampling_offsets(x).unflatten(-1, (*grid, 2)).float()
-        weights = self.attention_weights(x).unflatten(-1, grid).float().softmax(-1)
+        grid, precise = (self.num_heads, self.num_points), precise_dtype(x)
+        offsets = self.sampling_offsets(x).to(precise).unflatten(-1, (*grid, 2))
+        weights = self.attention_weights(x).to(precise).unflatten(-1, grid).softmax(-1)
         rows, columns = (cell_centers(n, offsets) / n for n in size)
         centers = axes_to_points(rows, columns).flip(-1)  # (H, W, 2) as (x, y)
         points = sampling_points(
             centers.reshape(1, -1, 1, 2),
             offsets.unsqueeze(3),
-            offsets.new_tensor([size]),
+            level_layout([size], x.device)[0],
         )
         return points, weights
 
@@ -124,48 +128,59 @@ class MultiScaleDeformableAttention2d(nn.Module):
 
 
 def sample_and_sum(
-    value: Tensor,
-    points: Tensor,
-    weights: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    shapes: Tensor | None = None,
+    value: Tensor, points: Tensor, weights: Tensor, sizes: Sequence[Size] | Tensor
 ) -> Tensor:
-    """Sum values at sampling locations of one or several feature maps, weighted.
+    """Sum values at sampling locations, by mmcv's CUDA kernel or mmsparse's op.
 
     Args:
         value: Values of the cells of all levels, row-major, (B, N, heads, D).
         points: Sampling locations, (x, y) from 0 to 1 over each level,
             (B, Q, heads, levels, points, 2).
         weights: (B, Q, heads, levels, points).
-        sizes: Height and width of every level.
-        shapes: ``sizes`` as an integer tensor on the device of ``value``, (levels, 2);
-            None if there is no such tensor yet: making it waits for a GPU.
+        sizes: Height and width of every level, integers or a tensor on the device of
+            ``value``, (levels, 2).
 
     Returns:
-        (B, Q, heads * D).
+        (B, Q, heads * D), in the dtype of ``value``.
     """
-    sampler = current_sampler()
-    if sampler != 'grid_sample':
-        attend = gather_and_sum if sampler == 'gather' else opaque_gather_and_sum()
-        areas = [height * width for height, width in sizes]
-        starts = [0, *accumulate(areas[:-1])]
-        # int32, as the plugin of TensorRT takes them.
-        layout = (
-            torch.tensor(x, dtype=torch.int32, device=value.device)
-            for x in (sizes, starts)
-        )
-        return attend(value, *layout, points, weights).flatten(2)
-    # Imported here: mmcv may be installed without compiled operators.
-    from mmcv.ops import get_compiling_cuda_version
-    from mmcv.ops import multi_scale_deform_attn as operators
+    if _prefers_mmcv(value):
+        return _by_mmcv(value, points, weights, sizes)
+    out = multi_scale_deformable_attention(value, points, weights, sizes)
+    return out.flatten(2)
 
-    if not value.is_cuda or get_compiling_cuda_version() == 'not available':
-        return operators.multi_scale_deformable_attn_pytorch(
-            value, sizes, points, weights
-        )
-    if shapes is None:
-        shapes = torch.tensor(sizes, device=value.device)
-    areas = shapes.prod(1)
-    return operators.MultiScaleDeformableAttnFunction.apply(
-        value, shapes, areas.cumsum(0) - areas, points, weights, len(value)
+
+def _by_mmcv(
+    value: Tensor, points: Tensor, weights: Tensor, sizes: Sequence[Size] | Tensor
+) -> Tensor:
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    shapes, starts = (x.long() for x in level_layout(sizes, value.device))
+    out = MultiScaleDeformableAttnFunction.apply(
+        value.float(), shapes, starts, points.float(), weights.float(), len(value)
     )
+    return out.to(value.dtype)
+
+
+def _prefers_mmcv(value: Tensor) -> bool:
+    """Return whether mmcv's CUDA kernel is compiled, and no other suits better.
+
+    It reads half precision as float32, since it needs locations in the dtype of the
+    values: bfloat16 would be wrong by up to 1/512 of the feature map. And its gradient
+    is not deterministic.
+    """
+    if not value.is_cuda or current_sampler() != 'grid_sample' or not has_mmcv_cuda():
+        return False
+    if not is_preferred(value):
+        return True
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return value.dtype == torch.float32 and not deterministic
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot trace this import
+def has_mmcv_cuda() -> bool:
+    """Return whether mmcv is installed with its operators compiled for GPUs."""
+    try:
+        from mmcv.ops import get_compiling_cuda_version
+    except ImportError:  # no mmcv, or without compiled operators
+        return False
+    return get_compiling_cuda_version() != 'not available'

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import ResNet
 
 from mmsparse.models import MultiScaleDeformableAttention2d
+from mmsparse.models.layers import multi_scale_deformable_attention as module
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
 
 
@@ -50,6 +53,30 @@ def test_the_operator_equals_the_reference_in_value_and_gradient(sizes):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize(
+    ('compiled', 'preferred', 'dtype', 'deterministic', 'expected'),
+    [
+        (True, True, torch.float32, False, True),
+        (True, True, torch.bfloat16, False, False),
+        (True, True, torch.float32, True, False),
+        (True, False, torch.float16, True, True),
+        (False, True, torch.float32, False, False),
+        (False, False, torch.float32, False, False),
+    ],
+)
+def test_mmcvs_kernel_serves_float32_where_it_is_compiled(
+    compiled, preferred, dtype, deterministic, expected, monkeypatch
+):
+    monkeypatch.setattr(module, 'has_mmcv_cuda', lambda: compiled)
+    monkeypatch.setattr(module, 'is_preferred', lambda value: preferred)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        on_gpu = SimpleNamespace(is_cuda=True, dtype=dtype)
+        assert module._prefers_mmcv(on_gpu) is expected
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_queries_sample_around_their_cells():
