@@ -2,18 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from mmsparse import ops
-from mmsparse.ops import attention, deformable, neighborhood, routed
-
-if find_spec('mmsparse.ops.multi_scale') is not None:
-    from mmsparse.ops import multi_scale
-else:
-    multi_scale = None
+from mmsparse.ops import attention, deformable, multi_scale, neighborhood, routed
 
 COPIES = 4  # of its largest tensor that a reference holds at a time, roughly
 COMPILED = ('flex',)  # backends that torch.compile builds for every size, slowly
@@ -336,9 +330,8 @@ def model_cases(batch: int = 128, large_batch: int = 2) -> Iterator[Case]:
     yield deformable_case(f'{near} stage 1', batch, (56, 56), (7, 7), 2, 64, 1)
     yield neighborhood_case(f'{near} stage 3', batch, (14, 14), 8, 256)
     yield neighborhood_case(f'{near} stage 1', batch, (56, 56), 2, 64)
-    if multi_scale is not None:
-        yield multi_scale_case('encoder', large_batch, PYRAMID, CELLS)
-        yield multi_scale_case('decoder', large_batch, PYRAMID, 900)
+    yield multi_scale_case('encoder', large_batch, PYRAMID, CELLS)
+    yield multi_scale_case('decoder', large_batch, PYRAMID, 900)
     sides = (16, 16)
     yield routed_case(f'{large} stage 3', large_batch, sides, (4, 6), 8, 256, 16)
     yield routed_case(f'{large} stage 2', large_batch, sides, (7, 11), 4, 128, 4)
@@ -351,9 +344,8 @@ def model_cases(batch: int = 128, large_batch: int = 2) -> Iterator[Case]:
     yield neighborhood_case(f'{near} stage 2', batch, (28, 28), 4, 128)
     yield deformable_case(f'{near} stage 2', batch, (28, 28), (7, 7), 4, 128, 2)
     yield deformable_case(f'{dat} stage 4', batch, (7, 7), (7, 7), 24, 768, 6)
-    if multi_scale is not None:
-        kept = round(0.3 * CELLS)
-        yield multi_scale_case('Focus-DETR encoder', large_batch, PYRAMID, kept)
+    kept = round(0.3 * CELLS)
+    yield multi_scale_case('Focus-DETR encoder', large_batch, PYRAMID, kept)
     yield window_case(f'{dat} stage 1', batch, (56, 56), 3, 96, 7, 3)
     yield window_case(f'{dat} stage 3', batch, (14, 14), 12, 384, 7, 0)
     yield shunted_case('Shunted-S stage 1', batch, (56, 56), 2, 64, 8)
@@ -377,8 +369,7 @@ def odd_cases(batch: int = 2) -> Iterator[Case]:
     yield deformable_case('odd', batch, (9, 13), (5, 7), 6, 96, 3)
     # With one key, gradients would be zero, and errors relative to that.
     yield deformable_case('two keys', batch, (17, 3), (1, 2), 2, 48, 1)
-    if multi_scale is not None:
-        yield multi_scale_case('odd', batch, ((9, 13), (5, 7), (1, 2)), 101)
+    yield multi_scale_case('odd', batch, ((9, 13), (5, 7), (1, 2)), 101)
     yield shunted_case('odd', batch, (9, 13), 2, 48, 4)
     yield window_case('odd', batch, (15, 10), 3, 48, 5, 2)
 
@@ -392,7 +383,6 @@ def smallest_cases() -> Iterator[Case]:
     yield routed_case('smoke', 1, (2, 1), (2, 2), 1, 16, 1)
     yield deformable_case('smoke', 1, (3, 4), (2, 2), 1, 16, 1)
     yield neighborhood_case('smoke', 1, (4, 3), 1, 16, kernel=3)
-    if multi_scale is not None:
-        yield multi_scale_case('smoke', 1, ((3, 4), (2, 1)), 3, heads=1)
+    yield multi_scale_case('smoke', 1, ((3, 4), (2, 1)), 3, heads=1)
     yield window_case('smoke', 1, (4, 6), 1, 16, 2, 1)
     yield shunted_case('smoke', 1, (4, 4), 2, 16, 2)

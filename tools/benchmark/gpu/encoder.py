@@ -83,12 +83,7 @@ def time_encoder(job: Job) -> Iterator[Step]:
 
     Yields:
         A step for every share of queries and dtype.
-
-    Raises:
-        ModuleNotFoundError: This version of mmsparse has no such op.
     """
-    if multi_scale is None:
-        raise ModuleNotFoundError('mmsparse.ops has no multi-scale op')
     for dtype in (torch.bfloat16, torch.float32):
         for name, share in SHARES.items():
             yield Step(
