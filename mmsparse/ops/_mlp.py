@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from mmsparse.ops._backend import is_tracing, resolve_backend
 from mmsparse.ops._depthwise import convolve, depthwise_gradients, with_identity
 from mmsparse.ops._devices import settings_for
+from mmsparse.ops._double_backward import differentiable_gradients
 from mmsparse.ops._linear import ONEDNN, linear_map, suits_convolution
 from mmsparse.ops._precision import autocast_enabled
 
@@ -122,13 +123,9 @@ def _convolve_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     assert _CONVOLVE_AND is not None
     padding = [length // 2 for length in weight.shape[-2:]]
     groups = x.shape[-1] // weight.shape[1]
-    stride = dilation = [1, 1]
-    activation = ('gelu', [], 'none')  # no arguments, and no approximation
-    x = _CONVOLVE_AND(
-        *(_channels_first(x), weight, bias, padding, stride, dilation, groups),
-        *activation,
-    )
-    return _channels_last(x)
+    once = [1, 1]  # stride and dilation
+    first = (_channels_first(x), weight, bias, padding, once, once, groups)
+    return _channels_last(_CONVOLVE_AND(*first, 'gelu', [], 'none'))
 
 
 class _FusedMlp(torch.autograd.Function):
@@ -162,7 +159,9 @@ class _FusedMlp(torch.autograd.Function):
         saved = ctx.saved_tensors  # activation checkpointing allows one access
         inputs, hidden = saved[:7], saved[7:]
         if torch.is_grad_enabled():  # of this gradient, too
-            return _differentiable_gradients(ctx.needs_input_grad, inputs, grad)
+            return differentiable_gradients(
+                _reference, inputs, ctx.needs_input_grad, grad
+            )
         x, weight1, _, kernels, kernel_bias, weight2, _ = inputs
         # 1. Gradients of the parameters are summed over the chunks.
         sums = [
@@ -236,15 +235,16 @@ def _add(sums: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> None:
             total.add_(term)
 
 
-def _differentiable_gradients(
-    needed: tuple[bool, ...], inputs: tuple[Tensor, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Compute the gradients by operations that have gradients themselves."""
-    x, weight1, bias1, kernels, kernel_bias, weight2, bias2 = inputs
+def _reference(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    kernels: Tensor | None,
+    kernel_bias: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+) -> Tensor:
     h = F.linear(x, weight1, bias1)
     if kernels is not None:
         h = _channels_last(convolve(_channels_first(h), kernels, kernel_bias))
-    out = F.linear(F.gelu(h), weight2, bias2)
-    variables = [y for y, need in zip(inputs, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(out, variables, grad, create_graph=True))
-    return tuple(next(gradients) if need else None for need in needed)
+    return F.linear(F.gelu(h), weight2, bias2)
