@@ -1,4 +1,4 @@
-"""Gradients of gradients for autograd functions with a backward pass of their own."""
+"""Gradients of gradients, for autograd functions with a hand-written backward."""
 
 from collections.abc import Callable, Sequence
 
