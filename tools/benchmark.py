@@ -15,6 +15,7 @@ from benchmark.options import parse_args
 from benchmark.report import PLOT_FORMATS
 from benchmark.tuning import tune
 
+from mmsparse.engine.memory import keep_freed_memory
 from mmsparse.errors import UsageError
 
 # A machine for `gpu` may have torch alone.
@@ -30,6 +31,7 @@ def main() -> int | None:
     if args.command == 'gpu':
         return run_job(args)
     check(args)
+    keep_freed_memory()  # as in a training
     args.device = torch.device(args.device)
     if args.command == 'ops' and args.tune:
         print(tune(args.device))

@@ -13,6 +13,7 @@ from mmsparse.apis.config import find_host
 from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.checks import check_config, check_data
 from mmsparse.datasets.errors import blame_annotations
+from mmsparse.engine.memory import keep_freed_memory
 from mmsparse.errors import UsageError, config_errors
 from mmsparse.registry import RUNNERS
 
@@ -24,13 +25,15 @@ class CheckedRunner(Runner):
     """MMEngine's runner, which first checks the config, and the data that it uses.
 
     A mistake raises UsageError, in one line. A config with a ``strategy`` (FSDP,
-    DeepSpeed) gets MMEngine's FlexibleRunner, after the same checks.
+    DeepSpeed) gets MMEngine's FlexibleRunner, after the same checks. The process keeps
+    the memory that it frees, see :func:`keep_freed_memory`.
     """
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner | FlexibleRunner:
         """Check a config of mmdet, mmseg or mmpretrain, and build its runner."""
         register_safe_loader()
+        keep_freed_memory()
         host = find_host(cfg)
         strategy = 'strategy' in cfg
         if host is not None:

@@ -53,12 +53,12 @@ def depthwise_conv2d(
         fast = 'tiled' if wide else 'folded'
         backend = fast if _is_float32_on_cpu(x, weight) else 'reference'
     if backend == 'reference':
-        out = _convolve(x, weight, bias)
+        out = convolve(x, weight, bias)
         return x + out if residual else out
     if residual:
-        weight = weight + _identity(weight)
-    convolve = _TiledConvolution.apply if backend == 'tiled' else _convolve
-    return convolve(x, weight, bias)
+        weight = with_identity(weight)
+    run = _TiledConvolution.apply if backend == 'tiled' else convolve
+    return run(x, weight, bias)
 
 
 def _is_float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
@@ -71,18 +71,57 @@ class _TiledConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
+        return convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        return (
-            _convolve(grad, weight.flip(-2, -1), None) if needs_x else None,
-            _weight_gradient(x, weight, grad) if needs_weight else None,
-            grad.sum((0, 2, 3)) if needs_bias else None,
-        )
+        return _tiled_gradients(grad, x, weight, ctx.needs_input_grad)
+
+
+def depthwise_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of a depthwise convolution with bias.
+
+    Args:
+        grad: Gradient of its result, (B, C, H, W).
+        x: Its argument, (B, C, H, W).
+        weight: Its kernels, (C, 1, k, k').
+        needed: Whether the gradient of the argument, the kernels and the bias is
+            needed.
+
+    Returns:
+        These gradients, None where it is not.
+    """
+    height, width = weight.shape[-2:]
+    if width > TILE_COLUMNS:
+        return _tiled_gradients(grad, x, weight, needed)
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        bias_sizes=[len(weight)],
+        stride=(1, 1),
+        padding=(height // 2, width // 2),
+        dilation=(1, 1),
+        transposed=False,
+        output_padding=(0, 0),
+        groups=len(weight),
+        output_mask=needed,
+    )
+
+
+def _tiled_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    needs_x, needs_weight, needs_bias = needed
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    return (
+        convolve(grad, weight.flip(-2, -1), None) if needs_x else None,
+        _weight_gradient(x, weight, grad) if needs_weight else None,
+        grad.sum((0, 2, 3)) if needs_bias else None,
+    )
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
@@ -129,15 +168,16 @@ def _pad_columns(x: Tensor, left: int, right: int) -> Tensor:
     return padded.narrow(-1, max(-left, 0), x.shape[-1] + left + right)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve every channel of (B, C, H, W) separately."""
     height, width = weight.shape[-2:]
     padding = (height // 2, width // 2)
     return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
 
 
-def _identity(weight: Tensor) -> Tensor:
-    """Return the kernel of the identity, (k, k')."""
+def with_identity(weight: Tensor) -> Tensor:
+    """Return kernels (C, 1, k, k') that add the feature map to its convolution."""
     height, width = weight.shape[-2:]
     identity = torch.zeros_like(weight[0, 0])
     identity[height // 2, width // 2] = 1
-    return identity
+    return weight + identity

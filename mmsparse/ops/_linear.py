@@ -30,14 +30,15 @@ def linear_map(
     """
     backend = resolve_backend(backend, BACKENDS)
     if backend == 'auto':
-        backend = 'convolution' if _suits_convolution(x) else 'reference'
+        backend = 'convolution' if suits_convolution(x) else 'reference'
     if backend == 'reference':
         return F.linear(x, weight, bias)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return x.permute(0, 2, 3, 1)  # (B, H, W, C')
 
 
-def _suits_convolution(x: Tensor) -> bool:
+def suits_convolution(x: Tensor) -> bool:
+    """Return whether a 1x1 convolution of (B, H, W, C) is faster than BLAS."""
     return (
         ONEDNN
         and not is_exporting()  # an exported graph works for any number of tokens

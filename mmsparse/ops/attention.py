@@ -1,5 +1,8 @@
 """Scaled dot-product attention with a bias on the logits."""
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +15,8 @@ from mmsparse.ops._backend import (
     resolve_backend,
 )
 from mmsparse.ops._devices import settings_for
-from mmsparse.ops._precision import no_autocast, precise_dtype
+from mmsparse.ops._double_backward import differentiable_gradients
+from mmsparse.ops._precision import autocast_enabled, no_autocast, precise_dtype
 
 BACKENDS = ('auto', 'reference', 'math', 'sdpa')
 
@@ -119,12 +123,34 @@ def _math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) ->
         )
     shape = (*q.shape[:-1], k.shape[-2])  # (..., N, M)
     q, k, value = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-    if bias is None:
-        start, beta = q.new_empty(()), 0  # not read
+    start = None
+    if bias is not None:
+        start = bias.expand(shape).reshape(-1, *shape[-2:])
+    if _needs_plain_operations(q):
+        out = _attend(q, k, value, start, scale)
     else:
-        start, beta = bias.expand(shape).reshape(-1, *shape[-2:]), 1
-    logits = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
-    return (_softmax(logits) @ value).view(*shape[:-1], v.shape[-1])
+        out = _MathAttention.apply(q, k, value, start, scale)
+    return out.view(*shape[:-1], v.shape[-1])
+
+
+def _needs_plain_operations(q: Tensor) -> bool:
+    """Return whether autograd, if it records at all, must see single operations."""
+    if not torch.is_grad_enabled() or is_tracing():
+        return True
+    return q.is_meta or autocast_enabled(q.device.type)  # meta has no autocast
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """Attend with q (n, N, D), k (n, M, D), v (n, M, D') and a bias (n, N, M)."""
+    return _softmax(_logits(q, k, bias, scale)) @ v
+
+
+def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    beta = 0 if bias is None else 1
+    start = q.new_empty(()) if bias is None else bias  # 0: not read
+    return torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=scale)
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -135,6 +161,46 @@ def _softmax(logits: Tensor) -> Tensor:
     if torch.is_grad_enabled() or is_tracing():
         return logits.softmax(dim=-1)
     return torch.softmax(logits, dim=-1, out=logits)
+
+
+class _MathAttention(torch.autograd.Function):
+    """:func:`_attend` with fewer passes over the logits in both directions.
+
+    Measured for 784 heads of regions of 64 tokens, and for 1568 of 16 that attend to
+    64, it takes 0.72 and 0.8 of the time of autograd: the softmax is in place, the
+    scale is part of matrix products, and the gradient of k is not transposed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
+        weights = _softmax(_logits(q, k, bias, scale))
+        ctx.save_for_backward(q, k, v, bias, weights)
+        ctx.scale = scale
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, weights = ctx.saved_tensors
+        needed, scale = ctx.needs_input_grad[:4], ctx.scale
+        if torch.is_grad_enabled():  # of this gradient, too
+            attend = partial(_attend, scale=scale)
+            return *differentiable_gradients(attend, inputs, needed, grad), None
+        q, k, v, _ = inputs
+        v_grad = weights.transpose(1, 2) @ grad if needed[2] else None
+        logits_grad = torch.ops.aten._softmax_backward_data(
+            grad @ v.transpose(1, 2), weights, -1, weights.dtype
+        )
+        start = q.new_empty(())  # not read
+        q_grad, k_grad = (
+            torch.baddbmm(start, x, y, beta=0, alpha=scale) if need else None
+            for x, y, need in (
+                (logits_grad, k, needed[0]),
+                (logits_grad.transpose(1, 2), q, needed[1]),
+            )
+        )
+        return q_grad, k_grad, v_grad, logits_grad if needed[3] else None, None
 
 
 def full_attention(

@@ -162,3 +162,41 @@ def test_math_without_gradient_equals_math_with_gradient():
 
     with torch.no_grad():
         torch.testing.assert_close(biased_attention(*tensors, backend='math'), expected)
+
+
+@pytest.mark.parametrize(
+    ('bias', 'only'),
+    [(None, None), (None, 0), (None, 1), (None, 2)]
+    + [((5, 7), None), ((3, 5, 7), None), ((5, 7), 3)],
+    ids=str,
+)
+def test_math_has_the_gradients_and_their_gradients_of_the_reference(bias, only):
+    shapes = [(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), *([bias] if bias else [])]
+    inputs = [
+        torch.randn(shape, dtype=torch.float64).requires_grad_(only in (None, i))
+        for i, shape in enumerate(shapes)
+    ]
+    variables = [x for x in inputs if x.requires_grad]
+
+    def gradients(backend):
+        out = biased_attention(*inputs, backend=backend)
+        once = torch.autograd.grad(out.sin().sum(), variables, retain_graph=True)
+        again = torch.autograd.grad(out.sin().sum(), variables, create_graph=True)
+        twice = torch.autograd.grad(sum(x.square().sum() for x in again), variables)
+        return once, again, twice
+
+    torch.testing.assert_close(gradients('math'), gradients('reference'))
+
+
+def test_math_runs_under_autocast_and_on_meta():
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    exact = biased_attention(q, k, v, backend='reference')
+    with torch.autocast('cpu', torch.bfloat16):
+        out = biased_attention(q, k, v, backend='math')
+    out.sum().backward()
+    torch.testing.assert_close(out.float(), exact, atol=3e-2, rtol=3e-2)
+    assert q.grad.isfinite().all()
+
+    q, k, v = (x.detach().to('meta').requires_grad_() for x in (q, k, v))
+    biased_attention(q, k, v, backend='math').sum().backward()
+    assert q.grad.shape == q.shape

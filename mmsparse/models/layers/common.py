@@ -39,8 +39,21 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Return whether calling a module is no more than applying weight and bias."""
+    return is_plain(module, nn.Linear)
+
+
+def is_plain(module: nn.Module, layer: type[nn.Module]) -> bool:
+    """Return whether a module is a layer that nobody has hooked or reparametrized.
+
+    Args:
+        module: Layer with weight and bias, or what is in its place.
+        layer: Type of the layer.
+
+    Returns:
+        Whether it is exactly of this type, its weight a plain tensor.
+    """
     return (
-        type(module) is nn.Linear
+        type(module) is layer
         and type(module.weight) in (nn.Parameter, Tensor)
         and 'forward' not in vars(module)
         and not (

@@ -7,16 +7,20 @@ from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     channels_first,
     channels_last,
+    is_plain,
+    is_plain_linear,
     project,
 )
 from mmsparse.ops._chunking import checkpointed, chunked
+from mmsparse.ops._mlp import fused_mlp, suits_fused_mlp
 
 
 class Mlp2d(nn.Module):
     """Linear layer, optional depthwise convolution, GELU, linear layer.
 
     The hidden features are the largest tensor of a block. On a CPU they are computed a
-    few images at a time, and all that follows the first linear layer is checkpointed.
+    few images at a time, and all that follows the first linear layer is checkpointed;
+    in single precision, by fewer passes over them.
 
     Args:
         channels: C of the feature map.
@@ -44,9 +48,25 @@ class Mlp2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
+        if self._is_plain() and suits_fused_mlp(x, self.fc1.weight, self.fc2.weight):
+            return channels_first(self._run_fused(channels_last(x)))
         _, _, height, width = x.shape
         hidden_numel = height * width * self.hidden_channels  # of one image
         return channels_first(chunked(self._run, channels_last(x), hidden_numel))
+
+    def _is_plain(self) -> bool:
+        """Return whether calling the layers is no more than applying their weights."""
+        linear = is_plain_linear(self.fc1) and is_plain_linear(self.fc2)
+        return linear and (
+            self.dwconv is None or is_plain(self.dwconv, DepthwiseConv2d)
+        )
+
+    def _run_fused(self, x: Tensor) -> Tensor:
+        fc1, fc2 = ((y.weight, y.bias) for y in (self.fc1, self.fc2))
+        if self.dwconv is None:
+            return fused_mlp(x, fc1, fc2)
+        conv = self.dwconv
+        return fused_mlp(x, fc1, fc2, (conv.weight, conv.bias), conv.residual)
 
     def _run(self, x: Tensor) -> Tensor:
         return checkpointed(self._finish, project(self.fc1, x))

@@ -38,3 +38,23 @@ def test_chunks_and_checkpointing_change_neither_values_nor_gradients(
     chunked = run()
     with reference_only():
         torch.testing.assert_close(chunked, run())
+
+
+@pytest.mark.parametrize('name', ['fc1', 'dwconv', 'fc2'])
+def test_hooks_on_its_layers_have_effect(name):
+    mlp, x = Mlp2d(8, 12, kernel_size=3), torch.rand(2, 8, 5, 7)
+    mlp.get_submodule(name).register_forward_hook(lambda module, args, out: 0 * out)
+    bias = mlp.fc2.bias[:, None, None]
+
+    with torch.no_grad():
+        expected = {'fc1': None, 'dwconv': bias, 'fc2': 0 * bias}[name]
+        if expected is None:  # the convolution of zeros is its bias
+            expected = mlp.fc2(F.gelu(mlp.dwconv.bias))[:, None, None]
+        torch.testing.assert_close(mlp(x), expected.expand(2, 8, 5, 7))
+
+
+@pytest.mark.parametrize('kernel_size', [0, 3])
+def test_an_empty_batch_has_an_empty_result(kernel_size):
+    mlp = Mlp2d(8, 12, kernel_size)
+    with torch.no_grad():
+        assert mlp(torch.rand(0, 8, 5, 7)).shape == (0, 8, 5, 7)
