@@ -21,10 +21,12 @@ from mmsparse.models.backbones.feature_info import (
     resolve_out_indices,
 )
 from mmsparse.models.backbones.images import adapt_channels, check_images, fix_size
+from mmsparse.models.layers.block import TransformerBlock2d
 from mmsparse.models.layers.common import channels_last, check_choice
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 OWN_KEYS = r'downsamples\.0\.'  # start of some keys of every backbone of mmsparse
+MAX_GRAPHS = 64  # of all blocks, image sizes and modes
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
@@ -188,6 +190,26 @@ class StagedBackbone(BaseModule):
             if i in self.out_indices:
                 outs.append(self._out_norm(i)(x))
         return tuple(outs)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile every block by itself, in place, with :func:`torch.compile`.
+
+        Blocks of the same structure share one graph; in training, those of the same
+        drop rate. A graph of the whole model repeats them all, and takes the compiler
+        several times as long.
+
+        Args:
+            **options: Arguments of :func:`torch.compile`, ``mode`` for example.
+        """
+        # All graphs belong to the code of one class: those of every stage and type of
+        # block, for training and for evaluation. Beyond its limit, 8 by default, the
+        # compiler would run further ones without compilation.
+        config = torch._dynamo.config
+        config.cache_size_limit = max(config.cache_size_limit, MAX_GRAPHS)
+        for stage in self.stages:
+            for block in stage:
+                if isinstance(block, TransformerBlock2d):
+                    block.compile(**options)
 
     def forward_intermediates(
         self,
