@@ -1,14 +1,13 @@
 """Neighborhood attention: every token attends to the square of tokens around it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsparse.ops import neighborhood_flex
-from mmsparse.ops._backend import is_symbolic, resolve_backend
-from mmsparse.ops._tuning import fastest_backend
+from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
+from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
 from mmsparse.ops.triton import is_preferred, require_triton
@@ -128,39 +127,27 @@ def _neighbors(length: int, kernel: int, device: torch.device) -> tuple[Tensor, 
     return keys, keys - query + kernel - 1
 
 
-def _first_key(
-    query: Tensor, length: int, kernel: int, num_keys: int | None = None
-) -> Tensor:
-    """Return the first key of a query or of a tile that begins with it.
-
-    That is half a kernel before the query, moved inside the axis so that ``num_keys``
-    of them fit (``kernel`` if None).
-    """
-    num_keys = kernel if num_keys is None else num_keys
-    return (query - kernel // 2).clamp(0, length - num_keys)
+def _first_key(query: Tensor, length: int, kernel: int) -> Tensor:
+    """Return the first key of a query: half a kernel before it, moved inside."""
+    return (query - kernel // 2).clamp(0, length - kernel)
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tensor:
     """Attend from tiles of queries to the patch of keys that a tile needs."""
     (height, width), num_heads = q.shape[1:3], len(table)
     # 1. Cut both axes into tiles of queries and patches of keys.
-    down, across = _cut(height, kernel, q.device), _cut(width, kernel, q.device)
-    grid = (down.keys.shape[0], across.keys.shape[0])
-    size = (grid[0] * down.tile, grid[1] * across.tile)
+    down, across = _cut(height, kernel), _cut(width, kernel)
+    grid = (down.count, across.count)
+    size = (down.count * down.tile, across.count * across.tile)
 
     # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
-    q = F.pad(q, (0, 0, 0, size[1] - width, 0, size[0] - height))
+    q = F.pad(q, (0, 0, *across.padding, *down.padding))
     q = partition_by_head(q, grid, num_heads)
     q = q.flatten(1, 2)  # (B, R * heads, queries, D)
 
-    # 3. Copy the patches of keys and values, which overlap, into one feature map.
-    rows, columns = down.keys.flatten(), across.keys.flatten()
-    k, v = (
-        partition_by_head(
-            x.index_select(1, rows).index_select(2, columns), grid, num_heads
-        ).flatten(1, 2)
-        for x in (k, v)
-    )  # (B, R * heads, keys, D)
+    # 3. Copy the patches of keys and values, which overlap.
+    patches = _plain_patches if is_tracing() else _Patches.apply
+    k, v = (patches(x, down, across, num_heads) for x in (k, v))
 
     # 4. Attend under a bias that masks the keys of a patch that are not neighbors.
     bias = _tile_bias(table, down, across)  # (R, heads, queries, keys)
@@ -168,82 +155,190 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
 
     # 5. Merge the tiles, and crop the padding.
     out = merge_by_head(out.unflatten(1, (-1, num_heads)), grid, size)
+    out = out[:, down.overhang :, across.overhang :]
     return crop(out, (height, width))  # (B, H, W, C)
-
-
-def _tile_bias(table: Tensor, down: '_Cut', across: '_Cut') -> Tensor:
-    """Return the bias of all tiles, (R, heads, queries, keys); -inf masks a key."""
-    # 1. Look up the bias for every pair of a row type and a column type.
-    bias = table[:, _as_rows(down.steps), _as_columns(across.steps)]
-    near = _as_rows(down.near) & _as_columns(across.near)
-    bias = bias.masked_fill(~near, -torch.inf)  # (heads, types, types, q, q, k, k)
-    bias = bias.flatten(5).flatten(3, 4).flatten(1, 2).transpose(0, 1)
-    # 2. Copy it to the tiles of that type.
-    tile_type = across.steps.shape[0] * down.type[:, None] + across.type
-    return bias.index_select(0, tile_type.flatten())
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """Reshape (types, queries, keys) of the rows to broadcast over the columns."""
-    return x[:, None, :, None, :, None]
-
-
-def _as_columns(x: Tensor) -> Tensor:
-    """Reshape (types, queries, keys) of the columns to broadcast over the rows."""
-    return x[None, :, None, :, None, :]
 
 
 class _Cut(NamedTuple):
     """One axis of a feature map, cut into tiles of queries with patches of keys.
 
-    Tiles of one type have the same displacements between their queries and keys, as all
-    tiles away from the borders do.
+    The first and the last tile may reach beyond the feature map, and patches do. They
+    have all neighbors nevertheless, also those that are moved inside.
     """
 
+    length: int  # of the axis
+    kernel: int
     tile: int  # number of queries of a tile
-    keys: Tensor  # indices of the keys of every tile, (tiles, keys)
-    type: Tensor  # type of every tile, (tiles,)
-    steps: Tensor  # table entry of query and key, (types, queries, keys)
-    near: Tensor  # whether query and key are neighbors, (types, queries, keys)
+    count: int  # number of tiles
+    overhang: int  # of the first tile
+    margin: int  # keys of a patch before its tile, and behind it
+
+    @property
+    def patch(self) -> int:
+        """Number of keys of a patch."""
+        return self.tile + 2 * self.margin
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Tokens of the tiles before and behind the axis."""
+        return self.overhang, self.count * self.tile - self.overhang - self.length
 
 
-def _cut(length: int, kernel: int, device: torch.device) -> _Cut:
-    """Cut an axis into tiles of equal length; the last may reach beyond the end.
-
-    In a graph of any length, tiles have ``TILE_LENGTH`` queries, and every tile is a
-    type by itself.
-    """
-    symbolic = is_symbolic(length)
-    # 1. The fewest tiles of at most TILE_LENGTH queries; a tile of n queries has
-    # n + kernel - 1 different neighbors. Patches at the borders move inside the axis.
+def _cut(length: int, kernel: int) -> _Cut:
+    """Cut an axis into the fewest tiles of equal length."""
     count = (length + TILE_LENGTH - 1) // TILE_LENGTH
+    symbolic = is_symbolic(length)
+    if not symbolic and count == 1:
+        return _Cut(length, kernel, length, 1, 0, 0)
+    # Both ends overhang as much, so that at least about half of a tile is inside. Its
+    # queries may need the `kernel` last tokens, or the first ones.
     tile = TILE_LENGTH if symbolic else -(-length // count)
-    patch = tile + kernel - 1 if symbolic else min(tile + kernel - 1, length)
-    tiles = torch.arange(count, device=device)
-    num_keys = kernel if symbolic else patch  # that must fit
-    keys = _first_key(tile * tiles, length, kernel, num_keys)
-    keys = keys[:, None] + torch.arange(patch, device=device)  # (tiles, keys)
+    overhang = (count * tile - length) // 2
+    inside = tile // 2 if symbolic else tile - (count * tile - length - overhang)
+    margin = max(kernel // 2, kernel - inside)
+    return _Cut(length, kernel, tile, count, overhang, margin)
 
-    # 2. Tiles from `begin` until before `end` have patches that did not move: they are
-    # of one type. Every other tile is a type by itself. (Without any such tile, `inner`
-    # is 1 and gives tile `begin` its own type.)
-    if symbolic:
-        tile_type = examples = tiles
-    else:
-        begin = -(-(kernel // 2) // tile)
-        end = min((length - patch + kernel // 2) // tile + 1, count)
-        inner = max(end - begin, 1)
-        tile_type = tiles - (tiles - begin).clamp(0, inner - 1)
-        examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])  # (types,)
 
-    # 3. Displacements and neighborhoods, on one example of each type.
-    query = (tile * examples[:, None] + torch.arange(tile, device=device))[:, :, None]
-    key = keys[examples][:, None]
-    first = _first_key(query, length, kernel)
-    return _Cut(
-        tile,
-        keys.clamp(max=length - 1),  # beyond the end, keys are no neighbors
-        tile_type,
-        steps=(key - query + kernel - 1).clamp(0, 2 * kernel - 2),
-        near=(key >= first) & (key < first + kernel),
+def _pad(x: Tensor, down: _Cut, across: _Cut) -> Tensor:
+    """Pad a feature map, (B, H, W, C), by what the patches need."""
+    left, right, top, bottom = (
+        length + cut.margin for cut in (across, down) for length in cut.padding
     )
+    return F.pad(x, (0, 0, left, right, top, bottom))
+
+
+def _plain_patches(x: Tensor, down: _Cut, across: _Cut, num_heads: int) -> Tensor:
+    """Copy the patches of (B, H, W, C), to (B, R * heads, keys, D)."""
+    rows, columns = (
+        cut.tile * torch.arange(cut.count, device=x.device)[:, None]
+        + torch.arange(cut.patch, device=x.device)
+        for cut in (down, across)
+    )  # (tiles, keys)
+    x = _pad(x, down, across).index_select(1, rows.flatten())
+    x = x.index_select(2, columns.flatten())
+    return partition_by_head(x, (down.count, across.count), num_heads).flatten(1, 2)
+
+
+class _Patches(torch.autograd.Function):
+    """The same in one copy, without indices, as is its backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, down: _Cut, across: _Cut, num_heads: int
+    ) -> Tensor:
+        ctx.args = down, across, num_heads
+        x = _pad(x, down, across)
+        x = x.unfold(1, down.patch, down.tile).unfold(2, across.patch, across.tile)
+        x = x.unflatten(3, (num_heads, -1))  # (B, rows, columns, heads, D, h, w)
+        x = x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+        return x.flatten(1, 3)  # (B, R * heads, keys, D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        down, across, num_heads = ctx.args
+        patches = grad.unflatten(2, (down.patch, across.patch))
+        patches = patches.unflatten(1, (down.count, across.count, num_heads))
+        patches = patches.permute(0, 1, 4, 2, 5, 3, 6)
+        # 1. Blocks of the length of a tile, on which the patches are (rows, h, columns,
+        # w, heads, D). Block i of a patch is block i of the following ones, too.
+        blocks_y, blocks_x = (-(-cut.patch // cut.tile) for cut in (down, across))
+        total = grad.new_zeros(
+            len(grad),
+            down.count + blocks_y - 1,
+            down.tile,
+            across.count + blocks_x - 1,
+            across.tile,
+            num_heads,
+            grad.shape[-1],
+        )
+        # 2. Add up the patches, the same block of all of them at a time.
+        for i in range(blocks_y):
+            for j in range(blocks_x):
+                block = patches[
+                    :,
+                    :,
+                    i * down.tile : (i + 1) * down.tile,
+                    :,
+                    j * across.tile : (j + 1) * across.tile,
+                ]
+                total[
+                    :,
+                    i : i + down.count,
+                    : block.shape[2],
+                    j : j + across.count,
+                    : block.shape[4],
+                ] += block
+        # 3. Crop the padding.
+        total = total.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        top, left = down.overhang + down.margin, across.overhang + across.margin
+        total = total[:, top : top + down.length, left : left + across.length]
+        return total, None, None, None
+
+
+def _tile_bias(table: Tensor, down: _Cut, across: _Cut) -> Tensor:
+    """Return the bias of all tiles, (R, heads, queries, keys); -inf masks a key."""
+    entries, near, tile_type = _pairs(down, across, table.device)
+    # 1. Look up the bias of a tile, the same in all of them but for the mask.
+    bias = table.flatten(1).index_select(1, entries.flatten())
+    bias = bias.unflatten(1, entries.shape)  # (heads, queries, keys)
+    # 2. Mask it for every type of tile, and copy it to the tiles of that type.
+    bias = bias.masked_fill(~near[:, None], -torch.inf)  # (types, heads, ...)
+    return bias.index_select(0, tile_type)
+
+
+@cached_by_size
+def _pairs(
+    down: _Cut, across: _Cut, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what pairs of the queries and the keys of a tile are.
+
+    Args:
+        down: Cut of the rows.
+        across: Cut of the columns.
+        device: Device of the results.
+
+    Returns:
+        Entry of every pair in the table of a head, (queries, keys), any one for keys
+        that are no neighbors; for every type of tile, whether they are neighbors,
+        (types, queries, keys); type of every tile, (R,).
+    """
+    (steps_y, near_y, types_y), (steps_x, near_x, types_x) = (
+        _axis_pairs(cut, device) for cut in (down, across)
+    )
+    span = 2 * down.kernel - 1
+    entries = span * steps_y[:, None, :, None] + steps_x[None, :, None, :]
+    near = near_y[:, None, :, None, :, None] & near_x[None, :, None, :, None, :]
+    types = len(near_x) * types_y[:, None] + types_x
+    return (
+        entries.flatten(2).flatten(0, 1),
+        near.flatten(4).flatten(2, 3).flatten(0, 1),
+        types.flatten(),
+    )
+
+
+def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return entries, (queries, keys), neighbors by type, and types along an axis.
+
+    In a graph of any length, every tile is a type by itself.
+    """
+    length, kernel, tile = cut.length, cut.kernel, cut.tile
+    query = torch.arange(tile, device=device)[:, None]
+    key = torch.arange(cut.patch, device=device) - cut.margin
+    steps = (key - query + kernel - 1).clamp(0, 2 * kernel - 2)
+    # 1. Tiles from `begin` until before `end` have no neighbors that are moved: they
+    # are of one type. Every other tile is a type by itself. (Without any such tile,
+    # `inner` is 1 and gives tile `begin` its own type.)
+    tiles = torch.arange(cut.count, device=device)
+    if is_symbolic(length):
+        types = examples = tiles
+    else:
+        begin = -(-(cut.overhang + kernel // 2) // tile)
+        end = min((cut.overhang + length - kernel // 2) // tile, cut.count)
+        inner = max(end - begin, 1)
+        types = tiles - (tiles - begin).clamp(0, inner - 1)
+        examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])
+    # 2. Neighbors of one example of each type, (types, queries, keys).
+    start = tile * examples[:, None, None] - cut.overhang
+    first = _first_key(start + query, length, kernel)
+    near = (start + key >= first) & (start + key < first + kernel)
+    return steps, near, types
