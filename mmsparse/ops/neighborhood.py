@@ -187,15 +187,15 @@ class _Cut(NamedTuple):
 def _cut(length: int, kernel: int) -> _Cut:
     """Cut an axis into the fewest tiles of equal length."""
     count = (length + TILE_LENGTH - 1) // TILE_LENGTH
-    symbolic = is_symbolic(length)
-    if not symbolic and count == 1:
+    if is_symbolic(length):
+        return _Cut(length, kernel, TILE_LENGTH, count, 0, kernel // 2)
+    if count == 1:
         return _Cut(length, kernel, length, 1, 0, 0)
-    # Both ends overhang as much, so that at least about half of a tile is inside. Its
+    # Both ends overhang as much, so that about half of a tile at least is inside. Its
     # queries may need the `kernel` last tokens, or the first ones.
-    tile = TILE_LENGTH if symbolic else -(-length // count)
-    overhang = (count * tile - length) // 2
-    inside = tile // 2 if symbolic else tile - (count * tile - length - overhang)
-    margin = max(kernel // 2, kernel - inside)
+    tile = -(-length // count)
+    overhang, rest = divmod(count * tile - length, 2)
+    margin = max(kernel // 2, kernel - (tile - overhang - rest))
     return _Cut(length, kernel, tile, count, overhang, margin)
 
 
@@ -210,12 +210,12 @@ def _pad(x: Tensor, down: _Cut, across: _Cut) -> Tensor:
 def _plain_patches(x: Tensor, down: _Cut, across: _Cut, num_heads: int) -> Tensor:
     """Copy the patches of (B, H, W, C), to (B, R * heads, keys, D)."""
     rows, columns = (
-        cut.tile * torch.arange(cut.count, device=x.device)[:, None]
-        + torch.arange(cut.patch, device=x.device)
+        _patch_keys(cut, torch.arange(cut.count, device=x.device)).clamp(
+            0, cut.length - 1
+        )
         for cut in (down, across)
-    )  # (tiles, keys)
-    x = _pad(x, down, across).index_select(1, rows.flatten())
-    x = x.index_select(2, columns.flatten())
+    )  # (tiles, keys); those beyond the feature map are masked
+    x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
     return partition_by_head(x, (down.count, across.count), num_heads).flatten(1, 2)
 
 
@@ -280,7 +280,7 @@ def _tile_bias(table: Tensor, down: _Cut, across: _Cut) -> Tensor:
     entries, near, tile_type = _pairs(down, across, table.device)
     # 1. Look up the bias of a tile, the same in all of them but for the mask.
     bias = table.flatten(1).index_select(1, entries.flatten())
-    bias = bias.unflatten(1, entries.shape)  # (heads, queries, keys)
+    bias = bias.unflatten(1, entries.shape).transpose(0, 1)  # (1, heads, ...)
     # 2. Mask it for every type of tile, and copy it to the tiles of that type.
     bias = bias.masked_fill(~near[:, None], -torch.inf)  # (types, heads, ...)
     return bias.index_select(0, tile_type)
@@ -298,33 +298,37 @@ def _pairs(
         device: Device of the results.
 
     Returns:
-        Entry of every pair in the table of a head, (queries, keys), any one for keys
-        that are no neighbors; for every type of tile, whether they are neighbors,
-        (types, queries, keys); type of every tile, (R,).
+        Entry of every pair in the table of a head, (1, queries, keys), any one if they
+        are no neighbors; for every type of tile, whether they are, (types, queries,
+        keys); type of every tile, (R,). In a graph of any size, entries have types.
     """
     (steps_y, near_y, types_y), (steps_x, near_x, types_x) = (
         _axis_pairs(cut, device) for cut in (down, across)
     )
     span = 2 * down.kernel - 1
-    entries = span * steps_y[:, None, :, None] + steps_x[None, :, None, :]
-    near = near_y[:, None, :, None, :, None] & near_x[None, :, None, :, None, :]
-    types = len(near_x) * types_y[:, None] + types_x
-    return (
-        entries.flatten(2).flatten(0, 1),
-        near.flatten(4).flatten(2, 3).flatten(0, 1),
-        types.flatten(),
-    )
+    entries = span * _as_rows(steps_y) + _as_columns(steps_x)
+    near = _as_rows(near_y) & _as_columns(near_x)
+    entries, near = (x.flatten(4).flatten(2, 3).flatten(0, 1) for x in (entries, near))
+    types = near_x.shape[0] * types_y[:, None] + types_x
+    return entries, near, types.flatten()
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """Reshape (types, queries, keys) of the rows to broadcast over the columns."""
+    return x[:, None, :, None, :, None]
+
+
+def _as_columns(x: Tensor) -> Tensor:
+    """Reshape (types, queries, keys) of the columns to broadcast over the rows."""
+    return x[None, :, None, :, None, :]
 
 
 def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return entries, (queries, keys), neighbors by type, and types along an axis.
+    """Return table entries and neighbors by type, and types of the tiles, of an axis.
 
     In a graph of any length, every tile is a type by itself.
     """
     length, kernel, tile = cut.length, cut.kernel, cut.tile
-    query = torch.arange(tile, device=device)[:, None]
-    key = torch.arange(cut.patch, device=device) - cut.margin
-    steps = (key - query + kernel - 1).clamp(0, 2 * kernel - 2)
     # 1. Tiles from `begin` until before `end` have no neighbors that are moved: they
     # are of one type. Every other tile is a type by itself. (Without any such tile,
     # `inner` is 1 and gives tile `begin` its own type.)
@@ -337,8 +341,24 @@ def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor
         inner = max(end - begin, 1)
         types = tiles - (tiles - begin).clamp(0, inner - 1)
         examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])
-    # 2. Neighbors of one example of each type, (types, queries, keys).
-    start = tile * examples[:, None, None] - cut.overhang
-    first = _first_key(start + query, length, kernel)
-    near = (start + key >= first) & (start + key < first + kernel)
-    return steps, near, types
+    # 2. Displacements and neighbors of one example of each type.
+    query = tile * examples[:, None] - cut.overhang + torch.arange(tile, device=device)
+    key, query = _patch_keys(cut, examples)[:, None], query[:, :, None]
+    first = _first_key(query, length, kernel)
+    steps = (key - query + kernel - 1).clamp(0, 2 * kernel - 2)
+    if not is_symbolic(length):
+        steps = steps[:1]  # the same in all tiles
+    return steps, (key >= first) & (key < first + kernel), types
+
+
+def _patch_keys(cut: _Cut, tiles: Tensor) -> Tensor:
+    """Return the keys of tiles, (n, keys), also those beyond the feature map.
+
+    In a graph of any length, where both ends cannot overhang as much, patches are moved
+    inside instead.
+    """
+    key = torch.arange(cut.patch, device=tiles.device)
+    start = cut.tile * tiles[:, None]
+    if is_symbolic(cut.length):
+        return _first_key(start, cut.length, cut.kernel) + key
+    return start - cut.overhang - cut.margin + key

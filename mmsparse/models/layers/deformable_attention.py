@@ -123,7 +123,9 @@ class DeformableAttention2d(nn.Module):
         """(B, C, H, W) to (B, C, H, W)."""
         q = project(self.q, channels_last(x))
         locations = self._locations(q)
-        features = channels_last(self.sample(x, locations))
+        # Without the copy, a 1x1 convolution gives keys and values with strides that
+        # torch's fused attention does not take.
+        features = channels_last(self.sample(x, locations)).contiguous()
         k, v = project(self.k, features), project(self.v, features)
         out = self._attend(q, k, v, locations)
         if self.bias == 'depthwise':
