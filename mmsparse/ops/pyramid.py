@@ -32,8 +32,12 @@ def cell_centers(count: int, like: Tensor) -> Tensor:
     Returns:
         (count,), float32 at least.
     """
-    cells = torch.arange(count, dtype=precise_dtype(like), device=like.device)
-    return cells + 0.5
+    return _cell_centers(count, precise_dtype(like), like.device)
+
+
+@cached_by_size
+def _cell_centers(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=dtype, device=device) + 0.5
 
 
 def axes_to_points(rows: Tensor, columns: Tensor) -> Tensor:

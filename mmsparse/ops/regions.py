@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsparse.ops._backend import is_symbolic
+from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.attention import split_heads
 
@@ -219,12 +220,21 @@ def region_means(x: Tensor, region: Size) -> Tensor:
     if height % h == 0 and width % w == 0:
         return means
     # The padding counts in these means.
+    return means * _upscale((height, width), region, means.dtype, means.device)
+
+
+@cached_by_size
+def _upscale(
+    size: Size, region: Size, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return tokens of a region over those on the feature map, (R, 1)."""
+    (height, width), (h, w) = size, region
     upscale = [
         (h / min(h, height - top)) * (w / min(w, width - left))
         for top in range(0, height, h)
         for left in range(0, width, w)
     ]
-    return means * means.new_tensor(upscale).unsqueeze(-1)
+    return torch.tensor(upscale, dtype=dtype, device=device).unsqueeze(-1)
 
 
 def pool_regions(x: Tensor, grid: Size, pool: Callable[[Tensor], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
+from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops._chunking import chunked_attention
 from mmsparse.ops._devices import limit_unless_fits, settings_for
 from mmsparse.ops._tuning import fastest_backend
@@ -257,9 +258,13 @@ def _attend_chunk(
 
 def _batch_routes(routes: Tensor) -> Tensor:
     """Count the regions of routes over all images of the batch, (B, R, K)."""
-    batch, num_regions, _ = routes.shape
-    first = num_regions * torch.arange(batch, device=routes.device)
-    return routes + first.view(-1, 1, 1)
+    return routes + _first_regions(*routes.shape[:2], routes.device)
+
+
+@cached_by_size
+def _first_regions(batch: int, num_regions: int, device: torch.device) -> Tensor:
+    """Return the number of the first region of every image, (B, 1, 1)."""
+    return num_regions * torch.arange(batch, device=device).view(-1, 1, 1)
 
 
 def _gather_rows(x: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -292,15 +297,18 @@ def _route_mask(q: Tensor, k: Tensor, routes: Tensor, grid: Size) -> Tensor:
     mask = q.new_full((batch, num_regions, num_regions), -torch.inf)
     mask = mask.scatter(-1, routes, 0)  # (B, R, R)
     # Columns before rows: so most elements are copied in whole rows.
-    mask = mask.index_select(2, _token_regions(k, grid))
-    return mask.index_select(1, _token_regions(q, grid)).unsqueeze(1)
-
-
-def _token_regions(x: Tensor, grid: Size) -> Tensor:
-    """Return the region of every token of (B, H, W, C), row-major, (H * W,)."""
     rows, columns = (
-        torch.arange(length, device=x.device) // (length // count)
-        for length, count in zip(x.shape[1:3], grid, strict=True)
+        _token_regions(tuple(x.shape[1:3]), grid, x.device) for x in (q, k)
+    )
+    return mask.index_select(2, columns).index_select(1, rows).unsqueeze(1)
+
+
+@cached_by_size
+def _token_regions(size: Size, grid: Size, device: torch.device) -> Tensor:
+    """Return the region of every token of a feature map, row-major, (H * W,)."""
+    rows, columns = (
+        torch.arange(length, device=device) // (length // count)
+        for length, count in zip(size, grid, strict=True)
     )
     return (grid[1] * rows[:, None] + columns).flatten()
 
