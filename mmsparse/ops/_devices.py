@@ -11,6 +11,8 @@ from math import inf
 import torch
 from torch import Tensor
 
+HAS_AVX512 = 'AVX512' in torch.backends.cpu.get_cpu_capability()
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,7 +23,8 @@ class Settings:
         checkpoint_min_numel: Elements from which a hidden feature map is computed again
             in the backward pass.
         math_max_logits: Logits of a head up to which matrix products and a softmax are
-            faster than torch's fused attention.
+            faster than torch's fused attention, with a backward pass.
+        math_max_logits_inference: The same without one.
         masked_max_tokens: Tokens up to which routed regions attend under a mask.
         masked_min_share: Share of the regions from which they do.
         gather_numel: Elements of the copies of keys and values of a chunk of regions.
@@ -37,6 +40,7 @@ class Settings:
     chunk_numel: float
     checkpoint_min_numel: float
     math_max_logits: float
+    math_max_logits_inference: float
     masked_max_tokens: float
     masked_min_share: float
     gather_numel: float
@@ -57,6 +61,10 @@ CPU = Settings(
     # Measured, as a share of the fused kernel's time: a third at 16x16, two thirds at
     # 64x64, all of it at 196x196, 1.7 at 273x273.
     math_max_logits=64 * 64,
+    # Measured on an Intel processor with AVX-512, one thread, as a share of the fused
+    # kernel's time: 1.2 at 16x16, 1.5 at 49x49, 1.4 at 64x64, but with a backward pass
+    # 0.8, 0.8 and 0.9. Not measured without AVX-512: there as with a backward pass.
+    math_max_logits_inference=0 if HAS_AVX512 else 64 * 64,
     # Measured, as a share of the time of copies of keys: 0.4 at 196 tokens and a third
     # of the regions, and at 256 and a quarter; 2 at 400 and a quarter.
     masked_max_tokens=256,
@@ -79,6 +87,7 @@ GPU = Settings(
     chunk_numel=inf,
     checkpoint_min_numel=inf,
     math_max_logits=0,
+    math_max_logits_inference=0,
     # A mask excludes FlashAttention and is read by every head.
     masked_max_tokens=0,
     masked_min_share=1,

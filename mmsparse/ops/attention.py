@@ -75,12 +75,23 @@ def _choose_backend(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if torch.jit.is_tracing():  # with or without gradients
         learned = bias is not None
+    if learned or _is_small(q, k):
+        return unfused
+    return 'sdpa'
+
+
+def _is_small(q: Tensor, k: Tensor) -> bool:
+    """Return whether there are so few logits that a fused kernel does not pay."""
+    settings = settings_for(q)
     queries, keys = q.shape[-2], k.shape[-2]
-    small = (
-        not is_symbolic(queries, keys)
-        and queries * keys <= settings_for(q).math_max_logits
-    )
-    return unfused if small or learned else 'sdpa'
+    if is_symbolic(queries, keys):
+        return False
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if trains or is_tracing():  # a graph is the same with and without gradients
+        limit = settings.math_max_logits
+    else:
+        limit = settings.math_max_logits_inference
+    return queries * keys <= limit
 
 
 def _suits_math(q: Tensor, bias: Tensor | None) -> bool:
