@@ -137,8 +137,8 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
     (height, width), num_heads = q.shape[1:3], len(table)
     # 1. Cut both axes into tiles of queries and patches of keys.
     down, across = _cut(height, kernel), _cut(width, kernel)
-    grid = (down.count, across.count)
-    size = (down.count * down.tile, across.count * across.tile)
+    grid = (down.num_tiles, across.num_tiles)
+    size = (down.num_tiles * down.tile, across.num_tiles * across.tile)
 
     # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
     q = F.pad(q, (0, 0, *across.padding, *down.padding))
@@ -169,7 +169,7 @@ class _Cut(NamedTuple):
     length: int  # of the axis
     kernel: int
     tile: int  # number of queries of a tile
-    count: int  # number of tiles
+    num_tiles: int
     overhang: int  # of the first tile
     margin: int  # keys of a patch before its tile, and behind it
 
@@ -181,7 +181,7 @@ class _Cut(NamedTuple):
     @property
     def padding(self) -> tuple[int, int]:
         """Tokens of the tiles before and behind the axis."""
-        return self.overhang, self.count * self.tile - self.overhang - self.length
+        return self.overhang, self.num_tiles * self.tile - self.overhang - self.length
 
 
 def _cut(length: int, kernel: int) -> _Cut:
@@ -210,13 +210,15 @@ def _pad(x: Tensor, down: _Cut, across: _Cut) -> Tensor:
 def _plain_patches(x: Tensor, down: _Cut, across: _Cut, num_heads: int) -> Tensor:
     """Copy the patches of (B, H, W, C), to (B, R * heads, keys, D)."""
     rows, columns = (
-        _patch_keys(cut, torch.arange(cut.count, device=x.device)).clamp(
+        _patch_keys(cut, torch.arange(cut.num_tiles, device=x.device)).clamp(
             0, cut.length - 1
         )
         for cut in (down, across)
     )  # (tiles, keys); those beyond the feature map are masked
     x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
-    return partition_by_head(x, (down.count, across.count), num_heads).flatten(1, 2)
+    return partition_by_head(x, (down.num_tiles, across.num_tiles), num_heads).flatten(
+        1, 2
+    )
 
 
 class _Patches(torch.autograd.Function):
@@ -237,16 +239,16 @@ class _Patches(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         down, across, num_heads = ctx.args
         patches = grad.unflatten(2, (down.patch, across.patch))
-        patches = patches.unflatten(1, (down.count, across.count, num_heads))
+        patches = patches.unflatten(1, (down.num_tiles, across.num_tiles, num_heads))
         patches = patches.permute(0, 1, 4, 2, 5, 3, 6)
         # 1. Blocks of the length of a tile, on which the patches are (rows, h, columns,
         # w, heads, D). Block i of a patch is block i of the following ones, too.
         blocks_y, blocks_x = (-(-cut.patch // cut.tile) for cut in (down, across))
         total = grad.new_zeros(
             len(grad),
-            down.count + blocks_y - 1,
+            down.num_tiles + blocks_y - 1,
             down.tile,
-            across.count + blocks_x - 1,
+            across.num_tiles + blocks_x - 1,
             across.tile,
             num_heads,
             grad.shape[-1],
@@ -263,9 +265,9 @@ class _Patches(torch.autograd.Function):
                 ]
                 total[
                     :,
-                    i : i + down.count,
+                    i : i + down.num_tiles,
                     : block.shape[2],
-                    j : j + across.count,
+                    j : j + across.num_tiles,
                     : block.shape[4],
                 ] += block
         # 3. Crop the padding.
@@ -332,12 +334,12 @@ def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     # 1. Tiles from `begin` until before `end` have no neighbors that are moved: they
     # are of one type. Every other tile is a type by itself. (Without any such tile,
     # `inner` is 1 and gives tile `begin` its own type.)
-    tiles = torch.arange(cut.count, device=device)
+    tiles = torch.arange(cut.num_tiles, device=device)
     if is_symbolic(length):
         types = examples = tiles
     else:
         begin = -(-(cut.overhang + kernel // 2) // tile)
-        end = min((cut.overhang + length - kernel // 2) // tile, cut.count)
+        end = min((cut.overhang + length - kernel // 2) // tile, cut.num_tiles)
         inner = max(end - begin, 1)
         types = tiles - (tiles - begin).clamp(0, inner - 1)
         examples = torch.cat([tiles[: begin + 1], tiles[begin + inner :]])

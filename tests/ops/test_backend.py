@@ -1,4 +1,5 @@
 from contextvars import copy_context
+from dataclasses import replace
 from threading import Thread
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental import symbolic_shapes
 
-from mmsparse.ops import _backend, biased_attention, reference_only
+from mmsparse.ops import _backend, attention, biased_attention, reference_only
 from mmsparse.ops._backend import resolve_backend
 from mmsparse.ops._devices import CPU
 
@@ -23,6 +24,24 @@ def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
         torch.testing.assert_close(biased_attention(x, x, x), expected)
     with pytest.raises(AssertionError, match='a fused kernel'):
         biased_attention(x, x, x)
+
+
+@pytest.mark.parametrize('trains', [True, False])
+def test_few_logits_take_the_fused_kernel_where_it_pays(monkeypatch, trains):
+    settings = replace(CPU, math_max_logits=9, math_max_logits_inference=4)
+    monkeypatch.setattr(attention, 'settings_for', lambda x: settings)
+    x = torch.randn(1, 3, 2, requires_grad=trains)
+    calls = []
+    monkeypatch.setattr(
+        F, 'scaled_dot_product_attention', lambda *args, **kwargs: calls.append(args)
+    )
+
+    for length in (2, 3):
+        biased_attention(x[:, :length], x[:, :length], x[:, :length])
+    with torch.no_grad():
+        biased_attention(x, x, x)
+
+    assert len(calls) == (1 if trains else 2)
 
 
 def test_an_exception_ends_reference_only(monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from mmsparse.ops import neighborhood_attention
 
@@ -13,6 +13,7 @@ CASES = {  # B, H, W, C, heads, kernel
     'uneven-tiles': (1, 9, 10, 4, 2, 7),
     'several-tiles': (2, 19, 33, 4, 1, 5),
     'tiles-wider-than-the-kernel': (1, 26, 8, 4, 2, 3),
+    'tiles-beyond-the-borders': (1, 25, 35, 2, 1, 7),
     'wide-kernel': (1, 13, 17, 4, 2, 13),
 }
 
@@ -66,6 +67,27 @@ def test_gradients_are_those_of_finite_differences(backend):
     assert gradcheck(
         lambda *args: neighborhood_attention(*args, backend=backend), tensors
     )
+
+
+@pytest.mark.parametrize('case', ['uneven-tiles', 'size-of-the-kernel'])
+def test_transformed_functions_copy_the_same_patches(case):
+    """As do graphs, they take plain operations, with another backward pass."""
+    tensors = random_inputs(*CASES[case])
+    expected = neighborhood_attention(*tensors)
+    cotangent = torch.randn_like(expected)
+
+    actual, backward = torch.func.vjp(neighborhood_attention, *tensors)
+
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        backward(cotangent), torch.autograd.grad(expected, tensors, cotangent)
+    )
+
+
+def test_gradients_have_gradients():
+    tensors = random_inputs(1, 9, 3, 1, 1, 3)
+
+    assert gradgradcheck(neighborhood_attention, tensors)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

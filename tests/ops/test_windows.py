@@ -91,6 +91,22 @@ def test_tokens_of_other_windows_do_not_matter():
     assert not torch.equal(before[:, 2:], after[:, 2:])
 
 
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_tokens_beyond_the_cut_have_no_weight_at_all(backend):
+    """A weight of exp(-100) would be a denormal number, which is slow."""
+    (q, k, v, bias), window, shift = random_inputs(
+        1, 2, 4, 2, 1, 2, 1, dtype=torch.float32
+    )
+    before = window_attention(q, k, v, bias, window, shift, backend)
+    v = v.detach().clone()
+    v[:, 0] = 1e38
+
+    after = window_attention(q, k, v, bias, window, shift, backend)
+
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert not torch.equal(before[:, 0], after[:, 0])
+
+
 @pytest.mark.parametrize('shift', [0, 2])
 def test_bfloat16_stays_near_float32(shift):
     (q, k, v, bias), window, _ = random_inputs(2, 6, 9, 8, 2, 3, shift, torch.float32)

@@ -302,3 +302,22 @@ def test_is_a_plugin_of_mmdets_resnet(name):
 def test_arguments_out_of_range_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_sampled_keys_and_values_have_the_strides_of_the_fused_kernel(monkeypatch):
+    """With others it falls back to plain operations; as many tokens as a convolution
+    projects (see linear_map)."""
+    strides = []
+    attend = F.scaled_dot_product_attention
+
+    def record(q, k, v, **kwargs):
+        strides.extend((k.stride(-1), v.stride(-1)))
+        return attend(q, k, v, **kwargs)
+
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', record)
+    layer = small(stride=1, offset_kernel=3)
+
+    with torch.inference_mode():
+        layer(torch.rand(1, 8, 32, 32))
+
+    assert strides == [1, 1]
