@@ -194,8 +194,9 @@ def _cut(length: int, kernel: int) -> _Cut:
     # Both ends overhang as much, so that about half of a tile at least is inside. Its
     # queries may need the `kernel` last tokens, or the first ones.
     tile = -(-length // count)
-    overhang, rest = divmod(count * tile - length, 2)
-    margin = max(kernel // 2, kernel - (tile - overhang - rest))
+    beyond = count * tile - length
+    overhang = beyond // 2  # of the first tile, at most that of the last one
+    margin = max(kernel // 2, kernel - (tile - (beyond - overhang)))
     return _Cut(length, kernel, tile, count, overhang, margin)
 
 
@@ -307,6 +308,8 @@ def _pairs(
     (steps_y, near_y, types_y), (steps_x, near_x, types_x) = (
         _axis_pairs(cut, device) for cut in (down, across)
     )
+    if not is_symbolic(down.length, across.length):
+        steps_y, steps_x = steps_y[:1], steps_x[:1]  # the same in all tiles
     span = 2 * down.kernel - 1
     entries = span * _as_rows(steps_y) + _as_columns(steps_x)
     near = _as_rows(near_y) & _as_columns(near_x)
@@ -326,7 +329,7 @@ def _as_columns(x: Tensor) -> Tensor:
 
 
 def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return table entries and neighbors by type, and types of the tiles, of an axis.
+    """Return table entries and neighbors by type, and types of the tiles of an axis.
 
     In a graph of any length, every tile is a type by itself.
     """
@@ -348,8 +351,6 @@ def _axis_pairs(cut: _Cut, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     key, query = _patch_keys(cut, examples)[:, None], query[:, :, None]
     first = _first_key(query, length, kernel)
     steps = (key - query + kernel - 1).clamp(0, 2 * kernel - 2)
-    if not is_symbolic(length):
-        steps = steps[:1]  # the same in all tiles
     return steps, (key >= first) & (key < first + kernel), types
 
 
