@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops import neighborhood_flex
 from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._cache import cached_by_size
+from mmsparse.ops._tuning import fastest_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
 from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
 from mmsparse.ops.triton import is_preferred, require_triton
