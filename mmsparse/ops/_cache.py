@@ -10,9 +10,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmsparse.ops._backend import is_tracing
 
-MAX_ENTRIES = 128  # of one function; a training with random sizes needs new ones
+# Of one function: the sizes of all layers of a model. With images of random sizes, most
+# are new, and more entries would only take memory.
+MAX_ENTRIES = 32
 
 Result = TypeVar('Result')
+_caches: list[OrderedDict] = []
 
 
 def cached_by_size(
@@ -52,7 +55,14 @@ def cached_by_size(
         return result
 
     cached.cache = cache  # type: ignore[attr-defined]
+    _caches.append(cache)
     return cached
+
+
+def clear_caches() -> None:
+    """Remove the tensors of all functions from their caches."""
+    for cache in _caches:
+        cache.clear()
 
 
 def _is_capturing() -> bool:

@@ -137,7 +137,7 @@ def test_a_training_killed_while_saving_resumes(host, small_digits, run_host):
 
     resumed = train(
         *('--resume', '--cfg-options', *options),
-        'custom_hooks.5.type=EmptyCacheHook',  # in place of DieWhileSaving
+        'custom_hooks.6.type=EmptyCacheHook',  # in place of DieWhileSaving
     )
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert 'resumed epoch: 0, iter: 1' in resumed.stdout + resumed.stderr

@@ -17,8 +17,8 @@ SHORT = (
     *('train_cfg.max_epochs=4', 'train_cfg.val_interval=1'),
     *('train_dataloader.batch_size=4', 'train_dataloader.dataset.data_prefix=val'),
     *('train_dataloader.dataset.indices=8', 'val_dataloader.dataset.indices=8'),
-    *('custom_hooks.5.momentum=0.1', 'custom_hooks.6.patience=1'),
-    'custom_hooks.6.min_delta=100.0',
+    *('custom_hooks.6.momentum=0.1', 'custom_hooks.7.patience=1'),
+    'custom_hooks.7.min_delta=100.0',
 )
 COMPILED = """
 _base_ = 'configs/biformer/biformer-pico_1xb32-12e_digits.py'

@@ -50,9 +50,10 @@ def options(name, *more):
 def trained(request, small_digits):
     """Train for two iterations; return the config, work directory and checkpoint."""
     name = request.param
-    work_dir = small_digits / 'work_dirs' / Path(name).name
+    work_dir = small_digits / 'end_to_end' / Path(name).name  # of no other test
     config = CONFIGS / f'{name}.py'
     command = (ROOT / 'tools' / 'train.py', config, *options(name))
+    command = (*command, '--work-dir', work_dir)
     if HOSTS[name] == 'mmpretrain':  # in a new process: forks have imported what warns
         done = subprocess.run(
             [sys.executable, *command], cwd=small_digits, capture_output=True, text=True
