@@ -39,15 +39,13 @@ quickstart: install  ## Train and evaluate three tasks on handwritten digits
 bench: install  ## Compare the time and memory of the attention operators
 	$(BIN)/python tools/benchmark.py ops
 
-# One more than cores: tests wait for the processes that they start.
-WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # Threads slow down tensors as small as those of the tests.
 test: export OMP_NUM_THREADS ?= 1
 # Every command of the tests would compile mmsparse again.
 test: export PYTHONDONTWRITEBYTECODE :=
 # In the default order, long files with a single test come last.
 test: $(if $(filter openmmlab,$(STACK)),frameworks,install)  ## Run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	  --no-loadscope-reorder
 
 lint: install  ## Check style, docstrings, imports, spelling, types, tables and words
