@@ -77,11 +77,26 @@ def chunked(
         backend = 'reference' if is_tracing() else 'chunked'
     if backend == 'reference':
         return function(x)
+    length = images_per_chunk(x, numel)
+    if length == x.shape[0]:
+        return function(x)
+    return torch.cat([function(chunk) for chunk in x.split(length)])
+
+
+def images_per_chunk(x: Tensor, numel: int) -> int:
+    """Return how many images a chunk of the device's size has.
+
+    Args:
+        x: Images, (B, ...).
+        numel: Elements of the largest tensor for one image.
+
+    Returns:
+        From 1 to B; B if all images are as small together, 0 if there are none.
+    """
     limit = settings_for(x).chunk_numel
     if x.shape[0] * numel <= limit:
-        return function(x)
-    length = max(int(limit // numel), 1)
-    return torch.cat([function(chunk) for chunk in x.split(length)])
+        return x.shape[0]
+    return max(int(limit // numel), 1)
 
 
 def chunked_attention(

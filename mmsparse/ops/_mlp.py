@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmsparse.ops._backend import is_tracing, resolve_backend
+from mmsparse.ops._chunking import images_per_chunk
 from mmsparse.ops._depthwise import convolve, depthwise_gradients, with_identity
 from mmsparse.ops._devices import settings_for
 from mmsparse.ops._double_backward import differentiable_gradients
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops._linear import ONEDNN, linear_map, suits_convolution
 from mmsparse.ops._precision import autocast_enabled
 
@@ -88,9 +90,8 @@ def fused_mlp(
 
 def _chunks(x: Tensor, weight1: Tensor) -> Iterator[Tensor]:
     """Split the images so that the hidden features of a chunk are small."""
-    hidden_numel = x.shape[1] * x.shape[2] * weight1.shape[0]
-    length = int(max(settings_for(x).chunk_numel // max(hidden_numel, 1), 1))
-    return iter(x.split(length))
+    hidden_numel = x.shape[1] * x.shape[2] * weight1.shape[0]  # of one image
+    return iter(x.split(images_per_chunk(x, hidden_numel)))
 
 
 def _join(chunks: Iterable[Tensor]) -> Tensor:
@@ -124,8 +125,8 @@ def _convolve_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     padding = [length // 2 for length in weight.shape[-2:]]
     groups = x.shape[-1] // weight.shape[1]
     once = [1, 1]  # stride and dilation
-    first = (_channels_first(x), weight, bias, padding, once, once, groups)
-    return _channels_last(_CONVOLVE_AND(*first, 'gelu', [], 'none'))
+    first = (channels_first(x), weight, bias, padding, once, once, groups)
+    return channels_last(_CONVOLVE_AND(*first, 'gelu', [], 'none'))
 
 
 class _FusedMlp(torch.autograd.Function):
@@ -179,7 +180,7 @@ class _FusedMlp(torch.autograd.Function):
             # 2. Compute what follows the first layer again.
             u = h
             if kernels is not None:
-                u = _channels_last(convolve(_channels_first(h), kernels, kernel_bias))
+                u = channels_last(convolve(channels_first(h), kernels, kernel_bias))
             # 3. Go back through the second layer and GELU.
             _add_linear_gradients(linear2_sums, out_grad, F.gelu(u))
             if not needs_hidden:
@@ -191,26 +192,16 @@ class _FusedMlp(torch.autograd.Function):
             # 4. Go back through the convolution and the first layer.
             if kernels is not None:
                 gradients = depthwise_gradients(
-                    _channels_first(h_grad), _channels_first(h), kernels, kernel_needs
+                    channels_first(h_grad), channels_first(h), kernels, kernel_needs
                 )
                 _add(kernel_sums, gradients[1:])
                 if gradients[0] is None:
                     continue
-                h_grad = _channels_last(gradients[0])
+                h_grad = channels_last(gradients[0])
             _add_linear_gradients(linear1_sums, h_grad, chunk)
             if needs_x:
                 x_grads.append(linear_map(h_grad, weight1.t()))
         return _join(x_grads) if needs_x else None, *sums
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    """View (B, H, W, C) as (B, C, H, W)."""
-    return x.permute(0, 3, 1, 2)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """View (B, C, H, W) as (B, H, W, C)."""
-    return x.permute(0, 2, 3, 1)
 
 
 def _add_linear_gradients(
@@ -246,5 +237,5 @@ def _reference(
 ) -> Tensor:
     h = F.linear(x, weight1, bias1)
     if kernels is not None:
-        h = _channels_last(convolve(_channels_first(h), kernels, kernel_bias))
+        h = channels_last(convolve(channels_first(h), kernels, kernel_bias))
     return F.linear(F.gelu(h), weight2, bias2)

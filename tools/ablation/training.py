@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,11 +24,8 @@ from mmsparse.checkpoint.state_dict import (
     state_dict_mismatch,
 )
 from mmsparse.conversion.families import BACKBONE
+from mmsparse.engine.memory import keep_freed_memory
 from mmsparse.errors import UsageError
-
-# glibc's malloc returns large blocks to the system and allocates them again in every
-# iteration; keeping them makes training 10 % faster.
-KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_=str(2**32), MALLOC_TRIM_THRESHOLD_=str(2**33))
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,8 @@ class Trained:
 
 def in_new_process(function: Callable, *args: Any) -> Any:
     """Call a function in a new process: mmdet, mmseg and mmpretrain share state."""
-    os.environ.update(KEEP_MEMORY)  # read by a process when it starts
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as pool:
         return pool.submit(function, *args).result()
 
 

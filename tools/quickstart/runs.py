@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from _processes import shielded_from_interrupts
-from ablation.training import KEEP_MEMORY
 
 from mmsparse.errors import UsageError
 from quickstart.schedule import threads_of_each
@@ -17,7 +16,7 @@ from quickstart.tasks import LOG, Job, shorten
 
 # Threads that wait spin for less than 1 ms: without it two are slower than one, and
 # the default, for longer, takes the time of other processes.
-ENVIRONMENT = dict(KEEP_MEMORY, GOMP_SPINCOUNT='10000')
+ENVIRONMENT = dict(GOMP_SPINCOUNT='10000')
 Listener = Callable[[Job, dict[str, Any]], None]
 
 

@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmsparse.apis import load_weights, read_config
+from mmsparse.engine.memory import keep_freed_memory
 from quickstart import attention, predictions
 from quickstart.curve import Curve
 from quickstart.evaluation import Evaluation
@@ -50,6 +51,7 @@ def train_job(
         link: Receives messages, see `Reporter`.
     """
     end_with_parent()
+    keep_freed_memory()
     os.setsid()  # Linux divides the CPU time between sessions before processes.
     redirect_output(job.folder / LOG)
     os.chdir(job.root)

@@ -22,7 +22,8 @@ from mmsparse.models.backbones.feature_info import (
 )
 from mmsparse.models.backbones.images import adapt_channels, check_images, fix_size
 from mmsparse.models.layers.block import TransformerBlock2d
-from mmsparse.models.layers.common import channels_last, check_choice
+from mmsparse.models.layers.common import check_choice
+from mmsparse.ops._layout import channels_last
 
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 OWN_KEYS = r'downsamples\.0\.'  # start of some keys of every backbone of mmsparse

@@ -10,13 +10,12 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    channels_first,
-    channels_last,
     check_choice,
     check_heads,
     project,
 )
 from mmsparse.ops import bilevel_routing_attention
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.regions import crop, pad_to_multiple, partition_regions
 from mmsparse.ops.routing import Routing, check_pool, pool_keys, route
 from mmsparse.registry import MODELS

@@ -1,4 +1,4 @@
-"""Parts of every layer: channel views, projections and argument checks."""
+"""Parts of every layer: projections and argument checks."""
 
 from collections.abc import Collection
 
@@ -7,16 +7,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from mmsparse.ops._depthwise import depthwise_conv2d
 from mmsparse.ops._linear import linear_map
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """View (B, C, H, W) as (B, H, W, C)."""
-    return x.permute(0, 2, 3, 1)
-
-
-def channels_first(x: Tensor) -> Tensor:
-    """View (B, H, W, C) as (B, C, H, W)."""
-    return x.permute(0, 3, 1, 2)
 
 
 def project(linear: nn.Module, x: Tensor) -> Tensor:

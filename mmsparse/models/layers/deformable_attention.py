@@ -14,14 +14,13 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    channels_first,
-    channels_last,
     check_choice,
     check_heads,
     project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import deformable_attention
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.attention import full_attention
 from mmsparse.ops.deformable import (
     displacements,

@@ -9,12 +9,11 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    channels_first,
-    channels_last,
     check_choice,
     check_heads,
     project,
 )
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.attention import full_attention
 from mmsparse.registry import MODELS
 

@@ -5,13 +5,12 @@ from torch import Tensor, nn
 
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    channels_first,
-    channels_last,
     is_plain,
     is_plain_linear,
     project,
 )
 from mmsparse.ops._chunking import checkpointed, chunked
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops._mlp import fused_mlp, suits_fused_mlp
 
 

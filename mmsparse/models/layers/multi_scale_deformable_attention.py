@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
-from mmsparse.models.layers.common import channels_first, channels_last, check_heads
+from mmsparse.models.layers.common import check_heads
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.multi_scale import multi_scale_deformable_attention
 from mmsparse.ops.pyramid import (

@@ -9,12 +9,11 @@ from mmsparse.models.layers.attention_map import (
     own_key_weights,
 )
 from mmsparse.models.layers.common import (
-    channels_first,
-    channels_last,
     check_heads,
     project,
 )
 from mmsparse.ops import neighborhood_attention
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.regions import crop, pad_to_size
 from mmsparse.registry import MODELS
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsparse.models.layers.common import channels_first, channels_last
+from mmsparse.ops._layout import channels_first, channels_last
 
 
 class LayerNorm2d(nn.LayerNorm):

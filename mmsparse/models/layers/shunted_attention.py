@@ -10,13 +10,12 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
-    channels_first,
-    channels_last,
     check_heads,
     project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
 from mmsparse.ops import shunted_attention
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)

@@ -12,12 +12,11 @@ from mmsparse.models.layers.attention_map import (
     own_key_weights,
 )
 from mmsparse.models.layers.common import (
-    channels_first,
-    channels_last,
     check_heads,
     project,
 )
 from mmsparse.ops import window_attention
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.regions import crop, pad_to_multiple
 from mmsparse.ops.windows import MASKED, check_shift, window_bias
 from mmsparse.registry import MODELS

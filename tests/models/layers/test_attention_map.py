@@ -14,7 +14,7 @@ from mmsparse.models.layers import (
     ShuntedSelfAttention,
     WindowAttention2d,
 )
-from mmsparse.models.layers.common import channels_first, channels_last
+from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops.regions import pad_to_multiple, partition_regions
 from mmsparse.ops.routing import pool_keys
 
