@@ -39,6 +39,16 @@ def test_gradients_are_those_of_finite_differences(backend):
     assert gradcheck(lambda *args: biased_attention(*args, backend=backend), tensors)
 
 
+def test_math_keeps_the_weights_but_no_logits_and_no_bias():
+    tensors = random_inputs(4, 6, 5, 7, 4, (6, 5, 7))
+    kept = []
+
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        biased_attention(*tensors, 'math')
+
+    assert [x.numel() for x in kept if x.shape[-2:] == (5, 7)] == [4 * 6 * 5 * 7]
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_large_matrices_are_the_same_function(backend):
     q, k, v, bias = random_inputs(1, 2, 70, 65, 4, (70, 65))
