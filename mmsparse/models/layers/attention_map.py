@@ -107,22 +107,24 @@ def stripe_map(
         queries: Row-major indices into H * W, (n,).
 
     Returns:
-        The attention map; places of a stripe beyond the feature map have no weight, and
-        the index of a key on it.
+        The attention map. That of a narrower last stripe has as many keys as others:
+        the tokens before it, which have no weight.
     """
     size = q.shape[1:3]
     query_axes = queries // size[1], queries % size[1]
-    # 1. Along each axis, the keys of every query, and which of them are beyond the
-    # feature map, (n, side of the stripe).
-    keys, beyond = [], []
+    # 1. Along each axis, the keys of every query, and which of them are before its
+    # stripe, (n, side of the stripe).
+    keys, before = [], []
     for query, length, side in zip(query_axes, size, stripe, strict=True):
+        side = min(side, length)
         first = (query - query % side)[:, None]
-        axis_keys = first + torch.arange(min(side, length), device=q.device)
-        beyond.append(axis_keys >= length)
-        keys.append(axis_keys.clamp(max=length - 1))
+        keys.append(
+            first.clamp(max=length - side) + torch.arange(side, device=q.device)
+        )
+        before.append(keys[-1] < first)
     # 2. Both axes combined, (n, M).
     index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
-    masked = (beyond[0][:, :, None] | beyond[1][:, None]).flatten(1)
+    masked = (before[0][:, :, None] | before[1][:, None]).flatten(1)
     bias = torch.zeros_like(masked, dtype=q.dtype).masked_fill(masked, -torch.inf)
     # 3. Attention to these keys.
     weights = own_key_weights(

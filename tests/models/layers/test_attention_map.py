@@ -312,6 +312,17 @@ def test_attention_along_columns_and_rows_is_what_the_layer_computes():
     assert (columns.name, rows.name) == ('columns', 'rows')
 
 
+def test_a_narrower_stripe_has_every_key_once():
+    layer = CrossShapedAttention2d(CHANNELS, 2, stripe_width=3)
+    x = torch.randn(1, CHANNELS, 4, 5)
+
+    horizontal, vertical = layer.attention_maps(x, torch.tensor([19]))
+
+    for attention, num_keys, own in ((horizontal, 15, 5), (vertical, 12, 8)):
+        assert len(attention.index.unique()) == num_keys
+        assert (attention.weights > 0).sum() == own
+
+
 def test_pooled_keys_are_cells_of_a_grid_over_the_feature_map():
     (attention,) = LinearSpatialReductionAttention2d(CHANNELS, 2, 4).attention_maps(
         torch.randn(1, CHANNELS, 6, 8), torch.tensor([0])
