@@ -18,6 +18,7 @@ from mmsparse.models.layers.common import (
     project,
 )
 from mmsparse.ops import agent_attention
+from mmsparse.ops._backend import is_symbolic
 from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.registry import MODELS
 
@@ -166,6 +167,6 @@ def _table(*shape: int) -> nn.Parameter:
 
 def _resized(table: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize (heads, A, h, w), bilinearly."""
-    if table.shape[2:] == size:
+    if not is_symbolic(*size) and table.shape[2:] == size:
         return table
     return F.interpolate(table, size, mode='bilinear')

@@ -96,6 +96,19 @@ def test_compiles_into_one_graph(name):
     )
 
 
+def test_an_exported_graph_of_agents_serves_feature_maps_of_any_size():
+    """The example has the size of the coarse bias, which no other size must need."""
+    layer, dynamic = AgentAttention2d(8, 2, 4).eval(), torch.export.Dim.DYNAMIC
+    shapes = ({axis: dynamic for axis in (0, 2, 3)},)
+
+    program = torch.export.export(
+        layer, (torch.rand(2, 8, 7, 7),), dynamic_shapes=shapes
+    )
+
+    x = torch.rand(3, 8, 10, 14)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
 def test_gradients_of_single_images_by_torch_func(layer):
     x = torch.rand(3, 8, 7, 9)
 
