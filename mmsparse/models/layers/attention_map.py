@@ -88,6 +88,56 @@ def own_key_weights(
     return logits.softmax(-1)
 
 
+def stripe_map(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    num_heads: int,
+    stripe: tuple[int, int],
+    queries: Tensor,
+) -> AttentionMap:
+    """Compute the attention of some queries to the keys of their stripe.
+
+    Args:
+        name: Name of these heads within the layer.
+        q: Queries, (B, H, W, C).
+        k: Keys, (B, H, W, C).
+        num_heads: Number of heads; divides C.
+        stripe: Height and width of the stripes.
+        queries: Row-major indices into H * W, (n,).
+
+    Returns:
+        The attention map. That of a narrower last stripe has as many keys as others:
+        the tokens before it, which have no weight.
+    """
+    size = q.shape[1:3]
+    query_axes = queries // size[1], queries % size[1]
+    # 1. Along each axis, the keys of every query, and which of them are before its
+    # stripe, (n, side of the stripe).
+    keys, before = [], []
+    for query, length, side in zip(query_axes, size, stripe, strict=True):
+        side = min(side, length)
+        first = (query - query % side)[:, None]
+        keys.append(
+            first.clamp(max=length - side) + torch.arange(side, device=q.device)
+        )
+        before.append(keys[-1] < first)
+    # 2. Both axes combined, (n, M).
+    index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
+    masked = (before[0][:, :, None] | before[1][:, None]).flatten(1)
+    bias = torch.zeros_like(masked, dtype=q.dtype).masked_fill(masked, -torch.inf)
+    # 3. Attention to these keys.
+    weights = own_key_weights(
+        q[:, query_axes[0], query_axes[1]],
+        k.flatten(1, 2)[:, index],
+        num_heads,
+        (q.shape[-1] // num_heads) ** -0.5,
+        bias,
+    )
+    centers = key_centers(size, q).expand(len(q), -1, -1)
+    return AttentionMap(name, weights, index.expand(len(q), -1, -1), centers)
+
+
 def key_centers(
     size: tuple[int, int], like: Tensor, extent: tuple[float, float] = (1, 1)
 ) -> Tensor:
