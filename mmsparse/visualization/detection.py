@@ -13,7 +13,7 @@ LARGEST_DOT = 60  # pt^2
 
 
 def draw_foreground_scores(sample: Sample) -> Figure:
-    """Draw the foreground probability of the tokens of a Focus-DETR, by level."""
+    """Draw the probability by which a token selector ranks tokens, by level."""
     levels = split_levels(sample, sample.recording.tokens.scores[0].sigmoid())
     figure, axes = panels.make_panels(sample, 1, len(levels))
     for axis, (values, corners) in zip(axes[0], levels, strict=True):
@@ -24,7 +24,7 @@ def draw_foreground_scores(sample: Sample) -> Figure:
 
 
 def draw_kept_tokens(sample: Sample) -> Figure:
-    """Draw which tokens the encoder layers of a Focus-DETR keep.
+    """Draw which tokens the encoder layers of a Focus-DETR or Sparse DETR keep.
 
     A row per level, a column per layer. Tokens that are not kept are dark; object
     tokens have a dot.
@@ -36,7 +36,8 @@ def draw_kept_tokens(sample: Sample) -> Figure:
     centers = sample.to_pixels(tokens.kept.centers[0].cpu())
     figure, axes = panels.make_panels(sample, len(sizes), len(kept))
     for i, (mask, marks, *column) in enumerate(zip(kept, objects, *axes, strict=True)):
-        panels.set_title(column[0], f'layer {i + 1}: {mask.float().mean():.0%} kept')
+        layer = f'layer {i + 1}' if len(kept) > 1 else 'all layers'
+        panels.set_title(column[0], f'{layer}: {mask.float().mean():.0%} kept')
         for axis, (values, corners), points, chosen in zip(
             column,
             split_levels(sample, mask),

@@ -19,7 +19,7 @@ SUPPORTED = (
     'attention layers with attention_maps() (BiLevelRoutingAttention, '
     'FullAttention2d, DeformableAttention2d, MultiScaleDeformableAttention2d, '
     'ShuntedSelfAttention, NeighborhoodAttention2d, WindowAttention2d)',
-    'a token selector and its encoder (FocusDETR)',
+    'a token selector and its encoder (FocusDETR, SparseDETR)',
     'a decoder with multi-scale deformable attention (FocusDETR, DINO, DeformableDETR)',
 )
 
@@ -63,7 +63,7 @@ class LayerRecording(NamedTuple):
 
 
 class TokensRecording(NamedTuple):
-    """The tokens of a Focus-DETR."""
+    """The tokens of a Focus-DETR, or of a Sparse DETR: one entry for all layers."""
 
     kept: KeptTokens
     scores: Tensor  # foreground logits, (B, N)
