@@ -47,9 +47,7 @@ class FocusedTransformer(SelectiveTransformer):
 
     Use it as ``class MyDETR(FocusedTransformer, DeformableDETR)``. The DETR must have
     ``memory_trans_fc`` and ``memory_trans_norm``, as two-stage detectors do, and a head
-    with :class:`ForegroundSupervision`. Its ``pre_decoder`` also gets ``proposals``,
-    ``foreground_logits`` and ``level_sizes``; in training it passes the last two to the
-    head.
+    with :class:`ForegroundSupervision`.
 
     Args:
         keep_ratio: Fraction of an image's tokens that is foreground, in (0, 1].
@@ -144,6 +142,26 @@ class FocusedTransformer(SelectiveTransformer):
             foreground_logits=tokens.logits,
             level_sizes=level_sizes,
         )
+
+    def pre_decoder(
+        self,
+        memory: Tensor,  # (B, N, C)
+        memory_mask: Tensor | None,  # True for padding, (B, N)
+        spatial_shapes: Tensor,  # (levels, 2)
+        proposals: Tensor,  # the DETR computes its own
+        foreground_logits: Tensor,  # (B, N)
+        level_sizes: LevelSizes,
+        **samples: OptSampleList,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Prepare the queries; pass the foreground logits to the head in training."""
+        decoder_inputs, head_inputs = super().pre_decoder(
+            memory, memory_mask, spatial_shapes, **samples
+        )
+        if self.training:
+            head_inputs.update(
+                foreground_logits=foreground_logits, level_sizes=level_sizes
+            )
+        return decoder_inputs, head_inputs
 
     @property
     def class_head(self) -> Callable[[Tensor], Tensor]:
