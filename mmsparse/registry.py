@@ -21,6 +21,8 @@ from mmsparse.checkpoint.mmengine import (
 LAZY_MODELS = {
     'FocusDETR': 'mmsparse.models.detectors',
     'FocusDETRHead': 'mmsparse.models.detectors',
+    'SparseDETR': 'mmsparse.models.detectors',
+    'SparseDETRHead': 'mmsparse.models.detectors',
 }
 
 

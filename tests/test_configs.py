@@ -251,6 +251,14 @@ def test_a_detr_has_a_lower_learning_rate_in_its_backbone_and_decays_no_norm(nam
         assert (lr, decay) == (expected, 0.0 if kept else 1.0), parameter
 
 
+def test_sparse_detr_has_the_released_learning_rates_and_decays_everything():
+    for parameter, found in multipliers(
+        'sparse-detr_r50_keep-30_8xb2-50e_coco'
+    ).items():
+        slow = parameter.startswith('backbone.') or 'sampling_offsets' in parameter
+        assert found == (0.1 if slow else 1.0, 1.0), parameter
+
+
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_learning_rate_and_decay_of_segmentors_are_the_published_ones(name):
     of_dat, head = '_dat-' in name, name.partition('_')[0]

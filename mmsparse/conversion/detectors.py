@@ -18,7 +18,7 @@ class Detector:
     """A family of official detectors."""
 
     name: str
-    marker: str  # regular expression of the start of some keys that only it has
+    markers: tuple[str, ...]  # each a regular expression of the start of some keys
     backbone: str  # prefix of its keys
     # From a key to that of the tensor that it repeats, or to itself.
     alias_of: Callable[[str, Weights], str]
@@ -26,10 +26,12 @@ class Detector:
     layout: Callable[[Weights, Sequence[int]], list[Entry]]  # of all but the backbone
     variant: Callable[[Weights], str]  # its name
     note: str  # settings of mmdet's config that the weights need
+    unused: str = r'(?!)'  # regular expression of keys that the authors ignore, too
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
-        return find_prefix(keys, self.marker)
+        found = {find_prefix(keys, marker) for marker in self.markers}
+        return found.pop() if len(found) == 1 else None
 
     def convert(
         self, weights: Weights, backbone_only: bool
@@ -40,6 +42,7 @@ class Detector:
         backbone. An unknown one and weights that do not fit raise ValueError.
         """
         arch = self.variant(weights)
+        weights = {k: x for k, x in weights.items() if not re.search(self.unused, k)}
         weights = self._without_aliases(weights)
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []

@@ -16,6 +16,7 @@ from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.conversion.relatives import find_relative
+from mmsparse.conversion.sparse_detr import SPARSE_DETR
 from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone, recognize_official
 
@@ -171,7 +172,10 @@ FAMILIES = {
     )
 }
 
-DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}
+# The first that fits counts: Sparse DETR has the keys of Deformable DETR, and others.
+DETECTORS = {
+    family.name: family for family in (SPARSE_DETR, DEFORMABLE_DETR, DINO, FOCUS_DETR)
+}
 
 
 def recognize(keys: Collection[str]) -> Official | None:

@@ -13,7 +13,7 @@ LARGEST_DOT = 60  # pt^2
 
 
 def draw_foreground_scores(sample: Sample) -> Figure:
-    """Draw the foreground probability of the tokens of a Focus-DETR, by level."""
+    """Draw the probability by which a token selector ranks tokens, by level."""
     levels = split_levels(sample, sample.recording.tokens.scores[0].sigmoid())
     figure, axes = panels.make_panels(sample, 1, len(levels))
     for axis, (values, corners) in zip(axes[0], levels, strict=True):
@@ -24,19 +24,24 @@ def draw_foreground_scores(sample: Sample) -> Figure:
 
 
 def draw_kept_tokens(sample: Sample) -> Figure:
-    """Draw which tokens the encoder layers of a Focus-DETR keep.
+    """Draw which tokens the encoder layers of a Focus-DETR or Sparse DETR keep.
 
-    A row per level, a column per layer. Tokens that are not kept are dark; object
-    tokens have a dot.
+    A row per level, a column per layer; levels are next to each other if all layers
+    keep the same. Tokens that are not kept are dark; object tokens have a dot.
     """
     tokens = sample.recording.tokens
     kept, objects = tokens.kept.kept[0], tokens.objects[0].cpu()
     sizes = tokens.kept.level_sizes
     lengths = [rows * columns for rows, columns in sizes]
     centers = sample.to_pixels(tokens.kept.centers[0].cpu())
-    figure, axes = panels.make_panels(sample, len(sizes), len(kept))
+    if len(kept) > 1:
+        figure, axes = panels.make_panels(sample, len(sizes), len(kept))
+    else:
+        figure, (levels,) = panels.make_panels(sample, 1, len(sizes))
+        axes = [[axis] for axis in levels]
     for i, (mask, marks, *column) in enumerate(zip(kept, objects, *axes, strict=True)):
-        panels.set_title(column[0], f'layer {i + 1}: {mask.float().mean():.0%} kept')
+        layer = f'layer {i + 1}' if len(kept) > 1 else 'all layers'
+        panels.set_title(column[0], f'{layer}: {mask.float().mean():.0%} kept')
         for axis, (values, corners), points, chosen in zip(
             column,
             split_levels(sample, mask),

@@ -18,7 +18,7 @@ from mmsparse.models import layers
 
 SUPPORTED = (
     f'attention layers with attention_maps() ({", ".join(layers.__all__)})',
-    'a token selector and its encoder (FocusDETR)',
+    'a token selector and its encoder (FocusDETR, SparseDETR)',
     'a decoder with multi-scale deformable attention (FocusDETR, DINO, DeformableDETR)',
 )
 
@@ -62,7 +62,7 @@ class LayerRecording(NamedTuple):
 
 
 class TokensRecording(NamedTuple):
-    """The tokens of a Focus-DETR."""
+    """The tokens of a Focus-DETR, or of a Sparse DETR: one entry for all layers."""
 
     kept: KeptTokens
     scores: Tensor  # foreground logits, (B, N)

@@ -1,5 +1,7 @@
 """Drawings of a Focus-DETR with random weights, on a resized and flipped image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,19 @@ def test_kept_cells_are_transparent_and_flipped_with_the_image(detector_sample):
     share = first.float().mean()
     assert figure.axes[0].get_title() == f'layer 1: {share:.0%} kept'
     assert figure.axes[2].get_ylabel() == '6x9 cells'
+
+
+def test_one_selection_for_all_layers_has_its_levels_in_a_row(detector_sample):
+    tokens = detector_sample.recording.tokens
+    same = tokens.kept._replace(kept=tokens.kept.kept[:, :1])
+    recording = replace(detector_sample.recording, tokens=tokens._replace(kept=same))
+
+    figure = draw_kept_tokens(replace(detector_sample, recording=recording))
+
+    share = same.kept[0, 0].float().mean()
+    assert figure.axes[0].get_title() == f'all layers: {share:.0%} kept'
+    grids = [axis.get_subplotspec().get_gridspec() for axis in figure.axes]
+    assert {(grid.nrows, grid.ncols) for grid in grids} == {(1, 3)}
 
 
 def test_object_tokens_are_among_the_kept_and_drawn_at_their_centers(
