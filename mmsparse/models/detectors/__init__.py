@@ -3,6 +3,13 @@
 The only modules of mmsparse that need mmdet.
 """
 
+from mmsparse.models.detectors.dc5_resnet import DC5ResNet
+from mmsparse.models.detectors.detr_panoptic_fusion import DETRPanopticFusionHead
+from mmsparse.models.detectors.detr_panoptic_head import (
+    DETRPanopticHead,
+    MaskNetwork,
+    QueryAttentionMap,
+)
 from mmsparse.models.detectors.focus_detr import (
     FocusDETR,
     FocusDETRHead,
@@ -17,9 +24,13 @@ from mmsparse.models.detectors.foreground_loss import (
     ForegroundSupervision,
 )
 from mmsparse.models.detectors.mmcv_operators import replace_operators
+from mmsparse.models.detectors.panoptic_detr import PanopticDETR
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
 
 __all__ = [
+    'DC5ResNet',
+    'DETRPanopticFusionHead',
+    'DETRPanopticHead',
     'FocusDETR',
     'FocusDETRHead',
     'FocusEncoder',
@@ -28,5 +39,8 @@ __all__ = [
     'ForegroundLoss',
     'ForegroundSupervision',
     'ForegroundTokenSelector',
+    'MaskNetwork',
+    'PanopticDETR',
+    'QueryAttentionMap',
     'replace_operators',
 ]
