@@ -12,6 +12,8 @@ from mmsparse.checkpoint.state_dict import find_prefix
 from mmsparse.conversion.host_backbones import find_backbone
 from mmsparse.conversion.layout import Entry, Weights, below, compare, translate
 
+ClassIds = Collection[int] | str | None
+
 
 @dataclass(frozen=True)
 class Detector:
@@ -26,13 +28,16 @@ class Detector:
     layout: Callable[[Weights, Sequence[int]], list[Entry]]  # of all but the backbone
     variant: Callable[[Weights], str]  # its name
     note: str  # settings of mmdet's config that the weights need
+    # From the weights and ``class_ids`` of ``convert_official`` to the weights with
+    # the rows of these ids; None for families that have a row for each class.
+    select_classes: Callable[[Weights, ClassIds], Weights] | None = None
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
         return find_prefix(keys, self.marker)
 
     def convert(
-        self, weights: Weights, backbone_only: bool
+        self, weights: Weights, backbone_only: bool, class_ids: ClassIds = None
     ) -> tuple[str, dict[str, Tensor]]:
         """Return a description of the model, and mmdet's state dict.
 
@@ -41,6 +46,8 @@ class Detector:
         """
         arch = self.variant(weights)
         weights = self._without_aliases(weights)
+        if self.select_classes is not None:
+            weights = self.select_classes(weights, class_ids)
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []
         if of_backbone:

@@ -13,6 +13,7 @@ from mmsparse.checkpoint.safe_pickle import walk
 from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
+from mmsparse.conversion.detr import DETR, DETR_PANOPTIC
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.conversion.relatives import find_relative
@@ -171,7 +172,12 @@ FAMILIES = {
     )
 }
 
-DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}
+# The first that fits counts: the panoptic model contains a DETR, and the keys that mark
+# a Deformable DETR are in both.
+DETECTORS = {
+    family.name: family
+    for family in (DETR_PANOPTIC, DETR, DEFORMABLE_DETR, DINO, FOCUS_DETR)
+}
 
 
 def recognize(keys: Collection[str]) -> Official | None:

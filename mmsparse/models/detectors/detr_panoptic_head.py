@@ -10,6 +10,7 @@ one, image by image, and what the queries of an image share is computed once.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -111,17 +112,19 @@ class MaskNetwork(nn.Module):
         _check(in_channels + num_heads, feat_channels, channels)
         self.chunk_size = chunk_size
         self.with_cp = with_cp
-        # Named as in the official code: the two first layers are on the coarsest map,
-        # each of the others follows the addition of a finer one.
-        inputs = in_channels + num_heads
-        outputs = [inputs, *(channels // 2**i for i in range(1, NUM_FEATS + 2))]
-        for i, width in enumerate(outputs, start=1):
-            self.add_module(f'lay{i}', nn.Conv2d(inputs, width, 3, padding=1))
-            self.add_module(f'gn{i}', nn.GroupNorm(NUM_GROUPS, width))
-            inputs = width
-        for i, width in enumerate(feat_channels[::-1], start=1):
-            self.add_module(f'adapter{i}', nn.Conv2d(width, outputs[i], 1))
-        self.out_lay = nn.Conv2d(inputs, 1, 3, padding=1)
+        # Two convolutions on the coarsest map, and one after adding each finer map.
+        first = in_channels + num_heads
+        widths = [first, *(channels // 2**i for i in range(1, NUM_FEATS + 2))]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inputs, width, 3, padding=1)
+            for inputs, width in pairwise([first, *widths])
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(NUM_GROUPS, width) for width in widths)
+        self.adapters = nn.ModuleList(  # coarse to fine
+            nn.Conv2d(inputs, width, 1)
+            for inputs, width in zip(feat_channels[::-1], widths[1:-1], strict=True)
+        )
+        self.out_conv = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(
         self, attention: Tensor, src: Tensor, feats: Sequence[Tensor]
@@ -136,12 +139,12 @@ class MaskNetwork(nn.Module):
         Returns:
             Mask logits of the size of the finest map, (Q, H, W).
         """
-        # The first layer is linear: what it makes of the image is the same for all.
-        weight = self.lay1.weight[:, : len(src)]
-        shared = F.conv2d(src[None], weight, self.lay1.bias, padding=1)
+        # A convolution is linear: its part on the image is the same for all queries.
+        first = self.convs[0]
+        shared = F.conv2d(src[None], first.weight[:, : len(src)], first.bias, padding=1)
         finer = [
-            self.get_submodule(f'adapter{i}')(feat[None])
-            for i, feat in enumerate(feats[::-1], start=1)
+            adapter(feat[None])
+            for adapter, feat in zip(self.adapters, feats[::-1], strict=True)
         ]
         chunks = attention.split(self.chunk_size or max(len(attention), 1))
         if self.with_cp and attention.requires_grad:
@@ -154,15 +157,15 @@ class MaskNetwork(nn.Module):
         return torch.cat(masks)
 
     def _refine(self, attention: Tensor, shared: Tensor, *finer: Tensor) -> Tensor:
-        weight = self.lay1.weight[:, -attention.shape[1] :]
+        weight = self.convs[0].weight[:, -attention.shape[1] :]
         x = shared + F.conv2d(attention, weight, padding=1)  # (Q, C, h, w)
-        x = self.lay2(self.gn1(x).relu())
-        x = self.gn2(x).relu()
-        for i, feat in enumerate(finer, start=3):
-            x = feat + F.interpolate(x, feat.shape[-2:])  # nearest
-            x = self.get_submodule(f'lay{i}')(x)
-            x = self.get_submodule(f'gn{i}')(x).relu()
-        return self.out_lay(x)[:, 0]
+        x = self.norms[0](x).relu()
+        maps = (None, *finer)
+        for conv, norm, feat in zip(self.convs[1:], self.norms[1:], maps, strict=True):
+            if feat is not None:
+                x = feat + F.interpolate(x, feat.shape[-2:])  # nearest
+            x = norm(conv(x)).relu()
+        return self.out_conv(x)[:, 0]
 
 
 @MODELS.register_module()

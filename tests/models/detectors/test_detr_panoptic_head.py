@@ -53,17 +53,12 @@ def plain(network, attention, src, *feats):
     """The network as in the paper: every query with its own copy of everything."""
     queries = len(attention)
     x = torch.cat([src.expand(queries, -1, -1, -1), attention], dim=1)
-    x = network.gn1(network.lay1(x)).relu()
-    x = network.gn2(network.lay2(x)).relu()
-    adapters = network.adapter1, network.adapter2, network.adapter3
-    layers = network.lay3, network.lay4, network.lay5
-    norms = network.gn3, network.gn4, network.gn5
-    for adapter, feat, layer, norm in zip(
-        adapters, feats[::-1], layers, norms, strict=True
-    ):
-        finer = adapter(feat.expand(queries, -1, -1, -1))
-        x = norm(layer(finer + F.interpolate(x, finer.shape[-2:]))).relu()
-    return network.out_lay(x)[:, 0]
+    for i, (conv, norm) in enumerate(zip(network.convs, network.norms, strict=True)):
+        if i > 1:
+            finer = network.adapters[i - 2](feats[-i + 1].expand(queries, -1, -1, -1))
+            x = finer + F.interpolate(x, finer.shape[-2:])
+        x = norm(conv(x)).relu()
+    return network.out_conv(x)[:, 0]
 
 
 @pytest.mark.parametrize(
