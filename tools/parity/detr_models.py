@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.detectors import Detector
-from mmsparse.conversion.detr import DETR, DETR_PANOPTIC, PANOPTIC, PUBLISHED
+from mmsparse.conversion.detr import DETR, DETR_PANOPTIC, PANOPTIC
 from mmsparse.conversion.host_backbones import resnet
 from mmsparse.conversion.layout import below
 from parity.cases import Case
@@ -31,7 +31,8 @@ def run_detector(case: Case) -> dict[str, Any]:
     """
     arguments = case.info['constructor']
     official = case.state or _generate(case)
-    found = convert(official)
+    # All rows of classes: those of COCO's classes alone would change the scores.
+    found = convert(official, class_ids='all')
     model = _build_model(arguments)
     model.load_state_dict(found.state_dict)
     inputs, samples = _preprocess(case, model)
@@ -56,19 +57,18 @@ def run_detector(case: Case) -> dict[str, Any]:
         'memory': memory,
         'hs': states,
         'pred_boxes': boxes[-1],
-        'pred_logits': _kept_rows(case, 'pred_logits', logits[-1]),
+        'pred_logits': logits[-1],
         'attention.encoder_last': calls[attention].output[1],
         'attention.decoder_last': calls[cross].output[1],
         **detections(case, model.bbox_head, logits[-1], boxes[-1], samples),
     }
     for i, (layer_logits, layer_boxes) in enumerate(zip(logits, boxes, strict=True)):
-        name = f'aux.{i}.pred_logits'
-        outputs[name] = _kept_rows(case, name, layer_logits)
+        outputs[f'aux.{i}.pred_logits'] = layer_logits
         outputs[f'aux.{i}.pred_boxes'] = layer_boxes
-    if not arguments['backbone']['masks']:
-        return outputs
     queries = case.info.get('stored_queries') or list(range(states.shape[2]))
     outputs['attention.decoder_last'] = outputs['attention.decoder_last'][:, queries]
+    if not arguments['backbone']['masks']:
+        return outputs
     chosen, head = states[-1][:, queries], model.mask_head
     *feats, last = maps
     with torch.no_grad():
@@ -77,14 +77,6 @@ def run_detector(case: Case) -> dict[str, Any]:
         masks = head(list(chosen), memory, padding, last, feats)
     outputs['pred_masks'] = torch.stack(masks)
     return outputs
-
-
-def _kept_rows(case: Case, name: str, logits: Tensor) -> Any:
-    """Return logits, and of the official ones those that the conversion keeps."""
-    number = case.info['constructor']['num_classes']
-    if number not in PUBLISHED or name not in case.tensors:
-        return logits
-    return logits, case.tensors[name][..., [*PUBLISHED[number], number]]
 
 
 def _generate(case: Case) -> dict[str, Tensor]:
@@ -141,7 +133,6 @@ def _build_model(arguments: Arguments) -> detectors.DETR:
     layer = dict(self_attn_cfg=attention, ffn_cfg=ffn)
     widths = _stage_widths(arguments, DETR_PANOPTIC)
     number = arguments['num_classes']
-    number = len(PUBLISHED.get(number, range(number)))
     settings = dict(
         type='DETR',
         num_queries=arguments['num_queries'],
