@@ -51,7 +51,7 @@ class LoadPanopticSegments(LoadAnnotations):
         path = results.get('seg_map_path')
         if path is None:
             return results
-        ids = _segment_ids(get(path, backend_args=self.backend_args))
+        ids = segment_ids(get(path, backend_args=self.backend_args))
         masks, labels = [], []
         for segment in results['segments_info']:
             mask = ids == segment['id']
@@ -84,7 +84,7 @@ class LoadPanopticSegments(LoadAnnotations):
         )
 
 
-def _segment_ids(png: bytes) -> np.ndarray:
-    """Decode the id of every pixel, red + 256 * green + 256 ** 2 * blue, (H, W)."""
+def segment_ids(png: bytes) -> np.ndarray:
+    """Decode the ids of segments, red + 256 * green + 256 ** 2 * blue, (H, W)."""
     colors = mmcv.imfrombytes(png, flag='color', channel_order='rgb').astype(np.int64)
     return colors @ np.array([1, 256, 256**2])

@@ -1,59 +1,163 @@
-"""Panoptic quality, with its requirements checked before a training."""
+"""Panoptic quality of segments."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mmdet.evaluation.metrics import CocoPanopticMetric, coco_panoptic_metric
+import numpy as np
+from mmdet.evaluation.functional import INSTANCE_OFFSET
+from mmdet.evaluation.metrics.coco_panoptic_metric import (
+    parse_pq_results,
+    print_panoptic_table,
+)
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import get
+from mmengine.logging import MMLogger
 
-from mmsparse.errors import UsageError
+from mmsparse.datasets.panoptic import segment_ids
 from mmsparse.registry import METRICS
 
-INSTALL = 'pip install --no-deps panopticapi-lite==0.2.0'  # it wants an old numpy
+VOID = -1  # label of pixels without a segment
+IOU, TP, FP, FN = range(4)  # columns of counts
 
 
 @METRICS.register_module()
-class PanopticQuality(CocoPanopticMetric):
-    """mmdet's ``CocoPanopticMetric``, which says at once what it cannot evaluate.
+class PanopticQuality(BaseMetric):
+    """PQ, SQ and RQ of all classes, of things (``_th``) and of stuff (``_st``).
 
-    The metrics are PQ, SQ and RQ of all classes, of things (``_th``) and stuff
-    (``_st``). mmdet's fails after the first epoch if a requirement is not met.
+    Paper: `Panoptic Segmentation <https://arxiv.org/abs/1801.00868>`_, section 4. The
+    results are those of mmdet's ``CocoPanopticMetric``, without the package
+    ``panopticapi`` and temporary files, and for data with things or stuff alone, whose
+    other qualities are NaN.
 
     Args:
-        **arguments: Those of mmdet's CocoPanopticMetric.
-
-    Raises:
-        UsageError: The package ``panopticapi`` is missing; or the annotation file has
-            no class of things or none of stuff, or images that are not JPEG.
+        ann_file: Annotation file in COCO's panoptic format.
+        seg_prefix: Folder of its PNG files.
+        classwise: Also print the qualities of every class.
+        backend_args: Settings of mmengine's file backend, for the PNG files.
+        **arguments: Those of mmengine's BaseMetric.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        if coco_panoptic_metric.panopticapi is None:
-            self.tmp_dir = None  # mmdet removes it in the end
-            raise UsageError(
-                'The panoptic quality needs the package panopticapi, which is not on '
-                f'PyPI under this name; install it by {INSTALL}.'
-            )
+    default_prefix = 'coco_panoptic'
+
+    def __init__(
+        self,
+        ann_file: str,
+        seg_prefix: str,
+        classwise: bool = False,
+        backend_args: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        if self.categories is not None:
-            _check_categories(self.categories.values())
-            _check_images(self._coco_api.imgs.values())
+        content = json.loads(get(ann_file, backend_args=backend_args))
+        self._names = {x['id']: x['name'] for x in content['categories']}
+        self._truths = {x['image_id']: x for x in content['annotations']}
+        self.seg_prefix = seg_prefix
+        self.classwise = classwise
+        self.backend_args = backend_args
 
-
-def _check_categories(categories: Iterable[dict[str, Any]]) -> None:
-    found = {bool(category.get('isthing')) for category in categories}
-    for is_thing, name in ((True, 'things'), (False, 'stuff')):
-        if is_thing not in found:
-            raise UsageError(
-                f'ann_file must have classes of things and of stuff, whose qualities '
-                f'are averaged separately; it has none of {name} (isthing='
-                f'{int(is_thing)} of its categories).'
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count matched and unmatched segments of a batch by class."""
+        classes = list(self.dataset_meta['classes'])
+        for sample in data_samples:
+            truth = self._truths[sample['img_id']]
+            path = Path(self.seg_prefix, truth['file_name'])
+            ids = segment_ids(get(path, backend_args=self.backend_args))
+            labels, crowds = {}, set()
+            for segment in truth['segments_info']:
+                name = self._names[segment['category_id']]
+                labels[segment['id']] = classes.index(name) if name in classes else VOID
+                if segment.get('iscrowd'):
+                    crowds.add(segment['id'])
+            predicted = sample['pred_panoptic_seg']['sem_seg'][0].cpu().numpy()
+            self.results.append(
+                count_segments(ids, labels, crowds, predicted, len(classes))
             )
 
+    def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
+        """Return the qualities over all images, in percent."""
+        counts = np.sum(results, axis=0)  # (classes, 4)
+        classes, things = (self.dataset_meta[x] for x in ('classes', 'thing_classes'))
+        is_thing = np.array([name in things for name in classes])
+        groups = {
+            'All': np.ones_like(is_thing),
+            'Things': is_thing,
+            'Stuff': ~is_thing,
+        }
+        found = {name: average_quality(counts[rows]) for name, rows in groups.items()}
+        each = None
+        if self.classwise:
+            each = {
+                name: average_quality(counts[i : i + 1])
+                for i, name in enumerate(classes)
+            }
+        print_panoptic_table(found, each, logger=MMLogger.get_current_instance())
+        return parse_pq_results(found)
 
-def _check_images(images: Iterable[dict[str, Any]]) -> None:
-    for image in images:
-        if not image['file_name'].endswith('.jpg'):
-            raise UsageError(
-                "ann_file must have images that end with '.jpg', from which mmdet "
-                f'makes the names of the PNG files; got {image["file_name"]!r}.'
-            )
+
+def count_segments(
+    ids: np.ndarray,
+    labels: dict[int, int],
+    crowds: set[int],
+    predicted: np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
+    """Match the predicted segments of an image with the true ones.
+
+    Args:
+        ids: Id of the true segment of every pixel, (H, W).
+        labels: Class of every true segment by its id; pixels of others are void.
+        crowds: Ids of true segments that are no single object.
+        predicted: Class + ``INSTANCE_OFFSET`` * instance of every pixel, (H, W); those
+            of class ``num_classes`` have no segment.
+        num_classes: Number of classes.
+
+    Returns:
+        For each class the sum of the IoUs of matched segments, and the numbers of
+        matched, only predicted and only true segments, (classes, 4).
+    """
+    # 1. Areas of all overlaps, (T, P), with the classes of their segments.
+    true_ids, rows = np.unique(ids, return_inverse=True)
+    values, columns = np.unique(predicted, return_inverse=True)
+    shape = len(true_ids), len(values)
+    pairs = np.ravel_multi_index((rows.ravel(), columns.ravel()), shape)
+    overlap = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    truth = np.array([labels.get(number, VOID) for number in true_ids.tolist()])
+    crowd = np.array([number in crowds for number in true_ids.tolist()])
+    found = np.where(
+        values % INSTANCE_OFFSET < num_classes, values % INSTANCE_OFFSET, -2
+    )
+    same = truth[:, None] == found
+
+    # 2. IoU without void pixels. Above one half, a segment has one match at most.
+    in_void = overlap[truth == VOID].sum(0)
+    areas = overlap.sum(0)
+    union = overlap.sum(1, keepdims=True) + areas - overlap - in_void
+    iou = overlap / union.clip(min=1)
+    single = (truth != VOID) & ~crowd
+    matched = (iou > 0.5) & same & single[:, None]
+
+    # 3. A prediction that is mostly void or crowd is no mistake.
+    ignored = in_void + (overlap * (same & crowd[:, None])).sum(0)
+    wrong = (found >= 0) & ~matched.any(0) & (2 * ignored <= areas)
+    missed = single & ~matched.any(1)
+    counts = np.zeros((num_classes, 4))
+    of_match = truth[matched.nonzero()[0]]
+    np.add.at(counts[:, IOU], of_match, iou[matched])
+    for column, classes in ((TP, of_match), (FP, found[wrong]), (FN, truth[missed])):
+        counts[:, column] = np.bincount(classes, minlength=num_classes)
+    return counts
+
+
+def average_quality(counts: np.ndarray) -> dict[str, float]:
+    """Average the qualities of the classes that occur, (classes, 4); NaN for none."""
+    counts = counts[counts[:, TP:].any(1)]
+    if not len(counts):
+        return dict(pq=np.nan, sq=np.nan, rq=np.nan, n=0)
+    iou, tp, fp, fn = counts.T
+    size = tp + (fp + fn) / 2
+    qualities = dict(pq=iou / size, sq=iou / tp.clip(min=1), rq=tp / size)
+    return {name: float(x.mean()) for name, x in qualities.items()} | dict(
+        n=len(counts)
+    )

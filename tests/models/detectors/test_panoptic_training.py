@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-from mmdet.evaluation.metrics import coco_panoptic_metric
 from tiny_panoptic import METAINFO, panoptic_config, write_panoptic_data
 
 CONFIG = """
@@ -43,9 +41,6 @@ val_cfg = dict()
 """
 
 
-@pytest.mark.skipif(
-    coco_panoptic_metric.panopticapi is None, reason='panopticapi is not installed'
-)
 def test_two_iterations_and_the_panoptic_quality(tmp_path, run_tool, request):
     write_panoptic_data(tmp_path / 'data')
     resnet = dict(
