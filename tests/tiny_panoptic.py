@@ -21,6 +21,15 @@ METAINFO = dict(
 )
 
 
+class FourMaps(Pyramid):
+    """A minimal backbone with feature maps of strides 8 to 64."""
+
+    out_indices = (0, 1, 2, 3)
+
+    def __init__(self):
+        super().__init__(levels=4)
+
+
 def panoptic_config(**changes):
     """The config of a tiny panoptic DETR."""
     attention = dict(embed_dims=128, num_heads=8, dropout=0.0)
@@ -35,7 +44,7 @@ def panoptic_config(**changes):
         type='mmsparse.PanopticDETR',
         num_queries=6,
         data_preprocessor=dict(type='DetDataPreprocessor'),
-        backbone=dict(type=Pyramid, levels=4),
+        backbone=dict(type=FourMaps),
         neck=dict(
             type='ChannelMapper',
             in_channels=[4],

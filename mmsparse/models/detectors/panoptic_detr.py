@@ -94,6 +94,14 @@ class PanopticDETR(DETR):
                 'mask_head.embed_dims must be that of the transformer, '
                 f'{self.embed_dims}; got {self.mask_head.embed_dims}.'
             )
+        indices = getattr(self.backbone, 'out_indices', ())
+        expected = len(self.mask_head.feat_channels) + 1
+        if indices and len(indices) != expected:
+            raise ValueError(
+                f'backbone.out_indices must have {expected} stages: the transformer '
+                'encodes the last feature map, and the mask head adds the others; got '
+                f'{tuple(indices)}.'
+            )
 
     @property
     def num_things_classes(self) -> int:
@@ -135,8 +143,7 @@ class PanopticDETR(DETR):
             raise ValueError(
                 'mask_head.feat_channels must be the channels of all feature maps of '
                 f'the backbone but the last, {channels}; got '
-                f'{self.mask_head.feat_channels}. Set out_indices=(0, 1, 2, 3) of the '
-                'backbone.'
+                f'{self.mask_head.feat_channels}.'
             )
         return (*feats, self.neck((last,))[-1])
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from tiny_detectors import Pyramid
 from tiny_panoptic import build_panoptic, make_segments, panoptic_config
 
 from mmsparse.models.detectors.panoptic_detr import match_queries, padded_masks
@@ -155,20 +156,23 @@ def test_the_model_says_what_it_is():
             dict(mask_head=dict(type='mmsparse.DETRPanopticHead')),
             r'mask_head\.embed_dims must be .*, 128; got 256\.',
         ),
+        (
+            dict(backbone=dict(type=Pyramid)),
+            r'backbone\.out_indices must have 4 stages: .*; got \(1, 2, 3\)\.',
+        ),
     ],
-    ids=['no boxes', 'classes', 'width'],
+    ids=['no boxes', 'classes', 'width', 'three maps'],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build_panoptic(**changes)
 
 
-def test_another_number_of_feature_maps_is_refused():
-    config = panoptic_config()
-    config['backbone']['levels'] = 2
-    model = build_panoptic(backbone=config['backbone'])
+def test_other_channels_of_feature_maps_are_refused():
+    head = dict(panoptic_config()['mask_head'], feat_channels=(4, 4, 8))
+    model = build_panoptic(mask_head=head)
 
-    with pytest.raises(ValueError, match=r'\(4,\); got \(4, 4, 4\)\. Set out_indices'):
+    with pytest.raises(ValueError, match=r', \(4, 4, 4\); got \(4, 4, 8\)\.'):
         model.loss(*make_segments(SIZES))
 
 
