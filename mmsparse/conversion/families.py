@@ -13,6 +13,7 @@ from mmsparse.checkpoint.safe_pickle import walk
 from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
+from mmsparse.conversion.detr import DETR, DETR_PANOPTIC
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.conversion.relatives import find_relative
@@ -172,9 +173,18 @@ FAMILIES = {
     )
 }
 
-# The first that fits counts: Sparse DETR has the keys of Deformable DETR, and others.
+# The first that fits counts: the panoptic model contains a DETR, and both DETR and Sparse
+# DETR have the keys that mark a Deformable DETR.
 DETECTORS = {
-    family.name: family for family in (SPARSE_DETR, DEFORMABLE_DETR, DINO, FOCUS_DETR)
+    family.name: family
+    for family in (
+        DETR_PANOPTIC,
+        DETR,
+        SPARSE_DETR,
+        DEFORMABLE_DETR,
+        DINO,
+        FOCUS_DETR,
+    )
 }
 
 

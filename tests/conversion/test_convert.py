@@ -330,7 +330,7 @@ def test_a_head_without_bias_is_an_error():
         (
             {'conv1.weight': torch.ones(1)},
             {},
-            r"not those of sparse_detr or .*; they begin with \['conv1.weight",
+            r"not those of detr_panoptic or .*; they begin with \['conv1.weight",
         ),
         (
             {'conv1.weight': torch.ones(1)},

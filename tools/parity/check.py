@@ -11,6 +11,7 @@ FAMILIES = (
     'biformer',
     'dat',
     'deformable_detr',
+    'detr',
     'focus_detr',
     'shunted',
     'sparse_detr',

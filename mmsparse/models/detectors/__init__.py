@@ -7,6 +7,13 @@ from mmsparse.models.detectors.attention_map_loss import (
     AttentionMapLoss,
     DecoderAttentionMap,
 )
+from mmsparse.models.detectors.dc5_resnet import DC5ResNet
+from mmsparse.models.detectors.detr_panoptic_fusion import DETRPanopticFusionHead
+from mmsparse.models.detectors.detr_panoptic_head import (
+    DETRPanopticHead,
+    MaskNetwork,
+    QueryAttentionMap,
+)
 from mmsparse.models.detectors.focus_detr import (
     FocusDETR,
     FocusDETRHead,
@@ -21,6 +28,7 @@ from mmsparse.models.detectors.foreground_loss import (
     ForegroundSupervision,
 )
 from mmsparse.models.detectors.mmcv_operators import replace_operators
+from mmsparse.models.detectors.panoptic_detr import PanopticDETR
 from mmsparse.models.detectors.selective_encoder import (
     SelectiveEncoder,
     SelectiveEncoderLayer,
@@ -34,6 +42,9 @@ from mmsparse.models.detectors.token_selector import (
 
 __all__ = [
     'AttentionMapLoss',
+    'DC5ResNet',
+    'DETRPanopticFusionHead',
+    'DETRPanopticHead',
     'DecoderAttentionMap',
     'FocusDETR',
     'FocusDETRHead',
@@ -43,6 +54,9 @@ __all__ = [
     'ForegroundLoss',
     'ForegroundSupervision',
     'ForegroundTokenSelector',
+    'MaskNetwork',
+    'PanopticDETR',
+    'QueryAttentionMap',
     'SelectiveEncoder',
     'SelectiveEncoderLayer',
     'SelectiveTransformer',
