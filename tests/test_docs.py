@@ -127,6 +127,20 @@ def test_the_backbones_page_shows_what_its_program_prints(
     assert names['gray'](torch.rand(1, 1, 64, 64))[-1].shape == (1, 512, 2, 2)
 
 
+def test_the_page_of_the_skeleton_builds_its_models():
+    first, attention = examples('staged_transformer')
+    names = {}
+
+    exec(first, names)
+    exec(attention, names)
+    with torch.device('meta'):
+        model = create_model('staged-tiny', attention=names['attention'])
+
+    assert [x.shape[2] for x in names['feature_maps']] == [56, 28, 14, 7]
+    types = [type(stage[0].attn).__name__ for stage in model.backbone.stages]
+    assert types[2:] == ['DeformableAttention2d', 'FullAttention2d']
+
+
 def test_the_backbones_page_decays_learning_rates_by_layer(tmp_path):
     *_, example = examples('backbones')
     cfg = read_example(example, tmp_path)
