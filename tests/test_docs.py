@@ -98,7 +98,7 @@ def test_every_option_of_focus_detr_has_a_row():
     for name, config in rows:
         model = read_config(str(ROOT / config)).model
         changed[name] = {**model.bbox_head.get('loss_foreground', {}), **model}[name]
-    assert len(changed) == 10
+    assert len(changed) == 11
     assert changed['cascade'] == (0.6,) * 6
     assert changed['norm'] == 'batch'
 

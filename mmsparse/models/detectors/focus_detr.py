@@ -61,7 +61,10 @@ class FocusedTransformer:
         value_source: Values of the deformable attention: the ``input`` of the encoder
             in all layers, as released, or the ``current`` tokens, as in the paper.
         object_score: How foreground and class scores are combined: product of their
-            ``logit``, as released, or of their ``prob``, as in the paper.
+            ``logit``, as released, or of their ``prob``, as in the paper; or only the
+            ``class`` or the ``foreground``.
+        top_down: Whether the foreground logits of a coarser level scale the tokens of
+            the next finer one.
         per_image: Keep a fraction of the tokens of each image. Otherwise the image with
             the most tokens decides for the batch, as released, and the detections of an
             image depend on the rest of its batch.
@@ -82,6 +85,7 @@ class FocusedTransformer:
         num_object_tokens: int = 300,
         value_source: str = 'input',
         object_score: str = 'logit',
+        top_down: bool = True,
         per_image: bool = False,
         global_pool: str = 'all',
         score_border: bool = False,
@@ -92,6 +96,7 @@ class FocusedTransformer:
                 raise ValueError(f'{name} must be in (0, 1]; got {ratios}.')
         self.keep_ratio = keep_ratio
         self.cascade = tuple(cascade)
+        self.top_down = top_down
         self.per_image = per_image
         self.global_pool = global_pool
         self.score_border = score_border
@@ -108,7 +113,7 @@ class FocusedTransformer:
         super()._init_layers()
         self.encoder = FocusEncoder(**encoder, **self._encoder_options)
         self.token_selector = ForegroundTokenSelector(
-            self.embed_dims, self.num_feature_levels, self.global_pool
+            self.embed_dims, self.num_feature_levels, self.global_pool, self.top_down
         )
         replace_operators(self)
         self._check()

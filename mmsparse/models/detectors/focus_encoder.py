@@ -22,6 +22,8 @@ from mmsparse.models.layers.common import check_choice
 from mmsparse.ops._precision import no_autocast
 from mmsparse.ops.tokens import (
     TokenSelection,
+    class_score,
+    foreground_score,
     gather_tokens,
     logit_product,
     probability_product,
@@ -29,7 +31,12 @@ from mmsparse.ops.tokens import (
 )
 
 VALUE_SOURCES = ('input', 'current')
-OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
+OBJECT_SCORES = {
+    'logit': logit_product,
+    'prob': probability_product,
+    'class': class_score,
+    'foreground': foreground_score,
+}
 
 
 class FocusEncoder(DeformableDetrTransformerEncoder):
@@ -41,7 +48,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         value_source: Values of the deformable attention: the ``input`` in all layers,
             or the ``current`` tokens.
         object_score: Product of the ``logit`` or of the ``prob`` of foreground and
-            class.
+            class; or the ``class`` or the ``foreground`` alone.
         **arguments: Those of mmdet's encoder.
 
     Raises:

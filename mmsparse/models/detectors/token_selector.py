@@ -25,13 +25,18 @@ class ForegroundTokenSelector(nn.Module):
         embed_dims: C of the tokens, a multiple of 4.
         num_levels: Number of levels.
         global_pool: Cells to average over: ``all``, or only the ``valid`` ones.
+        top_down: Whether coarse levels guide finer ones; otherwise there is no alpha.
 
     Raises:
         ValueError: ``global_pool`` is unknown.
     """
 
     def __init__(
-        self, embed_dims: int, num_levels: int, global_pool: str = 'all'
+        self,
+        embed_dims: int,
+        num_levels: int,
+        global_pool: str = 'all',
+        top_down: bool = True,
     ) -> None:
         super().__init__()
         check_choice('global_pool', global_pool, GLOBAL_POOLS)
@@ -47,12 +52,13 @@ class ForegroundTokenSelector(nn.Module):
             nn.Linear(embed_dims // 4, 1),
         )
         # From the coarsest level down: alpha[0] scales the second coarsest.
-        self.alpha = nn.Parameter(torch.empty(num_levels - 1))
+        self.alpha = nn.Parameter(torch.empty(num_levels - 1)) if top_down else None
         self.init_weights()
 
     def init_weights(self) -> None:
         """Initialize as the released code does."""
-        nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
+        if self.alpha is not None:
+            nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -87,6 +93,9 @@ class ForegroundTokenSelector(nn.Module):
         masks: Sequence[Tensor | None] = [None] * len(levels)
         if self.global_pool == 'valid' and ignored is not None:
             masks = ignored.split(lengths, dim=1)
+        if self.alpha is None:
+            logits = [self._score(*level) for level in zip(levels, masks, strict=True)]
+            return torch.cat(logits, dim=1)
         logits = [self._score(levels[-1], masks[-1])]  # coarse to fine
         for i, alpha in enumerate(self.alpha):
             finer = len(levels) - 2 - i
