@@ -22,6 +22,10 @@ def main() -> None:
         ('shunted_attention', draw_shunted_attention),
         ('multi_scale_deformable_attention', draw_multi_scale),
         ('focus_attention', draw_focus),
+        ('stripe_attention', draw_stripes),
+        ('dilated_attention', draw_dilation),
+        ('reduced_keys', draw_reduced_keys),
+        ('agent_attention', draw_agents),
     ):
         path = IMAGES / f'{name}.png'
         draw().savefig(path, dpi=150, bbox_inches='tight', facecolor='white')
@@ -151,6 +155,88 @@ def draw_focus() -> plt.Figure:
     return figure
 
 
+def draw_stripes() -> plt.Figure:
+    """CSWin: half of the heads have horizontal, half vertical stripes; axial: lines."""
+    figure, axes = feature_maps(
+        'horizontal stripes', 'vertical stripes', 'columns, then rows'
+    )
+    query = (2.5, 5.5)
+    draw_keys(axes[0], query, [(x, y) for x in range(CELLS) for y in (4, 5)])
+    draw_keys(axes[1], query, [(x, y) for x in (2, 3) for y in range(CELLS)])
+    draw_keys(axes[2], query, [(x, 5) for x in range(CELLS)])
+    for position in range(2, CELLS, 2):
+        axes[0].axhline(position, color=LINE, lw=1.6)
+        axes[1].axvline(position, color=LINE, lw=1.6)
+    for x in range(CELLS):
+        paint(axes[2], [(x, y) for y in range(CELLS) if y != 5], '#f1f6fc')
+        arrow = dict(arrowstyle='-|>', color=OTHER, lw=0.8, shrinkA=0, shrinkB=2)
+        for start in (0.5, CELLS - 0.5):
+            axes[2].annotate('', (x + 0.5, 5.5), (x + 0.5, start), arrowprops=arrow)
+    star(axes[2], query, QUERY)
+    return figure
+
+
+def draw_dilation() -> plt.Figure:
+    """DiNAT: as many neighbors further apart; MaxViT: windows of distant tokens."""
+    figure, axes = feature_maps(
+        'neighborhood of 3x3', 'with a dilation of 2', 'windows, dilation 4'
+    )
+    query, corner = (2, 5), (7, 0)
+    for ax, step in zip(axes, (1, 2), strict=False):
+        near = [(2 + step * i, 5 + step * j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        # At the border, the square moves inside.
+        moved = [(7 - step * i, step * j) for i in (0, 1, 2) for j in (0, 1, 2)]
+        draw_keys(ax, np.add(query, 0.5), near)
+        draw_keys(ax, np.add(corner, 0.5), moved, OTHER, '#e9dcf0')
+    for first, color, pale in (((1, 2), QUERY, PALE), ((2, 0), OTHER, '#e9dcf0')):
+        keys = [(first[0] + 4 * i, first[1] + 4 * j) for i in (0, 1) for j in (0, 1)]
+        draw_keys(axes[2], np.add(first, 0.5), keys, color, pale)
+    return figure
+
+
+def draw_reduced_keys() -> plt.Figure:
+    """PVT: a convolution makes a key of every patch; PVTv2: means over a fixed grid."""
+    figure, axes = feature_maps(
+        'queries', '2x2 patches, convolved', '3x3 grid, averaged'
+    )
+    query = (2.5, 5.5)
+    centers = [(x + 0.5, y + 0.5) for x in range(CELLS) for y in range(CELLS)]
+    axes[0].plot(*zip(*centers, strict=True), '.', color=LINE)
+    for ax, count in ((axes[1], 4), (axes[2], 3)):
+        side = CELLS / count
+        ax.grid(count == 4)
+        corners = [(side * i, side * j) for i in range(count) for j in range(count)]
+        paint(ax, corners, PALE, side=side)
+        for corner in corners:
+            end = np.add(corner, side / 2)
+            ax.plot(*zip(query, end, strict=True), color=QUERY, lw=0.8)
+            ax.plot(*end, 's', color=KEY, markersize=2 + 2.5 * side)
+    for ax in axes:
+        star(ax, query, QUERY)
+    return figure
+
+
+def draw_agents() -> plt.Figure:
+    """Agent attention: pooled queries attend to all keys, and queries to them."""
+    figure, axes = feature_maps(
+        'agents: means of queries', 'agents to all keys', 'queries to agents'
+    )
+    agents = [(x, y) for x in (2, 6) for y in (2, 6)]
+    centers = [(x + 0.5, y + 0.5) for x in range(CELLS) for y in range(CELLS)]
+    for ax in axes[:2]:
+        ax.plot(*zip(*centers, strict=True), '.', color=LINE if ax is axes[0] else KEY)
+    paint(axes[0], [(0, 0), (4, 0), (0, 4), (4, 4)], PALE, side=4)
+    for center in centers:
+        axes[1].plot(*zip((2, 2), center, strict=True), color=OTHER, lw=0.5)
+    for query, color in (((0.5, 5.5), QUERY), ((6.5, 0.5), KEY)):
+        for agent in agents:
+            axes[2].plot(*zip(query, agent, strict=True), color=color, lw=1)
+        star(axes[2], query, color)
+    for ax in axes:
+        ax.plot(*zip(*agents, strict=True), 'D', color=OTHER, markersize=8)
+    return figure
+
+
 def score_levels(
     corners: dict[int, tuple[int, int]],
     objects: Iterable[tuple[tuple[float, float], float]],
@@ -199,8 +285,22 @@ def draw_borders(ax: Axes, side: int) -> None:
         ax.axvline(position, color=LINE, lw=1.2)
 
 
+def draw_keys(
+    ax: Axes,
+    query: Iterable[float],
+    cells: Iterable[tuple[int, int]],
+    color: str = QUERY,
+    pale: str = PALE,
+) -> None:
+    """Draw a query and the cells of its keys."""
+    paint(ax, cells, pale)
+    for x, y in cells:
+        ax.plot(x + 0.5, y + 0.5, 'o', color=KEY if color == QUERY else color, ms=4)
+    star(ax, query, color)
+
+
 def paint(
-    ax: Axes, corners: Iterable[tuple[int, int]], color: str, side: int = 1
+    ax: Axes, corners: Iterable[tuple[float, float]], color: str, side: float = 1
 ) -> None:
     for corner in corners:
         square = Rectangle(corner, side, side, fc=color, ec=LINE, lw=0.8, zorder=0.5)

@@ -1,5 +1,6 @@
 """Neighborhood attention: every token attends to the square of tokens around it."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from mmsparse.ops._backend import is_symbolic, is_tracing, resolve_backend
 from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops._tuning import fastest_backend
 from mmsparse.ops.attention import biased_attention, merge_heads, split_heads
+from mmsparse.ops.dilation import dilated
 from mmsparse.ops.regions import crop, merge_by_head, partition_by_head
 from mmsparse.ops.triton import is_preferred, require_triton
 
@@ -20,7 +22,12 @@ TRITON_MAX_HEAD_DIM = 128  # wider heads need more shared memory than some GPUs 
 
 
 def neighborhood_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, backend: str = 'auto'
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    backend: str = 'auto',
+    dilation: int = 1,
 ) -> Tensor:
     """Attend from every token to its ``kernel`` x ``kernel`` neighbors.
 
@@ -28,7 +35,7 @@ def neighborhood_attention(
     token has as many keys.
 
     Args:
-        q: Queries, (B, H, W, C), H and W at least ``kernel``.
+        q: Queries, (B, H, W, C), H and W at least ``kernel`` times ``dilation``.
         k: Keys, (B, H, W, C). Dot products with queries are scaled by
             (C / heads)**-0.5.
         v: Values, (B, H, W, C).
@@ -37,30 +44,27 @@ def neighborhood_attention(
         backend: ``reference``; ``tiled``, in which a tile of queries shares a patch of
             keys; ``triton``, a kernel for GPUs that reads this patch where it is;
             ``flex``, torch's FlexAttention; or ``auto``.
+        dilation: Distance of neighbors: they are the nearest tokens among every
+            ``dilation``-th row and column, counted from the query.
 
     Returns:
         (B, H, W, C).
 
     Raises:
-        ValueError: The kernel is even or larger than the feature map, the heads do not
-            divide C, or ``backend`` is unknown or cannot compute it.
+        ValueError: The kernel is even, it is larger than the feature map with its
+            dilation, the heads do not divide C, or ``backend`` is unknown or cannot
+            compute it.
 
-    Source: Neighborhood Attention Transformer, arXiv 2204.07143, section 3.1.
+    Source: Neighborhood Attention Transformer, arXiv 2204.07143, section 3.1; with a
+    dilation, arXiv 2209.15001, section 3.1.
     """
     backend = resolve_backend(backend, BACKENDS)
-    height, width = q.shape[1:3]
     kernel = (table.shape[-1] + 1) // 2
-    if kernel % 2 == 0 or kernel > height or kernel > width:
-        raise ValueError(
-            'table must be for an odd kernel that is at most the size of the feature '
-            f'map, {height}x{width}; got a kernel of {kernel}, from a table of '
-            f'{tuple(table.shape)}.'
-        )
-    if q.shape[-1] % len(table):
-        raise ValueError(
-            'table must be for a number of heads that divides the channels, '
-            f'{q.shape[-1]}; got {len(table)} heads.'
-        )
+    _check(q, table, kernel, dilation)
+    if dilation > 1:
+        undilated = partial(neighborhood_attention, table=table, backend=backend)
+        phases = 'reference' if backend == 'reference' else 'auto'
+        return dilated(undilated, (q, k, v), dilation, phases)
     if backend == 'auto':
         backend = _choose_backend(q, table, kernel)
     if backend == 'reference':
@@ -69,6 +73,28 @@ def neighborhood_attention(
         return _tiled(q, k, v, table, kernel)
     attend = _triton if backend == 'triton' else neighborhood_flex.attend
     return attend(q, k, v, table)
+
+
+def _check(q: Tensor, table: Tensor, kernel: int, dilation: int) -> None:
+    height, width = q.shape[1:3]
+    if dilation < 1:
+        raise ValueError(f'dilation must be at least 1; got {dilation}.')
+    if kernel % 2 == 0 or kernel > height or kernel > width:
+        raise ValueError(
+            'table must be for an odd kernel that is at most the size of the feature '
+            f'map, {height}x{width}; got a kernel of {kernel}, from a table of '
+            f'{tuple(table.shape)}.'
+        )
+    if kernel * dilation > height or kernel * dilation > width:
+        raise ValueError(
+            f'dilation must be at most the feature map, {height}x{width}, over the '
+            f'kernel, {kernel}; got {dilation}.'
+        )
+    if q.shape[-1] % len(table):
+        raise ValueError(
+            'table must be for a number of heads that divides the channels, '
+            f'{q.shape[-1]}; got {len(table)} heads.'
+        )
 
 
 def _choose_backend(q: Tensor, table: Tensor, kernel: int) -> str:

@@ -1,11 +1,17 @@
-"""Window attention: plain windows (DAT's local blocks) and shifted windows (Swin)."""
+"""Window attention: plain (DAT's local blocks), shifted (Swin) and dilated windows."""
 
 import torch
 from torch import Tensor
 
 from mmsparse.ops._cache import cached_by_size
 from mmsparse.ops.attention import biased_attention
-from mmsparse.ops.regions import merge_by_head, partition_by_head, partition_regions
+from mmsparse.ops.dilation import merge_phases, split_phases
+from mmsparse.ops.regions import (
+    Size,
+    merge_by_head,
+    partition_by_head,
+    partition_regions,
+)
 
 # Added across the cut of a shifted window. The released models add -100: the weights
 # are 0, too, but as denormal numbers of float32, with which an Intel processor computes
@@ -21,6 +27,7 @@ def window_attention(
     window: int,
     shift: int = 0,
     backend: str = 'auto',
+    dilation: int = 1,
 ) -> Tensor:
     """Attend from every token to the tokens of its window.
 
@@ -29,7 +36,8 @@ def window_attention(
     separates.
 
     Args:
-        q: Queries, (B, H, W, C); H and W are multiples of the window.
+        q: Queries, (B, H, W, C); H and W are multiples of the window times the
+            dilation.
         k: Keys, (B, H, W, C).
         v: Values, (B, H, W, C).
         bias: Added to the logits of every window, (heads, N, N) with N = window**2.
@@ -37,37 +45,74 @@ def window_attention(
         shift: Shift of the windows in tokens, 0 to ``window`` - 1.
         backend: ``reference``, ``math``, ``sdpa`` or ``auto``, see
             :func:`mmsparse.ops.biased_attention`.
+        dilation: Distance of neighboring tokens of a window, in whose gaps other
+            windows are; also the unit of ``shift``.
 
     Returns:
         (B, H, W, C).
 
     Raises:
         ValueError: The windows do not divide the feature map or the heads not C, the
-            shift is out of range, or ``backend`` is unknown or cannot compute it.
+            shift or the dilation is out of range, or ``backend`` is unknown or cannot
+            compute it.
 
     Source: Swin Transformer, arXiv 2103.14030, section 3.2.
     """
-    batch, height, width, _ = q.shape
-    if height % window or width % window:
-        raise ValueError(
-            f'window={window} must divide the feature map of {height}x{width}; pad it '
-            'first (pad_to_multiple).'
-        )
-    check_shift(shift, window)
-    grid, num_heads = (height // window, width // window), len(bias)
-    # Plain windows share their bias, and are folded into the batch.
-    fold = (0, 1)
+    _check(q, window, shift, dilation)
+    phases = (dilation, dilation)
+    if dilation > 1:
+        q, k, v = (split_phases(x, phases) for x in (q, k, v))
+    height, width = q.shape[1:3]
+    num_heads = len(bias)
     if shift:
         q, k, v = (x.roll((-shift, -shift), dims=(1, 2)) for x in (q, k, v))
         mask = _shift_mask(height, width, window, shift, bias.dtype, bias.device)
-        bias = (bias + mask[:, None]).flatten(0, 1)  # (R * heads, N, N)
-        # Every shifted window has its own mask, and is folded into the heads.
-        fold = (1, 2)
+        bias = bias + mask[:, None]  # (R, heads, N, N)
+    grid = (height // window, width // window)
+    out = region_attention(q, k, v, grid, num_heads, bias, backend)
+    if shift:
+        out = out.roll((shift, shift), dims=(1, 2))
+    return merge_phases(out, phases) if dilation > 1 else out
+
+
+def region_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Size,
+    num_heads: int,
+    bias: Tensor | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Attend from every token to the tokens of its region.
+
+    Args:
+        q: Queries, (B, H, W, C), a multiple of the grid.
+        k: Keys, (B, H, W, C).
+        v: Values, (B, H, W, C).
+        grid: Number of regions, (rows, columns): R regions of N tokens.
+        num_heads: Number of heads; divides C.
+        bias: Added to the logits, (heads, N, N) in all regions or (R, heads, N, N);
+            N may be 1 if it broadcasts. None adds nothing.
+        backend: ``reference``, ``math``, ``sdpa`` or ``auto``, see
+            :func:`mmsparse.ops.biased_attention`.
+
+    Returns:
+        (B, H, W, C).
+
+    Raises:
+        ValueError: The grid does not divide the feature map or the heads not C, or
+            ``backend`` is unknown or cannot compute it.
+    """
+    batch, height, width, _ = q.shape
+    fold = (0, 1)  # Regions that share their bias are folded into the batch.
+    if bias is not None and bias.ndim == 4:
+        fold = (1, 2)  # Otherwise, they are folded into the heads.
+        bias = bias.flatten(0, 1)  # (R * heads, N, N)
     q, k, v = (partition_by_head(x, grid, num_heads).flatten(*fold) for x in (q, k, v))
     out = biased_attention(q, k, v, bias, backend)
     out = out.reshape(batch, -1, num_heads, *out.shape[2:])  # (B, R, heads, N, D)
-    out = merge_by_head(out, grid, (height, width))
-    return out.roll((shift, shift), dims=(1, 2)) if shift else out
+    return merge_by_head(out, grid, (height, width))
 
 
 def window_bias(table: Tensor, window: int) -> Tensor:
@@ -96,6 +141,22 @@ def _pair_index(window: int, device: torch.device) -> Tensor:
     span = 2 * window - 1
     index = span * step[:, None, :, None] + step[None, :, None, :]
     return index.flatten()
+
+
+def _check(q: Tensor, window: int, shift: int, dilation: int) -> None:
+    if dilation < 1:
+        raise ValueError(f'dilation must be at least 1; got {dilation}.')
+    height, width = q.shape[1:3]
+    side = window * dilation
+    if height % side or width % side:
+        name = f'window={window}'
+        if dilation > 1:
+            name += f' times dilation={dilation}'
+        raise ValueError(
+            f'{name} must divide the feature map of {height}x{width}; pad it first '
+            '(pad_to_multiple).'
+        )
+    check_shift(shift, window)
 
 
 def check_shift(shift: int, window: int) -> None:

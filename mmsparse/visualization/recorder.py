@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmsparse.evaluation import KeptTokens, record_kept_tokens
+from mmsparse.models import layers
 
 SUPPORTED = (
-    'attention layers with attention_maps() (BiLevelRoutingAttention, '
-    'FullAttention2d, DeformableAttention2d, MultiScaleDeformableAttention2d, '
-    'ShuntedSelfAttention, NeighborhoodAttention2d, WindowAttention2d)',
+    f'attention layers with attention_maps() ({", ".join(layers.__all__)})',
     'a token selector and its encoder (FocusDETR)',
     'a decoder with multi-scale deformable attention (FocusDETR, DINO, DeformableDETR)',
 )

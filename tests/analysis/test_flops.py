@@ -12,10 +12,17 @@ from mmsparse.apis import build_model, read_config
 from mmsparse.factory import create_model
 from mmsparse.models import (
     DAT,
+    AgentAttention2d,
+    AxialAttention2d,
     BiFormer,
     BiLevelRoutingAttention,
+    CrossShapedAttention2d,
+    FullAttention2d,
+    LinearSpatialReductionAttention2d,
     NeighborhoodAttention2d,
     ShuntedTransformer,
+    SpatialReductionAttention2d,
+    WindowAttention2d,
 )
 from mmsparse.ops import neighborhood_attention
 
@@ -140,6 +147,45 @@ def test_routed_attention_counts_only_routed_regions():
 
     routing = 16 * 16 * 16
     assert attention.macs == 64 * (4 * 16 * 16 + 2 * 3 * 4 * 16) + routing
+
+
+C, H, W = 16, 12, 20
+N = H * W
+LAYERS = {  # docs/attention_layers.md: MACs over C, of attention and of projections
+    'full': (FullAttention2d(C, 2, lepe_kernel=0), 2 * N**2, 4 * N * C),
+    'windows': (WindowAttention2d(C, 2, 2, dilation=2), 2 * N * 2**2, 4 * N * C),
+    'dilated': (
+        NeighborhoodAttention2d(C, 2, 3, dilation=4),
+        2 * N * 3**2,
+        4 * N * C,
+    ),
+    'cross-shaped': (
+        CrossShapedAttention2d(C, 2, stripe_width=4, lepe_kernel=0),
+        N * 4 * (H + W),
+        4 * N * C,
+    ),
+    'axial': (AxialAttention2d(C, 2, lepe_kernel=0), 2 * N * (H + W), 7 * N * C),
+    'spatial reduction': (
+        SpatialReductionAttention2d(C, 2, sr_ratio=4),
+        2 * N**2 // 4**2,
+        3 * N * C + 2 * N // 4**2 * C,
+    ),
+    'pooled': (
+        LinearSpatialReductionAttention2d(C, 2, pool_size=3),
+        2 * N * 3**2,
+        2 * N * C + 3 * 3**2 * C,
+    ),
+    'agents': (AgentAttention2d(C, 2, 9, lepe_kernel=0), 4 * N * 9, 4 * N * C),
+}
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_attention_layers_have_the_documented_macs(name):
+    layer, attention, projections = LAYERS[name]
+
+    part = measure(StemAndAttention(layer), (H, W))[1]
+
+    assert part.macs == C * (attention + projections)
 
 
 def test_measuring_does_not_change_the_model_and_the_ops():

@@ -28,8 +28,10 @@ from mmsparse.deploy.export import (
 from mmsparse.deploy.runtimes import installed_runtimes, load_session
 from mmsparse.errors import UsageError
 from mmsparse.models import (
+    AgentAttention2d,
     BiLevelRoutingAttention,
     DeformableAttention2d,
+    LinearSpatialReductionAttention2d,
     WindowAttention2d,
 )
 
@@ -111,6 +113,8 @@ class OtherAttention(nn.Module):
         self.layers = nn.ModuleList(
             [
                 WindowAttention2d(16, 2, window_size=4, shift=2),
+                LinearSpatialReductionAttention2d(16, 2),
+                AgentAttention2d(16, 2, num_agents=9),
                 v2022(offset_range=2, bias='table'),
                 v2022(offset_range=0, bias='fixed'),
                 v2022(offset_range=-1, bias='log_cpb'),

@@ -133,11 +133,14 @@ def bilevel(draw):
 @st.composite
 def neighbors(draw):
     new, heads, kernel = Maker(draw), draw(few), draw(st.sampled_from([1, 3, 5]))
-    size = [kernel + draw(st.integers(0, 9)) for _ in range(2)]
+    dilation = draw(few)
+    size = [kernel * dilation + draw(st.integers(0, 9)) for _ in range(2)]
     shape = (draw(few), *size, heads * draw(few))
     inputs = (*(new(*shape) for _ in range(3)), new(heads, *(2 * kernel - 1,) * 2))
     return Case(
-        lambda backend, *tensors: ops.neighborhood_attention(*tensors, backend),
+        lambda backend, *tensors: ops.neighborhood_attention(
+            *tensors, backend, dilation
+        ),
         inputs,
         ('auto', 'tiled'),
     )
@@ -155,6 +158,41 @@ def windows(draw):
         ),
         inputs,
         but_reference(attention.BACKENDS),
+    )
+
+
+@st.composite
+def stripes(draw):
+    new, heads, width = Maker(draw), 2 * draw(few), draw(small)
+    shape = (draw(few), draw(small), draw(small), heads * draw(few))
+    return Case(
+        lambda backend, *tensors: ops.cross_shaped_attention(
+            *tensors, heads, width, backend
+        ),
+        tuple(new(*shape) for _ in range(3)),
+        but_reference(attention.BACKENDS),
+    )
+
+
+@st.composite
+def agents(draw):
+    new, heads = Maker(draw), draw(few)
+    batch, size, count = draw(few), (draw(small), draw(small)), draw(small)
+    width, length = heads * draw(few), size[0] * size[1]
+    inputs = (
+        *(new(batch, *size, width) for _ in range(2)),
+        new(batch, count, width),
+        new(batch, *size, width),
+        new(heads, count, length),
+        new(heads, length, count),
+    )
+    return Case(
+        lambda backend, q, k, agents, v, agent_bias, query_bias: ops.agent_attention(
+            q, k, v, agents, heads, agent_bias, query_bias, backend
+        ),
+        inputs,
+        but_reference(attention.BACKENDS),
+        num_factors=3,
     )
 
 
@@ -239,10 +277,12 @@ ATTENTION = dict(
     bilevel=bilevel,
     neighbors=neighbors,
     windows=windows,
+    stripes=stripes,
     shunted=shunted,
+    agents=agents,
     sampled=sampled,
 )
-MATH_OPS = ('biased', 'windows', 'shunted', 'sampled')
+MATH_OPS = ('biased', 'windows', 'stripes', 'shunted', 'agents', 'sampled')
 OPS = ATTENTION | dict(convolved=convolved, projected=projected)
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from mmsparse.registry import MODELS
 
 # Arguments that count tokens along a side of the feature map, which must have as many.
-EXTENTS = ('window_size', 'kernel_size', 'sr_ratio', 'regions_per_side')
+EXTENTS = ('window_size', 'kernel_size', 'stripe_width', 'sr_ratio')
+EXTENTS += ('pool_size', 'regions_per_side')
 
 
 def build_attention(
@@ -77,9 +78,12 @@ def _with_defaults(
 
 
 def _check_extents(arguments: Mapping[str, Any], map_size: int) -> None:
+    dilation = arguments.get('dilation', 1)  # of windows and neighborhoods
     for name in EXTENTS:
-        if isinstance(arguments.get(name), int) and arguments[name] > map_size:
+        extent = arguments.get(name)
+        if isinstance(extent, int) and extent * dilation > map_size:
+            times = f' times dilation={dilation}' if dilation != 1 else ''
             raise ValueError(
-                f'{name} must be at most {map_size}, the height and width of the '
-                f"feature map at the arch's img_size; got {arguments[name]}."
+                f'{name}{times} must be at most {map_size}, the height and width of '
+                f"the feature map at the arch's img_size; got {extent}."
             )

@@ -88,6 +88,54 @@ def own_key_weights(
     return logits.softmax(-1)
 
 
+def stripe_map(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    num_heads: int,
+    stripe: tuple[int, int],
+    queries: Tensor,
+) -> AttentionMap:
+    """Compute the attention of some queries to the keys of their stripe.
+
+    Args:
+        name: Name of these heads within the layer.
+        q: Queries, (B, H, W, C).
+        k: Keys, (B, H, W, C).
+        num_heads: Number of heads; divides C.
+        stripe: Height and width of the stripes.
+        queries: Row-major indices into H * W, (n,).
+
+    Returns:
+        The attention map; places of a stripe beyond the feature map have no weight, and
+        the index of a key on it.
+    """
+    size = q.shape[1:3]
+    query_axes = queries // size[1], queries % size[1]
+    # 1. Along each axis, the keys of every query, and which of them are beyond the
+    # feature map, (n, side of the stripe).
+    keys, beyond = [], []
+    for query, length, side in zip(query_axes, size, stripe, strict=True):
+        first = (query - query % side)[:, None]
+        axis_keys = first + torch.arange(min(side, length), device=q.device)
+        beyond.append(axis_keys >= length)
+        keys.append(axis_keys.clamp(max=length - 1))
+    # 2. Both axes combined, (n, M).
+    index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
+    masked = (beyond[0][:, :, None] | beyond[1][:, None]).flatten(1)
+    bias = torch.zeros_like(masked, dtype=q.dtype).masked_fill(masked, -torch.inf)
+    # 3. Attention to these keys.
+    weights = own_key_weights(
+        q[:, query_axes[0], query_axes[1]],
+        k.flatten(1, 2)[:, index],
+        num_heads,
+        (q.shape[-1] // num_heads) ** -0.5,
+        bias,
+    )
+    centers = key_centers(size, q).expand(len(q), -1, -1)
+    return AttentionMap(name, weights, index.expand(len(q), -1, -1), centers)
+
+
 def key_centers(
     size: tuple[int, int], like: Tensor, extent: tuple[float, float] = (1, 1)
 ) -> Tensor:

@@ -94,6 +94,39 @@ def check_heads(channels: int, num_heads: int, name: str = 'in_channels') -> Non
         )
 
 
+def check_positive(name: str, value: int) -> None:
+    """Raise ValueError unless an argument is at least 1.
+
+    Args:
+        name: Name of the argument.
+        value: Value given.
+
+    Raises:
+        ValueError: It is less.
+    """
+    if value < 1:
+        raise ValueError(f'{name} must be at least 1; got {value}.')
+
+
+def check_min_size(x: Tensor, minimum: int, name: str) -> None:
+    """Raise ValueError unless a feature map is as large as an argument of its layer.
+
+    Args:
+        x: Feature map, (B, C, H, W).
+        minimum: Least height and width.
+        name: Argument that holds it, for the message.
+
+    Raises:
+        ValueError: The height or the width is less.
+    """
+    size = x.shape[-2:]
+    if min(size) < minimum:
+        raise ValueError(
+            f'x must have a height and width of at least {name}={minimum}; got '
+            f'{size[0]}x{size[1]}. Use a larger image or a smaller {name}.'
+        )
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise ValueError unless an argument is one of the choices.
 

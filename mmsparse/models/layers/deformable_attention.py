@@ -16,6 +16,7 @@ from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     check_choice,
     check_heads,
+    check_positive,
     project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
@@ -341,9 +342,7 @@ def _check(
         raise ValueError(
             f'num_groups must divide num_heads={num_heads}; got {num_groups}.'
         )
-    if stride < 1:
-        raise ValueError(f'stride must be at least 1; got {stride}.')
-    if offset_kernel < 1:
-        raise ValueError(f'offset_kernel must be at least 1; got {offset_kernel}.')
+    check_positive('stride', stride)
+    check_positive('offset_kernel', offset_kernel)
     check_choice('formulation', formulation, FORMULATIONS)
     check_choice('bias', bias, BIASES)

@@ -10,6 +10,7 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     check_heads,
+    check_positive,
     project,
 )
 from mmsparse.ops import neighborhood_attention
@@ -26,19 +27,29 @@ class NeighborhoodAttention2d(nn.Module):
     the square is padded with zeros at the bottom and at the right, and the padding
     takes part in attention (the released models were trained so).
 
-    Paper: `Neighborhood Attention Transformer <https://arxiv.org/abs/2204.07143>`_.
+    With a dilation the square spans more of the feature map, with as many keys in it:
+    the nearest tokens among every ``dilation``-th row and column.
+
+    Papers: `Neighborhood Attention Transformer <https://arxiv.org/abs/2204.07143>`_;
+    with a dilation, `DiNAT <https://arxiv.org/abs/2209.15001>`_.
 
     Args:
         in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
         kernel_size: Odd height and width of the square.
+        dilation: Distance of neighboring keys. A feature map smaller than
+            ``kernel_size`` times ``dilation`` is padded.
 
     Raises:
         ValueError: An argument is out of range or does not divide.
     """
 
     def __init__(
-        self, in_channels: int, num_heads: int = 8, kernel_size: int = 7
+        self,
+        in_channels: int,
+        num_heads: int = 8,
+        kernel_size: int = 7,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
@@ -46,7 +57,9 @@ class NeighborhoodAttention2d(nn.Module):
             raise ValueError(
                 f'kernel_size must be odd and positive; got {kernel_size}.'
             )
+        check_positive('dilation', dilation)
         self.kernel_size = kernel_size
+        self.dilation = dilation
         self.qkv = nn.Linear(in_channels, 3 * in_channels)
         self.proj = nn.Linear(in_channels, in_channels)
         span = 2 * kernel_size - 1
@@ -58,7 +71,8 @@ class NeighborhoodAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         q, k, v = self._project(x)
-        out = neighborhood_attention(q, k, v, self.relative_position_bias_table)
+        table = self.relative_position_bias_table
+        out = neighborhood_attention(q, k, v, table, dilation=self.dilation)
         return channels_first(project(self.proj, crop(out, x.shape[-2:])))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
@@ -74,15 +88,20 @@ class NeighborhoodAttention2d(nn.Module):
         """
         q, k, _ = self._project(x)
         table, kernel = self.relative_position_bias_table, self.kernel_size
+        dilation = self.dilation
         size = q.shape[1:3]
-        # 1. Along each axis, the neighbors of every query, (n, kernel), and their
-        # entries in the table, by key minus query.
+        # 1. Along each axis, the neighbors of every query among those with its
+        # remainder of the dilation, (n, kernel), and their entries in the table, by key
+        # minus query.
         query_axes = queries // x.shape[-1], queries % x.shape[-1]
         keys, entries = [], []
         for query, length in zip(query_axes, size, strict=True):
-            first = (query - kernel // 2).clamp(0, length - kernel)[:, None]
-            keys.append(first + torch.arange(kernel, device=x.device))
-            entries.append(keys[-1] - query[:, None] + kernel - 1)
+            inner, phase = query // dilation, query % dilation
+            last = (length - 1 - phase) // dilation + 1 - kernel
+            first = (inner - kernel // 2).clamp(min=0).minimum(last)
+            key = first[:, None] + torch.arange(kernel, device=x.device)
+            keys.append(key * dilation + phase[:, None])
+            entries.append(key - inner[:, None] + kernel - 1)
         # 2. Both axes combined: indices of the keys, (n, M), and their bias.
         index = (keys[0][:, :, None] * size[1] + keys[1][:, None]).flatten(1)
         bias = table[:, entries[0][:, :, None], entries[1][:, None]].flatten(2)
@@ -99,5 +118,5 @@ class NeighborhoodAttention2d(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
-        x = pad_to_size(channels_last(x), self.kernel_size)
+        x = pad_to_size(channels_last(x), self.kernel_size * self.dilation)
         return project(self.qkv, x).chunk(3, dim=-1)

@@ -14,6 +14,7 @@ from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     check_choice,
     check_heads,
+    check_min_size,
     project,
 )
 from mmsparse.models.layers.norm import LayerNorm2d
@@ -88,12 +89,7 @@ class ShuntedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        size = x.shape[-2:]
-        if min(size) < self.sr_ratio:
-            raise ValueError(
-                f'x must have a height and width of at least sr_ratio={self.sr_ratio}; '
-                f'got {size[0]}x{size[1]}. Use a larger image or a smaller sr_ratio.'
-            )
+        check_min_size(x, self.sr_ratio, 'sr_ratio')
         q = project(self.q, channels_last(x)).flatten(1, 2)  # (B, H * W, C)
         out = self._attend_full(q, x) if self.sr_ratio == 1 else self._attend(q, x)
         return channels_first(project(self.proj, out))

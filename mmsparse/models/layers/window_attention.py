@@ -1,4 +1,4 @@
-"""Window attention, plain or shifted, with a relative position bias."""
+"""Window attention, plain, shifted or dilated, with a relative position bias."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     check_heads,
+    check_positive,
     project,
 )
 from mmsparse.ops import window_attention
@@ -30,28 +31,37 @@ class WindowAttention2d(nn.Module):
     at the right, and the padding takes part in attention (the released dense models
     were trained so). Loading a table of another window size resizes it.
 
-    Paper: `Swin Transformer <https://arxiv.org/abs/2103.14030>`_, section 3.2.
+    Paper: `Swin Transformer <https://arxiv.org/abs/2103.14030>`_, section 3.2; with a
+    dilation, as the grid attention of `MaxViT <https://arxiv.org/abs/2204.01697>`_.
 
     Args:
         in_channels: C of the feature map.
         num_heads: Number of heads; divides ``in_channels``.
         window_size: Height and width of a window.
         shift: Shift of the windows down and right in tokens, 0 to ``window_size`` - 1.
+        dilation: Distance of neighboring tokens of a window, in whose gaps other
+            windows are; also the unit of ``shift``.
 
     Raises:
         ValueError: An argument is out of range or does not divide.
     """
 
     def __init__(
-        self, in_channels: int, num_heads: int = 8, window_size: int = 7, shift: int = 0
+        self,
+        in_channels: int,
+        num_heads: int = 8,
+        window_size: int = 7,
+        shift: int = 0,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
-        if window_size < 1:
-            raise ValueError(f'window_size must be at least 1; got {window_size}.')
+        check_positive('window_size', window_size)
+        check_positive('dilation', dilation)
         check_shift(shift, window_size)
         self.window_size = window_size
         self.shift = shift
+        self.dilation = dilation
         self.qkv = nn.Linear(in_channels, 3 * in_channels)
         self.proj = nn.Linear(in_channels, in_channels)
         self.relative_position_bias_table = nn.Parameter(
@@ -63,7 +73,9 @@ class WindowAttention2d(nn.Module):
         """(B, C, H, W) to (B, C, H, W)."""
         q, k, v = self._project(x)
         bias = window_bias(self.relative_position_bias_table, self.window_size)
-        out = window_attention(q, k, v, bias, self.window_size, self.shift)
+        out = window_attention(
+            q, k, v, bias, self.window_size, self.shift, dilation=self.dilation
+        )
         return channels_first(project(self.proj, crop(out, x.shape[-2:])))
 
     def attention_maps(self, x: Tensor, queries: Tensor) -> tuple[AttentionMap]:
@@ -78,18 +90,21 @@ class WindowAttention2d(nn.Module):
             feature map.
         """
         q, k, _ = self._project(x)
-        size, window = q.shape[1:3], self.window_size
+        size, window, dilation = q.shape[1:3], self.window_size, self.dilation
         query_axes = queries // x.shape[-1], queries % x.shape[-1]
-        # 1. Along each axis, in a feature map that is rolled back by the shift: the
-        # index of every query in its window, (n,), the keys of the window, and which of
-        # them come from the other end of the feature map, (n, window).
+        # 1. Along each axis, among the tokens with the query's remainder of the
+        # dilation, rolled back by the shift: the index of every query in its window,
+        # (n,), the keys of the window, and which of them come from the other end of the
+        # feature map, (n, window).
         inner, keys, cut = [], [], []
-        for query, length in zip(query_axes, size, strict=True):
-            rolled = (query - self.shift) % length
+        for query, padded in zip(query_axes, size, strict=True):
+            length, phase = padded // dilation, query % dilation
+            rolled = (query // dilation - self.shift) % length
             inner.append(rolled % window)
             first = (rolled - inner[-1])[:, None]
             rolled_keys = first + torch.arange(window, device=x.device)
-            keys.append((rolled_keys + self.shift) % length)
+            inner_keys = (rolled_keys + self.shift) % length
+            keys.append(inner_keys * dilation + phase[:, None])
             other_end = length - self.shift  # where it begins
             cut.append((rolled_keys >= other_end) != (rolled >= other_end)[:, None])
         # 2. Both axes combined: indices of the keys, (n, M), and their bias.
@@ -110,7 +125,7 @@ class WindowAttention2d(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) to queries, keys and values, (B, H', W', C) each."""
-        x = pad_to_multiple(channels_last(x), (self.window_size,) * 2)
+        x = pad_to_multiple(channels_last(x), (self.window_size * self.dilation,) * 2)
         return project(self.qkv, x).chunk(3, dim=-1)
 
     def _load_from_state_dict(

@@ -25,6 +25,11 @@ LAYERS = {
     'DeformableAttention2d': dict(num_groups=1),
     'MultiScaleDeformableAttention2d': dict(num_points=4),
     'BiLevelRoutingAttention': dict(topk=2, regions_per_side=2),
+    'AgentAttention2d': dict(num_agents=4),
+    'AxialAttention2d': {},
+    'CrossShapedAttention2d': dict(num_heads=2, stripe_width=3),
+    'LinearSpatialReductionAttention2d': dict(pool_size=2),
+    'SpatialReductionAttention2d': {},
 }
 
 
@@ -162,6 +167,10 @@ def test_a_checkpoint_has_its_attention(tmp_path):
         (
             [FULL, FULL, FULL, dict(WINDOWS, window_size=5)],
             r'stages\[3\]: window_size must be at most 4, .* img_size; got 5',
+        ),
+        (
+            dict(WINDOWS, dilation=4),
+            r'stages\[2\]: window_size times dilation=4 must be at most 8, .* got 4',
         ),
         (
             [FULL, FULL, dict(type='mmsparse.NeighborhoodAttention2d', kernel_size=9)],

@@ -6,12 +6,17 @@ from torch import nn
 from torch.nn.functional import grid_sample
 
 from mmsparse.models.layers import (
+    AgentAttention2d,
+    AxialAttention2d,
     BiLevelRoutingAttention,
+    CrossShapedAttention2d,
     DeformableAttention2d,
     FullAttention2d,
+    LinearSpatialReductionAttention2d,
     MultiScaleDeformableAttention2d,
     NeighborhoodAttention2d,
     ShuntedSelfAttention,
+    SpatialReductionAttention2d,
     WindowAttention2d,
 )
 from mmsparse.ops._layout import channels_first, channels_last
@@ -51,6 +56,10 @@ def shunted_values(layer, x):
     if layer.sr_ratio == 1:
         return layer.kv(channels_last(x)).chunk(2, -1)[1].flatten(1, 2)
     return [layer.coarse(x)[1], layer.fine(x)[1]]
+
+
+def reduced_values(layer, x):
+    return layer._keys_and_values(x)[1].flatten(1, 2)
 
 
 def projected_values(layer, x):
@@ -104,6 +113,36 @@ LAYERS = {
     'neighborhood': (
         lambda: NeighborhoodAttention2d(CHANNELS, 2, 5),
         projected_values,
+        'proj',
+    ),
+    'dilated neighborhood': (
+        lambda: NeighborhoodAttention2d(CHANNELS, 2, 3, dilation=2),
+        projected_values,
+        'proj',
+    ),
+    'dilated windows': (
+        lambda: WindowAttention2d(CHANNELS, 2, 2, shift=1, dilation=3),
+        projected_values,
+        'proj',
+    ),
+    'spatial reduction': (
+        lambda: SpatialReductionAttention2d(CHANNELS, 2, 4),
+        reduced_values,
+        'proj',
+    ),
+    'pooled': (
+        lambda: LinearSpatialReductionAttention2d(CHANNELS, 2, 3),
+        reduced_values,
+        'proj',
+    ),
+    'cross-shaped': (
+        lambda: CrossShapedAttention2d(CHANNELS, 4, 3, lepe_kernel=0),
+        full_values,
+        'proj',
+    ),
+    'agents': (
+        lambda: AgentAttention2d(CHANNELS, 2, 4, lepe_kernel=0),
+        full_values,
         'proj',
     ),
     'windows': (lambda: WindowAttention2d(CHANNELS, 2, 4), projected_values, 'proj'),
@@ -254,3 +293,35 @@ def test_sampling_locations_of_every_query_are_those_of_the_layer(size):
     actual = layer.output_proj(torch.cat(heads, dim=-1))
     expected = channels_last(layer(x)).flatten(1, 2)[:, queries]
     torch.testing.assert_close(actual, expected)
+
+
+def test_attention_along_columns_and_rows_is_what_the_layer_computes():
+    layer = AxialAttention2d(CHANNELS, 2, lepe_kernel=0).double()
+    x = torch.randn(2, CHANNELS, 7, 13, dtype=torch.double)
+    queries = torch.arange(7 * 13)[1::3]
+
+    columns, rows = layer.attention_maps(x, queries)
+
+    attended = layer.columns(channels_last(x), (7, 1))
+    values = layer.columns.qkv(channels_last(x)).chunk(3, -1)[2].flatten(1, 2)
+    expected = attended.flatten(1, 2)[:, queries]
+    torch.testing.assert_close(attend((columns,), values), expected)
+    values = layer.rows.qkv(attended).chunk(3, -1)[2].flatten(1, 2)
+    out = layer.proj(attend((rows,), values))
+    torch.testing.assert_close(out, channels_last(layer(x)).flatten(1, 2)[:, queries])
+    assert (columns.name, rows.name) == ('columns', 'rows')
+
+
+def test_pooled_keys_are_cells_of_a_grid_over_the_feature_map():
+    (attention,) = LinearSpatialReductionAttention2d(CHANNELS, 2, 4).attention_maps(
+        torch.randn(1, CHANNELS, 6, 8), torch.tensor([0])
+    )
+
+    assert attention.extent == (1.5, 2)
+    assert attention.keys[0, :5].tolist() == [
+        [0.75, 1],
+        [0.75, 3],
+        [0.75, 5],
+        [0.75, 7],
+        [2.25, 1],
+    ]
