@@ -287,6 +287,7 @@ def test_learning_rate_and_decay_of_segmentors_are_the_published_ones(name):
     [
         ('retinanet_dat-pp-tiny_32xb2-12e_coco', False),
         ('mask-rcnn_dat-pp-small_32xb2-36e_coco', False),
+        ('mask-rcnn_dat-tiny_8xb2-12e_coco', False),
         ('cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco', False),
         ('retinanet_biformer-small_8xb2-12e_coco', True),
         ('mask-rcnn_shunted-small_8xb2-12e_coco', True),

@@ -173,8 +173,8 @@ FAMILIES = {
     )
 }
 
-# The first that fits counts: the panoptic model contains a DETR, and both DETR and Sparse
-# DETR have the keys that mark a Deformable DETR.
+# The first that fits counts: the panoptic model contains a DETR, and the keys that mark
+# a Deformable DETR are in DETR and Sparse DETR, too.
 DETECTORS = {
     family.name: family
     for family in (

@@ -189,6 +189,32 @@ def probability_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
     return class_logits.amax(-1).sigmoid() * foreground.sigmoid()
 
 
+def class_score(class_logits: Tensor, foreground: Tensor) -> Tensor:
+    """Score object tokens by their best class alone, an ablation of Focus-DETR.
+
+    Args:
+        class_logits: (B, K, classes).
+        foreground: Not used.
+
+    Returns:
+        (B, K).
+    """
+    return class_logits.amax(-1)
+
+
+def foreground_score(class_logits: Tensor, foreground: Tensor) -> Tensor:
+    """Score object tokens by their foreground alone, an ablation of Focus-DETR.
+
+    Args:
+        class_logits: Not used.
+        foreground: Foreground logits, (B, K).
+
+    Returns:
+        (B, K).
+    """
+    return foreground
+
+
 def gather_tokens(x: Tensor, rows: Tensor) -> Tensor:
     """Gather rows of every sample.
 

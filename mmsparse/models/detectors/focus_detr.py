@@ -58,7 +58,10 @@ class FocusedTransformer(SelectiveTransformer):
         value_source: Values of the deformable attention: the ``input`` of the encoder
             in all layers, as released, or the ``current`` tokens, as in the paper.
         object_score: How foreground and class scores are combined: product of their
-            ``logit``, as released, or of their ``prob``, as in the paper.
+            ``logit``, as released, or of their ``prob``, as in the paper; or only the
+            ``class`` or the ``foreground``.
+        top_down: Whether the foreground logits of a coarser level scale the tokens of
+            the next finer one.
         **arguments: Those of :class:`SelectiveTransformer` and of the DETR. Unless
             ``per_image``, the detections of an image depend on the rest of its batch.
 
@@ -73,10 +76,12 @@ class FocusedTransformer(SelectiveTransformer):
         num_object_tokens: int = 300,
         value_source: str = 'input',
         object_score: str = 'logit',
+        top_down: bool = True,
         **arguments: Any,
     ) -> None:
         check_ratios('cascade', cascade)
         self.cascade = tuple(cascade)
+        self.top_down = top_down
         self._encoder_options = dict(
             num_object_tokens=num_object_tokens,
             value_source=value_source,
@@ -89,7 +94,7 @@ class FocusedTransformer(SelectiveTransformer):
         super()._init_layers()
         self.encoder = FocusEncoder(**encoder, **self._encoder_options)
         self.token_selector = ForegroundTokenSelector(
-            self.embed_dims, self.num_feature_levels, self.global_pool
+            self.embed_dims, self.num_feature_levels, self.global_pool, self.top_down
         )
         self._finish_layers(ForegroundSupervision, 'FocusDETRHead')
         self._check()

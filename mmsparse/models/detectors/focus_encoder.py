@@ -17,6 +17,8 @@ from mmsparse.models.layers.common import check_choice
 from mmsparse.ops._precision import no_autocast
 from mmsparse.ops.tokens import (
     TokenSelection,
+    class_score,
+    foreground_score,
     gather_tokens,
     logit_product,
     probability_product,
@@ -24,7 +26,12 @@ from mmsparse.ops.tokens import (
 )
 
 VALUE_SOURCES = ('input', 'current')
-OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
+OBJECT_SCORES = {
+    'logit': logit_product,
+    'prob': probability_product,
+    'class': class_score,
+    'foreground': foreground_score,
+}
 
 
 class FocusEncoder(SelectiveEncoder):
@@ -36,7 +43,7 @@ class FocusEncoder(SelectiveEncoder):
         value_source: Values of the deformable attention: the ``input`` in all layers,
             or the ``current`` tokens.
         object_score: Product of the ``logit`` or of the ``prob`` of foreground and
-            class.
+            class; or the ``class`` or the ``foreground`` alone.
         **arguments: Those of mmdet's encoder.
 
     Raises:

@@ -96,22 +96,28 @@ class ForegroundTokenSelector(TokenSelector):
         embed_dims: C of the tokens, a multiple of 4.
         num_levels: Number of levels.
         global_pool: Cells to average over: ``all``, or only the ``valid`` ones.
+        top_down: Whether coarse levels guide finer ones; otherwise there is no alpha.
 
     Raises:
         ValueError: ``global_pool`` is unknown.
     """
 
     def __init__(
-        self, embed_dims: int, num_levels: int, global_pool: str = 'all'
+        self,
+        embed_dims: int,
+        num_levels: int,
+        global_pool: str = 'all',
+        top_down: bool = True,
     ) -> None:
         super().__init__(embed_dims, global_pool)
         # From the coarsest level down: alpha[0] scales the second coarsest.
-        self.alpha = nn.Parameter(torch.empty(num_levels - 1))
+        self.alpha = nn.Parameter(torch.empty(num_levels - 1)) if top_down else None
         self.init_weights()
 
     def init_weights(self) -> None:
         """Initialize as the released code does."""
-        nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
+        if self.alpha is not None:
+            nn.init.uniform_(self.alpha, -LARGEST_ALPHA, LARGEST_ALPHA)
         super().init_weights()
 
     def _score_levels(
@@ -125,6 +131,9 @@ class ForegroundTokenSelector(TokenSelector):
         masks: Sequence[Tensor | None] = [None] * len(levels)
         if ignored is not None:
             masks = ignored.split(lengths, dim=1)
+        if self.alpha is None:
+            logits = [self._score(*level) for level in zip(levels, masks, strict=True)]
+            return torch.cat(logits, dim=1)
         logits = [self._score(levels[-1], masks[-1])]  # coarse to fine
         for i, alpha in enumerate(self.alpha):
             finer = len(levels) - 2 - i
