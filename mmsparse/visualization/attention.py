@@ -16,9 +16,9 @@ from mmsparse.visualization.sample import Sample
 from mmsparse.visualization.statistics import received_attention, reference_points
 
 MAX_GROUPS = 4
-MAX_LAYERS = 4  # of a model without stages
-MAX_ARROWS = 6  # per row and per column
-LARGEST_DOT = 90  # pt^2
+MAX_LAYERS = 4  # of a single stage
+MAX_ARROWS = 4  # per row and per column
+LARGEST_DOT, MANY_DOTS = 90, 100  # pt^2; in panels with more dots they are smaller
 FAINT = '#ffffff80'  # white, half transparent
 RELATIVE = 'attention, relative to the largest of a panel'
 
@@ -74,7 +74,7 @@ def draw_sampled_keys(sample: Sample) -> Figure:
 
     A column per stage, for its last deformable layer. Top: keys of all groups of heads;
     the area of a dot is proportional to the attention that the key receives from all
-    queries. Bottom: offsets of the first group of heads, at most 6x6 of them.
+    queries. Bottom: offsets of the first group of heads, at most 4x4 of them.
     """
     layers = choose_layers(x for x in sample.recording.layers if x.samples_keys)
     figure, axes = panels.make_pairs(sample, len(layers))
@@ -178,13 +178,13 @@ def key_rectangles(
 
 
 def choose_layers(layers: Iterable[LayerRecording]) -> list[LayerRecording]:
-    """Return the last layer of every stage; four of a model that has no stages."""
-    chosen = list({layer.stage: layer for layer in layers}.values())
-    blocks = [layer for layer in chosen if layer.stage.startswith('block')]
-    count = min(len(blocks), MAX_LAYERS)
-    ends = [(i + 1) * len(blocks) // count - 1 for i in range(count)]
-    dropped = {id(layer) for layer in blocks} - {id(blocks[end]) for end in ends}
-    return [layer for layer in chosen if id(layer) not in dropped]
+    """Return the last layer of every stage; of a single stage, at most four layers."""
+    layers = list(layers)
+    last = list({layer.stage: layer for layer in layers}.values())
+    if len(last) > 1:
+        return last
+    count = min(len(layers), MAX_LAYERS)
+    return [layers[(i + 1) * len(layers) // count - 1] for i in range(count)]
 
 
 @torch.no_grad()
@@ -237,4 +237,5 @@ def _to_image(sample: Sample, layer: LayerRecording, cells: Tensor) -> Tensor:
 def _draw_keys(axis: Axes, keys: Tensor, weights: Tensor) -> None:
     share = (weights / weights.max()).cpu()
     style = dict(c=share.numpy(), cmap=panels.HEAT, vmin=0, vmax=1, alpha=0.85)
-    panels.draw_dots(axis, keys, 2 + LARGEST_DOT * share, **style)
+    largest = LARGEST_DOT * min(MANY_DOTS / len(keys), 1)
+    panels.draw_dots(axis, keys, 2 + largest * share, **style)

@@ -109,7 +109,7 @@ def compare_queries(samples: Samples, point: Point) -> Figure:
     first = next(iter(samples.values()))
     columns = min(len(samples), 3)
     rows = -(-len(samples) // columns)
-    figure, axes = panels.make_panels(_without_predictions(first), rows, columns, True)
+    figure, axes = panels.make_panels(first.without_predictions(), rows, columns, True)
     flat = [axis for row in axes for axis in row]
     for axis, (title, sample) in zip(flat, samples.items(), strict=False):
         queries = detr.best_queries(sample)
@@ -122,8 +122,9 @@ def compare_queries(samples: Samples, point: Point) -> Figure:
     panels.set_caption(
         figure,
         'What the decoder queries of the best detections attend to in the last decoder '
-        'layer, averaged over heads, each in the color of its box: everything in color '
-        'with full attention, dots whose area is the weight with deformable attention.',
+        'layer, all heads, in the color of the box: colored areas with full attention, '
+        'dots at the sampling locations, as large as the weight, with deformable '
+        'attention.',
     )
     return figure
 
@@ -131,7 +132,7 @@ def compare_queries(samples: Samples, point: Point) -> Figure:
 def _make_rows(samples: Samples, columns: int) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure with a row of panels per model, with its predictions."""
     first = next(iter(samples.values()))
-    bare = _without_predictions(first)
+    bare = first.without_predictions()
     figure, axes = panels.make_panels(bare, len(samples), columns, dimmed=True)
     for (title, sample), row in zip(samples.items(), axes, strict=True):
         caption = f'{title}\n{sample.caption}'.strip()
@@ -140,10 +141,6 @@ def _make_rows(samples: Samples, columns: int) -> tuple[Figure, list[list[Axes]]
             panels.draw_predictions(axis, sample)
         panels.name_classes(row[0], sample)
     return figure, axes
-
-
-def _without_predictions(sample: Sample) -> Sample:
-    return Sample(sample.image, sample.transform, sample.recording)
 
 
 def _draw_density(

@@ -16,6 +16,7 @@ from mmsparse.visualization.recorder import LayerRecording
 from mmsparse.visualization.sample import Sample
 
 MAX_OBJECTS, MAX_POINTS = 5, 4
+PAINT = 0.8  # largest opacity of an object's color
 COLORS = [to_hex(color) for color in colormaps['Set1'].colors]
 ENCODER = 'encoder'  # stage of its layers
 
@@ -30,7 +31,8 @@ def draw_queries(sample: Sample) -> Figure:
     """
     queries = best_queries(sample)
     rows, columns = (1, 2) if len(queries) == 1 else (2, -(-(len(queries) + 1) // 2))
-    figure, axes = panels.make_panels(sample, rows, columns, dimmed=True)
+    bare = sample.without_predictions()
+    figure, axes = panels.make_panels(bare, rows, columns, dimmed=True)
     first, *others = [axis for row in axes for axis in row]
     paint_objects(first, sample, queries)
     panels.set_title(first, 'all objects')
@@ -123,7 +125,7 @@ def paint_objects(axis: Axes, sample: Sample, queries: Sequence[int]) -> None:
     for query, color in zip(queries, COLORS, strict=False):
         shares = values[query] / values[query].max()
         colors = np.tile(to_rgba(color), (*shares.shape, 1))
-        colors[..., 3] = shares  # opacity
+        colors[..., 3] = PAINT * shares  # opacity
         panels.overlay_cells(axis, sample, shares, corners, colors, smooth=True)
         panels.draw_boxes(axis, boxes[query][None], color, width=1.6)
         name = sample.describe(int(labels[query]), float(scores[query]))

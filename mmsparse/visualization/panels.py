@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -22,7 +21,7 @@ from torch import Tensor
 from mmsparse.visualization.image_transform import Pixels, Point
 from mmsparse.visualization.sample import Sample
 
-SHEET_WIDTH, WIDEST_PANEL = 10.4, 4.2  # inches
+SHEET_WIDTH, SHEET_HEIGHT, WIDEST_PANEL = 10.4, 9, 4.2  # inches
 TITLE_HEIGHT, LINE_HEIGHT, BAR_WIDTH = 0.28, 0.16, 0.75  # inches
 LETTERS = 18  # of a caption per inch
 ENLARGED = 512  # pixels of the longer side, at least, before anything is drawn on it
@@ -44,7 +43,9 @@ def make_panels(
     pale, as the background of heat maps.
     """
     height, width = sample.image.shape[:2]
-    panel = min(SHEET_WIDTH / columns, WIDEST_PANEL)
+    panel = min(
+        SHEET_WIDTH / columns, WIDEST_PANEL, SHEET_HEIGHT / rows * width / height
+    )
     size = panel * columns + BAR_WIDTH, (panel * height / width + TITLE_HEIGHT) * rows
     figure = Figure(size, layout='constrained')
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
@@ -145,24 +146,14 @@ def add_color_bar(
     bar.ax.tick_params(labelsize=7)
 
 
-def add_legend(figure: Figure, entries: dict[str, str], marker: str = 'o') -> None:
-    """Add a legend of colors below the panels; ``entries`` are names and colors."""
-    style = dict(marker=marker, linestyle='', markersize=6, markeredgecolor='white')
+def add_legend(figure: Figure, entries: dict[str, str]) -> None:
+    """Add a legend of colors at the right; ``entries`` are names and colors."""
+    style = dict(marker='o', linestyle='', markersize=6, markeredgecolor='white')
     handles = [
         Line2D([], [], color=color, label=name, **style)
         for name, color in entries.items()
     ]
-    width, height = figure.get_size_inches()
-    columns = min(len(entries), int(width / 1.6))
-    lines = -(-len(entries) // columns)
-    figure.set_size_inches(width, height + lines * 0.2)
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=columns,
-        fontsize=8,
-        frameon=False,
-    )
+    figure.legend(handles=handles, loc='outside right upper', fontsize=8, frameon=False)
 
 
 def mark_query(axis: Axes, point: Point) -> None:
@@ -276,10 +267,10 @@ def outline_rectangles(axis: Axes, sample: Sample, rectangles: Tensor) -> None:
 def _draw_masks(axis: Axes, masks: Tensor) -> None:
     """Color masks, (M, H, W), in one transparent image."""
     height, width = masks.shape[1:]
-    colors = torch.zeros(height, width, 4)
-    for i, mask in enumerate(masks):
-        colors[mask] = torch.tensor([*colormaps['tab10'](i % 10)[:3], MASK_OPACITY])
-    axis.imshow(colors.numpy(), extent=(0, width, height, 0), interpolation='nearest')
+    colors = np.zeros((height, width, 4))
+    for i, mask in enumerate(masks.numpy()):
+        colors[mask] = colormaps['tab10'](i % 10, alpha=MASK_OPACITY)
+    axis.imshow(colors, extent=(0, width, height, 0), interpolation='nearest')
 
 
 def _draw_class_borders(axis: Axes, seg_map: np.ndarray) -> None:

@@ -56,8 +56,9 @@ class LayerRecording(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """The title without the block."""
-        return self.title.partition(', ')[0]
+        """The title without the block; ``block`` in a model without stages."""
+        stage = self.title.partition(', ')[0]
+        return 'block' if re.fullmatch(r'block \d+', stage) else stage
 
     @property
     def samples_keys(self) -> bool:

@@ -65,6 +65,10 @@ class Sample:
         ends = boxes.new_tensor(self.transform.input_size[::-1]).repeat(2)
         return scores, labels, self.transform.boxes_to_image(boxes * ends)
 
+    def without_predictions(self) -> 'Sample':
+        """Return the image and its recording alone."""
+        return Sample(self.image, self.transform, self.recording, self.class_names)
+
     def class_name(self, label: int) -> str:
         """Return the name of a class, or its number if it is not known."""
         known = label < len(self.class_names)

@@ -32,13 +32,13 @@ def test_sampled_keys_are_drawn_at_a_constant_offset(record_backbone, read_panel
     y = ((2 * rows + 1) / 5 * 11 / 2 - 1).clip(0, 11) * 8 + 4
     x = ((2 * columns + 1) / 7 * 15 / 2 - 0.5).clip(0, 15) * 8 + 4
     assert keys == pytest.approx(np.stack([x, y], -1).reshape(-1, 2), abs=1e-3)
-    # Of 6 rows and 8 columns, 6 columns have arrows.
-    some = np.ix_(range(6), [0, 1, 3, 4, 6, 7])
+    # Of 6 rows and 8 columns, 4 each have arrows.
+    some = np.ix_([0, 2, 3, 5], [0, 2, 5, 7])
     ends = np.stack([x[some].ravel() for x in (x, y)], -1)
     steps = np.stack([arrows.U, arrows.V], -1)
     assert arrows.XY + steps == pytest.approx(ends, abs=1e-3)
     inside = (ends[:, 0] < 120) & (ends[:, 1] > 4) & (arrows.Y < 92)
-    assert inside.sum() > 20
+    assert inside.sum() > 5
     expected = np.tile([[-4, -8]], (inside.sum(), 1))
     assert steps[inside] == pytest.approx(expected, abs=1e-3)
 
