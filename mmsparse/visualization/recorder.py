@@ -41,18 +41,10 @@ TITLES = (  # patterns of names of layers, and titles with numbers from 1
 class LayerRecording(NamedTuple):
     """An attention layer, or the adapter of one, and its input."""
 
-    name: str  # in the model
+    title: str  # stage and block, counted from 1; the name of a layer without
     layer: nn.Module | HostAttention
     x: Tensor  # (B, C, H, W)
     stride: int  # pixels of the model's input per cell of x
-
-    @property
-    def title(self) -> str:
-        """Stage and block, counted from 1; the layer's name if it has neither."""
-        for pattern, title in TITLES:
-            if found := re.search(pattern, self.name):
-                return title.format(*(int(number) + 1 for number in found.groups()))
-        return self.name
 
     @property
     def stage(self) -> str:
@@ -191,7 +183,7 @@ def _record_layers(model: nn.Module, recording: Recording) -> list[RemovableHand
 
     def append(name: str, layer: nn.Module | HostAttention, x: Tensor) -> None:
         stride = _stride(recording.inputs.shape[-2:], x.shape[-2:])
-        recording.layers.append(LayerRecording(name, layer, x, stride))
+        recording.layers.append(LayerRecording(_title(model, name), layer, x, stride))
 
     def record_grid(conv: nn.Module, args: tuple, output: Tensor) -> None:
         grid[:] = output.shape[-2:]
@@ -208,6 +200,17 @@ def _record_layers(model: nn.Module, recording: Recording) -> list[RemovableHand
         convs = (x for x in model.modules() if isinstance(x, nn.Conv2d))
         handles += [conv.register_forward_hook(record_grid) for conv in convs]
     return handles
+
+
+def _title(model: nn.Module, name: str) -> str:
+    for pattern, title in TITLES:
+        if found := re.search(pattern, name):
+            numbers = [int(number) + 1 for number in found.groups()]
+            blocks = model.get_submodule(name[: found.start(found.lastindex) - 1])
+            if type(blocks[0]).__name__ == 'AbsolutePositionEmbedding':  # mmdet's PVT
+                numbers[-1] -= 1
+            return title.format(*numbers)
+    return name
 
 
 def _attends_to_map(model: nn.Module, name: str) -> bool:

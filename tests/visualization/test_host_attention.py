@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from mmcv.cnn.bricks.transformer import MultiheadAttention as McvAttention
+from mmdet.models import PyramidVisionTransformer
 from mmdet.models.backbones.pvt import SpatialReductionAttention
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmpretrain.models import VisionTransformer
@@ -190,3 +191,17 @@ def test_layers_of_a_vision_transformer_are_recorded(library):
         (found,) = layer.layer.attention_maps(layer.x, torch.tensor([5]))
         assert found.weights.shape[-1] == 12
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_blocks_of_a_pvt_are_counted_without_its_position_embedding():
+    model = PyramidVisionTransformer(
+        embed_dims=8, num_stages=1, num_layers=[2], num_heads=[1], patch_sizes=[4],
+        strides=[4], paddings=[0], sr_ratios=[2], mlp_ratios=[1], out_indices=[0],
+    )  # fmt: skip
+
+    with record(model) as recording, torch.no_grad():
+        model(torch.randn(1, 3, 32, 48))
+
+    titles = [layer.title for layer in recording.layers]
+    assert titles == ['stage 1, block 1', 'stage 1, block 2']
+    assert recording.layers[0].x.shape == (1, 8, 8, 12)
