@@ -1,32 +1,13 @@
 """Draw what the attention of a trained model does on images.
 
-Works with classifiers, detectors and segmentors with backbones of mmsparse, or with
-Swin, ViT, PVT and DETR of mmdet, mmpretrain and mmseg. Written for every image, as far
-as the model has the parts for it:
+Writes NAME_FIGURE.png for every image, as far as the model has the parts: attention,
+sampled_keys (DAT), routed_regions (BiFormer), foreground and kept_tokens (Focus-DETR),
+sampling_locations (deformable decoders), queries and encoder_points (DETR), and
+receptive_field. The backbone may also be a Swin, ViT or PVT of another library.
 
-  NAME_attention.png           attention map of a query, in the last layer of each stage
-  NAME_sampled_keys.png        DAT: sampled keys, their offsets, the attention to them
-  NAME_routed_regions.png      BiFormer: routed regions, and the attention in them
-  NAME_foreground.png          Focus-DETR: foreground probability of tokens, by level
-  NAME_kept_tokens.png         Focus-DETR: tokens that each encoder layer keeps
-  NAME_sampling_locations.png  Focus-DETR, DINO, Deformable DETR: sampling locations of
-                               a detection in each decoder layer
-  NAME_queries.png             DETR: attention of the decoder queries of detections
-  NAME_encoder_points.png      DETR: attention of the encoder at the centers of these
-  NAME_receptive_field.png     effective receptive field of the backbone at the point
-  NAME.html                    with --html: all layers; a click moves the query
-  statistics.json              with --stats: mean attention distance of every head;
-                               DAT: offset spread; BiFormer: routing entropy
-
-With --compare, two or more models are drawn next to each other on one image, as far as
-at least two of them have the parts. A model of timm is timm:NAME, and a checkpoint may
-be left out for random weights:
-
-  python tools/visualize.py --compare CONFIG CHECKPOINT CONFIG CHECKPOINT ... IMAGE
-
-  NAME_compare_attention.png   attention of the same query, a row per model
-  NAME_compare_kept_tokens.png tokens that encoders keep, a row per model
-  NAME_compare_queries.png     attention of decoder queries, a panel per model
+With --compare, several models are drawn next to each other on one image:
+  --compare CONFIG CHECKPOINT CONFIG CHECKPOINT ... IMAGE
+CONFIG may be timm:NAME, and CHECKPOINT may be left out for random weights.
 
 Images that cannot be read are reported and skipped; the exit status is then 1.
 """
@@ -108,8 +89,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compare',
         action='store_true',
-        help='draw several models next to each other: CONFIG CHECKPOINT for each, and '
-        'one IMAGE',
+        help='draw several models next to each other',
     )
     parser.add_argument(
         '--out',
@@ -122,8 +102,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         nargs=2,
         metavar=('X', 'Y'),
-        help='query, and selected detection, in pixels of the image (default: center '
-        'of the best detection, else the most salient point)',
+        help='query and detection, in pixels of the image (default: the best '
+        'detection, or the most salient point)',
     )
     parser.add_argument(
         '--format',
@@ -135,7 +115,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--stats',
         action='store_true',
-        help='print and write attention statistics, averaged over the images, too',
+        help='write attention statistics, too, averaged over images',
     )
     parser.add_argument('--device', default='cpu', help='cuda:0, ... (default: cpu)')
     add_cfg_options(parser, 'test_dataloader.dataset.pipeline.1.scale=(512,512)')

@@ -45,15 +45,14 @@ def draw_attention(
         ValueError: The point is outside of the image or was cropped.
     """
     layers = choose_layers(sample.recording.layers) if layers is None else layers
-    columns = [panel_maps(sample, layer, point) for layer in layers]
+    columns = [_panel_maps(sample, layer, point) for layer in layers]
     rows = min(max(map(len, columns)), MAX_GROUPS)
     figure, axes = panels.make_panels(sample, rows, len(columns), dimmed=True)
     blank = []
     for layer, groups, *column in zip(layers, columns, *axes, strict=True):
         blank += column[len(groups) :]
         for axis, maps in zip(column, groups, strict=False):
-            for attention in maps:
-                draw_attention_map(axis, sample, layer, attention)
+            draw_maps(axis, sample, layer, maps)
             name = f', {maps[0].name}' if len(groups) > 1 else ''
             panels.set_title(axis, f'{layer.title}{name}')
             panels.mark_query(axis, point)
@@ -129,7 +128,7 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
     layers = choose_layers(x for x in sample.recording.layers if x.routes_regions)
     figure, axes = panels.make_pairs(sample, len(layers), dimmed=True)
     for layer, top, bottom in zip(layers, *axes, strict=True):
-        (attention,) = _attention_maps(sample, layer, point)
+        (attention,) = query_maps(sample, layer, point)
         with torch.no_grad():
             routing = layer.layer.regions(layer.x)
         (_, columns), (h, w) = routing.grid, routing.region
@@ -188,29 +187,40 @@ def choose_layers(layers: Iterable[LayerRecording]) -> list[LayerRecording]:
 
 
 @torch.no_grad()
-def _attention_maps(
+def query_maps(
     sample: Sample, layer: LayerRecording, point: Point
 ) -> tuple[AttentionMap, ...]:
+    """Return the attention maps of the query at a point of the image."""
     query = torch.tensor([sample.query_at(point, layer)], device=layer.x.device)
     return layer.layer.attention_maps(layer.x, query)
 
 
-def panel_maps(
+def _panel_maps(
     sample: Sample, layer: LayerRecording, point: Point
 ) -> list[list[AttentionMap]]:
     """Return the attention maps of a query by panel: sampled keys share one."""
-    maps = _attention_maps(sample, layer, point)
+    maps = query_maps(sample, layer, point)
     if maps[0].extent == POINT:
         return [list(maps)]
     return [[attention] for attention in maps]
 
 
-def draw_attention_map(
-    axis: Axes, sample: Sample, layer: LayerRecording, attention: AttentionMap
+def draw_maps(
+    axis: Axes, sample: Sample, layer: LayerRecording, maps: Sequence[AttentionMap]
 ) -> None:
-    """Draw the keys of the only query of an attention map, and outline them."""
+    """Draw the keys of the only query of the attention maps of a panel.
+
+    Sampled keys are dots; others are squares of a single map, which are outlined unless
+    they cover the feature map.
+    """
+    if maps[0].extent == POINT:
+        keys = torch.cat([x.locations()[0, 0] for x in maps])
+        weights = torch.cat([x.weights[0].mean(0)[0] for x in maps])
+        _draw_keys(axis, _to_image(sample, layer, keys), weights)
+        return
+    (attention,) = maps
     keys = _fill_keys(axis, sample, layer, attention)
-    if attention.extent != POINT and len(keys) < attention.keys.shape[1]:
+    if len(keys) < attention.keys.shape[1]:
         rectangles = key_rectangles(layer, keys.unique(dim=0), attention.extent)
         panels.outline_rectangles(axis, sample, rectangles)
 
@@ -218,14 +228,11 @@ def draw_attention_map(
 def _fill_keys(
     axis: Axes, sample: Sample, layer: LayerRecording, attention: AttentionMap
 ) -> Tensor:
-    """Draw the keys that are not masked, and return them, (M, 2)."""
+    """Draw the keys that are not masked as squares, and return them, (M, 2)."""
     weights = attention.weights[0].mean(0)[0]  # (M,)
     weights, keys = (x[weights > 0] for x in (weights, attention.locations()[0, 0]))
-    if attention.extent == POINT:
-        _draw_keys(axis, _to_image(sample, layer, keys), weights)
-    else:
-        rectangles = key_rectangles(layer, keys, attention.extent)
-        panels.fill_rectangles(axis, sample, rectangles, weights)
+    rectangles = key_rectangles(layer, keys, attention.extent)
+    panels.fill_rectangles(axis, sample, rectangles, weights)
     return keys
 
 
@@ -237,5 +244,5 @@ def _to_image(sample: Sample, layer: LayerRecording, cells: Tensor) -> Tensor:
 def _draw_keys(axis: Axes, keys: Tensor, weights: Tensor) -> None:
     share = (weights / weights.max()).cpu()
     style = dict(c=share.numpy(), cmap=panels.HEAT, vmin=0, vmax=1, alpha=0.85)
-    largest = LARGEST_DOT * min(MANY_DOTS / len(keys), 1)
+    largest = LARGEST_DOT * min(MANY_DOTS / len(keys), 1) ** 0.5
     panels.draw_dots(axis, keys, 2 + largest * share, **style)

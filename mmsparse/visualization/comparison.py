@@ -146,12 +146,10 @@ def _make_rows(samples: Samples, columns: int) -> tuple[Figure, list[list[Axes]]
 def _draw_density(
     axis: Axes, sample: Sample, layer: LayerRecording, point: Point
 ) -> None:
-    panels_of_layer = attention.panel_maps(sample, layer, point)
-    maps = [x for group in panels_of_layer for x in group]
+    maps = attention.query_maps(sample, layer, point)
     heads = sum(x.weights.shape[1] for x in maps)
     if maps[0].extent == POINT or len(maps) == 1:
-        for x in maps:
-            attention.draw_attention_map(axis, sample, layer, x)
+        attention.draw_maps(axis, sample, layer, maps)
     else:
         size = layer.x.shape[-2:]
         density = sum(_density(x, size) * x.weights.shape[1] / heads for x in maps)

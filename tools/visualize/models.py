@@ -1,6 +1,7 @@
 """Read the models of a comparison from the command line, and record them."""
 
 import argparse
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mmengine.registry import DefaultScope
+from mmengine.logging import MMLogger
 from PIL import Image, ImageOps
 from torch import nn
 
+from mmsparse._logging import log_level
 from mmsparse.apis import build_model, load_model, read_config
 from mmsparse.apis.config import SUFFIXES
 from mmsparse.checkpoint.state_dict import load_state_dict, read_weights
@@ -110,9 +112,12 @@ def _build(cfg: Any, checkpoint: str | None, device: str) -> nn.Module:
     if checkpoint is not None:
         return load_model(cfg, checkpoint, device)
     model = build_model(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        for part in model.modules():
-            part.init_cfg = None  # no weights of the network
+    for part in model.modules():
+        settings = getattr(part, 'init_cfg', None)
+        if isinstance(settings, dict) and settings.get('type') == 'Pretrained':
+            part.init_cfg = None
+    # mmengine would log every parameter, and backbones that they have no weights.
+    with log_level(MMLogger.get_current_instance(), logging.ERROR):
         model.init_weights()
     return model.to(device).eval()
 
