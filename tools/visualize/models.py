@@ -114,7 +114,7 @@ def _build(cfg: Any, checkpoint: str | None, device: str) -> nn.Module:
     model = build_model(cfg)
     for part in model.modules():
         settings = getattr(part, 'init_cfg', None)
-        if isinstance(settings, dict) and settings.get('type') == 'Pretrained':
+        if isinstance(settings, dict) and 'checkpoint' in settings:
             part.init_cfg = None
     # mmengine would log every parameter, and backbones that they have no weights.
     with log_level(MMLogger.get_current_instance(), logging.ERROR):
