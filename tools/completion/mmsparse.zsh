@@ -423,11 +423,14 @@ _shtab_mmsparse_train_defaults_added=0
 
 _shtab_mmsparse_visualize_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--compare[draw several models next to each other]"
   "--out[output folder (default\: work_dirs\/visualize)]:DIR:_files"
-  "--point[query, and selected detection, in pixels of the image (default\: center of the best detection, else the most salient point)]:('X', 'Y'):"
+  "--point[query and detection, in pixels of the image (default\: the best detection, or the most salient point)]:('X', 'Y'):"
+  "--format[format of the figures (default\: png)]:format:(png svg pdf)"
   "--html[write an HTML page, too]"
-  "--stats[print and write attention statistics, averaged over the images, too]"
+  "--stats[write attention statistics, too, averaged over images]"
   "--device[cuda\:0, ... (default\: cpu)]:device:_files"
+  "--cfg-options[change settings of the config, for example test_dataloader.dataset.pipeline.1.scale\=(512,512)]:KEY=VALUE:_files"
   "--score-thr[minimum score of a detection (default\: 0.3)]:SCORE:"
   ":config file:_mmsparse_configs"
   ":checkpoint file:_files"
