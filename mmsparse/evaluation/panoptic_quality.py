@@ -16,6 +16,7 @@ from mmengine.fileio import get
 from mmengine.logging import MMLogger
 
 from mmsparse.datasets.panoptic import segment_ids
+from mmsparse.errors import UsageError
 from mmsparse.registry import METRICS
 
 VOID = -1  # label of pixels without a segment
@@ -35,8 +36,11 @@ class PanopticQuality(BaseMetric):
         ann_file: Annotation file in COCO's panoptic format.
         seg_prefix: Folder of its PNG files.
         classwise: Also print the qualities of every class.
-        backend_args: Settings of mmengine's file backend, for the PNG files.
+        backend_args: Settings of mmengine's file backend.
         **arguments: Those of mmengine's BaseMetric.
+
+    Raises:
+        UsageError: An image is not in the annotation file.
     """
 
     default_prefix = 'coco_panoptic'
@@ -53,6 +57,7 @@ class PanopticQuality(BaseMetric):
         content = json.loads(get(ann_file, backend_args=backend_args))
         self._names = {x['id']: x['name'] for x in content['categories']}
         self._truths = {x['image_id']: x for x in content['annotations']}
+        self.ann_file = ann_file
         self.seg_prefix = seg_prefix
         self.classwise = classwise
         self.backend_args = backend_args
@@ -61,7 +66,7 @@ class PanopticQuality(BaseMetric):
         """Count matched and unmatched segments of a batch by class."""
         classes = list(self.dataset_meta['classes'])
         for sample in data_samples:
-            truth = self._truths[sample['img_id']]
+            truth = self._truth(sample['img_id'])
             path = Path(self.seg_prefix, truth['file_name'])
             ids = segment_ids(get(path, backend_args=self.backend_args))
             labels, crowds = {}, set()
@@ -74,6 +79,14 @@ class PanopticQuality(BaseMetric):
             self.results.append(
                 count_segments(ids, labels, crowds, predicted, len(classes))
             )
+
+    def _truth(self, img_id: Any) -> dict[str, Any]:
+        if img_id not in self._truths:
+            raise UsageError(
+                f'{self.ann_file} has no segments of the image with id {img_id!r}; set '
+                f'ann_file of PanopticQuality to that of the data set.'
+            )
+        return self._truths[img_id]
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """Return the qualities over all images, in percent."""

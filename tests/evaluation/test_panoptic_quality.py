@@ -9,6 +9,7 @@ from mmengine.structures import PixelData
 from tiny_panoptic import METAINFO, write_panoptic_data
 
 from mmsparse.datasets.panoptic import segment_ids
+from mmsparse.errors import UsageError
 from mmsparse.evaluation.panoptic_quality import average_quality, count_segments
 
 LABELS = {1: 0, 2: 1, 3: 1, 70000: 2, 300: 3}
@@ -76,6 +77,16 @@ def test_the_results_are_those_of_mmdet(root, change):
     expected = evaluate(CocoPanopticMetric(**settings(root)), root, change)
     assert found == pytest.approx(expected)
     assert 0 < found['coco_panoptic/PQ'] < 100
+
+
+def test_an_image_that_is_not_in_the_file_is_named(root):
+    metric = build(root)
+    metric.dataset_meta = METAINFO
+
+    with pytest.raises(
+        UsageError, match='panoptic.json has no .* image with id 9; set'
+    ):
+        metric.process({}, [dict(img_id=9)])
 
 
 def row(*parts):
