@@ -12,6 +12,7 @@ from mmsparse.conversion.layout import (
     affine,
     count,
     num_layers,
+    size,
 )
 
 SCORER = r'transformer\.enc_mask_predictor\.'
@@ -42,11 +43,13 @@ def _variant(weights: Weights) -> str:
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = deformable_detr.embed_dims(weights)
+    # Content of queries from boxes is not published, but has weights.
+    queries = size(weights, r'transformer\.pos_trans\.weight') or channels
     num_heads = count(weights, r'class_embed\.(\d+)\.')
     return deformable_detr.layout(
         weights,
         widths,
-        [*deformable_detr.proposals(channels, channels), *scorer(channels)],
+        [*deformable_detr.proposals(channels, queries), *scorer(channels)],
         [deformable_detr.CLASS_ROWS] * num_heads,  # all with the true classes
     )
 

@@ -1,5 +1,6 @@
 """Golden cases of Sparse DETR: the detector in evaluation and training, its losses."""
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,11 +35,6 @@ LOSSES = {
     'loss_bbox': ('loss_bbox', 5.0),
     'loss_giou': ('loss_iou', 2.0),
 }
-# The released combination; the others are not published.
-OPTIONS = (
-    *('eff_query_init', 'eff_specific_head', 'with_box_refine', 'two_stage'),
-    'use_enc_aux_loss',
-)
 # What a case of the token selector leaves out, and what does not matter there.
 ANY_SIZE = dict(
     dict.fromkeys(
@@ -64,9 +60,9 @@ NORMALIZED = (512, 512)  # size of images whose boxes are given from 0 to 1
 
 def build_detector(arguments: Arguments) -> SparseDETR:
     """Build the detector without a backbone, in evaluation mode."""
-    for name in OPTIONS:
+    for name in ('with_box_refine', 'two_stage'):
         if not arguments.get(name, True):
-            raise UnsupportedCaseError(f'{name}=False, an option without published use')
+            raise UnsupportedCaseError(f'{name}=False: not Sparse DETR')
     if not arguments['rho']:
         raise UnsupportedCaseError('rho=0: no tokens are selected')
     arguments = {**ANY_SIZE, **arguments}
@@ -80,6 +76,9 @@ def build_detector(arguments: Arguments) -> SparseDETR:
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = SparseDETR(
             keep_ratio=arguments['rho'],
+            query_content='token' if arguments.get('eff_query_init', True) else 'box',
+            class_agnostic=not arguments.get('eff_specific_head', True),
+            encoder_losses=arguments.get('use_enc_aux_loss', True),
             backbone=dict(type=nn.Identity),
             neck=neck,
             **transformer_cfg(arguments),
@@ -100,6 +99,7 @@ def build_head(arguments: Arguments) -> SparseDETRHead:
             train_cfg=dict(assigner=assigner_cfg()),
         )
     head.add_branches(layers - 1)
+    head.class_agnostic = not arguments.get('eff_specific_head', True)
     return head
 
 
@@ -210,10 +210,10 @@ def run_losses(case: Case) -> Outputs:
         suffix: (inputs[logits], inputs[boxes])
         for suffix, (logits, boxes) in names.items()
     }
-    truths = [sample.gt_instances for sample in samples]
     metas = [sample.metainfo for sample in samples]
     losses = {}
     for suffix, predicted in predictions.items():
+        truths = [x.gt_instances for x in _targets(head, suffix, samples)]
         values = head.loss_by_feat_single(*predicted, truths, metas)
         losses |= dict(zip((f'{x}{suffix}' for x in LOSSES), values, strict=True))
     outputs = {**_name_losses(losses), **_matches(head, predictions, samples)}
@@ -276,7 +276,11 @@ def _suffixes(arguments: Arguments) -> list[str]:
         '',
         *(f'_{i}' for i in range(arguments['dec_layers'] - 1)),
         '_enc',
-        *(f'_enc_{i}' for i in range(arguments['enc_layers'] - 1)),
+        *(
+            f'_enc_{i}'
+            for i in range(arguments['enc_layers'] - 1)
+            if arguments.get('use_enc_aux_loss', True)
+        ),
     ]
 
 
@@ -295,7 +299,9 @@ def _name_outputs(
 ) -> Outputs:
     """Name what a detector in training has computed as cases do."""
     tokens, decoded, padding = seen['tokens'], seen['decoded'], seen['feat_mask']
-    class_logits = decoded['enc_outputs_class'].amax(-1)
+    class_logits = decoded['enc_outputs_class']
+    all_classes = case.info['args'].get('eff_specific_head', True)
+    scores = class_logits.amax(-1) if all_classes else class_logits[..., 0]
     outputs = {
         'logit': tokens.logits[..., None],
         'masked_logit': fill_padding(tokens.logits, padding),
@@ -308,7 +314,7 @@ def _name_outputs(
         else padding,
         'spatial_shapes': seen['spatial_shapes'],
         'memory': seen['memory'],
-        'twostage_inds': class_logits.topk(seen['query'].shape[1]).indices,
+        'twostage_inds': scores.topk(seen['query'].shape[1]).indices,
         'query': seen['query'],
         'query_pos': seen['query_pos'],
         'init_reference': seen['reference_points'],
@@ -353,6 +359,18 @@ def _matches(
 ) -> Outputs:
     return {
         f'out.match{i}.{j}': match(head, logits[j].detach(), boxes[j].detach(), sample)
-        for i, (logits, boxes) in enumerate(predictions.values())
-        for j, sample in enumerate(samples)
+        for i, (suffix, (logits, boxes)) in enumerate(predictions.items())
+        for j, sample in enumerate(_targets(head, suffix, samples))
     }
+
+
+def _targets(
+    head: SparseDETRHead, suffix: str, samples: Sequence[BaseDataElement]
+) -> list[BaseDataElement]:
+    """Return the samples; class 0 for all objects where only these are selected."""
+    if suffix != '_enc' or not head.class_agnostic:
+        return list(samples)
+    copies = copy.deepcopy(list(samples))
+    for sample in copies:
+        sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
+    return copies

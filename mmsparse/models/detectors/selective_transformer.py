@@ -169,7 +169,12 @@ class SelectiveTransformer:
         tokens = self.project_tokens(memory, proposals[..., 0].isinf())
         class_logits = self.bbox_head.cls_branches[self.decoder.num_layers](tokens)
         num_queries = self._num_queries(memory.shape[1])
-        return tokens, class_logits, class_logits.amax(-1).topk(num_queries).indices
+        rows = self._rank_scores(class_logits).topk(num_queries).indices
+        return tokens, class_logits, rows
+
+    def _rank_scores(self, class_logits: Tensor) -> Tensor:
+        """Return the score of every token by its class logits, (B, N)."""
+        return class_logits.amax(-1)
 
     def _finish_layers(self, head: type, example: str) -> None:
         """Exchange mmcv's operators; raise ValueError for another type of head."""

@@ -41,8 +41,11 @@ from mmsparse.models.detectors.selective_transformer import (
     SelectiveTransformer,
 )
 from mmsparse.models.detectors.token_selector import TokenSelector
+from mmsparse.models.layers.common import check_choice
 from mmsparse.ops.tokens import gather_tokens
 from mmsparse.registry import MODELS
+
+QUERY_CONTENTS = ('token', 'box')
 
 
 @MODELS.register_module()
@@ -62,6 +65,12 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
             it may be changed after training.
         exact_map: Supervise by the cells that the decoder samples. Otherwise they are
             displaced by half a cell, as released.
+        query_content: What the content of a query is at first: the ``token`` that it
+            starts from, as published, or a projection of its ``box``, as in Deformable
+            DETR.
+        class_agnostic: Select queries by the first class logit, trained to separate
+            objects from background, as in Deformable DETR.
+        encoder_losses: Add losses after every encoder layer, as published.
         with_box_refine: Must be true.
         as_two_stage: Must be true.
         **arguments: Those of :class:`SelectiveTransformer` and of mmdet's
@@ -76,6 +85,9 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
         self,
         keep_ratio: float = 0.3,
         exact_map: bool = False,
+        query_content: str = 'token',
+        class_agnostic: bool = False,
+        encoder_losses: bool = True,
         with_box_refine: bool = True,
         as_two_stage: bool = True,
         **arguments: Any,
@@ -86,7 +98,11 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
                 'with_box_refine and as_two_stage must be true; got '
                 f'{with_box_refine} and {as_two_stage}.'
             )
+        check_choice('query_content', query_content, QUERY_CONTENTS)
         self.exact_map = exact_map
+        self.query_content = query_content
+        self.class_agnostic = class_agnostic
+        self.encoder_losses = encoder_losses
         super().__init__(
             keep_ratio, with_box_refine=True, as_two_stage=True, **arguments
         )
@@ -96,12 +112,19 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
         super()._init_layers()
         self.encoder = SelectiveEncoder(**encoder)
         self.decoder = SparseDecoder(**decoder)
-        width = self.embed_dims
-        self.pos_trans_fc = nn.Linear(2 * width, width)  # content is a token's own
-        self.pos_trans_norm = nn.LayerNorm(width)
-        self.token_selector = TokenSelector(width, self.global_pool)
+        if self.query_content == 'token':  # only the position is projected
+            self.pos_trans_fc = nn.Linear(2 * self.embed_dims, self.embed_dims)
+            self.pos_trans_norm = nn.LayerNorm(self.embed_dims)
+        self.token_selector = TokenSelector(self.embed_dims, self.global_pool)
         self._finish_layers(SparseDETRHead, 'SparseDETRHead')
-        self.bbox_head.add_branches(self.encoder.num_layers - 1)
+        self.bbox_head.class_agnostic = self.class_agnostic
+        if self.encoder_losses:
+            self.bbox_head.add_branches(self.encoder.num_layers - 1)
+
+    def _rank_scores(self, class_logits: Tensor) -> Tensor:
+        if self.class_agnostic:
+            return class_logits[..., 0]
+        return super()._rank_scores(class_logits)
 
     def forward_encoder(
         self,
@@ -152,9 +175,14 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
         boxes = box_head(gather_tokens(projected, rows))
         boxes = (boxes + gather_tokens(tokens.proposals, rows)).detach()
         encoding = self.get_proposal_pos_embed(boxes, self.embed_dims // 2)
+        query_pos = self.pos_trans_norm(self.pos_trans_fc(encoding))
+        if self.query_content == 'token':
+            query = gather_tokens(memory, rows)
+        else:
+            query_pos, query = query_pos.chunk(2, dim=-1)
         decoder_inputs = dict(
-            query=gather_tokens(memory, rows),
-            query_pos=self.pos_trans_norm(self.pos_trans_fc(encoding)),
+            query=query,
+            query_pos=query_pos,
             memory=memory,
             reference_points=boxes.sigmoid(),
             level_sizes=level_sizes,
@@ -166,7 +194,7 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
             enc_outputs_class=class_logits,
             enc_outputs_coord=(box_head(projected) + tokens.proposals).sigmoid(),
             tokens=tokens,
-            states=states[:-1],
+            states=states[:-1] if self.encoder_losses else (),
             own=own,
             padding=memory_mask,
             level_sizes=level_sizes,
@@ -220,13 +248,16 @@ class SparseDETRHead(FewQueries, BatchedTargets, DeformableDETRHead):
     """Deformable DETR's head with losses for encoder layers and the token selector.
 
     Its branches belong to the decoder layers, the selection of queries, and all encoder
-    layers but the last. All sets of predictions are matched with the true classes, and
-    their losses divided by the number of boxes.
+    layers but the last. All sets of predictions are matched with the true classes,
+    those of ``class_agnostic`` query selection excepted, and their losses are divided
+    by the number of boxes.
 
     Args:
         loss_dam: Arguments of :class:`AttentionMapLoss`.
         **arguments: Those of mmdet's DeformableDETRHead.
     """
+
+    class_agnostic = False  # set by the detector
 
     def __init__(
         self, loss_dam: Mapping[str, Any] | None = None, **arguments: Any
@@ -304,17 +335,17 @@ class SparseDETRHead(FewQueries, BatchedTargets, DeformableDETRHead):
     ) -> dict[str, Tensor]:
         """Compute the losses of decoder layers and query selection, by true classes."""
         truth = (batch_gt_instances, batch_img_metas)
+        of_selection = (enc_cls_scores, enc_bbox_preds)
         losses = super().loss_by_feat(
             all_layers_cls_scores,
             all_layers_bbox_preds,
-            None,  # mmdet would replace the classes by 0
-            None,
+            # mmdet replaces the classes of objects by 0.
+            *(of_selection if self.class_agnostic else (None, None)),
             *truth,
             batch_gt_instances_ignore,
         )
-        losses.update(
-            self._named_losses('enc_', enc_cls_scores, enc_bbox_preds, *truth)
-        )
+        if not self.class_agnostic:
+            losses.update(self._named_losses('enc_', *of_selection, *truth))
         return losses
 
     def _named_losses(self, prefix: str, *predictions: Any) -> dict[str, Tensor]:

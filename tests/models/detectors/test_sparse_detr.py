@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.detectors import DeformableDETR
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
@@ -22,6 +23,8 @@ OPTIONS = {
     'scored border': dict(score_border=True),
     'exact map': dict(exact_map=True),
     'all tokens': dict(keep_ratio=1.0),
+    'queries of Deformable DETR': dict(query_content='box', class_agnostic=True),
+    'no encoder losses': dict(encoder_losses=False),
 }
 SHAPES = {
     '3 levels': dict(levels=3),
@@ -135,6 +138,21 @@ def test_on_the_same_canvas_detections_do_not_change_with_the_batch():
         torch.testing.assert_close(actual.bboxes, expected.bboxes, atol=1e-3, rtol=0)
 
 
+def test_queries_of_deformable_detr_equal_those_of_mmdet():
+    detector = build(width=256, query_content='box', class_agnostic=True).train()
+    inputs, samples = make_images(SIZES)
+    seen = encoded(detector, inputs, samples)
+    shared = {x: seen[x] for x in ('memory', 'memory_mask', 'spatial_shapes')}
+
+    expected = DeformableDETR.pre_decoder(detector, **shared)
+    own = {x: seen[x] for x in ('tokens', 'states', 'level_sizes')}
+    actual = detector.pre_decoder(**shared, **own)
+
+    for mine, mmdets in zip(actual, expected, strict=True):
+        for name, value in mmdets.items():
+            torch.testing.assert_close(mine[name], value)
+
+
 @pytest.mark.parametrize('per_image', [True, False])
 def test_per_image_losses_of_encoder_layers_do_not_change_with_the_batch(per_image):
     detector = build(per_image=per_image).train()
@@ -218,6 +236,7 @@ def test_the_scorer_averages_all_levels_together(pool):
         (dict(keep_ratio=0.0), r'keep_ratio must be in \(0, 1\]; got \(0.0,\)'),
         (dict(keep_ratio=1.1), r'keep_ratio must be in \(0, 1\]; got \(1.1,\)'),
         (dict(global_pool='none'), "global_pool must be one of .* got 'none'"),
+        (dict(query_content='all'), "query_content must be one of .* got 'all'"),
         (dict(as_two_stage=False), 'as_two_stage must be true; got True and False'),
     ],
     ids=str,

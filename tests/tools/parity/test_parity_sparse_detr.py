@@ -42,6 +42,9 @@ SHAPES = {
     '1 layer, 3 layers': dict(enc_layers=1, dec_layers=3),
     'width 24': dict(embed_dim=24),
     'ratio 0.6': dict(rho=0.6),
+    "Deformable DETR's queries": dict(
+        eff_query_init=False, eff_specific_head=False, use_enc_aux_loss=False
+    ),
 }
 TOLERANCE = dict(fp32_atol=1e-4, fp32_rtol=1e-4, grad_fp32_atol=1e-4)
 
@@ -103,7 +106,9 @@ def test_cases_with_other_arguments_are_compared(shape):
     assert verdict.status == 'passed', verdict
 
 
-@pytest.mark.parametrize('name', ['5 levels', 'batch 3', '1 layer, 3 layers'])
+@pytest.mark.parametrize(
+    'name', [*('5 levels', 'batch 3', '1 layer, 3 layers'), "Deformable DETR's queries"]
+)
 def test_training_steps_with_other_arguments_are_compared(name):
     verdict = check_case(make_case('train_losses', **SHAPES[name]))
 
@@ -137,8 +142,8 @@ def test_other_weights_fail():
     assert check_case(case).status == 'failed'
 
 
-@pytest.mark.parametrize('changes', [dict(eff_query_init=False), dict(rho=0)], ids=str)
-def test_unpublished_options_are_unsupported(changes):
+@pytest.mark.parametrize('changes', [dict(two_stage=False), dict(rho=0)], ids=str)
+def test_other_detectors_are_unsupported(changes):
     case = make_case('model_micro')
     case.info['args'].update(changes)
 
