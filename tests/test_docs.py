@@ -97,10 +97,12 @@ def test_every_option_of_focus_detr_has_a_row():
     changed = {}
     for name, config in rows:
         model = read_config(str(ROOT / config)).model
-        changed[name] = {**model.bbox_head.get('loss_foreground', {}), **model}[name]
-    assert len(changed) == 11
+        head = model.bbox_head
+        changed[name] = {**head.get('loss_foreground', {}), **head, **model}[name]
+    assert len(changed) == 12
     assert changed['cascade'] == (0.6,) * 6
     assert changed['norm'] == 'batch'
+    assert changed['loss_dam'] == {}
 
 
 def test_the_backbones_page_shows_what_its_program_prints(

@@ -28,6 +28,11 @@ class TokenSelection(NamedTuple):
     eligible: tuple[Tensor | None, ...]
     written: tuple[Tensor | None, ...]
 
+    @property
+    def own(self) -> Tensor | None:
+        """Rows that any layer updates, (B, K); None for all."""
+        return self.written[self.kept.index(max(self.kept))]
+
 
 def select_tokens(
     scores: Tensor,

@@ -193,7 +193,8 @@ def to_dino(cfg: Config) -> Config:
         for name in inspect.signature(mixin).parameters:
             cfg.model.pop(name, None)
     cfg.model.type, cfg.model.bbox_head.type = 'DINO', 'DINOHead'
-    cfg.model.bbox_head.pop('loss_foreground', None)
+    for loss in ('loss_foreground', 'loss_dam'):
+        cfg.model.bbox_head.pop(loss, None)
     return cfg
 
 
@@ -225,7 +226,7 @@ def with_keep_ratio(cfg: Config, ratio: float) -> Config:
 def _check_size(cfg: Config, size: tuple[int, int]) -> None:
     """Raise ValueError for images that are too small for mmdet's DINO."""
     head = cfg.model.get('bbox_head', {})
-    strides = head.get('loss_foreground', {}).get('strides', STRIDES)
+    strides = (head.get('loss_foreground') or {}).get('strides', STRIDES)
     tokens = sum(ceil(size[0] / x) * ceil(size[1] / x) for x in strides)
     queries = cfg.model.get('num_queries', 0)
     if tokens < queries:

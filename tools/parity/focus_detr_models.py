@@ -55,14 +55,14 @@ def run_selector(case: Case) -> Outputs:
         detector, [case.tensors[f'in.feat{i}'] for i in levels], make_samples(arguments)
     )
     lengths = [height * width for height, width in seen['level_sizes']]
-    logits = seen['foreground_logits'][..., None].split(lengths, dim=1)
+    logits = seen['tokens'].logits[..., None].split(lengths, dim=1)
     centers = level_centers(seen['level_sizes'], seen['valid_ratios'])
     return {
         **_selection(seen, detector.keep_ratio),
         'out.enc_memory': seen['scored'],
-        'out.proposals': seen['proposals'],
+        'out.proposals': seen['tokens'].proposals,
         'out.valid_token_nums': seen['num_valid'],
-        'out.k_per_layer': torch.tensor(seen['selection'].kept),
+        'out.k_per_layer': torch.tensor(seen['tokens'].selection.kept),
         **{f'out.level_logit{i}': x for i, x in enumerate(logits)},
         'out.spatial_shapes': seen['spatial_shapes'],
         'out.level_start_index': seen['level_start_index'],
@@ -136,7 +136,6 @@ def _encode(
         **encoded,
         'encoded': encoded,
         'decoder_inputs': decoder_inputs,
-        'selection': calls['encoder'].kwargs['selection'],
         'scored': calls['memory_trans_norm'].output,
     }
 
@@ -164,7 +163,7 @@ def _decode(
         all_boxes=boxes,
         pred_logits=logits[-1],
         pred_boxes=boxes[-1],
-        foreground_logit=seen['foreground_logits'][..., None],
+        foreground_logit=seen['tokens'].logits[..., None],
         det_scores=torch.stack([x.scores for x in found]),
         det_labels=torch.stack([x.labels for x in found]),
         det_boxes=torch.stack([x.bboxes for x in found]),
@@ -172,7 +171,7 @@ def _decode(
 
 
 def _selection(seen: Mapping[str, Any], keep_ratio: float) -> Outputs:
-    logits, selection = seen['foreground_logits'], seen['selection']
+    logits, selection = seen['tokens'].logits, seen['tokens'].selection
     return {
         'out.foreground_logit': logits[..., None],
         # The official code ranks padding last by the least logit, mmsparse by -inf.
@@ -187,7 +186,7 @@ def _selection(seen: Mapping[str, Any], keep_ratio: float) -> Outputs:
 
 def _padding(seen: Mapping[str, Any]) -> Tensor:
     if seen['feat_mask'] is None:
-        return torch.zeros_like(seen['foreground_logits'], dtype=torch.bool)
+        return torch.zeros_like(seen['tokens'].logits, dtype=torch.bool)
     return seen['feat_mask']
 
 

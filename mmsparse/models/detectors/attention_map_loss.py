@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsparse.models.detectors.selective_transformer import LevelSizes, ScoredTokens
 from mmsparse.ops.sampling import attention_on_cells
 from mmsparse.ops.tokens import TokenSelection, mark_tokens
 
@@ -22,13 +23,18 @@ class DecoderAttentionMap:
         level_sizes: Height and width of every level.
         exact: Count the cells that are sampled. Otherwise they are displaced by half a
             cell, as released.
+        skipped: Number of queries, the first ones, whose attention does not count.
     """
 
     def __init__(
-        self, level_sizes: Sequence[tuple[int, int]], exact: bool = False
+        self,
+        level_sizes: Sequence[tuple[int, int]],
+        exact: bool = False,
+        skipped: int = 0,
     ) -> None:
         self.level_sizes = level_sizes
         self.exact = exact
+        self.skipped = skipped
         self.total: Tensor | None = None  # (B, N)
 
     @torch.no_grad()
@@ -41,7 +47,10 @@ class DecoderAttentionMap:
             weights: (B, Q, heads, levels, points).
         """
         added = attention_on_cells(
-            points, weights, self.level_sizes, displaced=not self.exact
+            points[:, self.skipped :],
+            weights[:, self.skipped :],
+            self.level_sizes,
+            displaced=not self.exact,
         )
         self.total = added if self.total is None else self.total + added
 
@@ -50,8 +59,9 @@ class AttentionMapLoss(nn.Module):
     """Binary cross-entropy of token logits; the most attended tokens are positive.
 
     Paper: `Sparse DETR <https://arxiv.org/abs/2111.14330>`_, section 3. As many tokens
-    of an image are positive as its encoder keeps. The loss is averaged over all tokens;
-    as released, padding counts as negative, with the least logit of the batch.
+    of an image are positive as its encoder keeps, in the layer that keeps the most. The
+    loss is averaged over all tokens; as released, padding counts as negative, with the
+    least logit of the batch.
 
     Args:
         loss_weight: Weight of the loss.
@@ -102,7 +112,32 @@ class AttentionMapLoss(nn.Module):
         if padding is not None:
             attention_map = attention_map.masked_fill(padding, float('-inf'))
         rows = attention_map.topk(selection.rows.shape[1]).indices
-        return mark_tokens(rows, attention_map.shape[1], selection.written[0])
+        return mark_tokens(rows, attention_map.shape[1], selection.own)
+
+    def named_losses(
+        self,
+        tokens: ScoredTokens,
+        attention_map: Tensor,
+        padding: Tensor | None,
+        level_sizes: LevelSizes,
+    ) -> dict[str, Tensor]:
+        """Compute the loss, and the shares of the attention that is on kept tokens.
+
+        Args:
+            tokens: Their logits, and the selected ones.
+            attention_map: Attention on every token, (B, N).
+            padding: True for padding, (B, N); None for no padding.
+            level_sizes: Height and width of every level.
+
+        Returns:
+            ``loss_dam``; ``corr``, the share over all levels; ``corr_level0`` and so
+            on, those of each level, NaN where there is no attention.
+        """
+        logits, selection = tokens.logits, tokens.selection
+        loss = self(logits, attention_map, padding, selection)
+        shares = kept_attention(attention_map, selection.rows, level_sizes).mean(1)
+        names = ['corr', *(f'corr_level{i}' for i in range(len(level_sizes)))]
+        return dict(loss_dam=loss, **dict(zip(names, shares, strict=True)))
 
 
 def fill_padding(logits: Tensor, padding: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ class DinoDecoder(DinoTransformerDecoder):
             valid_ratios: Fraction of the width and height of every level that is not
                 padding, (B, levels, 2).
             reg_branches: Heads that refine the boxes, one per layer.
-            **levels: ``spatial_shapes`` and ``level_sizes`` for
+            **levels: ``spatial_shapes``, ``level_sizes`` and ``observe`` for
                 :class:`DeformableAttention`.
 
         Returns:

@@ -10,14 +10,14 @@ Focus-DETR changes in each:
    (:class:`FocusEncoder`).
 4. ``pre_decoder``: starts the queries from the best tokens, adds DINO's noised boxes.
 5. ``forward_decoder``: refines queries and boxes (:class:`DinoDecoder`).
-6. Head: DINO's, and the foreground loss (:class:`FocusDETRHead`).
+6. Head: DINO's, and the loss of the token selector (:class:`FocusDETRHead`).
 
 Steps 1 to 3 are those of :class:`FocusedTransformer`, which any DETR of mmdet can use;
 they share all but the scorer and the encoder with Sparse DETR. Steps 4 to 6 belong to
 DINO.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ from mmdet.models.layers import inverse_sigmoid
 from mmdet.structures import OptSampleList
 from torch import Tensor
 
+from mmsparse.models.detectors.attention_map_loss import (
+    AttentionMapLoss,
+    DecoderAttentionMap,
+)
 from mmsparse.models.detectors.batched_targets import BatchedTargets
 from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
@@ -34,6 +38,7 @@ from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
 from mmsparse.models.detectors.selective_transformer import (
     FewQueries,
     LevelSizes,
+    ScoredTokens,
     SelectiveTransformer,
     check_ratios,
 )
@@ -106,11 +111,11 @@ class FocusedTransformer(SelectiveTransformer):
                 'cascade must have one number for each encoder layer, '
                 f'encoder.num_layers={layers}; got {self.cascade}.'
             )
-        strides = self.bbox_head.loss_foreground.strides
-        if len(strides) != self.num_feature_levels:
+        loss = self.bbox_head.loss_foreground
+        if loss is not None and len(loss.strides) != self.num_feature_levels:
             raise ValueError(
                 'bbox_head.loss_foreground.strides must have one number for each of '
-                f'the num_feature_levels={self.num_feature_levels}; got {strides}.'
+                f'the num_feature_levels={self.num_feature_levels}; got {loss.strides}.'
             )
 
     def forward_encoder(
@@ -143,8 +148,7 @@ class FocusedTransformer(SelectiveTransformer):
             memory=memory,
             memory_mask=feat_mask,
             spatial_shapes=spatial_shapes,
-            proposals=tokens.proposals,
-            foreground_logits=tokens.logits,
+            tokens=tokens,
             level_sizes=level_sizes,
         )
 
@@ -153,19 +157,16 @@ class FocusedTransformer(SelectiveTransformer):
         memory: Tensor,  # (B, N, C)
         memory_mask: Tensor | None,  # True for padding, (B, N)
         spatial_shapes: Tensor,  # (levels, 2)
-        proposals: Tensor,  # the DETR computes its own
-        foreground_logits: Tensor,  # (B, N)
+        tokens: ScoredTokens,  # the DETR computes its own proposals
         level_sizes: LevelSizes,
         **samples: OptSampleList,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Prepare the queries; pass the foreground logits to the head in training."""
+        """Prepare the queries; pass the scored tokens to the head in training."""
         decoder_inputs, head_inputs = super().pre_decoder(
             memory, memory_mask, spatial_shapes, **samples
         )
         if self.training:
-            head_inputs.update(
-                foreground_logits=foreground_logits, level_sizes=level_sizes
-            )
+            head_inputs.update(tokens=tokens, level_sizes=level_sizes)
         return decoder_inputs, head_inputs
 
     @property
@@ -204,8 +205,7 @@ class FocusDETR(FocusedTransformer, DINO):
         memory: Tensor,  # (B, N, C)
         memory_mask: Tensor | None,
         spatial_shapes: Tensor,
-        proposals: Tensor,  # box logits, infinite where there is no proposal, (B, N, 4)
-        foreground_logits: Tensor,  # (B, N)
+        tokens: ScoredTokens,
         level_sizes: LevelSizes,
         batch_data_samples: OptSampleList = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,9 +214,9 @@ class FocusDETR(FocusedTransformer, DINO):
         Unlike DINO, run the box head on the selected tokens only, and accept images
         with fewer tokens than queries.
         """
-        tokens, class_logits, rows = self.rank_queries(memory, proposals)
-        boxes = self.bbox_head.reg_branches[-1](gather_tokens(tokens, rows))
-        boxes = boxes + gather_tokens(proposals, rows)  # (B, num_queries, 4)
+        projected, class_logits, rows = self.rank_queries(memory, tokens.proposals)
+        boxes = self.bbox_head.reg_branches[-1](gather_tokens(projected, rows))
+        boxes = boxes + gather_tokens(tokens.proposals, rows)  # (B, num_queries, 4)
 
         query = self.query_embedding.weight[: rows.shape[1]]
         query = query.expand(memory.shape[0], -1, -1)
@@ -234,9 +234,16 @@ class FocusDETR(FocusedTransformer, DINO):
                 enc_outputs_class=gather_tokens(class_logits, rows),
                 enc_outputs_coord=boxes.sigmoid(),
                 dn_meta=meta,
-                foreground_logits=foreground_logits,
+                tokens=tokens,
                 level_sizes=level_sizes,
             )
+            if self.bbox_head.loss_dam is not None:
+                # Only queries that detect count: noised boxes come from the truth.
+                attention_map = DecoderAttentionMap(
+                    level_sizes, skipped=noised.shape[1]
+                )
+                decoder_inputs['observe'] = attention_map.add
+                head_inputs.update(attention_map=attention_map, padding=memory_mask)
         decoder_inputs.update(query=query, reference_points=references.sigmoid())
         return decoder_inputs, head_inputs
 
@@ -265,10 +272,59 @@ class FocusDETR(FocusedTransformer, DINO):
 
 @MODELS.register_module()
 class FocusDETRHead(FewQueries, BatchedTargets, ForegroundSupervision, DINOHead):
-    """DINO's head with a foreground loss.
+    """DINO's head with a loss of the token selector.
 
-    Arguments are those of :class:`ForegroundSupervision` and of mmdet's DINOHead.
+    The boxes supervise it by :class:`ForegroundLoss`, or, as in Sparse DETR, the
+    attention of the decoder by :class:`AttentionMapLoss`.
+
+    Args:
+        loss_foreground: Arguments of the former; it is the default.
+        loss_dam: Arguments of the latter, which replaces the former.
+        **arguments: Those of mmdet's DINOHead.
+
+    Raises:
+        ValueError: Both losses are given.
     """
+
+    def __init__(
+        self,
+        loss_foreground: Mapping[str, Any] | None = None,
+        loss_dam: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        if None not in (loss_foreground, loss_dam):
+            raise ValueError(
+                'One loss supervises the token selector: with bbox_head.loss_dam, set '
+                f'bbox_head.loss_foreground=None; got loss_dam={dict(loss_dam)} and '
+                f'loss_foreground={dict(loss_foreground)}.'
+            )
+        super().__init__(loss_foreground, **arguments)
+        self.loss_dam = None
+        if loss_dam is not None:
+            self.loss_foreground = None
+            self.loss_dam = AttentionMapLoss(**loss_dam)
+
+    def loss(
+        self,
+        tokens: ScoredTokens,
+        level_sizes: LevelSizes,
+        attention_map: DecoderAttentionMap | None = None,  # for loss_dam
+        padding: Tensor | None = None,  # for loss_dam, True for padding, (B, N)
+        **outputs: Any,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of DINO and that of the token selector.
+
+        With ``loss_dam``, also the values of :meth:`AttentionMapLoss.named_losses`.
+        """
+        if self.loss_dam is None:
+            return super().loss(tokens, level_sizes, **outputs)
+        losses = DINOHead.loss(self, **outputs)
+        losses.update(
+            self.loss_dam.named_losses(
+                tokens, attention_map.total, padding, level_sizes
+            )
+        )
+        return losses
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mmsparse.models.detectors.selective_transformer import LevelSizes, ScoredTokens
 from mmsparse.models.layers.common import check_choice
 from mmsparse.ops.foreground import binary_focal_loss, cells_by_reach, cells_by_size
 
@@ -144,8 +145,8 @@ class ForegroundSupervision:
 
     def loss(
         self,
-        foreground_logits: Tensor,  # (B, N)
-        level_sizes: tuple[tuple[int, int], ...],
+        tokens: ScoredTokens,
+        level_sizes: LevelSizes,
         batch_data_samples: SampleList,
         **outputs: Any,
     ) -> dict[str, Tensor]:
@@ -153,6 +154,6 @@ class ForegroundSupervision:
         losses = super().loss(batch_data_samples=batch_data_samples, **outputs)
         boxes = [sample.gt_instances.bboxes for sample in batch_data_samples]
         losses['loss_foreground'] = self.loss_foreground(
-            foreground_logits, boxes, level_sizes
+            tokens.logits, boxes, level_sizes
         )
         return losses

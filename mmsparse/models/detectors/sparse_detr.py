@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from mmsparse.models.detectors.attention_map_loss import (
     AttentionMapLoss,
     DecoderAttentionMap,
-    kept_attention,
 )
 from mmsparse.models.detectors.batched_targets import ABSENT, BatchedTargets
 from mmsparse.models.detectors.dino_decoder import DinoDecoderLayer
@@ -189,7 +188,7 @@ class SparseDETR(SelectiveTransformer, DeformableDETR):
         )
         if not self.training:
             return decoder_inputs, {}
-        own = tokens.selection.written[0] if self.per_image else None
+        own = tokens.selection.own if self.per_image else None
         head_inputs = dict(
             enc_outputs_class=class_logits,
             enc_outputs_coord=(box_head(projected) + tokens.proposals).sigmoid(),
@@ -284,9 +283,8 @@ class SparseDETRHead(FewQueries, BatchedTargets, DeformableDETRHead):
         """Compute all losses, and the shares of the attention that is on kept tokens.
 
         Losses of Deformable DETR have its names, those of encoder layers begin with
-        ``e0.`` and so on. ``loss_dam`` is that of the token selector. ``corr`` is the
-        share over all levels, ``corr_level0`` that on the finest level; it is NaN where
-        there is no attention.
+        ``e0.`` and so on. The others are those of
+        :meth:`AttentionMapLoss.named_losses`.
         """
         losses = super().loss(batch_data_samples=batch_data_samples, **outputs)
         truths = [sample.gt_instances for sample in batch_data_samples]
@@ -297,12 +295,9 @@ class SparseDETRHead(FewQueries, BatchedTargets, DeformableDETRHead):
             if own is not None:
                 logits = logits.masked_fill(~own[..., None], ABSENT)
             losses.update(self._named_losses(f'e{i}.', logits, boxes, truths, metas))
-        losses['loss_dam'] = self.loss_dam(
-            tokens.logits, attention_map, padding, tokens.selection
+        losses.update(
+            self.loss_dam.named_losses(tokens, attention_map, padding, level_sizes)
         )
-        shares = kept_attention(attention_map, tokens.selection.rows, level_sizes)
-        names = ['corr', *(f'corr_level{i}' for i in range(len(level_sizes)))]
-        losses.update(zip(names, shares.mean(1), strict=True))
         return losses
 
     def predict_tokens(

@@ -18,15 +18,18 @@ def padding():
     return padding
 
 
-def selection(padding, ratio):
+def selection(padding, ratio, cascade=(1.0,)):
     return select_tokens(
-        torch.randn(2, TOKENS), padding, (~padding).sum(1), ratio, (1.0,)
+        torch.randn(2, TOKENS), padding, (~padding).sum(1), ratio, cascade
     )
 
 
 @pytest.mark.parametrize('ratio', [0.3, 1.0])
-def test_as_many_tokens_as_are_kept_are_positive_and_no_padding(padding, ratio):
-    attention, chosen = torch.rand(2, TOKENS), selection(padding, ratio)
+@pytest.mark.parametrize('cascade', [(1.0,), (0.4, 1.0)], ids=str)
+def test_as_many_tokens_as_are_kept_are_positive_and_no_padding(
+    padding, ratio, cascade
+):
+    attention, chosen = torch.rand(2, TOKENS), selection(padding, ratio, cascade)
 
     targets = AttentionMapLoss.targets(attention, padding, chosen)
 
@@ -60,15 +63,17 @@ def test_padding_is_negative_with_the_least_logit_of_the_batch(padding):
     torch.testing.assert_close(logits.grad.flatten(), gradient)
 
 
-def test_the_map_sums_up_layers_without_gradient():
+@pytest.mark.parametrize('skipped', [0, 2])
+def test_the_map_sums_up_layers_and_queries_that_count_without_gradient(skipped):
     points = torch.rand(2, 2, 3, 1, 2, 4, 2, requires_grad=True)
     weights = torch.rand(2, 2, 3, 1, 2, 4)
-    total, single = DecoderAttentionMap(SIZES), DecoderAttentionMap(SIZES)
+    total = DecoderAttentionMap(SIZES, skipped=skipped)
+    single = DecoderAttentionMap(SIZES)
 
     for layer in zip(points, weights, strict=True):
         total.add(*layer)
     single.add(
-        points.transpose(0, 1).flatten(1, 2), weights.transpose(0, 1).flatten(1, 2)
+        *(x[:, :, skipped:].transpose(0, 1).flatten(1, 2) for x in (points, weights))
     )
 
     assert not total.total.requires_grad

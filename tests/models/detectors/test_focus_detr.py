@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmdet.models.detectors import DINO
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
@@ -11,6 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.models import FocusDETR
+from mmsparse.models.detectors import DecoderAttentionMap
 from mmsparse.ops.pyramid import valid_sizes
 from mmsparse.ops.tokens import kept_by_layer
 
@@ -42,10 +44,18 @@ SHAPES = {
 }
 
 
+@pytest.fixture
+def attentive(build, config):
+    """Focus-DETR with Sparse DETR's supervision, in training mode."""
+    head = dict(config()['bbox_head'], loss_foreground=None, loss_dam={})
+    return build(bbox_head=head, cascade=(0.4, 1.0)).train()
+
+
 def total(losses):
     values = []
-    for loss in losses.values():
-        values += loss if isinstance(loss, list) else [loss]
+    for name, loss in losses.items():
+        if 'loss' in name:
+            values += loss if isinstance(loss, list) else [loss]
     return sum(value.sum() for value in values)
 
 
@@ -56,17 +66,9 @@ def assert_finite_gradients(detector):
 
 
 def encoded(detector, inputs, samples):
-    """Return inputs, selection and outputs of the encoder."""
-    seen = {}
-
-    def note(module, args, kwargs):
-        seen['selection'] = kwargs['selection']
-
-    handle = detector.encoder.register_forward_pre_hook(note, with_kwargs=True)
+    """Return inputs and outputs of the encoder."""
     given, _ = detector.pre_transformer(detector.extract_feat(inputs), samples)
-    seen.update(given, **detector.forward_encoder(**given))
-    handle.remove()
-    return seen
+    return {**given, **detector.forward_encoder(**given)}
 
 
 @pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
@@ -150,7 +152,7 @@ def test_padding_and_tokens_that_are_not_kept_do_not_change(build, images, optio
     seen = encoded(detector, *images([(96, 128), (40, 56)]))
 
     changed = (seen['memory'] != seen['feat']).any(-1)
-    kept = kept_by_layer(seen['selection'], changed.shape[1]).any(1)
+    kept = kept_by_layer(seen['tokens'].selection, changed.shape[1]).any(1)
     assert torch.equal(changed, kept)
     assert not changed[seen['feat_mask']].any()
 
@@ -202,7 +204,7 @@ def test_queries_equal_those_of_mmdets_dino(build, images, training, boxes):
     seen = encoded(detector, inputs, samples)
     names = ('memory', 'memory_mask', 'spatial_shapes')
     memory = {name: seen[name] for name in names}
-    focused = ('proposals', 'foreground_logits', 'level_sizes')
+    focused = ('tokens', 'level_sizes')
 
     torch.manual_seed(1)
     expected = DINO.pre_decoder(detector, **memory, batch_data_samples=samples)
@@ -216,16 +218,17 @@ def test_queries_equal_those_of_mmdets_dino(build, images, training, boxes):
         for name, value in dino.items():
             torch.testing.assert_close(own[name], value)
     assert set(actual[1]) - set(expected[1]) == (
-        {'foreground_logits', 'level_sizes'} if training else set()
+        {'tokens', 'level_sizes'} if training else set()
     )
 
 
-def test_the_token_selector_gets_gradients_from_the_foreground_loss_alone(
-    build, images
+@pytest.mark.parametrize('loss', ['loss_foreground', 'loss_dam'])
+def test_the_token_selector_gets_gradients_from_its_own_loss_alone(
+    build, images, attentive, loss
 ):
-    detector = build().train()
+    detector = attentive if loss == 'loss_dam' else build().train()
     losses = detector.loss(*images(SIZES))
-    own = losses.pop('loss_foreground')
+    own = losses.pop(loss)
     selector = list(detector.token_selector.parameters())
 
     from_others = torch.autograd.grad(
@@ -235,6 +238,40 @@ def test_the_token_selector_gets_gradients_from_the_foreground_loss_alone(
 
     assert all(gradient is None for gradient in from_others)
     assert all(gradient.any() for gradient in from_its_own)
+
+
+@pytest.mark.parametrize('boxes', [[0, 0], [0, 1]], ids=str)
+def test_supervised_by_attention_every_parameter_gets_a_finite_gradient(
+    attentive, images, boxes
+):
+    losses = attentive.loss(*images(SIZES, boxes))
+    total(losses).backward()
+
+    assert 'loss_foreground' not in losses
+    assert 0 < losses['corr'] <= 1
+    assert_finite_gradients(attentive)
+
+
+def test_the_attention_of_all_but_denoising_queries_supervises(attentive, images):
+    inputs, samples = images(SIZES)
+    loss = attentive.loss(inputs, samples)['loss_dam']
+
+    attention = DecoderAttentionMap(((12, 16), (6, 8), (3, 4), (2, 2)))
+    for layer in attentive.eval().decoder.layers:  # without denoising queries
+        layer.cross_attn.register_forward_pre_hook(
+            lambda _, args, given: (args, dict(given, observe=attention.add)),
+            with_kwargs=True,
+        )
+    attentive.predict(inputs, samples)
+    seen = encoded(attentive, inputs, samples)
+    logits, padding = seen['tokens'].logits, seen['feat_mask']
+    targets = torch.zeros_like(logits)
+    for image, count in enumerate(seen['num_valid'].tolist()):
+        own = attention.total[image].masked_fill(padding[image], -1)
+        targets[image, own.topk(count // 2 + 1).indices] = 1  # keep_ratio=0.5
+    filled = torch.where(padding, logits.min(), logits)
+    expected = F.binary_cross_entropy_with_logits(filled, targets)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize('side', [32, 8])
@@ -295,6 +332,13 @@ def test_a_head_without_foreground_loss_raises_an_error(build, config):
         build(bbox_head=head)
 
 
+def test_two_losses_of_the_token_selector_raise_an_error(build, config):
+    head = dict(config()['bbox_head'], loss_dam=dict(loss_weight=2.0))
+
+    with pytest.raises(ValueError, match="loss_foreground=None; got loss_dam={'loss"):
+        build(bbox_head=head)
+
+
 @pytest.mark.parametrize('channels', [[8, 16, 32], [4, 4]], ids=str)
 def test_a_neck_that_does_not_fit_the_backbone_raises_an_error_with_both_channels(
     build, config, images, channels
@@ -339,10 +383,10 @@ def test_weights_are_initialized_as_released(build, config):
 def test_autocast_leaves_foreground_scores_in_float32(build, images):
     detector = build().train()
     inputs, samples = images(SIZES)
-    exact = encoded(detector, inputs, samples)['foreground_logits']
+    exact = encoded(detector, inputs, samples)['tokens'].logits
 
     with torch.autocast('cpu', torch.bfloat16):
-        logits = encoded(detector, inputs, samples)['foreground_logits']
+        logits = encoded(detector, inputs, samples)['tokens'].logits
         total(detector.loss(inputs, samples)).backward()
 
     assert logits.dtype == torch.float32
@@ -384,4 +428,4 @@ def test_the_nano_config_takes_a_training_step(images):
 
     assert_finite_gradients(detector)
     seen = encoded(detector, *images([(128, 128)]))
-    assert seen['selection'].kept == (135, 67)
+    assert seen['tokens'].selection.kept == (135, 67)
