@@ -22,7 +22,7 @@ TERMS = {
     r'look(s|ed|ing)?(?! ?(up|like))|LookHook': 'attention map, or inspect',
     r'(what|that) there is': 'a noun',
     r'asked for': 'requested or given',
-    r'stands( in)?|lies|lay(?! out)': 'is',
+    r'stands( in)?|lies|(?<!_)lay(?! out|[\d{\\])': 'is',
     r'rooms?': 'space or module',
     r'twins?': 'equivalent or copy',
     r'beside': 'next to, or in addition to',

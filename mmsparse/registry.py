@@ -6,6 +6,7 @@ and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, and count the MACs of
 attention.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from mmengine import registry
@@ -17,11 +18,19 @@ from mmsparse.checkpoint.mmengine import (
     register_safetensors,
 )
 
-# Models that need mmdet, with their modules.
+# What needs mmdet, with the modules.
 LAZY_MODELS = {
+    'DC5ResNet': 'mmsparse.models.detectors',
+    'DETRPanopticFusionHead': 'mmsparse.models.detectors',
+    'DETRPanopticHead': 'mmsparse.models.detectors',
     'FocusDETR': 'mmsparse.models.detectors',
     'FocusDETRHead': 'mmsparse.models.detectors',
+    'PanopticDETR': 'mmsparse.models.detectors',
+    'SparseDETR': 'mmsparse.models.detectors',
+    'SparseDETRHead': 'mmsparse.models.detectors',
 }
+LAZY_TRANSFORMS = {'LoadPanopticSegments': 'mmsparse.datasets.panoptic'}
+LAZY_METRICS = {'PanopticQuality': 'mmsparse.evaluation.panoptic_quality'}
 
 
 def import_lazy_model(name: str) -> type:
@@ -29,34 +38,40 @@ def import_lazy_model(name: str) -> type:
     return getattr(import_module(LAZY_MODELS[name]), name)
 
 
-class ModelRegistry(Registry):
-    """Registry that imports one of :data:`LAZY_MODELS` when it is first looked up."""
+class LazyRegistry(Registry):
+    """Registry that imports some of its classes when they are first looked up."""
+
+    lazy: Mapping[str, str] = {}  # names with their modules
 
     def get(self, key: str) -> type | None:
         """Return the class of this name, or None."""
         name = key.rpartition('.')[2]
-        if name in LAZY_MODELS:
-            import_lazy_model(name)  # which registers it
+        if name in self.lazy:
+            import_module(self.lazy[name])  # which registers it
         return super().get(key)
 
 
 def _child(
-    parent: Registry, *locations: str, cls: type[Registry] = Registry
+    parent: Registry, *locations: str, lazy: Mapping[str, str] | None = None
 ) -> Registry:
     """Build the registry below one of mmengine's, filled by modules of mmsparse."""
     locations = [f'mmsparse.{name}' for name in locations]
-    return cls(parent.name, parent=parent, scope='mmsparse', locations=locations)
+    child = LazyRegistry(
+        parent.name, parent=parent, scope='mmsparse', locations=locations
+    )
+    child.lazy = lazy or {}
+    return child
 
 
-MODELS = _child(registry.MODELS, 'models', cls=ModelRegistry)
+MODELS = _child(registry.MODELS, 'models', lazy=LAZY_MODELS)
 MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.cpu_ddp')
 HOOKS = _child(registry.HOOKS, 'engine.hooks', 'evaluation')
 RUNNERS = _child(registry.RUNNERS, 'engine.runner')
-METRICS = _child(registry.METRICS, 'evaluation')
+METRICS = _child(registry.METRICS, 'evaluation', lazy=LAZY_METRICS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optim_wrapper_constructor'
 )
-TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms')
+TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms', lazy=LAZY_TRANSFORMS)
 
 allow_mmengine_checkpoints()
 register_safetensors()

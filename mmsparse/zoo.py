@@ -16,6 +16,7 @@ HOSTS = {  # of the tasks in metafiles
     'Image Classification': 'mmpretrain',
     'Object Detection': 'mmdet',
     'Instance Segmentation': 'mmdet',
+    'Panoptic Segmentation': 'mmdet',
     'Semantic Segmentation': 'mmseg',
 }
 

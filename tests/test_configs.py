@@ -15,6 +15,7 @@ from torch import nn
 
 from mmsparse.analysis.flops import measure
 from mmsparse.apis import build_model, read_config
+from mmsparse.models.backbones import BACKBONES
 from mmsparse.models.layers import DeformableAttention2d, WindowAttention2d
 from mmsparse.zoo import read_index
 
@@ -35,6 +36,10 @@ COUNTED = (  # a backbone of each family and each head
     'segformer_shunted-small_8xb2-160k_ade20k-512x512',
 )
 MAX_LINES = 30  # about 25 are meant
+# Models of mmdet alone, and models with the authors' recipe, which decays norms.
+OF_MMDET = ('detr_r', 'detr_deit-')
+AS_RELEASED = (*OF_MMDET, 'detr_dc5', 'panoptic-detr_r', 'panoptic-detr_dc5')
+AS_RELEASED += ('panoptic-detr-frozen', 'deformable-detr-single-scale')
 
 
 @cache
@@ -58,7 +63,8 @@ def built(name):
 def test_every_config_parses_and_builds_its_model(name):
     modules = built(name).modules()
 
-    assert any(type(m).__module__.startswith('mmsparse.') for m in modules)
+    found = any(type(m).__module__.startswith('mmsparse.') for m in modules)
+    assert found is not name.startswith(OF_MMDET)
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -169,7 +175,7 @@ def test_a_config_is_short_and_inherits_from_few_others(name):
 @pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
 def test_a_dense_task_starts_from_the_classifier_of_its_backbone(name):
     backbone = read(name).model.backbone
-    if not backbone.type.startswith('mmsparse.'):
+    if backbone.type not in {f'mmsparse.{x.__name__}' for x in BACKBONES.values()}:
         return
     start = backbone.init_cfg
     assert (start.type, start.prefix) == ('Pretrained', 'backbone.')
@@ -228,7 +234,7 @@ DETRS = [
     name
     for name in DETECTORS
     if name.startswith(
-        ('deformable-detr_', 'detr_', 'dino', 'focus-detr_', 'mask2former')
+        ('deformable-detr', 'detr_', 'dino', 'focus-detr_', 'mask2former', 'panoptic')
     )
 ]
 
@@ -239,6 +245,8 @@ def test_a_detr_has_a_lower_learning_rate_in_its_backbone_and_decays_no_norm(nam
     slow = ('sampling_offsets', 'reference_points') if 'deformable' in name else ()
     embeddings = ('query_embed', 'query_feat', 'level_embed')
     exempt = norms(model) | position_biases(model)
+    if name.startswith(AS_RELEASED):
+        exempt = set()
 
     for parameter, (lr, decay) in multipliers(name).items():
         in_backbone = parameter.startswith('backbone.')
@@ -249,6 +257,14 @@ def test_a_detr_has_a_lower_learning_rate_in_its_backbone_and_decays_no_norm(nam
             and any(x in parameter for x in embeddings)
         )
         assert (lr, decay) == (expected, 0.0 if kept else 1.0), parameter
+
+
+def test_sparse_detr_has_the_released_learning_rates_and_decays_everything():
+    for parameter, found in multipliers(
+        'sparse-detr_r50_keep-30_8xb2-50e_coco'
+    ).items():
+        slow = parameter.startswith('backbone.') or 'sampling_offsets' in parameter
+        assert found == (0.1 if slow else 1.0, 1.0), parameter
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
@@ -271,6 +287,7 @@ def test_learning_rate_and_decay_of_segmentors_are_the_published_ones(name):
     [
         ('retinanet_dat-pp-tiny_32xb2-12e_coco', False),
         ('mask-rcnn_dat-pp-small_32xb2-36e_coco', False),
+        ('mask-rcnn_dat-tiny_8xb2-12e_coco', False),
         ('cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco', False),
         ('retinanet_biformer-small_8xb2-12e_coco', True),
         ('mask-rcnn_shunted-small_8xb2-12e_coco', True),

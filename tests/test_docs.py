@@ -98,7 +98,7 @@ def test_every_option_of_focus_detr_has_a_row():
     for name, config in rows:
         model = read_config(str(ROOT / config)).model
         changed[name] = {**model.bbox_head.get('loss_foreground', {}), **model}[name]
-    assert len(changed) == 10
+    assert len(changed) == 11
     assert changed['cascade'] == (0.6,) * 6
     assert changed['norm'] == 'batch'
 
@@ -125,6 +125,20 @@ def test_the_backbones_page_shows_what_its_program_prints(
         assert torch.equal(tensor, model.state_dict()[key])
     exec(gray, names)
     assert names['gray'](torch.rand(1, 1, 64, 64))[-1].shape == (1, 512, 2, 2)
+
+
+def test_the_page_of_the_skeleton_builds_its_models():
+    first, attention = examples('staged_transformer')
+    names = {}
+
+    exec(first, names)
+    exec(attention, names)
+    with torch.device('meta'):
+        model = create_model('staged-tiny', attention=names['attention'])
+
+    assert [x.shape[2] for x in names['feature_maps']] == [56, 28, 14, 7]
+    types = [type(stage[0].attn).__name__ for stage in model.backbone.stages]
+    assert types[2:] == ['DeformableAttention2d', 'FullAttention2d']
 
 
 def test_the_backbones_page_decays_learning_rates_by_layer(tmp_path):

@@ -40,7 +40,7 @@ def same_outputs(one, other):
 def test_every_arch_has_a_name():
     names = list_models()
 
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 21
     assert {'dat-pp-tiny', 'dat-base-384', 'biformer-stl-nchw', 'shunted-nano'} < {
         *names
     }

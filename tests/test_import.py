@@ -28,7 +28,7 @@ def test_only_the_detectors_import_mmdet_and_the_ops_need_torch_only():
     statements = (
         'import mmsparse, mmsparse.ops',
         'import mmsparse.models',
-        'from mmsparse.models import FocusDETR, FocusDETRHead',
+        'from mmsparse.models import FocusDETR, FocusDETRHead, SparseDETR',
     )
 
     printed = run(''.join(f'{x}\nprint(*sys.modules)\n' for x in statements))

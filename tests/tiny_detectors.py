@@ -82,6 +82,19 @@ def detector_config(width=16, levels=4, encoder=2, decoder=2, classes=3, **chang
     return copy.deepcopy({**config, **changes})
 
 
+def sparse_config(keep_ratio=0.3, **changes):
+    """Return the config of a Sparse DETR."""
+    config = detector_config(**changes)
+    for option in ('cascade', 'num_object_tokens', 'dn_cfg'):
+        config.pop(option)
+    head = dict(config['bbox_head'], sync_cls_avg_factor=True)
+    if 'bbox_head' not in changes:
+        head['type'] = 'mmsparse.SparseDETRHead'
+        head.pop('loss_foreground')
+    config.update(type='mmsparse.SparseDETR', keep_ratio=keep_ratio, bbox_head=head)
+    return config
+
+
 def build_detector(**changes):
     """Build a tiny detector with seeded random weights."""
     return build_model(detector_config(**changes))

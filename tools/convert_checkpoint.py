@@ -26,7 +26,9 @@ def convert_file(args: argparse.Namespace) -> None:
     digest = sha256(source)
     print(f'{source}: {describe(checkpoint)}; SHA-256 {digest}')
     try:
-        converted = convert(checkpoint, args.family, args.arch, args.backbone_only)
+        converted = convert(
+            checkpoint, args.family, args.arch, args.backbone_only, args.class_ids
+        )
     except ValueError as error:
         raise UsageError(f'{source}: {error}') from error
     weights = converted.state_dict
@@ -67,6 +69,10 @@ def dataset_meta(checkpoint: object) -> dict[str, dict]:
     return {'dataset_meta': found} if plain else {}
 
 
+def class_ids(text: str) -> list[int] | str:
+    return text if text == 'all' else [int(x) for x in text.split(',')]
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -90,6 +96,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='drop the head of a classifier, or all but the backbone of a detector or '
         'segmentor',
+    )
+    parser.add_argument(
+        '--class-ids',
+        type=class_ids,
+        metavar='all|ID,ID',
+        help="rows of a DETR's categories to keep, in the order of the classes, for "
+        "example 1,2,3; default: COCO's classes if the ids are COCO's, else all",
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite OUT if it exists'

@@ -1,8 +1,8 @@
 """Export a trained model to ONNX, and compare the file with PyTorch.
 
-Classifiers of mmpretrain, encoder-decoders of mmseg, and Deformable DETR, DINO and
-Focus-DETR of mmdet. The input is ``image``, RGB from 0 to 255, resized and not padded;
-outputs are ``logits``, or ``boxes``, ``scores`` and ``labels``: docs/export.md.
+Classifiers of mmpretrain, encoder-decoders of mmseg, and Deformable DETR, DINO,
+Sparse DETR and Focus-DETR. The input is ``image``, RGB from 0 to 255, resized and not
+padded; outputs are ``logits``, or ``boxes``, ``scores`` and ``labels``: docs/export.md.
 
 The runtimes run the file on random images. Differences above 1e-4 are an error; they
 are relative where values are above 1, and for boxes to the image size.

@@ -1,19 +1,13 @@
 """Draw what the attention of a trained model does on images.
 
-Works with classifiers, detectors and segmentors. Written for every image, as far as the
-model has the parts for it:
+Writes NAME_FIGURE.png for every image, as far as the model has the parts: attention,
+sampled_keys (DAT), routed_regions (BiFormer), foreground and kept_tokens (Focus-DETR),
+sampling_locations (deformable decoders), queries and encoder_points (DETR), and
+receptive_field. The backbone may also be a Swin, ViT or PVT of another library.
 
-  NAME_attention.png           attention map of a query, in the last layer of each stage
-  NAME_sampled_keys.png        DAT: sampled keys, their offsets, the attention to them
-  NAME_routed_regions.png      BiFormer: routed regions, and the attention in them
-  NAME_foreground.png          Focus-DETR: foreground probability of tokens, by level
-  NAME_kept_tokens.png         Focus-DETR: tokens that each encoder layer keeps
-  NAME_sampling_locations.png  Focus-DETR, DINO, Deformable DETR: sampling locations of
-                               a detection in each decoder layer
-  NAME_receptive_field.png     effective receptive field of the backbone at the point
-  NAME.html                    with --html: all layers; a click moves the query
-  statistics.json              with --stats: mean attention distance of every head;
-                               DAT: offset spread; BiFormer: routing entropy
+With --compare, several models are drawn next to each other on one image:
+  --compare CONFIG CHECKPOINT CONFIG CHECKPOINT ... IMAGE
+CONFIG may be timm:NAME, and CHECKPOINT may be left out for random weights.
 
 Images that cannot be read are reported and skipped; the exit status is then 1.
 """
@@ -32,15 +26,20 @@ from _cli import check_files, check_unique_names, run
 import torch
 from _fonts import use_fonts_for
 from benchmark.report import align
+from matplotlib.figure import Figure
 from mmengine.model import BaseModel
+from visualize.models import parse_models, record
 
 from mmsparse.apis import load_model, read_config
+from mmsparse.apis.config import add_cfg_options
 from mmsparse.datasets.errors import SampleError, blame_files, check_image
 from mmsparse.visualization import (
     Sample,
     attention_distance,
     choose_query_point,
     draw_all,
+    list_comparisons,
+    read_classes,
     read_pipeline,
     record_sample,
     sample_statistics,
@@ -48,15 +47,19 @@ from mmsparse.visualization import (
 )
 
 DPI = 130
+FORMATS = ('png', 'svg', 'pdf')
 
 
 def main() -> int:
     args = parse_args()
+    if args.compare:
+        return compare(args)
     check_files(*args.images, args.checkpoint)
     check_unique_names(args.images)
-    cfg = read_config(args.config)
+    cfg = read_config(args.config, args.cfg_options)
     model = load_model(cfg, args.checkpoint, args.device)
-    transforms, names = read_pipeline(cfg)
+    transforms, _ = read_pipeline(cfg)
+    names, _ = read_classes(cfg, args.checkpoint)
     use_fonts_for(names)
     out, failed, statistics = Path(args.out), False, []
     for path in args.images:
@@ -84,6 +87,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='draw several models next to each other',
+    )
+    parser.add_argument(
         '--out',
         default='work_dirs/visualize',
         metavar='DIR',
@@ -94,16 +102,23 @@ def parse_args() -> argparse.Namespace:
         type=float,
         nargs=2,
         metavar=('X', 'Y'),
-        help='query, and selected detection, in pixels of the image (default: center '
-        'of the best detection, else the most salient point)',
+        help='query and detection, in pixels of the image (default: the best '
+        'detection, or the most salient point)',
+    )
+    parser.add_argument(
+        '--format',
+        choices=FORMATS,
+        default='png',
+        help='format of the figures (default: png)',
     )
     parser.add_argument('--html', action='store_true', help='write an HTML page, too')
     parser.add_argument(
         '--stats',
         action='store_true',
-        help='print and write attention statistics, averaged over the images, too',
+        help='write attention statistics, too, averaged over images',
     )
     parser.add_argument('--device', default='cpu', help='cuda:0, ... (default: cpu)')
+    add_cfg_options(parser, 'test_dataloader.dataset.pipeline.1.scale=(512,512)')
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -111,7 +126,39 @@ def parse_args() -> argparse.Namespace:
         metavar='SCORE',
         help='minimum score of a detection (default: 0.3)',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.compare and (args.html or args.stats):
+        parser.error('--html and --stats are for one model, not for --compare')
+    return args
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Draw several models next to each other."""
+    choices, path = parse_models([args.config, args.checkpoint, *args.images])
+    check_files(path, *(x.checkpoint for x in choices if x.checkpoint is not None))
+    check_image(path)
+    samples, point = {}, tuple(args.point) if args.point else None
+    for choice in choices:
+        model, sample = record(choice, path, args)
+        samples[choice.title] = sample
+        point = point or choose_query_point(sample, getattr(model, 'backbone', model))
+    with blame_files(path):
+        for sample in samples.values():
+            sample.transform.check_point(point)
+    use_fonts_for({x for sample in samples.values() for x in sample.class_names})
+    for name, plot in list_comparisons(samples).items():
+        print(
+            save(plot(point), Path(args.out, Path(path).stem), f'compare_{name}', args)
+        )
+    return 0
+
+
+def save(figure: Figure, prefix: Path, name: str, args: argparse.Namespace) -> Path:
+    """Write a figure to a file, and return its path."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(f'{prefix}_{name}.{args.format}')
+    figure.savefig(target, dpi=DPI)
+    return target
 
 
 def draw(
@@ -119,10 +166,7 @@ def draw(
 ) -> Iterator[Path]:
     point = tuple(args.point or choose_query_point(sample, model.backbone))
     for name, figure in draw_all(sample, point, model.backbone):
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        target = Path(f'{prefix}_{name}.png')
-        figure.savefig(target, dpi=DPI)
-        yield target
+        yield save(figure, prefix, name, args)
     if args.html:
         target = Path(f'{prefix}.html')
         write_page(sample, point, target)

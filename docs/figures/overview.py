@@ -12,9 +12,9 @@ IMAGES = Path(__file__).resolve().parents[1] / 'images'
 HEIGHT = 2.4  # inches, of a panel
 # Title, image of the gallery, and the panel in it: left, upper, right, lower pixels.
 PANELS = (
-    ('BiFormer: routed regions', 'coffee.jpg', (339, 27, 662, 243)),
-    ('DAT: sampled keys', 'astronaut.jpg', (3, 521, 223, 741)),
-    ('Shunted Transformer: fine heads', 'cat.jpg', (254, 215, 497, 377)),
+    ('BiFormer: routed regions', 'photograph.jpg', (379, 296, 698, 509)),
+    ('DAT: sampled keys', 'photograph.jpg', (707, 27, 1026, 240)),
+    ('Shunted Transformer: two scales', 'photograph.jpg', (379, 565, 698, 778)),
     ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 30, 346, 348)),
 )
 

@@ -11,6 +11,8 @@ from matplotlib.patches import Rectangle
 
 IMAGES = Path(__file__).resolve().parents[1] / 'images'
 CELLS = 8  # per side of the feature map
+CORNERS = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells per side
+OBJECTS = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centers and radii
 QUERY, OTHER, KEY, PALE, LINE = '#c0392b', '#8e44ad', '#1f77b4', '#cfe2f3', '#b0b0b0'
 plt.rcParams.update({'font.family': 'DejaVu Sans', 'font.size': 10})
 
@@ -26,6 +28,7 @@ def main() -> None:
         ('dilated_attention', draw_dilation),
         ('reduced_keys', draw_reduced_keys),
         ('agent_attention', draw_agents),
+        ('sparse_attention', draw_sparse),
     ):
         path = IMAGES / f'{name}.png'
         draw().savefig(path, dpi=150, bbox_inches='tight', facecolor='white')
@@ -121,9 +124,7 @@ def draw_multi_scale() -> plt.Figure:
 
 def draw_focus() -> plt.Figure:
     """Focus-DETR: tokens of all levels are scored, and each layer keeps fewer."""
-    corners = {16: (0, 0), 8: (17, 0), 4: (17, 9)}  # of a level by its cells per side
-    objects = ((0.22, 0.7), 0.1), ((0.62, 0.38), 0.26)  # centers and radii
-    centers, scores = score_levels(corners, objects)
+    centers, scores = score_levels(CORNERS, OBJECTS)
     ranked = centers[scores.argsort()[::-1]]
     object_tokens = ranked[[0, 1, 2, 9, 20]]  # five, as if ranked by a class head
     layers = {
@@ -138,13 +139,7 @@ def draw_focus() -> plt.Figure:
     for ax, title in zip(
         axes.flat, ('foreground scores on 3 levels', *layers), strict=True
     ):
-        ax.set(xlim=(-0.2, 25.2), ylim=(16.2, -0.2), aspect='equal', title=title)
-        ax.axis('off')
-        for cells, corner in corners.items():
-            ax.add_patch(Rectangle(corner, cells, cells, fill=False, ec=LINE))
-            for center, radius in objects:
-                center = np.multiply(center, cells) + corner
-                ax.add_patch(plt.Circle(center, radius * cells, color='#f6d8a8', lw=0))
+        draw_levels(ax, title)
     axes.flat[0].scatter(*centers.T, s=14 * scores, color=KEY, lw=0)
     for ax, part in zip(axes.flat[1:], layers.values(), strict=True):
         kept = ranked[: int(len(ranked) / 2 * part)]
@@ -235,6 +230,38 @@ def draw_agents() -> plt.Figure:
     for ax in axes:
         ax.plot(*zip(*agents, strict=True), 'D', color=OTHER, markersize=8)
     return figure
+
+
+def draw_sparse() -> plt.Figure:
+    """Sparse DETR: the scorer learns which tokens the decoder attends to."""
+    centers, scores = score_levels(CORNERS, OBJECTS)
+    # The decoder attends to borders of objects, and more to a token of coarse levels.
+    rng = np.random.default_rng(2)
+    side = np.repeat([*CORNERS], [cells**2 for cells in CORNERS])
+    attention = scores * rng.uniform(0.3, 1.7, len(scores)) + 0.8 / side**1.5
+    columns = (
+        (scores, 'scores of the scorer', KEY, 'tokens that the encoder updates'),
+        (attention, 'decoder attention map', QUERY, 'most attended: labels of scores'),
+    )
+    figure, axes = plt.subplots(2, 2, figsize=(7.4, 5.4), layout='compressed')
+    for column, (values, title, color, selected) in zip(axes.T, columns, strict=True):
+        draw_levels(column[0], title)
+        draw_levels(column[1], selected)
+        best = centers[values.argsort()[::-1][: int(0.3 * len(values))]]
+        column[0].scatter(*centers.T, s=16 * values, color=color, lw=0)
+        column[1].scatter(*best.T, s=8, color=color, lw=0)
+    return figure
+
+
+def draw_levels(ax: Axes, title: str) -> None:
+    """Draw the outlines of three levels next to each other, with two objects."""
+    ax.set(xlim=(-0.2, 25.2), ylim=(16.2, -0.2), aspect='equal', title=title)
+    ax.axis('off')
+    for cells, corner in CORNERS.items():
+        ax.add_patch(Rectangle(corner, cells, cells, fill=False, ec=LINE))
+        for center, radius in OBJECTS:
+            center = np.multiply(center, cells) + corner
+            ax.add_patch(plt.Circle(center, radius * cells, color='#f6d8a8', lw=0))
 
 
 def score_levels(

@@ -6,6 +6,7 @@ Importing :mod:`mmsparse.registry` calls :func:`allow_mmengine_checkpoints` and
 
 import _codecs
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +26,11 @@ from mmsparse.errors import UsageError
 RESUMED = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
 CONFIG_TEXT = 'config'  # in meta: Python that mmengine runs when it resumes
 PLAIN_DTYPES = 'biufcSU'  # numpy dtype codes that hold no objects
-SETS = {'builtins.set': set, 'builtins.frozenset': frozenset}
+CONTAINERS = {
+    'builtins.set': set,
+    'builtins.frozenset': frozenset,
+    'collections.Counter': Counter,  # milestones of a MultiStepLR
+}
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -171,8 +176,8 @@ def _rebuild(found: Placeholder) -> Any:
         state = found.state
         columns = (_rebuild(state[x]) for x in ('_log_history', '_count_history'))
         return HistoryBuffer(*columns, state['max_length'])
-    if found.source in SETS:
-        return SETS[found.source](*found.args)
+    if found.source in CONTAINERS:
+        return CONTAINERS[found.source](*found.args)
     if found.source.startswith('numpy.') and name == 'scalar':
         dtype, data = found.args
         return _rebuild_array(found, dtype, data, ())

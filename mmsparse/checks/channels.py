@@ -18,6 +18,7 @@ IN_ORDER |= {'MultiLevelNeck', 'NASFCOS_FPN', 'PAFPN', 'YOLOXPAFPN'}
 REVERSED = {'YOLOV3Neck'}
 ON_LAST = {'CTResNetNeck', 'DilatedEncoder', 'LinearNeck'}
 WITHOUT_CHANNELS = {'GlobalAveragePooling', 'GeneralizedMeanPooling'}
+NECK_ON_LAST = {'PanopticDETR'}  # detectors whose neck takes only the last map
 HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head', 'head')
 
 
@@ -29,6 +30,8 @@ def check_channels(cfg: Config) -> None:
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
     returned = _backbone_channels(backbone)
+    if type_name(model) in NECK_ON_LAST:
+        returned = returned[-1:]
     for path, settings in _parts_after(model) if returned else ():
         expected = settings['in_channels']
         fitting = _fitting(settings, returned)

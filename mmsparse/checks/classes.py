@@ -26,8 +26,9 @@ class Classes:
 
     loader: str
     names: Sequence[str]
-    things: int | None  # classes with boxes, all without panoptic data; None if unknown
+    things: int | None  # those with instances, all of other data; None if unknown
     stuff: int | None  # the others
+    boxed: int | None  # those with boxes, stuff if its segments are loaded as objects
 
     @classmethod
     def of(cls, data: Data, names: Sequence[str]) -> 'Classes':
@@ -36,8 +37,11 @@ class Classes:
         things = metainfo.get('thing_classes') or names
         stuff = metainfo.get('stuff_classes') or ()
         if sorted([*things, *stuff]) != sorted(names):  # of another data set
-            return cls(data.loader, names, None, None)
-        return cls(data.loader, names, len(things), len(stuff))
+            return cls(data.loader, names, None, None, None)
+        pipeline = data.settings.get('pipeline') or ()
+        loaded = {type_name(x) for x in pipeline if isinstance(x, Mapping)}
+        boxed = len(names) if 'LoadPanopticSegments' in loaded else len(things)
+        return cls(data.loader, names, len(things), len(stuff), boxed)
 
 
 def has_fixed_classes(model: Any) -> bool:
@@ -95,7 +99,8 @@ def _expected(
     if host == 'mmseg' and name == 'num_classes':
         count = len(classes.names)
         return [2, 1] if count == 2 and _is_binary(head) else [count]
-    number = classes.stuff if name == 'num_stuff_classes' else classes.things
+    numbers = (classes.boxed, classes.things, classes.stuff)
+    number = dict(zip(NUMBERS, numbers, strict=True))[name]
     return [] if number is None else [number]
 
 

@@ -13,7 +13,7 @@ from mmsparse.checkpoint.state_dict import (
     state_dict_mismatch,
     strip_prefix,
 )
-from mmsparse.conversion.detectors import Detector
+from mmsparse.conversion.detectors import ClassIds, Detector
 from mmsparse.conversion.families import BACKBONE, DETECTORS, FAMILIES, Arch, Family
 from mmsparse.conversion.relatives import find_relative
 from mmsparse.conversion.segmentors import convert_heads
@@ -24,6 +24,7 @@ def convert_official(
     family: str | None = None,
     arch: Arch | None = None,
     backbone_only: bool = False,
+    class_ids: ClassIds = None,
 ) -> dict[str, Tensor]:
     """Convert official weights to those of a model of mmpretrain, mmdet or mmseg.
 
@@ -36,6 +37,10 @@ def convert_official(
             from keys and shapes. Detectors have none.
         backbone_only: Drop the head of a classifier, or all but the backbone of a
             detector or segmentor.
+        class_ids: For DETR, category ids that are classes, in the order of the classes
+            of mmdet's data set, or 'all' rows of the checkpoint, for scores that equal
+            the official ones; None takes COCO's classes if the ids are COCO's, else all
+            rows. The row of no object is kept, too.
 
     Returns:
         ``backbone.*``, and for a classifier ``head.fc.*``, as in mmpretrain's
@@ -48,7 +53,7 @@ def convert_official(
         ValueError: The family or arch is unknown or not recognized, or keys are
             missing, unexpected or of another size; the message lists them.
     """
-    return convert(state_dict, family, arch, backbone_only).state_dict
+    return convert(state_dict, family, arch, backbone_only, class_ids).state_dict
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,15 @@ def convert(
     family: str | None = None,
     arch: Arch | None = None,
     backbone_only: bool = False,
+    class_ids: ClassIds = None,
 ) -> Conversion:
     """Like :func:`convert_official`, but return the family and arch as well."""
     everything = find_state_dict(checkpoint)
     chosen = _find_family(everything, family, backbone_only)
+    if class_ids is not None and not getattr(chosen, 'select_classes', None):
+        raise ValueError(
+            f'class_ids must be None for a {chosen.name} checkpoint; got {class_ids!r}.'
+        )
     weights = _find_model(everything, chosen, backbone_only)
     if isinstance(chosen, Detector):
         if arch is not None:
@@ -77,7 +87,7 @@ def convert(
                 f'arch must be None for a {chosen.name} checkpoint, whose keys '
                 f'determine the model; got {arch!r}.'
             )
-        found, converted = chosen.convert(weights, backbone_only)
+        found, converted = chosen.convert(weights, backbone_only, class_ids)
         return Conversion(chosen.name, found, converted, chosen.note)
     names = _rename(weights, chosen)
     converted = {

@@ -52,8 +52,8 @@ def _variant(weights: Weights) -> str:
     return 'plain'
 
 
-def _widths(weights: Weights) -> list[int]:
-    """The backbone's feature maps go through the neck's 1x1 convolutions."""
+def widths_of_maps(weights: Weights) -> list[int]:
+    """Return the widths of the backbone's feature maps, which 1x1 convolutions take."""
     projected = [name for name, x in weights.items() if x.shape[2:] == (1, 1)]
     return [
         size(weights, rf'input_proj\.{i}\.0\.weight', axis=1)
@@ -62,17 +62,43 @@ def _widths(weights: Weights) -> list[int]:
 
 
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
-    channels = size(weights, r'transformer\..*\.norm\d\.weight')
+    channels = embed_dims(weights)
+    two_stage = _variant(weights) == 'two-stage'
+    return layout(
+        weights,
+        widths,
+        proposals(channels, 2 * channels)  # position and content
+        if two_stage
+        else _queries(weights, channels),
+        [CLASS_ROWS] * num_layers(weights, 'decoder') + [PROPOSAL_ROWS] * two_stage,
+    )
+
+
+def embed_dims(weights: Weights) -> int:
+    """Return the width of the transformer."""
+    return size(weights, r'transformer\..*\.norm\d\.weight')
+
+
+def layout(
+    weights: Weights,
+    widths: Sequence[int],
+    queries: Sequence[Entry],
+    rows: Sequence[Sequence[int]],
+) -> list[Entry]:
+    """List all but the backbone.
+
+    ``widths`` are those of the backbone's feature maps, ``queries`` has what queries
+    start from, and ``rows`` the categories that each head has in mmdet.
+    """
+    channels = embed_dims(weights)
     classes = size(weights, r'class_embed\.\d+\.(weight|bias)')
     levels = count(weights, r'input_proj\.(\d+)\.')
     convs = [(f'input_proj.{i}.0', f'input_proj.{i}.1') for i in range(levels)]
-    two_stage = _variant(weights) == 'two-stage'
-    rows = [CLASS_ROWS] * num_layers(weights, 'decoder') + [PROPOSAL_ROWS] * two_stage
     return [
         *neck(convs, widths, channels),
         Entry('transformer.level_embed', 'level_embed', (levels, channels)),
         *transformer_layers(weights, 'encoder', channels, ENCODER),
-        *(_proposals(channels) if two_stage else _queries(weights, channels)),
+        *queries,
         *transformer_layers(weights, 'decoder', channels, DECODER),
         *heads(classes, channels, [partial(_pick, rows=x) for x in rows]),
     ]
@@ -86,13 +112,13 @@ def _queries(weights: Weights, channels: int) -> list[Entry]:
     ]
 
 
-def _proposals(channels: int) -> list[Entry]:
-    both = 2 * channels  # position and content
+def proposals(channels: int, outputs: int) -> list[Entry]:
+    """List what queries start from in two stages; ``outputs`` channels are computed."""
     return [
         *affine('transformer.enc_output', 'memory_trans_fc', (channels, channels)),
         *affine('transformer.enc_output_norm', 'memory_trans_norm', (channels,)),
-        *affine('transformer.pos_trans', 'pos_trans_fc', (both, both)),
-        *affine('transformer.pos_trans_norm', 'pos_trans_norm', (both,)),
+        *affine('transformer.pos_trans', 'pos_trans_fc', (outputs, 2 * channels)),
+        *affine('transformer.pos_trans_norm', 'pos_trans_norm', (outputs,)),
     ]
 
 
@@ -102,10 +128,10 @@ def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
 
 DEFORMABLE_DETR = Detector(
     name='deformable_detr',
-    marker=r'transformer\.encoder\.layers\.\d+\.self_attn\.',
+    markers=(r'transformer\.encoder\.layers\.\d+\.self_attn\.',),
     backbone='backbone.0.body.',
     alias_of=alias_in_decoder,
-    widths=_widths,
+    widths=widths_of_maps,
     variant=_variant,
     layout=_layout,
     note='mmdet needs neck=dict(bias=True).',

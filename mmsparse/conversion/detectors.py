@@ -12,13 +12,15 @@ from mmsparse.checkpoint.state_dict import find_prefix
 from mmsparse.conversion.host_backbones import find_backbone
 from mmsparse.conversion.layout import Entry, Weights, below, compare, translate
 
+ClassIds = Collection[int] | str | None
+
 
 @dataclass(frozen=True)
 class Detector:
     """A family of official detectors."""
 
     name: str
-    marker: str  # regular expression of the start of some keys that only it has
+    markers: tuple[str, ...]  # each a regular expression of the start of some keys
     backbone: str  # prefix of its keys
     # From a key to that of the tensor that it repeats, or to itself.
     alias_of: Callable[[str, Weights], str]
@@ -26,13 +28,18 @@ class Detector:
     layout: Callable[[Weights, Sequence[int]], list[Entry]]  # of all but the backbone
     variant: Callable[[Weights], str]  # its name
     note: str  # settings of mmdet's config that the weights need
+    unused: str = r'(?!)'  # regular expression of keys that the authors ignore, too
+    # From the weights and ``class_ids`` of ``convert_official`` to the weights with
+    # the rows of these ids; None for families that have a row for each class.
+    select_classes: Callable[[Weights, ClassIds], Weights] | None = None
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
-        return find_prefix(keys, self.marker)
+        found = {find_prefix(keys, marker) for marker in self.markers}
+        return found.pop() if len(found) == 1 else None
 
     def convert(
-        self, weights: Weights, backbone_only: bool
+        self, weights: Weights, backbone_only: bool, class_ids: ClassIds = None
     ) -> tuple[str, dict[str, Tensor]]:
         """Return a description of the model, and mmdet's state dict.
 
@@ -40,7 +47,10 @@ class Detector:
         backbone. An unknown one and weights that do not fit raise ValueError.
         """
         arch = self.variant(weights)
+        weights = {k: x for k, x in weights.items() if not re.search(self.unused, k)}
         weights = self._without_aliases(weights)
+        if self.select_classes is not None:
+            weights = self.select_classes(weights, class_ids)
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
         widths, entries = self.widths(weights), []
         if of_backbone:

@@ -88,7 +88,7 @@ def _levels(weights: Weights) -> list[tuple[str, str]]:
 
 DINO = Detector(
     name='dino',
-    marker=r'transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\.',
+    markers=(r'transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\.',),
     backbone='backbone.',
     alias_of=alias_in_decoder,
     widths=_widths,

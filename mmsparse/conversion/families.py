@@ -13,9 +13,11 @@ from mmsparse.checkpoint.safe_pickle import walk
 from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
+from mmsparse.conversion.detr import DETR, DETR_PANOPTIC
 from mmsparse.conversion.dino import DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.conversion.relatives import find_relative
+from mmsparse.conversion.sparse_detr import SPARSE_DETR
 from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone, recognize_official
 
@@ -171,7 +173,19 @@ FAMILIES = {
     )
 }
 
-DETECTORS = {family.name: family for family in (DEFORMABLE_DETR, DINO, FOCUS_DETR)}
+# The first that fits counts: the panoptic model contains a DETR, and the keys that mark
+# a Deformable DETR are in DETR and Sparse DETR, too.
+DETECTORS = {
+    family.name: family
+    for family in (
+        DETR_PANOPTIC,
+        DETR,
+        SPARSE_DETR,
+        DEFORMABLE_DETR,
+        DINO,
+        FOCUS_DETR,
+    )
+}
 
 
 def recognize(keys: Collection[str]) -> Official | None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from mmsparse.conversion import dino
 from mmsparse.conversion.detectors import alias_in_decoder
-from mmsparse.conversion.layout import Entry, Weights, affine, count, size
+from mmsparse.conversion.layout import Entry, Weights, count, size
+from mmsparse.conversion.sparse_detr import SCORER, scorer
 
 ENCODER = {
     'token_attn.attn': 'attentions.0.attn',
@@ -19,23 +20,10 @@ ENCODER = {
 def _layout(weights: Weights, widths: Sequence[int]) -> list[Entry]:
     channels = dino.embed_dims(weights)
     steps = size(weights, r'transformer\.level_embeds') - 1
-    half, quarter = channels // 2, channels // 4
-    shapes = {
-        'layer1.0': (channels,),
-        'layer1.1': (channels, channels),
-        'layer2.0': (half, channels),
-        'layer2.2': (quarter, half),
-        'layer2.4': (1, quarter),
-    }
-    scorer = 'transformer.enc_mask_predictor'
     return [
         *dino.layout(weights, widths, ENCODER),
         Entry('transformer.alpha', 'token_selector.alpha', (steps,)),
-        *(
-            entry
-            for part, shape in shapes.items()
-            for entry in affine(f'{scorer}.{part}', f'token_selector.{part}', shape)
-        ),
+        *scorer(channels),
     ]
 
 
@@ -49,7 +37,7 @@ def _alias_of(key: str, weights: Weights) -> str:
 FOCUS_DETR = replace(
     dino.DINO,
     name='focus_detr',
-    marker=r'transformer\.enc_mask_predictor\.',
+    markers=(SCORER,),
     alias_of=_alias_of,
     layout=_layout,
     note=(

@@ -18,7 +18,13 @@ from mmsparse.conversion.layout import (
     size,
 )
 
-RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+RESNETS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 SWINS = ((2, 2, 6, 2), (2, 2, 18, 2))
 DETECTRON2 = (  # names of torchvision and mmdet to those of detectron2
     (r'^conv1\.', 'stem.conv1.'),
@@ -46,8 +52,8 @@ def find_backbone(weights: Weights, num_outputs: int) -> HostBackbone | None:
     Transformer; the neck takes the last ``num_outputs`` stages.
     """
     for marker, candidates in (
-        (r'(stem|res\d)\.', partial(_resnets, DETECTRON2)),
-        (r'(bn1|layer\d)\.', partial(_resnets, ())),
+        (r'(stem|res\d)\.', partial(_resnets, weights, DETECTRON2)),
+        (r'(bn1|layer\d)\.', partial(_resnets, weights, ())),
         (r'(patch_embed|layers\.\d)\.', partial(_swins, weights, num_outputs)),
     ):
         if any(re.match(marker, name) for name in weights):
@@ -55,34 +61,49 @@ def find_backbone(weights: Weights, num_outputs: int) -> HostBackbone | None:
     return None
 
 
-def _resnets(renames: Sequence[Rename]) -> list[HostBackbone]:
-    widths = (256, 512, 1024, 2048)
+def _resnets(weights: Weights, renames: Sequence[Rename]) -> list[HostBackbone]:
+    width = size(weights, r'(stem\.)?conv1\.weight') or 64
     return [
-        HostBackbone(f'ResNet-{depth}', widths, _resnet(blocks, renames))
-        for depth, blocks in RESNETS.items()
+        HostBackbone(
+            f'ResNet-{depth}',
+            tuple(_expansion(depth) * width * 2**i for i in range(4)),
+            [
+                replace(x, official=rename(x.official, renames))
+                for x in resnet(depth, width)
+            ],
+        )
+        for depth in RESNETS
     ]
 
 
-def _resnet(blocks: Sequence[int], renames: Sequence[Rename]) -> list[Entry]:
-    parts = [('conv1', 'bn1', (64, 3, 7, 7))]
-    channels = 64
-    for stage, depth in enumerate(blocks, start=1):
-        width = 32 * 2**stage
-        for block in range(depth):
-            name = f'layer{stage}.{block}'
+def _expansion(depth: int) -> int:
+    return 4 if depth >= 50 else 1
+
+
+def resnet(depth: int, width: int) -> list[Entry]:
+    """List torchvision's ResNet of a depth, whose stem has ``width`` channels."""
+    parts = [('conv1', 'bn1', (width, 3, 7, 7))]
+    channels, expansion = width, _expansion(depth)
+    for stage, blocks in enumerate(RESNETS[depth], start=1):
+        for block in range(blocks):
+            name, out = f'layer{stage}.{block}', expansion * width
+            shapes = [(width, channels, 3, 3), (width, width, 3, 3)]
+            if expansion > 1:
+                shapes = [(width, channels, 1, 1), shapes[1], (out, width, 1, 1)]
             parts += [
-                (f'{name}.conv1', f'{name}.bn1', (width, channels, 1, 1)),
-                (f'{name}.conv2', f'{name}.bn2', (width, width, 3, 3)),
-                (f'{name}.conv3', f'{name}.bn3', (4 * width, width, 1, 1)),
+                (f'{name}.conv{i}', f'{name}.bn{i}', shape)
+                for i, shape in enumerate(shapes, start=1)
             ]
-            if block == 0:
+            if block == 0 and (stage > 1 or out != channels):
                 shortcut = f'{name}.downsample.0', f'{name}.downsample.1'
-                parts.append((*shortcut, (4 * width, channels, 1, 1)))
-            channels = 4 * width
-    layout = []
-    for conv, norm, shape in parts:
-        layout += affine(conv, conv, shape, bias=False) + batch_norm(norm, shape[0])
-    return [replace(x, official=rename(x.official, renames)) for x in layout]
+                parts.append((*shortcut, (out, channels, 1, 1)))
+            channels = out
+        width *= 2
+    return [
+        entry
+        for conv, norm, shape in parts
+        for entry in affine(conv, conv, shape, bias=False) + batch_norm(norm, shape[0])
+    ]
 
 
 def _swins(weights: Weights, num_outputs: int) -> list[HostBackbone]:

@@ -71,11 +71,6 @@ RELATIVES = (
         has=(r'query_embed\.', r'transformer\.decoder\.layers\.\d+\.ca_qcontent_'),
     ),
     Relative(
-        'DETR by Facebook Research',
-        OWN_WEIGHTS.format('detr_r50_8xb2-150e_coco'),
-        has=(r'query_embed\.', r'transformer\.decoder\.layers\.\d+\.multihead_attn\.'),
-    ),
-    Relative(
         "detrex's Deformable DETR",
         "take the authors' weights, which are converted, or mmdet's own",
         has=(SAMPLING.format(r'attentions\.0'),),

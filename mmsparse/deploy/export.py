@@ -131,7 +131,7 @@ class DetectorGraph(Graph):
 
     ``boxes`` (x1, y1, x2, y2) in pixels of the input, (B, K, 4), ``scores`` (B, K) from
     0 to 1 and ``labels`` (B, K), from 0; K is the head's ``max_per_img``. Detectors
-    other than Deformable DETR, DINO and Focus-DETR raise UsageError.
+    other than Deformable DETR, DINO, Sparse DETR and Focus-DETR raise UsageError.
     """
 
     outputs = ('boxes', 'scores', 'labels')
@@ -195,8 +195,8 @@ def build_graph(model: BaseModel, size: tuple[int, int]) -> Graph:
     """Wrap a model and its weights for export, for images of a height and width.
 
     The model is a classifier of mmpretrain, an encoder-decoder of mmseg, or Deformable
-    DETR, DINO or Focus-DETR. Others raise UsageError, and so does a model that would
-    pad images of this size.
+    DETR, DINO, Sparse DETR or Focus-DETR. Others raise UsageError, and so does a model
+    that would pad images of this size.
     """
     package = type(model).__module__.partition('.')[0]
     if hasattr(model, 'encode_decode'):

@@ -15,7 +15,8 @@ from mmdet.structures import OptSampleList
 from torch import Tensor
 
 from mmsparse.models.detectors.detr_attention import DeformableAttention
-from mmsparse.models.detectors.focus_detr import FocusDETR, FocusedTransformer
+from mmsparse.models.detectors.focus_detr import FocusDETR
+from mmsparse.models.detectors.selective_transformer import SelectiveTransformer
 from mmsparse.ops.pyramid import level_layout
 
 
@@ -24,11 +25,11 @@ def with_fixed_sizes(detector: DeformableDETR) -> DeformableDETR:
 
     The copy has the same weights and outputs, for inference on images without padding
     and data samples. Other detectors than Deformable DETR and its subclasses (DINO,
-    Focus-DETR) raise ValueError.
+    Sparse DETR, Focus-DETR) raise ValueError.
     """
     if not isinstance(detector, DeformableDETR):
         raise ValueError(
-            'detector must be Deformable DETR, DINO or Focus-DETR; got '
+            'detector must be Deformable DETR, DINO, Sparse DETR or Focus-DETR; got '
             f'{type(detector).__name__}.'
         )
     detector = copy.deepcopy(detector)
@@ -70,7 +71,7 @@ class FixedSizes:
             feat_pos=torch.cat(positions, dim=1),
             **shapes,
         )
-        if isinstance(self, FocusedTransformer):
+        if isinstance(self, SelectiveTransformer):
             num_tokens = sum(height * width for height, width in sizes)
             encoder_inputs.update(
                 level_sizes=sizes, num_valid=torch.tensor([num_tokens])

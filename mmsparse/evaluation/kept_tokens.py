@@ -1,4 +1,4 @@
-"""Record which tokens a Focus-DETR keeps, by hooks on the model."""
+"""Record which tokens a Focus-DETR or Sparse DETR keeps, by hooks on the model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ class KeptTokens(NamedTuple):
     """Tokens of a batch, and those that each encoder layer keeps.
 
     Centers (x, y) are 0 to 1 over the image of the token, and above 1 in its padding.
+    Sparse DETR has one entry for all layers.
     """
 
     centers: Tensor  # (B, N, 2)

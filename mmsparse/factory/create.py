@@ -44,8 +44,8 @@ def create_backbone(
             weights that :mod:`mmsparse.weights` knows for ``name``; None or False for
             random weights.
         **arguments: Arguments of the backbone, for example
-            ``out_indices=(0, 1, 2, 3)``. ``regions_per_side`` and ``out_norm`` are
-            otherwise those of the config in the file.
+            ``out_indices=(0, 1, 2, 3)``. ``attention``, ``regions_per_side`` and
+            ``out_norm`` are otherwise those of the config in the file.
 
     Returns:
         The backbone, from images, (B, in_channels, H, W), to a tuple of one (B, C, H',

@@ -21,7 +21,7 @@ from mmsparse.models.backbones.base import OWN_KEYS, StagedBackbone
 from mmsparse.weights import locate
 
 # Settings of a backbone that the meaning of its weights depends on.
-KEPT_SETTINGS = ('regions_per_side', 'out_norm')
+KEPT_SETTINGS = ('attention', 'regions_per_side', 'out_norm')
 
 
 @dataclass(frozen=True)

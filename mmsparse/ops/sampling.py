@@ -6,7 +6,7 @@ GridSample. ``plugin`` makes multi-scale deformable attention one node of the gr
 and samples by gathers elsewhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsparse.ops.pyramid import Size, level_layout
 from mmsparse.ops.tokens import gather_tokens
 
 PLUGIN_OPERATOR = 'mmsparse::multi_scale_deformable_attention'
@@ -123,6 +124,42 @@ def gather_and_sum(
         lambda cells: (cells + starts[:, None]) * num_heads + heads,
     )
     return (weights.unsqueeze(-1) * sampled).sum((3, 4))
+
+
+def attention_on_cells(
+    points: Tensor, weights: Tensor, sizes: Sequence[Size], displaced: bool = False
+) -> Tensor:
+    """Sum the attention that every cell receives from all queries, heads and points.
+
+    It is the derivative of the sum of all outputs of multi-scale deformable attention
+    with respect to the values. Attention beyond the feature maps is lost.
+
+    Args:
+        points: Sampling locations, (x, y) from 0 to 1 over each level,
+            (B, Q, heads, levels, points, 2).
+        weights: (B, Q, heads, levels, points).
+        sizes: Height and width of every level.
+        displaced: Move the attention by half a cell to the right and down, as the
+            release of Sparse DETR does.
+
+    Returns:
+        (B, N), in the dtype of ``weights``.
+
+    Source: Sparse DETR, arXiv 2111.14330, figure 2.
+    """
+    shapes, starts = level_layout(sizes, points.device)
+    heights, widths = shapes[:, None].unbind(-1)  # (levels, 1)
+    columns, rows = points.unbind(-1)
+    first_center = 0.0 if displaced else 0.5
+    pixels = (rows * heights - first_center, columns * widths - first_center)
+    num_cells = sum(height * width for height, width in sizes)
+    image = torch.arange(len(points), device=points.device) * num_cells
+    total = weights.new_zeros(len(points) * num_cells)
+    for index, share in surrounding_cells(pixels, (heights, widths)):
+        cells = index + starts[:, None] + image.view(-1, 1, 1, 1, 1)
+        # Not scatter_add: with deterministic algorithms, sums have one order on GPUs.
+        total.index_add_(0, cells.flatten(), (share * weights).flatten())
+    return total.view(len(points), num_cells)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Selection of the tokens that the layers of an encoder update (Focus-DETR)."""
+"""Selection of the tokens that an encoder updates (Sparse DETR, Focus-DETR)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from torch import Tensor
 class TokenSelection(NamedTuple):
     """The tokens that the layers of an encoder keep, best first.
 
-    The tokens of a layer are the first of one sorted list. Images of a batch keep
-    different numbers of them; masks mark those of an image, and are None where they
-    would be all True.
+    The tokens of a layer are the first of one sorted list; one entry is that of all
+    layers. Images of a batch keep different numbers of them; masks mark those of an
+    image, and are None where they would be all True.
 
     Args:
         rows: Indices of the tokens that any layer keeps, (B, K).
-        scores: Their foreground logits, (B, K); -inf for padding.
+        scores: Their logits, (B, K); -inf for padding.
         kept: K_i, the number of rows that each layer keeps.
         eligible: For each layer, rows that may be object tokens, (B, K_i).
         written: For each layer, rows that the layer updates, (B, K_i).
@@ -37,15 +37,16 @@ def select_tokens(
     cascade: Sequence[float],
     per_image: bool = False,
 ) -> TokenSelection:
-    """Rank all tokens by foreground score and select those that each layer keeps.
+    """Rank all tokens by score and select those that each layer keeps.
 
     Args:
-        scores: Foreground logits, (B, N).
+        scores: Logits, (B, N).
         padding: True for tokens that are padding, (B, N); None for none.
         num_valid: Number of tokens of every image without padding, (B,), on the CPU,
             where it is known without waiting for a GPU.
         keep_ratio: Share of an image's tokens that are its foreground, in (0, 1].
-        cascade: Share of the foreground that each layer keeps, in (0, 1].
+        cascade: Share of the foreground that each layer keeps, in (0, 1]; one number if
+            all layers keep the same.
         per_image: Keep a share of every image's own tokens. Otherwise all images keep
             as many rows as the image with the largest foreground, and the others update
             no more of them than their foreground has.
@@ -56,7 +57,7 @@ def select_tokens(
     Raises:
         ValueError: A layer would keep no token of an image.
 
-    Source: Focus-DETR, arXiv 2307.12612, section 3.
+    Source: Sparse DETR, arXiv 2111.14330; Focus-DETR, arXiv 2307.12612, section 3.
     """
     # 1. On the CPU, count the rows of every layer: shapes must not wait for a GPU.
     foreground = foreground_counts(num_valid, keep_ratio)  # (B,)
@@ -140,12 +141,24 @@ def kept_by_layer(selection: TokenSelection, num_tokens: int) -> Tensor:
     layers = []
     for count, written in zip(selection.kept, selection.written, strict=True):
         rows = selection.rows[:, :count]
-        kept = torch.ones_like(rows, dtype=torch.bool) if written is None else written
-        tokens = torch.zeros(
-            rows.shape[0], num_tokens, dtype=torch.bool, device=rows.device
-        )
-        layers.append(tokens.scatter(1, rows, kept))
+        layers.append(mark_tokens(rows, num_tokens, written))
     return torch.stack(layers, dim=1)
+
+
+def mark_tokens(rows: Tensor, num_tokens: int, which: Tensor | None = None) -> Tensor:
+    """Mark tokens that are given by their indices.
+
+    Args:
+        rows: Indices without duplicates, (B, K).
+        num_tokens: N, the number of all tokens.
+        which: True for the rows to mark, (B, K); None for all.
+
+    Returns:
+        True for marked tokens, (B, N).
+    """
+    marks = torch.ones_like(rows, dtype=torch.bool) if which is None else which
+    tokens = marks.new_zeros(rows.shape[0], num_tokens)
+    return tokens.scatter(1, rows, marks)
 
 
 def logit_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
@@ -174,6 +187,32 @@ def probability_product(class_logits: Tensor, foreground: Tensor) -> Tensor:
     Source: Focus-DETR, arXiv 2307.12612, section 3.
     """
     return class_logits.amax(-1).sigmoid() * foreground.sigmoid()
+
+
+def class_score(class_logits: Tensor, foreground: Tensor) -> Tensor:
+    """Score object tokens by their best class alone, an ablation of Focus-DETR.
+
+    Args:
+        class_logits: (B, K, classes).
+        foreground: Not used.
+
+    Returns:
+        (B, K).
+    """
+    return class_logits.amax(-1)
+
+
+def foreground_score(class_logits: Tensor, foreground: Tensor) -> Tensor:
+    """Score object tokens by their foreground alone, an ablation of Focus-DETR.
+
+    Args:
+        class_logits: Not used.
+        foreground: Foreground logits, (B, K).
+
+    Returns:
+        (B, K).
+    """
+    return foreground
 
 
 def gather_tokens(x: Tensor, rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,30 +14,42 @@ LARGEST_DOT = 60  # pt^2
 
 
 def draw_foreground_scores(sample: Sample) -> Figure:
-    """Draw the foreground probability of the tokens of a Focus-DETR, by level."""
+    """Draw the probability by which a token selector ranks tokens, by level."""
     levels = split_levels(sample, sample.recording.tokens.scores[0].sigmoid())
-    figure, axes = panels.make_panels(sample, 1, len(levels))
+    figure, axes = panels.make_panels(sample, 1, len(levels), dimmed=True)
     for axis, (values, corners) in zip(axes[0], levels, strict=True):
-        panels.overlay_cells(axis, sample, values, corners, panels.HEAT, vmax=1)
+        colors = panels.heat_colors(values)
+        panels.overlay_cells(axis, sample, values, corners, colors)
         rows, columns = values.shape
         panels.set_title(axis, f'{rows}x{columns} cells, up to {values.max():.2f}')
+    panels.add_color_bar(figure, axes, 'foreground probability')
+    panels.set_caption(
+        figure,
+        'Probability that a token of a feature level is in the foreground, by which '
+        'tokens are selected for the encoder. Boxes: detections.',
+    )
     return figure
 
 
 def draw_kept_tokens(sample: Sample) -> Figure:
-    """Draw which tokens the encoder layers of a Focus-DETR keep.
+    """Draw which tokens the encoder layers of a Focus-DETR or Sparse DETR keep.
 
-    A row per level, a column per layer. Tokens that are not kept are dark; object
-    tokens have a dot.
+    A row per level, a column per layer; levels are next to each other if all layers
+    keep the same. Tokens that are not kept are dark; object tokens have a dot.
     """
     tokens = sample.recording.tokens
     kept, objects = tokens.kept.kept[0], tokens.objects[0].cpu()
     sizes = tokens.kept.level_sizes
     lengths = [rows * columns for rows, columns in sizes]
     centers = sample.to_pixels(tokens.kept.centers[0].cpu())
-    figure, axes = panels.make_panels(sample, len(sizes), len(kept))
+    if len(kept) > 1:
+        figure, axes = panels.make_panels(sample, len(sizes), len(kept))
+    else:
+        figure, (levels,) = panels.make_panels(sample, 1, len(sizes))
+        axes = [[axis] for axis in levels]
     for i, (mask, marks, *column) in enumerate(zip(kept, objects, *axes, strict=True)):
-        panels.set_title(column[0], f'layer {i + 1}: {mask.float().mean():.0%} kept')
+        layer = f'layer {i + 1}' if len(kept) > 1 else 'all layers'
+        panels.set_title(column[0], f'{layer}: {mask.float().mean():.0%} kept')
         for axis, (values, corners), points, chosen in zip(
             column,
             split_levels(sample, mask),
@@ -46,9 +59,15 @@ def draw_kept_tokens(sample: Sample) -> Figure:
         ):
             panels.overlay_cells(axis, sample, values, corners)
             points = points[chosen].T.numpy()
-            axis.scatter(*points, s=3, c=panels.QUERY_COLOR, zorder=3)
+            axis.scatter(*points, s=5, c=panels.QUERY_COLOR, zorder=3)
     for (axis, *_), (rows, columns) in zip(axes, sizes, strict=True):
-        axis.set_ylabel(f'{rows}x{columns} cells', fontsize=9)
+        panels.set_row_title(axis, f'{rows}x{columns} cells')
+    marks = ' Blue dots: object tokens, which attend to each other.'
+    panels.set_caption(
+        figure,
+        'Tokens that the encoder layers (columns) keep on the feature levels (rows). '
+        'Dark tokens are not refined.' + marks * bool(objects.any()),
+    )
     return figure
 
 
@@ -88,21 +107,26 @@ def draw_sampling_locations(sample: Sample, point: Point | None = None) -> Figur
     layers = sample.recording.sampling
     figure, axes = panels.make_panels(sample, 1, len(layers))
     largest = max(float(layer.weights[0, query].max()) for layer in layers)
+    levels = layers[0].points.shape[3]
+    colors = {f'level {i + 1}': to_hex(colormaps['tab10'](i)) for i in range(levels)}
     for i, (axis, layer) in enumerate(zip(axes[0], layers, strict=True)):
         panels.draw_boxes(axis, boxes[query][None], panels.QUERY_COLOR, width=1.6)
         points = sample.to_pixels(layer.points[0, query].cpu())  # (heads, levels, P, 2)
-        for level, of_level in enumerate(points.unbind(1)):
+        for level, color in enumerate(colors.values()):
             weights = layer.weights[0, query, :, level].flatten().cpu()
-            style = dict(color=colormaps['tab10'](level), label=f'level {level + 1}')
             areas = 1 + LARGEST_DOT * weights / largest
-            panels.draw_dots(axis, of_level.flatten(0, 1), areas, alpha=0.8, **style)
+            of_level = points[:, level].flatten(0, 1)
+            panels.draw_dots(axis, of_level, areas, alpha=0.8, color=color)
         panels.set_title(axis, f'decoder layer {i + 1}')
     caption = sample.describe(int(labels[query]), float(scores[query]))
     figure.suptitle(caption, fontsize=10)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc='outside lower center', ncol=len(names))
-    for handle in legend.legend_handles:
-        handle.set_sizes([20])
+    panels.add_legend(figure, colors)
+    panels.set_caption(
+        figure,
+        'Where the decoder samples the feature levels for one detection (blue box); '
+        'all heads. A larger dot has a larger attention weight. Yellow boxes: '
+        'detections.',
+    )
     return figure
 
 

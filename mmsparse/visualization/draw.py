@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from mmsparse.visualization import attention, detection
+from mmsparse.visualization import attention, detection, detr
 from mmsparse.visualization.image_transform import Pixels, Point
 from mmsparse.visualization.receptive_field import draw_receptive_field
 from mmsparse.visualization.sample import Sample
@@ -39,7 +39,11 @@ def list_drawings(
         found['kept_tokens'] = lambda point: detection.draw_kept_tokens(sample)
     if recording.sampling:
         found['sampling_locations'] = partial(detection.draw_sampling_locations, sample)
-    if backbone is not None:
+    if recording.cross_attention:
+        found['queries'] = lambda point: detr.draw_queries(sample)
+    if detr.encoder_layers(sample):
+        found['encoder_points'] = partial(detr.draw_encoder_points, sample)
+    if backbone is not None and recording.output_sizes:
         found['receptive_field'] = partial(draw_receptive_field, sample, backbone)
     return found
 

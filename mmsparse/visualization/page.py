@@ -19,8 +19,14 @@ from mmsparse.visualization.attention import (
     region_rectangles,
 )
 from mmsparse.visualization.detection import split_levels
+from mmsparse.visualization.detr import map_corners
 from mmsparse.visualization.image_transform import Point
-from mmsparse.visualization.recorder import LayerRecording, SamplingRecording
+from mmsparse.visualization.panels import enlarge
+from mmsparse.visualization.recorder import (
+    CrossAttentionRecording,
+    LayerRecording,
+    SamplingRecording,
+)
 from mmsparse.visualization.sample import Sample
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -47,10 +53,11 @@ def write_page(sample: Sample, point: Point, path: str | Path) -> None:
     sample.transform.check_point(point)
     height, width = sample.transform.image_size
     data = dict(
-        image=_encode_image(sample.image),
+        name=Path(path).stem,
+        image=_encode_image(enlarge(sample.image)),
         width=width,
         height=height,
-        caption=sample.caption,
+        caption=sample.caption or ', '.join(sample.labels),
         boxes=sample.boxes.tolist(),
         point=list(point),
         scale=sample.transform.scale,
@@ -82,15 +89,20 @@ def _views(sample: Sample) -> dict[str, Any]:
             dict(size=values.shape, box=corners.flatten().tolist())
             for values, corners in split_levels(sample, kept[0])
         ]
-    if recording.sampling:
+    if recording.detections is not None:
         scores, labels, boxes = sample.query_detections()
         best = scores.topk(min(MAX_DETECTIONS, len(scores))).indices
-        layers = [
-            dict(title=f'decoder layer {i}') | _sampling(sample, layer, best)
-            for i, layer in enumerate(recording.sampling, start=1)
-        ]
-        name = 'sampling locations of a detection'
-        views.append(dict(type='sampling', name=name, layers=layers))
+        for view, name, pack, recorded in (
+            ('sampling', 'sampling locations', _sampling, recording.sampling),
+            ('queries', 'attention', _queries, recording.cross_attention),
+        ):
+            layers = [
+                dict(title=f'decoder layer {i}') | pack(sample, layer, best)
+                for i, layer in enumerate(recorded, start=1)
+            ]
+            if layers:
+                name = f'{name} of a detection'
+                views.append(dict(type=view, name=name, layers=layers))
         extra['detections'] = [
             dict(
                 box=boxes[i].tolist(),
@@ -168,6 +180,18 @@ def _sampling(
         points=_pack(points, np.float32),
         weights=_pack_shares(weights, weights.amax((1, 2, 3), keepdim=True)),
         levels=_pack(levels, np.uint8),
+    )
+
+
+def _queries(
+    sample: Sample, layer: CrossAttentionRecording, queries: Tensor
+) -> dict[str, Any]:
+    weights = layer.weights[0, :, queries].mean(0)  # (Q, H, W)
+    size = tuple(weights.shape[-2:])
+    return dict(
+        size=size,
+        box=map_corners(sample, size, layer.stride).flatten().tolist(),
+        weights=_pack_shares(weights, weights.amax((1, 2), keepdim=True)),
     )
 
 

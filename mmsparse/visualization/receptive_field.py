@@ -1,6 +1,8 @@
 """Compute and draw the effective receptive field of a backbone."""
 
 import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -8,15 +10,17 @@ from mmsparse.visualization import panels
 from mmsparse.visualization.image_transform import Point
 from mmsparse.visualization.sample import Sample
 
-SHARE = 0.5  # of the gradient, reported in the titles
+SHARE = 0.5  # of the gradient, outlined
+DETAIL = 24  # of the longer side of the input; the field is averaged over less
 
 
 def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> Figure:
     """Draw the effective receptive field at a point, a panel per feature map.
 
-    Colors show the square root of the gradient. The title says which part of the pixels
-    has half of the gradient. ``point`` (x, y) is in pixels of the image; one outside of
-    it raises ValueError.
+    Colors show the square root of the gradient, averaged over squares of a 24th of the
+    input; a white line surrounds the strongest half of the gradient, and the title says
+    how much of the image that is. ``point`` (x, y) is in pixels of the image; one
+    outside of it raises ValueError.
     """
     sample.transform.check_point(point)
     inputs = sample.recording.inputs
@@ -28,12 +32,39 @@ def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> F
     corners = sample.transform.to_image(corners)
     for i, (axis, (rows, columns)) in enumerate(zip(axes[0], sizes, strict=True)):
         field = receptive_field(backbone, inputs, (x, y), output=i)
-        panels.overlay_cells(axis, sample, field.sqrt(), corners, panels.HEAT)
         ranked = field.flatten().sort(descending=True).values.cumsum(0)
         part = (int((ranked < SHARE * ranked[-1]).sum()) + 1) / field.numel()
+        window = max(field.shape) // DETAIL // 2 * 2 + 1
+        field = F.avg_pool2d(field[None], window, 1, window // 2)[0]
+        shares = (field / field.max()).sqrt()
+        colors = panels.heat_colors(shares)
+        panels.overlay_cells(axis, sample, shares, corners, colors, smooth=True)
+        _outline_half(axis, field, corners)
         panels.set_title(axis, f'{rows}x{columns} cells: half in {part:.1%}')
         panels.mark_query(axis, point)
+    panels.add_color_bar(figure, axes, 'square root of the gradient, relative')
+    panels.set_caption(
+        figure,
+        'Effective receptive field: pixels that influence the cell of the query (star) '
+        'on each feature map of the backbone. The white line surrounds half of the '
+        'gradient, in the part of the image that the title gives.',
+    )
     return figure
+
+
+def _outline_half(axis: Axes, field: Tensor, corners: Tensor) -> None:
+    """Draw the contour of the strongest half of a field, (H, W), in a panel."""
+    ranked = field.flatten().sort(descending=True).values
+    totals = ranked.cumsum(0)
+    level = float(ranked[int((totals < SHARE * totals[-1]).sum())])
+    centers = (
+        start + (torch.arange(count) + 0.5) / count * (end - start)
+        for start, end, count in zip(
+            *corners.tolist(), reversed(field.shape), strict=True
+        )
+    )
+    style = dict(levels=[level], colors='white', linewidths=1)
+    axis.contour(*(x.numpy() for x in centers), field.cpu().numpy(), **style)
 
 
 def receptive_field(

@@ -15,34 +15,41 @@ from torch.utils.hooks import RemovableHandle
 
 from mmsparse.evaluation import KeptTokens, record_kept_tokens
 from mmsparse.models import layers
+from mmsparse.visualization.host_attention import (
+    SUPPORTED_HOSTS,
+    HostAttention,
+    called_weights,
+    find_adapter,
+    name_arguments,
+)
 
 SUPPORTED = (
     f'attention layers with attention_maps() ({", ".join(layers.__all__)})',
-    'a token selector and its encoder (FocusDETR)',
-    'a decoder with multi-scale deformable attention (FocusDETR, DINO, DeformableDETR)',
+    SUPPORTED_HOSTS,
+    'a token selector and its encoder (FocusDETR, SparseDETR)',
+    'a decoder with multi-scale deformable attention (FocusDETR, DINO, '
+    'DeformableDETR) or full attention (DETR)',
+)
+TITLES = (  # patterns of names of layers, and titles with numbers from 1
+    (r'encoder\.layers\.(\d+)\.', 'encoder, layer {}'),
+    (r'(?:stages|layers)\.(\d+)\.(?:blocks\.|1\.)?(\d+)(?:\.|$)', 'stage {}, block {}'),
+    (r'(?:layers|blocks)\.(\d+)(?:\.|$)', 'block {}'),
 )
 
 
 class LayerRecording(NamedTuple):
-    """An attention layer and its input."""
+    """An attention layer, or the adapter of one, and its input."""
 
-    name: str  # in the model
-    layer: nn.Module
+    title: str  # stage and block, counted from 1; the name of a layer without
+    layer: nn.Module | HostAttention
     x: Tensor  # (B, C, H, W)
     stride: int  # pixels of the model's input per cell of x
 
     @property
-    def title(self) -> str:
-        """Stage and block, counted from 1; the layer's name outside of stages."""
-        found = re.search(r'stages\.(\d+)\.(\d+)\.', self.name)
-        if found is None:
-            return self.name
-        return f'stage {int(found[1]) + 1}, block {int(found[2]) + 1}'
-
-    @property
     def stage(self) -> str:
-        """The title without the block."""
-        return self.title.partition(', ')[0]
+        """The title without the block; ``block`` in a model without stages."""
+        stage = self.title.partition(', ')[0]
+        return 'block' if re.fullmatch(r'block \d+', stage) else stage
 
     @property
     def samples_keys(self) -> bool:
@@ -62,7 +69,7 @@ class LayerRecording(NamedTuple):
 
 
 class TokensRecording(NamedTuple):
-    """The tokens of a Focus-DETR."""
+    """The tokens of a Focus-DETR, or of a Sparse DETR: one entry for all layers."""
 
     kept: KeptTokens
     scores: Tensor  # foreground logits, (B, N)
@@ -77,6 +84,13 @@ class SamplingRecording(NamedTuple):
 
     points: Tensor  # (B, Q, heads, levels, points, 2)
     weights: Tensor  # (B, Q, heads, levels, points)
+
+
+class CrossAttentionRecording(NamedTuple):
+    """Attention of the queries of a decoder layer to a feature map (DETR)."""
+
+    weights: Tensor  # sums to 1, (B, heads, Q, H, W)
+    stride: int  # pixels of the model's input per cell
 
 
 class DetectionsRecording(NamedTuple):
@@ -95,9 +109,11 @@ class Recording:
     """What was recorded of the last batch; parts that the model lacks are empty."""
 
     inputs: Tensor | None = None  # of the backbone, padding included, (B, C, H, W)
+    output_sizes: list[tuple[int, int]] = field(default_factory=list)  # of its maps
     layers: list[LayerRecording] = field(default_factory=list)  # in execution order
     tokens: TokensRecording | None = None
     sampling: list[SamplingRecording] = field(default_factory=list)  # by decoder layer
+    cross_attention: list[CrossAttentionRecording] = field(default_factory=list)  # too
     detections: DetectionsRecording | None = None
 
 
@@ -124,12 +140,23 @@ def record(model: nn.Module) -> Iterator[Recording]:
     def start(backbone: nn.Module, args: tuple) -> None:
         recording.__init__(inputs=args[0].detach())  # forgets the batch before
 
-    handles = [getattr(model, 'backbone', model).register_forward_pre_hook(start)]
+    def finish(backbone: nn.Module, args: tuple, outputs: Any) -> None:
+        maps = outputs if isinstance(outputs, (list, tuple)) else ()
+        sizes = (tuple(x.shape[-2:]) for x in maps if getattr(x, 'ndim', 0) == 4)
+        recording.output_sizes = list(sizes)
+
+    backbone = getattr(model, 'backbone', None)
+    backbone = model if backbone is None else backbone
+    handles = [
+        backbone.register_forward_pre_hook(start),
+        backbone.register_forward_hook(finish),
+    ]
+    base = len(handles)
     try:
         handles += _record_layers(model, recording)
         handles += _record_tokens(model, recording)
         handles += _record_decoder(model, recording)
-        if len(handles) == 1:
+        if len(handles) == base:
             raise ValueError(
                 f'model must have layers to record; {type(model).__name__} has none '
                 f'of: {"; ".join(SUPPORTED)}.'
@@ -141,18 +168,64 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 def _record_layers(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
-    def record_layer(name: str, layer: nn.Module, args: tuple) -> None:
-        x = args[0].detach()
-        # Strides are powers of two; the last cells may reach into the padding.
-        ratio = max(recording.inputs.shape[-2:]) / max(x.shape[-2:])
-        stride = 2 ** max(round(math.log2(ratio)), 0)
-        recording.layers.append(LayerRecording(name, layer, x, stride))
+    grid: list[int] = []  # height and width of the last convolution's output
 
-    return [
-        module.register_forward_pre_hook(partial(record_layer, name))
-        for name, module in model.named_modules()
-        if hasattr(module, 'attention_maps')
-    ]
+    def record_layer(name: str, layer: nn.Module, args: tuple) -> None:
+        append(name, layer, args[0].detach())
+
+    def record_host(
+        name: str, adapter: type[HostAttention], layer: nn.Module, *call: Any
+    ) -> None:
+        with torch.no_grad():
+            adapted = adapter(layer, name_arguments(layer, *call), grid)
+        append(name, adapted, adapted.x)
+
+    def append(name: str, layer: nn.Module | HostAttention, x: Tensor) -> None:
+        stride = _stride(recording.inputs.shape[-2:], x.shape[-2:])
+        recording.layers.append(LayerRecording(_title(model, name), layer, x, stride))
+
+    def record_grid(conv: nn.Module, args: tuple, output: Tensor) -> None:
+        grid[:] = output.shape[-2:]
+
+    handles, adapted = [], False
+    for name, module in model.named_modules():
+        if hasattr(module, 'attention_maps'):
+            hook = partial(record_layer, name)
+            handles.append(module.register_forward_pre_hook(hook))
+        elif _attends_to_map(model, name) and (adapter := find_adapter(module)):
+            hook, adapted = partial(record_host, name, adapter), True
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    if adapted:
+        convs = (x for x in model.modules() if isinstance(x, nn.Conv2d))
+        handles += [conv.register_forward_hook(record_grid) for conv in convs]
+    return handles
+
+
+def _title(model: nn.Module, name: str) -> str:
+    for pattern, title in TITLES:
+        if found := re.search(pattern, name):
+            numbers = [int(number) + 1 for number in found.groups()]
+            blocks = model.get_submodule(name[: found.start(found.lastindex) - 1])
+            if type(blocks[0]).__name__ == 'AbsolutePositionEmbedding':  # mmdet's PVT
+                numbers[-1] -= 1
+            return title.format(*numbers)
+    return name
+
+
+def _attends_to_map(model: nn.Module, name: str) -> bool:
+    """Return whether tokens of a layer are a feature map: in backbones and in DETR."""
+    if getattr(model, 'backbone', None) is None or name.startswith('backbone.'):
+        return True
+    return re.fullmatch(r'encoder\.layers\.\d+\.self_attn', name) is not None
+
+
+def _stride(inputs: torch.Size, size: torch.Size) -> int:
+    """Return the pixels of the input per cell of a feature map."""
+    ratio = max(inputs) / max(size)
+    # Of stages a power of two; the last cells may reach into the padding.
+    stride = 2 ** max(round(math.log2(ratio)), 0)
+    fits = (abs(n / stride - cells) < 1 for n, cells in zip(inputs, size, strict=True))
+    return stride if all(fits) else round(ratio)
 
 
 def _record_tokens(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
@@ -196,6 +269,57 @@ def _record_tokens(model: nn.Module, recording: Recording) -> list[RemovableHand
 def _record_decoder(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
     if not hasattr(model, 'decoder'):
         return []
+    handles = _record_sampling(model, recording)
+    handles = handles or _record_cross_attention(model, recording)
+    if not handles:
+        return []
+
+    def record_detections(head: nn.Module, args: tuple, outputs: Any) -> None:
+        logits, boxes = (x[-1].detach() for x in outputs[:2])  # of the last layer
+        if head.loss_cls.use_sigmoid:
+            probabilities = logits.sigmoid()
+        else:
+            probabilities = logits.softmax(-1)[..., :-1]  # the last is no object
+        scores, labels = probabilities.max(-1)
+        centers, sizes = boxes.chunk(2, dim=-1)
+        corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
+        recording.detections = DetectionsRecording(scores, labels, corners)
+
+    return [*handles, model.bbox_head.register_forward_hook(record_detections)]
+
+
+def _record_cross_attention(
+    model: nn.Module, recording: Recording
+) -> list[RemovableHandle]:
+    # Not at the top: mmcv need not be installed.
+    from mmcv.cnn.bricks.transformer import MultiheadAttention
+
+    grid: list[int] = []
+
+    def record_grid(neck: nn.Module, args: tuple, outputs: tuple[Tensor]) -> None:
+        grid[:] = outputs[-1].shape[-2:]
+
+    def record_layer(layer: nn.Module, *call: Any) -> None:
+        with torch.no_grad():
+            weights = called_weights(layer, name_arguments(layer, *call))
+        stride = _stride(recording.inputs.shape[-2:], grid)
+        weights = weights.unflatten(-1, grid)
+        recording.cross_attention.append(CrossAttentionRecording(weights, stride))
+
+    layers = [getattr(layer, 'cross_attn', None) for layer in model.decoder.layers]
+    layers = [layer for layer in layers if isinstance(layer, MultiheadAttention)]
+    if not layers or not hasattr(model, 'neck'):
+        return []
+    return [
+        model.neck.register_forward_hook(record_grid),
+        *(
+            layer.register_forward_pre_hook(record_layer, with_kwargs=True)
+            for layer in layers
+        ),
+    ]
+
+
+def _record_sampling(model: nn.Module, recording: Recording) -> list[RemovableHandle]:
     # Not at the top: mmcv may be installed without compiled operators.
     from mmcv.ops import MultiScaleDeformableAttention
 
@@ -214,20 +338,12 @@ def _record_decoder(model: nn.Module, recording: Recording) -> list[RemovableHan
     def record_sampling(layer: nn.Module, args: tuple, inputs: dict[str, Any]) -> None:
         recording.sampling.append(_sampling(layer, ratios[0], **inputs))
 
-    def record_detections(head: nn.Module, args: tuple, outputs: Any) -> None:
-        logits, boxes = (x[-1].detach() for x in outputs[:2])  # of the last layer
-        scores, labels = logits.sigmoid().max(-1)
-        centers, sizes = boxes.chunk(2, dim=-1)
-        corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1)
-        recording.detections = DetectionsRecording(scores, labels, corners)
-
     return [
         model.decoder.register_forward_pre_hook(record_ratios, with_kwargs=True),
         *(
             layer.register_forward_pre_hook(record_sampling, with_kwargs=True)
             for layer in attentions
         ),
-        model.bbox_head.register_forward_hook(record_detections),
     ]
 
 

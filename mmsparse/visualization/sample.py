@@ -11,9 +11,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import CheckpointLoader
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.visualization.image_transform import (
     ImageTransform,
     Pixels,
@@ -39,6 +41,8 @@ class Sample:
     recording: Recording  # of this image alone
     class_names: Sequence[str] = ()  # as far as they are known
     boxes: Tensor = field(default_factory=lambda: torch.empty(0, 4))  # (M, 4)
+    labels: Sequence[str] = ()  # class and score of every box
+    masks: Tensor | None = None  # of the boxes, bool, (M, H, W)
     seg_map: NDArray[np.integer] | None = None  # predicted classes, (H, W)
     caption: str = ''  # predicted class of the image, with its score
 
@@ -61,11 +65,18 @@ class Sample:
         ends = boxes.new_tensor(self.transform.input_size[::-1]).repeat(2)
         return scores, labels, self.transform.boxes_to_image(boxes * ends)
 
+    def without_predictions(self) -> 'Sample':
+        """Return the image and its recording alone."""
+        return Sample(self.image, self.transform, self.recording, self.class_names)
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, or its number if it is not known."""
+        known = label < len(self.class_names)
+        return self.class_names[label] if known else f'class {label}'
+
     def describe(self, label: int, score: float) -> str:
         """Format a class with its score."""
-        known = label < len(self.class_names)
-        name = self.class_names[label] if known else f'class {label}'
-        return f'{name} ({score:.2f})'
+        return f'{self.class_name(label)} ({score:.2f})'
 
 
 def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:
@@ -98,6 +109,32 @@ def read_metainfo(cfg: Config) -> dict[str, Any]:
         **(given if isinstance(given, dict) else {}),
         **names,  # an argument of the data sets of mmpretrain
     }
+
+
+def read_classes(cfg: Config, checkpoint: str | None) -> tuple[list[str], list]:
+    """Return class names, first those of a training, and colors, first of the config.
+
+    Args:
+        cfg: Config, see :func:`read_metainfo`.
+        checkpoint: File of the training, if any.
+
+    Returns:
+        Names and colors, as far as they are known.
+    """
+    trained = {}
+    if checkpoint is not None:
+        register_safe_loader()
+        meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent').get('meta')
+        trained = (meta or {}).get('dataset_meta') or {}
+    known = read_metainfo(cfg)
+    classes = _sequence(trained.get('classes')) or _sequence(known.get('classes'))
+    palettes = [_sequence(x.get('palette')) for x in (known, trained)]
+    fitting = [x for x in palettes if len(x) >= len(classes)]
+    return classes, fitting[0] if fitting else []
+
+
+def _sequence(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _test_dataset(cfg: Config) -> ConfigDict:
@@ -142,12 +179,38 @@ def record_sample(
         score, label = result.pred_score.max(-1)
         sample.caption = sample.describe(int(label), float(score))
     else:
-        found = result.pred_instances.cpu()
-        boxes = found.bboxes[found.scores >= score_thr]
-        # mmdet scales boxes back to the image, but does not undo flips and crops.
-        factor = boxes.new_tensor(result.get('scale_factor', (1, 1))).repeat(2)
-        sample.boxes = transform.boxes_to_image(boxes * factor)
+        _add_instances(sample, result, score_thr)
     return sample
+
+
+def _add_instances(sample: Sample, result: Any, score_thr: float) -> None:
+    """Add boxes, their labels and masks to a sample."""
+    found, transform = result.pred_instances.cpu(), sample.transform
+    found = found[found.scores >= score_thr]
+    # mmdet scales predictions back to the image, but does not undo flips and crops.
+    factor = found.bboxes.new_tensor(result.get('scale_factor', (1, 1)))
+    sample.boxes = transform.boxes_to_image(found.bboxes * factor.repeat(2))
+    predicted = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    sample.labels = [sample.describe(*label_and_score) for label_and_score in predicted]
+    if 'masks' in found:
+        sample.masks = _masks_to_image(found.masks, transform, factor)
+
+
+def _masks_to_image(masks: Tensor, transform: ImageTransform, factor: Tensor) -> Tensor:
+    """Transform masks, (M, H', W'), ``factor`` times smaller than the input."""
+    height, width = transform.image_size
+    columns, rows = (
+        ((torch.arange(n) + 0.5) * scale + shift) / step
+        for n, scale, shift, step in zip(
+            (width, height), transform.scale, transform.shift, factor, strict=True
+        )
+    )
+    for axis, places in ((1, rows), (2, columns)):
+        last = masks.shape[axis] - 1
+        inside = (places >= 0) & (places < last + 1)
+        masks = masks.index_select(axis, places.long().clamp(0, last))
+        masks = masks & (inside[:, None] if axis == 1 else inside)
+    return masks
 
 
 def record_image(
@@ -195,12 +258,16 @@ def record_image(
 def choose_query_point(sample: Sample, backbone: nn.Module) -> Point:
     """Return the center of the best detection, or the point most salient to a backbone.
 
-    Saliency is the gradient of the last feature map's spatial variance, blurred. The
-    point (x, y) is in pixels of the image.
+    Saliency is the gradient of the last feature map's spatial variance, blurred; the
+    center of the image is returned for a backbone without feature maps. The point
+    (x, y) is in pixels of the image.
     """
     if len(sample.boxes):
         x1, y1, x2, y2 = sample.boxes[0].tolist()
         return (x1 + x2) / 2, (y1 + y2) / 2
+    if not sample.recording.output_sizes:
+        height, width = sample.transform.image_size
+        return width / 2, height / 2
     inputs = sample.recording.inputs.clone().requires_grad_()
     with torch.enable_grad():
         features = backbone(inputs)[-1]

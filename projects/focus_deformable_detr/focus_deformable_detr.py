@@ -1,7 +1,6 @@
 """Deformable DETR with the token selection and the encoder of Focus-DETR."""
 
 from collections.abc import Callable
-from typing import Any
 
 from mmdet.models.dense_heads import DeformableDETRHead
 from mmdet.models.detectors import DeformableDETR
@@ -39,25 +38,6 @@ class FocusDeformableDETR(FocusedTransformer, DeformableDETR):
         """Maps tokens to class logits; two-stage, only the first class is trained."""
         head = super().class_head
         return (lambda tokens: head(tokens)[..., :1]) if self.as_two_stage else head
-
-    def pre_decoder(
-        self,
-        memory: Tensor,  # (B, N, C)
-        memory_mask: Tensor | None,  # True for padding, (B, N)
-        spatial_shapes: Tensor,  # (levels, 2)
-        proposals: Tensor,  # Deformable DETR computes its own
-        foreground_logits: Tensor,  # (B, N)
-        level_sizes: tuple[tuple[int, int], ...],
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Prepare the queries; pass the foreground logits to the head in training."""
-        decoder_inputs, head_inputs = super().pre_decoder(
-            memory, memory_mask, spatial_shapes
-        )
-        if self.training:
-            head_inputs.update(
-                foreground_logits=foreground_logits, level_sizes=level_sizes
-            )
-        return decoder_inputs, head_inputs
 
 
 @MODELS.register_module()

@@ -236,6 +236,7 @@ def test_a_detection_transformer_is_counted_with_its_encoder_decoder_and_head():
         'deformable_detr/deformable-detr_biformer-small_8xb2-50e_coco.py',
         'detr/detr_biformer-small_8xb2-150e_coco.py',
         'focus_detr/focus-detr_dat-nano_1xb4-4e_digits.py',
+        'sparse_detr/sparse-detr_biformer-nano_1xb4-4e_digits.py',
     ],
 )
 def test_a_detection_transformer_has_the_macs_of_a_run_with_values(config):

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def test_values_of_a_training_are_rebuilt(path):
         empty=np.zeros((0, 4), dtype=bool),
         names=np.array(['a', 'bc']),
         stages={1, 2},
+        milestones=Counter([8, 11]),
         pair=(np.float32(0.5), [None, 'x']),
     )
     torch.save(dict(state_dict=WEIGHTS, hub=dict(loss=buffer), values=values), path)

@@ -129,3 +129,17 @@ def test_heads_and_lists_of_necks_are_checked(part, fitting, wrong):
 )
 def test_other_backbones_and_necks_are_not_checked(model):
     check_channels(Config(dict(model=model)))
+
+
+def test_the_neck_of_a_panoptic_detr_takes_the_last_map():
+    backbone = dict(type='mmsparse.BiFormer', arch='nano', out_indices=(0, 1, 2, 3))
+    model = dict(
+        type='mmsparse.PanopticDETR',
+        backbone=backbone,
+        neck=dict(type='ChannelMapper', in_channels=[256]),
+    )
+    check_channels(Config(dict(model=model)))
+
+    model['neck']['in_channels'] = [32, 64, 128, 256]
+    with pytest.raises(UsageError, match=r'set in_channels=\[256\]'):
+        check_channels(Config(dict(model=model)))

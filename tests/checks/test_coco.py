@@ -649,6 +649,32 @@ def test_defaults_of_panoptic_heads_are_checked(
     assert check_data(cfg, 'mmdet') == []
 
 
+def test_stuff_that_is_loaded_as_objects_has_boxes(refused, tmp_path, pets):
+    dataset = dict(
+        type='CocoPanopticDataset',
+        metainfo=PANOPTIC,
+        ann_file=f'{tmp_path}/train.json',
+        data_prefix=dict(img=f'{tmp_path}/train', seg=f'{tmp_path}/train'),
+        pipeline=[dict(type='mmsparse.LoadPanopticSegments')],
+    )
+    heads = dict(
+        bbox_head=dict(type='DETRHead', num_classes=2),
+        panoptic_fusion_head=dict(num_things_classes=1, num_stuff_classes=1),
+    )
+    cfg = Config(
+        dict(
+            default_scope='mmdet',
+            model=heads,
+            train_dataloader=dict(dataset=dataset),
+        )
+    )
+    assert check_data(cfg, 'mmdet') == []
+
+    dataset['pipeline'] = [dict(type='LoadPanopticAnnotations')]
+    cfg.train_dataloader.dataset = dataset
+    refused(cfg, 'model.bbox_head.num_classes=2, but the data set of train_dataloader')
+
+
 def test_masks_of_no_class_may_have_any_number(pets):
     mask = dict(type='FCNMaskHead', num_classes=80, class_agnostic=True)
     pets.model.roi_head = dict(mask_head=mask)

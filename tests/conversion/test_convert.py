@@ -330,7 +330,7 @@ def test_a_head_without_bias_is_an_error():
         (
             {'conv1.weight': torch.ones(1)},
             {},
-            r"not those of deformable_detr or .*; they begin with \['conv1.weight",
+            r"not those of detr_panoptic or .*; they begin with \['conv1.weight",
         ),
         (
             {'conv1.weight': torch.ones(1)},
@@ -340,7 +340,7 @@ def test_a_head_without_bias_is_an_error():
         (
             {'conv1.weight': torch.ones(1)},
             {'family': 'swin'},
-            r"family must be one of \['biformer', 'dat', .*'shunted'\]; got 'swin'",
+            r"family must be one of \['biformer', 'dat', .*'sparse_detr'\]; got 'swin'",
         ),
         (
             {'block1.0.attn.kv1.weight': torch.ones(1)},

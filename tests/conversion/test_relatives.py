@@ -56,10 +56,6 @@ RELATIVES = {
         (*DENSE, f'{DECODER}.ca_qcontent_proj.weight', 'query_embed.weight'),
         "take mmdet's own weights of conditional-detr_r50_8xb2-50e_coco",
     ),
-    'DETR by Facebook Research': (
-        (*DENSE, f'{DECODER}.multihead_attn.in_proj_weight', 'query_embed.weight'),
-        "take mmdet's own weights of detr_r50_8xb2-150e_coco",
-    ),
     "detrex's Deformable DETR": (
         (f'{ENCODER}.attentions.0.sampling_offsets.weight', 'query_embedding.weight'),
         "take the authors' weights, which are converted, or mmdet's own",

@@ -8,7 +8,7 @@ import torch
 from exporting import assert_exports, make_images, operators, predict
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.structures import DetDataSample
-from tiny_detectors import build_model, detector_config
+from tiny_detectors import build_model, detector_config, sparse_config
 from torch import nn
 
 from mmsparse.deploy.export import DetectorGraph, build_graph
@@ -19,11 +19,12 @@ SIZE = (76, 101)
 
 
 def build(name, width=16, **changes):
-    config = detector_config(width=width, **changes)
+    make = sparse_config if name == 'SparseDETR' else detector_config
+    config = make(width=width, **changes)
     config['data_preprocessor'].update(
         mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], bgr_to_rgb=True
     )
-    if name == 'FocusDETR':
+    if name in ('FocusDETR', 'SparseDETR'):
         return build_model(config).eval()
     for option in ('cascade', 'num_object_tokens'):
         config.pop(option)
@@ -45,6 +46,7 @@ DETECTORS = {  # some modules of mmdet need 256 channels
         per_image=True,
         global_pool='valid',
     ),
+    'Sparse DETR': dict(name='SparseDETR'),
     'Deformable DETR': dict(
         name='DeformableDETR', as_two_stage=False, with_box_refine=False
     ),

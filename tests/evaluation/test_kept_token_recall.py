@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from mmsparse.apis import read_config
 from mmsparse.evaluation import KeptTokenRecall
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'focus_detr'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 # One level of 2x4 cells on an image of 40x80 pixels.
 CENTERS = torch.tensor([(x, y) for y in (0.25, 0.75) for x in (1, 3, 5, 7)]) * 1.0
@@ -93,9 +93,16 @@ def test_it_is_registered(scope):
     assert evaluator.evaluate(1)['mine/layer_2'] == 1 / 5
 
 
-@pytest.mark.parametrize('name', ['r50', 'swin-t', 'biformer-small'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *(f'focus-detr_{x}_8xb2-12e' for x in ('r50', 'swin-t', 'biformer-small')),
+        *(f'sparse-detr_{x}_keep-10_8xb2-50e' for x in ('r50', 'swin-t')),
+    ],
+)
 def test_the_coco_configs_measure_it_in_addition_to_ap(name):
-    cfg = read_config(str(CONFIGS / f'focus-detr_{name}_8xb2-12e_coco.py'))
+    folder = name.partition('_')[0].replace('-', '_')
+    cfg = read_config(str(CONFIGS / folder / f'{name}_coco.py'))
 
     for evaluators in (cfg.val_evaluator, cfg.test_evaluator):
         types = [evaluator.type for evaluator in evaluators]

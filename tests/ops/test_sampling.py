@@ -7,7 +7,9 @@ from torch.autograd import gradcheck
 
 from mmsparse.models import MultiScaleDeformableAttention2d
 from mmsparse.models.layers.multi_scale_deformable_attention import sample_and_sum
+from mmsparse.ops import multi_scale_deformable_attention
 from mmsparse.ops.sampling import (
+    attention_on_cells,
     current_sampler,
     gather_sample,
     grid_sample,
@@ -148,3 +150,49 @@ def test_an_unknown_sampler_raises():
         use_sampler('nearest'),
     ):
         pass
+
+
+@pytest.fixture
+def sampled():
+    """Locations of 3 queries and 2 heads, some on corners and beyond; weights."""
+    points = 1.5 * torch.rand(2, 3, 2, 3, 4, 2, dtype=torch.float64) - 0.25
+    points[:, 0] = torch.tensor([2 / 7, 1 / 5])
+    return points, torch.rand(2, 3, 2, 3, 4, dtype=torch.float64)
+
+
+def test_attention_on_cells_is_the_derivative_of_the_outputs(sampled):
+    cells = sum(height * width for height, width in LEVELS)
+    value = torch.zeros(2, cells, 2, 1, dtype=torch.float64, requires_grad=True)
+
+    multi_scale_deformable_attention(value, *sampled, LEVELS).sum().backward()
+
+    expected = value.grad.sum((2, 3))
+    torch.testing.assert_close(attention_on_cells(*sampled, LEVELS), expected)
+
+
+def test_displaced_attention_is_on_the_cells_right_and_below(sampled):
+    points, weights = sampled
+    expected = [[0.0] * height * width for height, width in LEVELS]
+    for index in torch.cartesian_prod(*map(torch.arange, weights.shape[1:])):
+        query, head, level, point = index.tolist()
+        height, width = LEVELS[level]
+        x, y = points[0][query, head, level, point] * torch.tensor([width, height])
+        for column in (int(x.floor()), int(x.floor()) + 1):
+            for row in (int(y.floor()), int(y.floor()) + 1):
+                share = (1 - abs(x - column)) * (1 - abs(y - row))
+                if 0 <= column < width and 0 <= row < height:
+                    weight = weights[0][query, head, level, point]
+                    expected[level][row * width + column] += float(share * weight)
+
+    found = attention_on_cells(points, weights, LEVELS, displaced=True)[0]
+
+    torch.testing.assert_close(found, torch.tensor(sum(expected, [])).double())
+
+
+def test_attention_inside_of_the_levels_is_kept_in_all(sampled):
+    points, weights = sampled
+    inside = 0.5 + 0.0 * points  # the center, at least half a cell from the border
+
+    total = attention_on_cells(inside, weights, [(4, 4), (2, 6), (2, 2)])
+
+    torch.testing.assert_close(total.sum(1), weights.sum((1, 2, 3, 4)))

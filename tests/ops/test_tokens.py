@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from mmsparse.ops.tokens import (
+    class_score,
     foreground_counts,
+    foreground_score,
     gather_tokens,
     kept_by_layer,
     layer_counts,
@@ -121,6 +123,8 @@ def test_object_scores_are_products_with_the_best_class():
         probability_product(classes, foreground),
         torch.tensor([[-2.0, 4.0]]).sigmoid() * foreground.sigmoid(),
     )
+    assert class_score(classes, foreground).tolist() == [[-2.0, 4.0]]
+    assert foreground_score(classes, foreground).tolist() == [[-5.0, 0.5]]
 
 
 def test_tokens_are_gathered_and_scattered_by_image():

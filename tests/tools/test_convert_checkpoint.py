@@ -112,7 +112,7 @@ def another_model(path):
         (truncated, '{} is damaged'),
         (
             another_model,
-            '{}: The keys are not those of deformable_detr or dino or focus_detr',
+            '{}: The keys are not those of detr_panoptic or detr or sparse_detr or',
         ),
     ],
 )

@@ -25,6 +25,7 @@ OFFICIAL = {
     'shunted-tiny': (11_553_576, 2.146),
     'shunted-small': (22_401_256, 4.993),
     'shunted-base': (39_614_376, 8.149),
+    'staged-tiny': (28_288_354, 4.5),  # of Swin-T, as published
 }
 
 

@@ -1,13 +1,16 @@
 """The command that draws and measures the attention of a model."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from visualize.models import Choice, parse_models, record
 
 from mmsparse.apis import build_model, read_config
+from mmsparse.errors import UsageError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CLASSIFIER = CONFIGS / 'shunted_transformer' / 'shunted-nano_1xb32-14e_digits.py'
@@ -120,3 +123,61 @@ def test_the_offset_spread_of_a_segmentor_is_printed(folder, run_tool):
     found = json.loads((folder / 's' / 'statistics.json').read_text())
     assert found['offset_spread/stage_4'] > 0
     assert 'offset_spread/stage_4' in done.stdout
+
+
+def test_models_are_compared(folder, run_tool):
+    arguments = [SEGMENTOR, 'segmentor.pth', 'timm:vit_tiny_patch16_224', 'wide.png']
+
+    done = run_tool(
+        'visualize.py',
+        '--compare',
+        *arguments,
+        '--format',
+        'svg',
+        '--out',
+        'both',
+        cwd=folder,
+    )
+
+    assert done.stdout.splitlines() == ['both/wide_compare_attention.svg']
+    text = (folder / 'both/wide_compare_attention.svg').read_text()
+    assert 'fpn dat-nano' in text and 'random weights' in text
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['a.py', 'a.pth', 'x.png'], 'got 1 model, at least 2 are needed'),
+        (['a.py', 'a.pth', 'b.py'], 'got no image, but b.py as the last argument'),
+        (['a.py', 'x.png', 'b.py', 'y.png'], 'got x.png without a config before it'),
+        (['a.py', 'a.pth', 'b.pth', 'y.png'], 'got b.pth without a config before it'),
+    ],
+    ids=['one', 'image', 'images', 'checkpoints'],
+)
+def test_wrong_comparisons_raise(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse_models(arguments)
+
+
+def test_models_are_named_by_what_is_different():
+    arguments = [
+        'c/dat_8xb2_x.py',
+        'a.pth',
+        'c/dat_8xb2_x.py',
+        'b.pth',
+        'timm:vit',
+        'i.png',
+    ]
+
+    choices, image = parse_models(arguments)
+
+    assert image == 'i.png'
+    assert [x.title for x in choices] == ['dat\na', 'dat\nb', 'vit\nrandom weights']
+
+
+def test_a_model_without_attention_is_named(folder):
+    choice = Choice('timm:resnet10t')
+
+    message = 'timm:resnet10t: model must have layers to record; ResNet has none of'
+    with pytest.raises(UsageError, match=message):
+        record(choice, str(folder / 'small.png'), Namespace(device='cpu'))

@@ -12,6 +12,7 @@ class Element {
   append(...children) { this.children.push(...children); }
   replaceChildren(...children) { this.children = children; }
   addEventListener(name, listener) { this.listeners[name] = listener; }
+  setAttribute() {}
   fire(name, event) { this.listeners[name]({...event, target: this}); }
   getContext() {
     const calls = this.calls, context = {calls};
@@ -28,7 +29,7 @@ class Element {
 
 const named = {data: new Element()};
 named.data.textContent = json;
-for (const name of ['view', 'layer', 'title', 'caption', 'panels', 'status']) named[name] = new Element();
+for (const name of ['heading', 'view', 'layer', 'title', 'caption', 'legend', 'panels', 'status']) named[name] = new Element();
 const document = {getElementById: name => named[name], createElement: () => new Element()};
 class Image extends Element {
   set src(address) { setImmediate(() => this.fire('load', {})); }
@@ -42,7 +43,9 @@ function print() {
     height: figure.children[1].height,
     calls: figure.children[1].calls,
   }));
-  const shown = {title: named.title.textContent, status: named.status.textContent, panels};
+  const legend = named.legend.children.map(entry => entry.children[1]);
+  const [heading, title, status] = ['heading', 'title', 'status'].map(name => named[name].textContent);
+  const shown = {heading, title, status, legend, panels};
   shown.views = named.view.children.map(option => option.textContent);
   process.stdout.write(JSON.stringify(shown) + '\n');
 }

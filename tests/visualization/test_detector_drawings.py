@@ -1,5 +1,7 @@
 """Drawings of a Focus-DETR with random weights, on a resized and flipped image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,19 @@ def test_kept_cells_are_transparent_and_flipped_with_the_image(detector_sample):
     assert figure.axes[2].get_ylabel() == '6x9 cells'
 
 
+def test_one_selection_for_all_layers_has_its_levels_in_a_row(detector_sample):
+    tokens = detector_sample.recording.tokens
+    same = tokens.kept._replace(kept=tokens.kept.kept[:, :1])
+    recording = replace(detector_sample.recording, tokens=tokens._replace(kept=same))
+
+    figure = draw_kept_tokens(replace(detector_sample, recording=recording))
+
+    share = same.kept[0, 0].float().mean()
+    assert figure.axes[0].get_title() == f'all layers: {share:.0%} kept'
+    grids = [axis.get_subplotspec().get_gridspec() for axis in figure.axes]
+    assert {(grid.nrows, grid.ncols) for grid in grids} == {(1, 3)}
+
+
 def test_object_tokens_are_among_the_kept_and_drawn_at_their_centers(
     detector_sample, read_panel
 ):
@@ -114,13 +129,11 @@ def test_foreground_is_drawn_as_probability(detector_sample):
 
     figure = draw_foreground_scores(detector_sample)
 
-    for axis, part in zip(
-        figure.axes, scores.split([12 * 17, 6 * 9, 3 * 5]), strict=True
-    ):
-        image = axis.images[-1]
-        shown = np.asarray(image.get_array()).flatten()
-        assert shown == pytest.approx(part.numpy())
-        assert image.get_clim() == (0, 1)
+    *levels, bar = figure.axes
+    assert bar.get_ylabel() == 'foreground probability'
+    for axis, part in zip(levels, scores.split([12 * 17, 6 * 9, 3 * 5]), strict=True):
+        opacity = np.asarray(axis.images[-1].get_array())[..., 3].flatten()
+        assert opacity == pytest.approx(0.25 + 0.6 * part.numpy())
 
 
 def test_a_focus_detr_has_a_figure_for_every_part(detector_sample, detector):

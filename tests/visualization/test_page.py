@@ -23,7 +23,7 @@ from mmsparse.visualization.recorder import (
 
 NODE = shutil.which('node')
 BROWSER = find_browser()
-ZOOM = 420 / 128  # screen pixels per pixel of the image
+ZOOM = 640 / 128  # screen pixels per pixel of the image
 IDENTITY = ImageTransform((96, 128), (96, 128))
 
 
@@ -116,18 +116,25 @@ def test_the_slider_shows_every_layer(name, record_backbone, page):
     shown = act(page, *({'layer': i} for i in range(count)))
 
     assert shown[0]['views'] == ['attention of a query']
-    assert [x['title'] for x in shown[1:]] == [x.title for x in sample.recording.layers]
+    assert [x['title'] for x in shown] == [
+        f'layer {i} of {count}' for i in (count, *range(1, count + 1))
+    ]
+    for layer, page_shown in zip(sample.recording.layers, shown[1:], strict=True):
+        captions = {x['caption'].partition(', ') for x in page_shown['panels']}
+        assert all(layer.title in ''.join(x) for x in captions)
     assert (shown[0]['panels'][0]['width'], shown[0]['panels'][0]['height']) == (
-        420,
-        315,
+        640,
+        480,
     )
+    assert shown[0]['heading'] == 'What the model attends to: page'
+    assert '0 to the largest weight of a panel' in shown[0]['legend']
 
 
 @needs_node
 def test_a_click_shows_the_attention_map_of_its_query(record_backbone, page, flipped):
     _, sample = record_backbone('shunted', flipped, padded_size=(96, 128))
     write_page(sample, (1, 1), page)
-    layer, zoom = sample.recording.layers[-1], 420 / 60
+    layer, zoom = sample.recording.layers[-1], 640 / 60
     point = torch.tensor([22.3, 11.8])  # of the image
     query = layer.query_at(flipped.to_input(point))
     assert query == 2 * 16 + 9
@@ -137,7 +144,9 @@ def test_a_click_shows_the_attention_map_of_its_query(record_backbone, page, fli
     *_, shown = act(page, {'layer': 2}, {'click': [22.3 * zoom, 11.8 * zoom]})
 
     assert 'x 22, y 11; query in row 3 of 12, column 10 of 16' in shown['status']
-    assert [x['caption'] for x in shown['panels']] == ['coarse', 'fine']
+    assert [x['caption'] for x in shown['panels']] == [
+        f'stage 2, block 2, {group}' for group in ('coarse', 'fine')
+    ]
     for panel, group in zip(shown['panels'], groups, strict=True):
         filled = [x['values'] for x in panel['calls'] if x['name'] == 'fillRect'][1:]
         x, y, width, height = filled[-1]  # the largest weight is drawn last
@@ -177,7 +186,7 @@ def test_tokens_and_detections_are_separate_views(record_backbone, page):
     )
 
     assert tokens['views'][1:] == ['kept tokens', 'sampling locations of a detection']
-    assert tokens['title'] == 'encoder layer 1: 3% kept'
+    assert tokens['panels'][0]['caption'] == 'encoder layer 1: 3% kept, 6x8 cells'
     dark = rectangles(tokens['panels'][0])[1:]
     assert len(dark) == 47
     assert [80, 32, 96, 48] not in [[round(x) for x in box] for box in dark]
@@ -190,6 +199,7 @@ def test_tokens_and_detections_are_separate_views(record_backbone, page):
         assert f'detection: {label}' in shown['status']
         dots = [x for x in shown['panels'][0]['calls'] if x['name'] == 'arc']
         assert len(dots) == 4
+        assert 'detection; a larger dot has a larger weight' in shown['legend']
         for dot in dots:
             assert np.array(dot['values'][:2]) / ZOOM == pytest.approx(center, abs=1e-3)
 
@@ -207,17 +217,17 @@ def test_a_browser_opens_the_page_from_the_file_system(record_backbone, page, tm
             assert time.monotonic() < end, 'the page is empty'
             time.sleep(0.1)
         before = browser.screenshot()
-        corner = browser.evaluate(
-            "(box => [box.x, box.y])(document.querySelector('canvas')"
-            '.getBoundingClientRect())'
+        left, top, width, height = browser.evaluate(
+            '(box => [box.x, box.y, box.width, box.height])('
+            "document.querySelector('canvas').getBoundingClientRect())"
         )
-        browser.click(corner[0] + 100 * ZOOM, corner[1] + 60 * ZOOM)
+        browser.click(left + 100.5 / 128 * width, top + 60.5 / 96 * height)
         shown = browser.evaluate(status)
         after = browser.screenshot()
     finally:
         browser.close()
 
-    assert re.match(r'x (99|100), y (59|60); query in row 1[56] of 24', shown)
+    assert re.match(r'x (99|100), y (59|60); query in row [78] of 12', shown)
     images = [
         np.asarray(Image.open(io.BytesIO(x))).astype(int) for x in (before, after)
     ]

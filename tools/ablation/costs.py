@@ -1,4 +1,4 @@
-"""Measure the FLOPs, parameters and iteration time of the variants of a study."""
+"""Measure FLOPs, parameters, iteration time and memory of the variants of a study."""
 
 import contextlib
 import copy
@@ -29,11 +29,13 @@ class Cost:
         macs: MACs of the model for one validation image.
         iteration_seconds: Median time of a training iteration, measured in turns with
             the other variants.
+        peak_bytes: Peak memory of a training iteration, without weights.
         parameters: Number of parameters.
     """
 
     macs: int
     iteration_seconds: float
+    peak_bytes: int
     parameters: int
 
 
@@ -65,7 +67,9 @@ def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cos
         print(f'{variant.name}: {macs[-1] / 1e6:.1f} MMACs', flush=True)
     measured = measure(candidates, ROUNDS, torch.device('cpu'))
     seconds = [x.median_seconds(ITERATION) for x in measured]
-    return [Cost(*values) for values in zip(macs, seconds, parameters, strict=True)]
+    memory = [x.peak_bytes for x in measured]
+    columns = zip(macs, seconds, memory, parameters, strict=True)
+    return [Cost(*values) for values in columns]
 
 
 def model_macs(runner: Runner) -> int:

@@ -26,6 +26,7 @@ def figures(row: Row) -> dict[str, str]:
         row['metric']: _values(row),
         'MACs (M)': f'{row["macs"] / 1e6:.1f}',
         'iteration (ms)': f'{1000 * row["iteration_seconds"]:.0f}',
+        'memory (MiB)': f'{row["peak_bytes"] / 2**20:.0f}',
         'params (M)': f'{row["parameters"] / 1e6:.2f}',
     }
 

@@ -79,6 +79,10 @@ def write(
     )
     if args.json:
         rows = figures(results)
+        for title, costs in getattr(args, 'costs', {}).items():
+            for name, cost in costs.items():
+                row = name if len(results) == 1 else f'{title}: {name}'
+                rows[row] |= {f'cost: {column}': text for column, text in cost.items()}
         for title, errors in getattr(args, 'errors', {}).items():
             for name, error in errors.items():
                 row = name if len(results) == 1 else f'{title}: {name}'

@@ -1,23 +1,40 @@
-"""Detectors: Focus-DETR, and mmdet's DINO with the same modules."""
+"""Detectors: Focus-DETR and mmdet's DINO with the same modules; any list of configs."""
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import ceil
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from benchmark.timing import Candidate, Stopwatch
-from mmsparse.apis import build_model
+from mmsparse.analysis.flops import measure as measure_cost
+from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError
+from mmsparse.zoo import find_config
 
 ENCODER, WHOLE = 'encoder', 'whole model'
+# Parts of detection transformers, and the methods that run them.
+PARTS = {
+    'backbone': ('extract_feat',),
+    ENCODER: ('forward_encoder',),
+    'decoder': ('pre_decoder', 'forward_decoder'),
+}
+# The modules whose MACs count for these parts.
+MODULES = {
+    'backbone': ('backbone', 'neck'),
+    ENCODER: ('encoder', 'token_selector'),
+    'decoder': ('decoder',),
+}
 STRIDES = (8, 16, 32, 64)
 
 
@@ -57,9 +74,100 @@ def detector_candidates(
     for ratio in keep_ratios:
         configs[f'Focus-DETR {ratio:g}'] = with_keep_ratio(cfg, ratio)
     return [
-        Candidate(name, partial(_predict, _build(settings).to(device), images))
+        Candidate(
+            name,
+            partial(
+                _predict,
+                _build(settings).to(device),
+                images,
+                parts={ENCODER: PARTS[ENCODER]},
+            ),
+        )
         for name, settings in configs.items()
     ]
+
+
+def config_candidates(
+    paths: Sequence[str],
+    options: dict[str, Any] | None,
+    size: tuple[int, int],
+    batch_size: int,
+    device: torch.device,
+) -> tuple[list[Candidate], dict[str, dict[str, str]]]:
+    """Prepare the detection transformers of configs, as above.
+
+    Args:
+        paths: Configs of mmsparse by file or name, those of mmdet as ``mmdet::PATH``.
+        options: Settings to change in all of them, by dotted key.
+        size: Height and width of the images.
+        batch_size: Number of images.
+        device: Device of the runs.
+
+    Returns:
+        One candidate for each config, and by its name parameters, GMACs for one image
+        and published box AP.
+
+    Raises:
+        UsageError: A config is not of a detection transformer with an encoder.
+    """
+    images = torch.randn(
+        batch_size, 3, *size, generator=torch.Generator().manual_seed(0)
+    ).to(device)
+    candidates, costs = [], {}
+    for path in map(_find_config, paths):
+        cfg = read_config(str(path), options)
+        detector = _build(cfg)
+        _check_parts(path, detector)
+        costs[path.stem] = {**_cost(detector, size), 'box AP': published_ap(path)}
+        run = partial(_predict, detector.to(device), images, parts=PARTS)
+        candidates.append(Candidate(path.stem, run))
+    return candidates, costs
+
+
+def _find_config(path: str) -> Path:
+    if path.startswith('mmdet::'):
+        import mmdet
+
+        folder = Path(mmdet.__file__).parent / '.mim' / 'configs'
+        return folder / path.removeprefix('mmdet::')
+    return Path(path) if Path(path).is_file() else find_config(path)
+
+
+def _check_parts(path: Path, detector: BaseModel) -> None:
+    missing = [x for names in PARTS.values() for x in names if not hasattr(detector, x)]
+    if missing:
+        raise UsageError(
+            f'{path.stem}: model must be a detection transformer of mmdet; got '
+            f'{type(detector).__name__} without {", ".join(missing)}.'
+        )
+
+
+def _cost(detector: BaseModel, size: tuple[int, int]) -> dict[str, str]:
+    """Return parameters and GMACs of the parts, without heads that only losses need."""
+    *parts, total = measure_cost(detector, size)
+    macs = {part.name: part.macs or 0 for part in parts}
+    return {
+        'params (M)': f'{total.parameters / 1e6:.2f}',
+        'GMACs': f'{total.macs / 1e9:.1f}',
+        **{
+            part: f'{sum(macs.get(name, 0) for name in names) / 1e9:.1f}'
+            for part, names in MODULES.items()
+        },
+    }
+
+
+def published_ap(path: Path) -> str:
+    """Return box AP and its source from the metafile next to a config; '-' for none."""
+    metafile = path.parent / 'metafile.yml'
+    models = yaml.safe_load(metafile.read_text()) if metafile.is_file() else {}
+    for model in models.get('Models', ()):
+        if Path(model['Config']).name != path.name:
+            continue
+        for result in model.get('Results', ()):
+            if 'box AP' in result.get('Metrics', {}):
+                source = result.get('Source', "mmdet's metafile")
+                return f'{result["Metrics"]["box AP"]} ({source})'
+    return '-'
 
 
 def to_dino(cfg: Config) -> Config:
@@ -78,11 +186,12 @@ def to_dino(cfg: Config) -> Config:
     if found != 'mmsparse.FocusDETR':
         raise UsageError(f'model.type must be mmsparse.FocusDETR; got {found}.')
     # Imported late: the other benchmarks do not need mmdet.
-    from mmsparse.models.detectors import FocusedTransformer
+    from mmsparse.models.detectors import FocusedTransformer, SelectiveTransformer
 
     cfg = copy.deepcopy(cfg)
-    for name in inspect.signature(FocusedTransformer).parameters:
-        cfg.model.pop(name, None)
+    for mixin in (FocusedTransformer, SelectiveTransformer):
+        for name in inspect.signature(mixin).parameters:
+            cfg.model.pop(name, None)
     cfg.model.type, cfg.model.bbox_head.type = 'DINO', 'DINOHead'
     cfg.model.bbox_head.pop('loss_foreground', None)
     return cfg
@@ -128,31 +237,44 @@ def _check_size(cfg: Config, size: tuple[int, int]) -> None:
 
 def _build(cfg: Config) -> BaseModel:
     detector = build_model(cfg)
-    nn.init.normal_(detector.level_embed)  # mmdet leaves it uninitialized
+    if hasattr(detector, 'level_embed'):  # mmdet leaves it uninitialized
+        nn.init.normal_(detector.level_embed)
     return detector.eval()
 
 
 @torch.no_grad()
-def _predict(detector: BaseModel, images: Tensor, watch: Stopwatch) -> None:
+def _predict(
+    detector: BaseModel,
+    images: Tensor,
+    watch: Stopwatch,
+    parts: dict[str, Sequence[str]],
+) -> None:
     size = tuple(images.shape[-2:])
     sizes = dict(
         img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)
     )
     samples = [BaseDataElement(metainfo=sizes) for _ in images]
-    with _timed_encoder(detector, watch), watch.time(WHOLE):
+    with _timed_parts(detector, watch, parts), watch.time(WHOLE):
         detector(images, samples, mode='predict')
 
 
 @contextmanager
-def _timed_encoder(detector: BaseModel, watch: Stopwatch) -> Iterator[None]:
-    encode = detector.forward_encoder
-
-    def timed(**inputs: Tensor) -> dict[str, Tensor]:
-        with watch.time(ENCODER):
-            return encode(**inputs)
-
-    detector.forward_encoder = timed  # hides the method of the class
+def _timed_parts(
+    detector: BaseModel, watch: Stopwatch, parts: dict[str, Sequence[str]]
+) -> Iterator[None]:
+    """Time methods of a detector; attributes hide those of the class."""
+    methods = [(part, name) for part, names in parts.items() for name in names]
+    for part, name in methods:
+        setattr(detector, name, partial(_timed, watch, part, getattr(detector, name)))
     try:
         yield
     finally:
-        del detector.forward_encoder
+        for _, name in methods:
+            delattr(detector, name)
+
+
+def _timed(
+    watch: Stopwatch, part: str, method: Callable, *args: Any, **inputs: Any
+) -> Any:
+    with watch.time(part):
+        return method(*args, **inputs)

@@ -119,13 +119,19 @@ def add_detector(
     parser = commands.add_parser(
         'detector',
         parents=[models],
-        help="Focus-DETR and mmdet's DINO",
+        help="Focus-DETR and mmdet's DINO, or any detection transformers",
         description="Compare Focus-DETR with mmdet's DINO of the same backbone, neck "
         'and depth. Weights are random and images are noise. Measured are the time of '
-        'the encoder, with token selection, and of the whole model, and peak memory.',
+        'the encoder, with token selection, and of the whole model, and peak memory. '
+        'Several configs are compared with each other: parameters, GMACs and time of '
+        'backbone and neck, encoder and decoder, memory, and published box AP.',
     )
     parser.add_argument(
-        'config', nargs='?', default=FOCUS_DETR, help='config of a Focus-DETR (R50)'
+        'configs',
+        nargs='*',
+        default=[FOCUS_DETR],
+        help='config of a Focus-DETR (R50), or several of detection transformers of '
+        'mmsparse, or of mmdet as mmdet::PATH',
     )
     parser.add_argument(
         '--sizes',

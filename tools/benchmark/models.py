@@ -6,25 +6,32 @@ from pathlib import Path
 
 from benchmark.backbone import backbone_candidates
 from benchmark.comparison import Tables, log
-from benchmark.detector import detector_candidates
+from benchmark.detector import config_candidates, detector_candidates
 from benchmark.export import export_candidates
 from benchmark.precision import FLOAT32, precision_candidates, read_images
+from benchmark.report import align
 from benchmark.segmentor import prediction_candidate, training_candidates
 from mmsparse.apis import read_config
 from mmsparse.errors import UsageError
 
 
 def detector(args: argparse.Namespace) -> Tables:
-    cfg = read_config(str(args.config), args.cfg_options)
+    args.costs = {}
     for height, width in args.sizes:
         title = f'{args.batch_size}x{height}x{width}'
         log(f'{title}: building')
-        yield (
-            title,
-            detector_candidates(
-                cfg, args.keep, (height, width), args.batch_size, args.device
-            ),
-        )
+        run = ((height, width), args.batch_size, args.device)
+        if len(args.configs) == 1:
+            cfg = read_config(str(args.configs[0]), args.cfg_options)
+            yield title, detector_candidates(cfg, args.keep, *run)
+            continue
+        candidates, costs = config_candidates(args.configs, args.cfg_options, *run)
+        args.costs[title] = costs
+        columns = next(iter(costs.values()))
+        rows = [[name, *cost.values()] for name, cost in costs.items()]
+        print(f'\n{title}: parameters, GMACs, published AP')
+        print(align([['', *columns], *rows]))
+        yield title, candidates
 
 
 def segmentor(args: argparse.Namespace) -> Tables:

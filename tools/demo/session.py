@@ -33,9 +33,9 @@ DRAWINGS = {  # name: title, and legend
     ),
     'sampled_keys': (
         'Sampled keys',
-        'Where deformable attention samples its keys: a line starts where a key would '
-        'be without offset. Larger, lighter dots receive more attention from all '
-        'queries, so this drawing does not depend on the click.',
+        'Where deformable attention samples its keys. Larger, lighter dots receive '
+        'more attention from all queries, so this drawing does not depend on the '
+        'click; arrows show how far keys are from the regular grid.',
     ),
     'receptive_field': (
         'Receptive field',

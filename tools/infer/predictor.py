@@ -8,14 +8,12 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement, InstanceData
 
 from mmsparse.apis import build_model, load_weights
-from mmsparse.checkpoint.mmengine import register_safe_loader
 from mmsparse.datasets.errors import blame_files
 from mmsparse.errors import UsageError
-from mmsparse.visualization import read_metainfo, read_pipeline
+from mmsparse.visualization import read_classes, read_pipeline
 from mmsparse.visualization.image_transform import ANNOTATIONS, Pixels
 
 PREDICTED = ('pred_instances', 'pred_sem_seg', 'pred_score')  # of predictions
@@ -37,7 +35,7 @@ class Predictor:
         self.transforms, _ = read_pipeline(cfg)
         # Files of other channels may be none that OpenCV reads as colors.
         self.loads_colors = getattr(self.transforms[0], 'color_type', '') == 'color'
-        self.classes, self.palette = _read_classes(cfg, checkpoint)
+        self.classes, self.palette = read_classes(cfg, checkpoint)
 
     def __call__(
         self, path: str, frame: Pixels | None = None
@@ -94,22 +92,6 @@ def _segments(result: BaseDataElement, num_classes: int) -> InstanceData:
     found = segments.unique()
     found = found[found % offset < num_classes]  # the others are of no class
     return InstanceData(labels=found % offset, masks=segments == found[:, None, None])
-
-
-def _read_classes(cfg: Config, checkpoint: str) -> tuple[list[str], list]:
-    """Return names, first those of the training, and colors, first of the config."""
-    register_safe_loader()
-    meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent').get('meta')
-    trained = (meta or {}).get('dataset_meta') or {}
-    known = read_metainfo(cfg)
-    classes = _sequence(trained.get('classes')) or _sequence(known.get('classes'))
-    palettes = [_sequence(x.get('palette')) for x in (known, trained)]
-    fitting = [x for x in palettes if len(x) >= len(classes)]
-    return classes, fitting[0] if fitting else []
-
-
-def _sequence(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _load_frame(frame: Pixels, loader: Any) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class Comparison:
         actual, expected = actual.double(), expected.double()
         allowed = self.atol + self.rtol * expected.abs()
         ratio = (actual - expected).abs() / allowed
-        # Equal infinities have no difference.
-        ratio = ratio.masked_fill(actual == expected, 0)
+        # Equal infinities have no difference, and NaN for NaN neither.
+        same = (actual == expected) | (actual.isnan() & expected.isnan())
+        ratio = ratio.masked_fill(same, 0)
         return ratio.nan_to_num(nan=INF, posinf=INF).max().item()
 
 
@@ -115,13 +116,17 @@ class Case:
 
     def _limits(self, name: str, expected: Tensor) -> tuple[float, float]:
         """The absolute and the relative tolerance of a tensor."""
-        tolerance = self.info['tolerance']
-        own = self.info.get('outputs', {}).get(name, {})
-        rtol = tolerance.get('rtol', tolerance.get('fp32_rtol'))
         if name.endswith('fp64'):
             return FP64_LIMITS
-        if 'atol' in own:
-            return own['atol'], rtol
+        tolerance = self.info['tolerance']
+        own = self.info.get('outputs', {}) | tolerance.get('per_tensor', {})
+        atol, rtol = self._shared_limits(name, expected)
+        return own.get(name, {}).get('atol', atol), rtol
+
+    def _shared_limits(self, name: str, expected: Tensor) -> tuple[float, float]:
+        """The tolerance of all tensors of its type."""
+        tolerance = self.info['tolerance']
+        rtol = tolerance.get('rtol', tolerance.get('fp32_rtol'))
         if name.startswith('grad.'):
             if 'grad' in tolerance:  # DAT: a rule in words
                 return 1e-4 * expected.abs().max().item() + 1e-5, 0.0

@@ -7,7 +7,15 @@ import torch
 
 from parity.cases import Case, Comparison, UnsupportedCaseError
 
-FAMILIES = ('biformer', 'dat', 'deformable_detr', 'focus_detr', 'shunted')
+FAMILIES = (
+    'biformer',
+    'dat',
+    'deformable_detr',
+    'detr',
+    'focus_detr',
+    'shunted',
+    'sparse_detr',
+)
 
 
 @dataclass(frozen=True)

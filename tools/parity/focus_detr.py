@@ -14,10 +14,14 @@ from mmsparse.models.detectors import (
 from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import gather_tokens, logit_product, select_tokens
 from parity.cases import Case, Comparison, UnsupportedCaseError
-from parity.focus_detr_models import (
+from parity.detectors import (
     Outputs,
-    layer_cfg,
+    encoder_layer_cfg,
+    leaves,
     level_sizes,
+    order_rows,
+)
+from parity.focus_detr_models import (
     load,
     rename,
     run_criterion,
@@ -60,10 +64,6 @@ def _compare(case: Case, name: str, actual: Tensor) -> Comparison:
     return case.compare(name, actual, expected, as_sets)
 
 
-def _leaves(case: Case, *names: str) -> dict[str, Tensor]:
-    return {name: case.tensors[f'in.{name}'].clone().requires_grad_() for name in names}
-
-
 def _run_loss(case: Case) -> Outputs:
     arguments = case.info['args']
     weight = arguments['loss_weight']
@@ -74,7 +74,7 @@ def _run_loss(case: Case) -> Outputs:
         gamma=arguments['gamma'],
         loss_weight=weight,
     )
-    logits = _leaves(case, 'pred_logit')['pred_logit']
+    logits = leaves(case, 'pred_logit')['pred_logit']
     boxes = list(case.tensors['in.padded_boxes'])
     sizes = level_sizes(case)
     targets = loss.targets(boxes, sizes)
@@ -98,9 +98,11 @@ def _run_loss(case: Case) -> Outputs:
 
 def _run_layer(case: Case) -> Outputs:
     arguments, given = case.info['args'], case.with_prefix('in.')
-    layer = FocusEncoderLayer(arguments['topk_sa'], **layer_cfg(arguments)).eval()
+    layer = FocusEncoderLayer(
+        arguments['topk_sa'], **encoder_layer_cfg(arguments)
+    ).eval()
     load(layer, case.state, LAYER)
-    inputs = _leaves(case, 'query', 'query_pos', 'value')
+    inputs = leaves(case, 'query', 'query_pos', 'value')
     scores = logit_product(given['class_logit'], given['foreground_logit'])
     with recorded(layer) as calls:
         output = layer(
@@ -143,7 +145,7 @@ def _run_encoder(case: Case) -> Outputs:
     arguments, given = case.info['args'], case.with_prefix('in.')
     encoder = FocusEncoder(
         num_layers=arguments['num_layers'],
-        layer_cfg=layer_cfg(arguments),
+        layer_cfg=encoder_layer_cfg(arguments),
         num_object_tokens=arguments['topk_sa'],
     ).eval()
     head = nn.Linear(arguments['embed_dim'], arguments['num_classes'])
@@ -157,7 +159,7 @@ def _run_encoder(case: Case) -> Outputs:
         arguments['focus_rho'],
         arguments['cascade_set'][: arguments['num_layers']],
     )
-    inputs, sizes = _leaves(case, 'feat', 'pos'), level_sizes(case)
+    inputs, sizes = leaves(case, 'feat', 'pos'), level_sizes(case)
     with recorded(encoder) as calls:
         memory = encoder(
             query=inputs['feat'],
@@ -176,18 +178,11 @@ def _run_encoder(case: Case) -> Outputs:
         # Bring the rows, whose neighbors may be swapped, into the official order.
         call = calls[f'layers.{i}']
         rows = selection.rows[:, : selection.kept[i]]
-        order = _order(rows, given[f'inds{i}'])
+        order = order_rows(rows, given[f'inds{i}'])
         objects = layer.choose_objects(call.args[2], selection.eligible[i])
         outputs[f'out.layer{i}'] = gather_tokens(call.output, order)
         outputs[f'out.object_inds{i}'] = order.argsort(-1).gather(1, objects)
     return {**outputs, **{f'grad.{name}': x.grad for name, x in inputs.items()}}
-
-
-def _order(rows: Tensor, wanted: Tensor) -> Tensor:
-    """Indices of the wanted tokens among the rows, (B, K)."""
-    if not torch.equal(rows.sort(-1).values, wanted.sort(-1).values):
-        raise ValueError('The kept tokens differ from the official ones.')
-    return rows.argsort(-1).gather(1, wanted.argsort(-1).argsort(-1))
 
 
 CASE_TYPES: dict[str, Callable[[Case], dict[str, Any]]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import DefaultScope
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmsparse.conversion.focus_detr import FOCUS_DETR
@@ -13,9 +13,18 @@ from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from mmsparse.ops.pyramid import level_centers
 from mmsparse.ops.tokens import foreground_counts, gather_tokens
 from parity.cases import Case, UnsupportedCaseError
+from parity.detectors import (
+    Outputs,
+    add_boxes,
+    assigner_cfg,
+    level_sizes,
+    make_samples,
+    match,
+    neck_cfg,
+    per_level,
+    transformer_cfg,
+)
 from parity.models import Arguments, recorded
-
-Outputs = dict[str, Tensor]  # of mmsparse, by the names of the case
 
 # What a case of the token selector leaves out, and what does not matter there.
 ANY_SIZE = dict.fromkeys(
@@ -43,7 +52,7 @@ def run_selector(case: Case) -> Outputs:
     load(detector, case.state, partial=True)
     levels = range(arguments['num_feature_levels'])
     seen = _encode(
-        detector, [case.tensors[f'in.feat{i}'] for i in levels], _samples(arguments)
+        detector, [case.tensors[f'in.feat{i}'] for i in levels], make_samples(arguments)
     )
     lengths = [height * width for height, width in seen['level_sizes']]
     logits = seen['foreground_logits'][..., None].split(lengths, dim=1)
@@ -71,7 +80,7 @@ def run_detector(case: Case) -> Outputs:
     _, converted = FOCUS_DETR.convert(case.state, backbone_only=False)
     detector.load_state_dict(converted)
     features = case.with_prefix('in.backbone.')
-    samples = _samples(arguments)
+    samples = make_samples(arguments)
     with torch.no_grad():
         feats = detector.neck([features[name] for name in sorted(features)])
         seen = _encode(detector, feats, samples)
@@ -81,9 +90,9 @@ def run_detector(case: Case) -> Outputs:
     sizes = seen['level_sizes']
     return {
         **_selection(seen, detector.keep_ratio),
-        **_per_level('out.neck', seen['feat'], sizes),
-        **_per_level('out.pos', plain['feat_pos'], sizes),
-        **_per_level('out.mask', _padding(seen), sizes),
+        **per_level('out.neck', seen['feat'], sizes),
+        **per_level('out.pos', plain['feat_pos'], sizes),
+        **per_level('out.mask', _padding(seen), sizes),
         **{f'out.{name}': seen[name] for name in seen if f'out.{name}' in case.tensors},
     }
 
@@ -92,7 +101,9 @@ def run_criterion(case: Case) -> Outputs:
     """Compute matching and losses of given outputs and boxes."""
     arguments, given = case.info['args'], case.with_prefix('in.')
     head = _build_head(arguments)
-    samples = _samples_with_boxes(given)
+    sizes = given['image_sizes'].tolist()
+    samples = make_samples(dict(image_sizes=sizes, padded_image=(0, 0)))
+    add_boxes(samples, given)
     metas = [sample.metainfo for sample in samples]
     truths = [sample.gt_instances for sample in samples]
     *earlier, last = zip(given['all_logits'], given['all_boxes'], strict=True)
@@ -104,7 +115,7 @@ def run_criterion(case: Case) -> Outputs:
         names = (f'out.weighted.{loss}{call}' for loss in LOSSES)
         outputs.update(zip(names, losses, strict=True))
         for j, sample in enumerate(samples):
-            outputs[f'out.match{i}.{j}'] = _match(head, logits[j], boxes[j], sample)
+            outputs[f'out.match{i}.{j}'] = match(head, logits[j], boxes[j], sample)
     outputs['out.weighted.select_loss'] = head.loss_foreground(
         given['foreground_logit'][..., 0], [x.bboxes for x in truths], level_sizes(case)
     )
@@ -180,69 +191,6 @@ def _padding(seen: Mapping[str, Any]) -> Tensor:
     return seen['feat_mask']
 
 
-def _per_level(name: str, tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> Outputs:
-    """Feature maps of all levels from (B, N, C), or masks from (B, N)."""
-    lengths = [height * width for height, width in sizes]
-    levels = zip(tokens.split(lengths, dim=1), sizes, strict=True)
-    return {
-        f'{name}{i}': x.unflatten(1, size).movedim(3, 1)
-        if x.ndim == 3
-        else x.unflatten(1, size)
-        for i, (x, size) in enumerate(levels)
-    }
-
-
-def _samples(arguments: Arguments) -> list[BaseDataElement]:
-    """The samples of a batch of images, without boxes."""
-    return [
-        BaseDataElement(
-            metainfo=dict(
-                img_shape=tuple(size),
-                ori_shape=tuple(size),
-                batch_input_shape=tuple(arguments['padded_image']),
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        for size in arguments['image_sizes']
-    ]
-
-
-def _samples_with_boxes(given: Mapping[str, Tensor]) -> list[BaseDataElement]:
-    sizes = given['image_sizes'].tolist()
-    samples = _samples(dict(image_sizes=sizes, padded_image=(0, 0)))
-    for i, (sample, (height, width)) in enumerate(zip(samples, sizes, strict=True)):
-        factors = torch.tensor([width, height, width, height])
-        sample.gt_instances = InstanceData(
-            bboxes=_corners(given[f'boxes{i}'] * factors),
-            labels=given[f'labels{i}'],
-        )
-    return samples
-
-
-def _match(
-    head: FocusDETRHead, logits: Tensor, boxes: Tensor, sample: BaseDataElement
-) -> Tensor:
-    """Matched queries and their targets, (2, n), by queries."""
-    height, width = sample.img_shape
-    factors = boxes.new_tensor([width, height, width, height])
-    predicted = InstanceData(scores=logits, bboxes=_corners(boxes) * factors)
-    assigned = head.assigner.assign(predicted, sample.gt_instances, sample.metainfo)
-    queries = assigned.gt_inds.nonzero()[:, 0]
-    return torch.stack([queries, assigned.gt_inds[queries] - 1])
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    centers, sides = boxes.chunk(2, dim=-1)
-    return torch.cat([centers - 0.5 * sides, centers + 0.5 * sides], dim=-1)
-
-
-def level_sizes(case: Case) -> tuple[tuple[int, int], ...]:
-    """Return height and width of every level of a case."""
-    given = case.with_prefix('in.')
-    sizes = given.get('level_shapes', given.get('spatial_shapes'))
-    return tuple((int(height), int(width)) for height, width in sizes)
-
-
 def load(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -256,64 +204,27 @@ def load(
         raise ValueError(f'unexpected: {unexpected}; missing: {missing}')
 
 
-def layer_cfg(arguments: Arguments) -> dict[str, Any]:
-    """Return the config of an encoder layer."""
-    levels = arguments.get('num_levels', arguments.get('num_feature_levels'))
-    return dict(
-        self_attn_cfg=dict(
-            embed_dims=arguments['embed_dim'],
-            num_heads=arguments['num_heads'],
-            num_levels=levels,
-            num_points=arguments['num_points'],
-            dropout=0.0,
-        ),
-        ffn_cfg=dict(
-            embed_dims=arguments['embed_dim'],
-            feedforward_channels=arguments['feedforward_dim'],
-            ffn_drop=0.0,
-        ),
-    )
-
-
 def build_detector(arguments: Arguments) -> FocusDETR:
     """Build the detector without a backbone, in evaluation mode."""
-    width, levels = arguments['embed_dim'], arguments['num_feature_levels']
-    positions = arguments['position_embedding']
-    encoder_layer = layer_cfg(arguments)
-    decoder_layer = dict(
-        self_attn_cfg=dict(
-            embed_dims=width, num_heads=arguments['num_heads'], dropout=0.0
-        ),
-        cross_attn_cfg=encoder_layer['self_attn_cfg'],
-        ffn_cfg=encoder_layer['ffn_cfg'],
-    )
+    levels, neck = arguments['num_feature_levels'], arguments.get('neck')
+    if neck is not None:
+        neck = neck_cfg(
+            arguments, neck['in_channels'], neck['groups'], neck['conv_bias']
+        )
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = FocusDETR(
             keep_ratio=arguments['focus_rho'],
             cascade=arguments['cascade_set'][: arguments['enc_layers']],
             num_object_tokens=arguments['topk_sa'],
-            num_queries=arguments['num_queries'],
-            num_feature_levels=levels,
             with_box_refine=True,
             as_two_stage=True,
             backbone=dict(type=nn.Identity),
-            neck=_neck(arguments),
-            encoder=dict(num_layers=arguments['enc_layers'], layer_cfg=encoder_layer),
-            decoder=dict(
-                num_layers=arguments['dec_layers'],
-                layer_cfg=decoder_layer,
-                post_norm_cfg=None,
-            ),
-            positional_encoding=dict(
-                num_feats=positions['num_pos_feats'],
-                temperature=positions['temperature'],
-                normalize=positions['normalize'],
-                offset=positions['offset'],
-            ),
+            neck=neck,
+            **transformer_cfg(arguments),
             bbox_head=dict(
                 type='mmsparse.FocusDETRHead',
                 num_classes=arguments['num_classes'],
-                embed_dims=width,
+                embed_dims=arguments['embed_dim'],
                 loss_cls=dict(type='FocalLoss', use_sigmoid=True),
                 loss_foreground=dict(strides=[8 * 2**i for i in range(levels)]),
             ),
@@ -323,39 +234,9 @@ def build_detector(arguments: Arguments) -> FocusDETR:
     return detector.eval()
 
 
-def _neck(arguments: Arguments) -> dict[str, Any] | None:
-    if 'neck' not in arguments:
-        return None
-    neck = arguments['neck']
-    return dict(
-        type='ChannelMapper',
-        in_channels=list(neck['in_channels']),
-        out_channels=arguments['embed_dim'],
-        kernel_size=neck['kernel_size'],
-        bias=neck['conv_bias'],
-        norm_cfg=dict(type='GN', num_groups=neck['groups']),
-        act_cfg=None,
-        num_outs=arguments['num_feature_levels'],
-    )
-
-
 def _build_head(arguments: Arguments) -> FocusDETRHead:
-    weights, costs = arguments['weights'], arguments['matcher']
+    weights = arguments['weights']
     focal = {name: arguments['focal'][name] for name in ('alpha', 'gamma')}
-    class_cost = dict(
-        type='FocalLossCost',
-        weight=costs['cost_class'],
-        alpha=costs['alpha'],
-        gamma=costs['gamma'],
-    )
-    assigner = dict(
-        type='HungarianAssigner',
-        match_costs=[
-            class_cost,
-            dict(type='BBoxL1Cost', weight=costs['cost_bbox'], box_format='xywh'),
-            dict(type='IoUCost', iou_mode='giou', weight=costs['cost_giou']),
-        ],
-    )
     losses = {name: dict(loss_weight=weights[name]) for name in LOSSES}
     with DefaultScope.overwrite_default_scope('mmdet'):
         return FocusDETRHead(
@@ -372,5 +253,5 @@ def _build_head(arguments: Arguments) -> FocusDETRHead:
                 loss_weight=weights['select_loss'],
                 **focal,
             ),
-            train_cfg=dict(assigner=assigner),
+            train_cfg=dict(assigner=assigner_cfg(**arguments['matcher'])),
         )

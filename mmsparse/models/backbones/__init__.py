@@ -10,6 +10,7 @@ from mmsparse.models.backbones.shunted_transformer import (
     ShuntedArch,
     ShuntedTransformer,
 )
+from mmsparse.models.backbones.staged_transformer import StagedTransformer
 
 __all__ = [
     'BACKBONES',
@@ -19,6 +20,7 @@ __all__ = [
     'DATArch',
     'ShuntedArch',
     'ShuntedTransformer',
+    'StagedTransformer',
 ]
 
 for _module in iter_modules(__path__):

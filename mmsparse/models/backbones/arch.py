@@ -123,6 +123,35 @@ class Arch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SizedArch(Arch):
+    """Settings of an architecture whose layers are made for an image size.
+
+    Args:
+        img_size: Image size that windows and position bias tables are made for; other
+            sizes work, too.
+
+    Raises:
+        ValueError: See :class:`Arch`; or ``img_size`` is less than the stride of the
+            last stage.
+    """
+
+    img_size: Count = 224
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = 4 * 2 ** (self.num_stages - 1)
+        if self.img_size < least:
+            raise ValueError(
+                f'img_size must be at least {least}, the stride of the last stage; got '
+                f'{self.img_size}.'
+            )
+
+    def map_size(self, stage: int) -> int:
+        """Return the height and width of the feature map of a stage."""
+        return self.img_size // 4 // 2**stage
+
+
 def check_setting(name: str, value: Any, hint: Any) -> Any:
     """Check a value against an annotation.
 

@@ -1,6 +1,6 @@
 """Base class of the backbones: stages, outputs, freezing, activation checkpointing."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from mmsparse.ops._layout import channels_last
 BACKBONES: dict[str, type['StagedBackbone']] = {}
 OWN_KEYS = r'downsamples\.0\.'  # start of some keys of every backbone of mmsparse
 MAX_GRAPHS = 64  # of all blocks, image sizes and modes
+OUT_NORMS = ('class', 'layer')  # both LayerNorms: a classifier's, and others
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
@@ -56,10 +57,8 @@ class StagedBackbone(BaseModule):
     :func:`mmsparse.create_backbone` and in the contract test. ``official_keys`` is a
     regular expression of the start of some keys that only the authors' weights have,
     None without such weights. Its constructor calls
-    :meth:`add_stage` ``self.num_stages`` times, within :func:`stage_errors`, and fills
-    ``self.out_norms``, the norms of the outputs by type and stage (``layer0``,
-    ``batch3``: names differ, so that weights of one type never load into another); then
-    it calls :meth:`freeze`.
+    :meth:`add_stage` ``self.num_stages`` times, within :func:`stage_errors`, and then
+    :meth:`add_out_norms` and :meth:`freeze`.
 
     Only outputs pass through ``out_norms``; the next stage takes the feature map before
     the norm. Where the official model continues from the normalized feature map, the
@@ -146,6 +145,19 @@ class StagedBackbone(BaseModule):
         stage.with_cp = self.with_cp
         self.downsamples.append(downsample)
         self.stages.append(stage)
+
+    def add_out_norms(self, norm: Callable[[int], nn.Module]) -> None:
+        """Add a norm for every output, which ``norm`` builds for a number of channels.
+
+        They are called by type and stage, ``layer0`` or ``batch3``: names differ, so
+        that weights of one type never load into another.
+        """
+        self.out_norms = nn.ModuleDict(
+            {
+                f'{self.out_norm}{i}': norm(self.arch.embed_dims[i])
+                for i in self.out_indices
+            }
+        )
 
     def init_weights(self) -> None:
         """Initialize by init_cfg; raise UsageError if a file has few of the weights."""

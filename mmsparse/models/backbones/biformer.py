@@ -189,12 +189,7 @@ class BiFormer(StagedBackbone):
                     _build_downsample(arch, i, in_channels),
                     _build_stage(arch, i, regions[i], rates[i]),
                 )
-        self.out_norms = nn.ModuleDict(
-            {
-                f'{out_norm}{i}': NORMS[out_norm](arch.embed_dims[i])
-                for i in self.out_indices
-            }
-        )
+        self.add_out_norms(NORMS[out_norm])
         self.freeze()
 
 

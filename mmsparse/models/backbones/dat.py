@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Annotated, Any, Literal
 
 from torch import nn
 
 from mmsparse.models.backbones.arch import (
-    Arch,
     Count,
     Downsampling,
     KernelSize,
@@ -16,9 +16,11 @@ from mmsparse.models.backbones.arch import (
     OddSize,
     PerStage,
     Requirement,
+    SizedArch,
     at_least,
 )
 from mmsparse.models.backbones.base import (
+    OUT_NORMS,
     Stage,
     StagedBackbone,
     drop_path_rates,
@@ -36,7 +38,6 @@ from mmsparse.models.layers.norm import NORMS, LayerNorm2d
 from mmsparse.registry import MODELS
 
 EPS = 1e-5
-OUT_NORMS = ('class', 'layer')
 # Parameters of window and deformable attention that encode relative positions.
 POSITION_BIASES = ('relative_position_bias_table', 'cpb_mlp', 'lepe')
 
@@ -49,8 +50,8 @@ BlockTypes = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class DATArch(Arch):
-    """Settings of a DAT or DAT++, in addition to those of :class:`Arch`.
+class DATArch(SizedArch):
+    """Settings of a DAT or DAT++, in addition to those of :class:`SizedArch`.
 
     Args:
         block_types: The papers' letters, repeated over the blocks of a stage: ``L``
@@ -72,8 +73,6 @@ class DATArch(Arch):
         pos_kernels: Kernel size of a depthwise convolution before the attention (the
             paper's local perception unit), 0 for none.
         layer_scales: Initial value of LayerScale, None for no LayerScale.
-        img_size: Image size that the position bias tables are made for; for other sizes
-            they are interpolated.
         stem_channels: Channels of the stem; those of the first stage if None.
         downsampling: ``overlapping`` convolutions, or ``patches`` of 4x4 and then 2x2.
         downsample_norm: Type of the norm of stem and downsampling.
@@ -96,20 +95,10 @@ class DATArch(Arch):
     mlp_kernels: PerStage[KernelSize] = 0
     pos_kernels: PerStage[KernelSize] = 0
     layer_scales: PerStage[float | None] = None
-    img_size: Count = 224
     stem_channels: Annotated[int, at_least(2)] | None = None
     downsampling: Downsampling = 'patches'
     downsample_norm: Norm = 'layer'
     downsample_act: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least = 4 * 2 ** (self.num_stages - 1)
-        if self.img_size < least:
-            raise ValueError(
-                f'img_size must be at least {least}, the stride of the last stage; got '
-                f'{self.img_size}.'
-            )
 
 
 _DAT = dict(
@@ -257,12 +246,7 @@ class DAT(StagedBackbone):
                     _build_downsample(arch, i, in_channels),
                     _build_stage(arch, i, rates[i]),
                 )
-        self.out_norms = nn.ModuleDict(
-            {
-                f'{out_norm}{i}': LayerNorm2d(arch.embed_dims[i], EPS)
-                for i in self.out_indices
-            }
-        )
+        self.add_out_norms(partial(LayerNorm2d, eps=EPS))
         self.freeze()
 
     def no_weight_decay(self) -> set[str]:
@@ -322,7 +306,7 @@ def _build_attention(arch: DATArch, i: int, block_type: str) -> nn.Module:
         offset_range=arch.offset_ranges[i],
         formulation=arch.formulation,
         bias=arch.position_biases[i],
-        map_size=arch.img_size // 4 // 2**i,
+        map_size=arch.map_size(i),
         use_offsets=arch.use_offsets[i],
     )
 

@@ -32,18 +32,25 @@ class ShuntedArch(Arch):
 
     Args:
         sr_ratios: Reduction of the coarse keys and values; 1 for full attention.
-        stem_convs: Number of 3x3 convolutions in the stem.
+        aggregation: How the tokens of a patch become one key: ``conv``, ``avg`` or
+            ``max``, see :class:`ShuntedSelfAttention`.
+        stem: ``convs``, or ``patches`` of 4x4 that do not overlap, as in ViT.
+        stem_convs: Number of 3x3 convolutions in a stem of ``convs``.
         qkv_bias: Whether queries, keys and values have a bias.
         mlp_kernels: Kernel size of the depthwise convolution in the MLP (the paper's
             detail-specific feed-forward layer), 0 for none.
+        mlp_residual: Whether that convolution has a residual connection.
         downsample_norm: Type of the norm at the end of stem and downsampling.
         downsample_act: Apply GELU after it. The published models have none.
     """
 
     sr_ratios: PerStage[Literal[1, 2, 4, 8]]
+    aggregation: Literal['conv', 'avg', 'max'] = 'conv'
+    stem: Literal['convs', 'patches'] = 'convs'
     stem_convs: Annotated[int, at_least(0)] = 0
     qkv_bias: bool = True
     mlp_kernels: PerStage[KernelSize] = 3
+    mlp_residual: bool = True
     downsample_norm: Norm = 'layer'
     downsample_act: bool = False
 
@@ -153,16 +160,18 @@ class ShuntedTransformer(StagedBackbone):
             (sr_ratio - 1) * 2**stage + 1
             for stage, sr_ratio in enumerate(self.arch.sr_ratios[: self.num_stages])
         ]
-        return 4 * max(grids) - 1  # the stem rounds up at first, then down
+        # A stem of convolutions rounds up at first, then down; patches round down.
+        return 4 * max(grids) - (self.arch.stem == 'convs')
 
 
 def _build_downsample(arch: ShuntedArch, i: int, in_channels: int) -> nn.Sequential:
     widths, norm = arch.embed_dims, arch.downsample_norm
-    downsample = (
-        patch_embedding(widths[i - 1], widths[i], norm=norm)
-        if i
-        else stem(widths[0], arch.stem_convs, norm, in_channels)
-    )
+    if i:
+        downsample = patch_embedding(widths[i - 1], widths[i], norm=norm)
+    elif arch.stem == 'convs':
+        downsample = stem(widths[0], arch.stem_convs, norm, in_channels)
+    else:
+        downsample = patches(widths[0], norm, in_channels)
     if arch.downsample_act:
         downsample.append(nn.GELU())
     return downsample
@@ -173,12 +182,16 @@ def _build_stage(arch: ShuntedArch, i: int, rates: Sequence[float]) -> Stage:
     blocks = (
         TransformerBlock2d(
             ShuntedSelfAttention(
-                channels, arch.num_heads[i], arch.sr_ratios[i], arch.qkv_bias
+                channels,
+                arch.num_heads[i],
+                arch.sr_ratios[i],
+                arch.qkv_bias,
+                arch.aggregation,
             ),
             channels,
             mlp_ratio=arch.mlp_ratios[i],
             mlp_kernel=arch.mlp_kernels[i],
-            mlp_residual=True,
+            mlp_residual=arch.mlp_residual,
             drop_path=rate,
         )
         for rate in rates
@@ -215,6 +228,21 @@ def stem(
     return nn.Sequential(
         OrderedDict(conv=nn.Sequential(*layers), norm=NORMS[norm](channels, eps=1e-5))
     )
+
+
+def patches(channels: int, norm: str = 'layer', in_channels: int = 3) -> nn.Sequential:
+    """Build a stem of patches that do not overlap: one convolution, and a norm.
+
+    Args:
+        channels: C of the feature map.
+        norm: ``batch`` or ``layer``.
+        in_channels: Channels of the images.
+
+    Returns:
+        (B, in_channels, H, W) to (B, C, H / 4, W / 4), the size rounded down.
+    """
+    conv = nn.Conv2d(in_channels, channels, kernel_size=4, stride=4)
+    return nn.Sequential(OrderedDict(conv=conv, norm=NORMS[norm](channels, eps=1e-5)))
 
 
 def patch_embedding(

@@ -9,6 +9,8 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+ABSENT = -1e4  # class logits of predictions that do not count
+
 
 class BatchedTargets:
     """Mixin for heads of mmdet's DETRs; the targets are those of mmdet.
@@ -28,7 +30,8 @@ class BatchedTargets:
         """Match predictions with boxes.
 
         Args:
-            cls_scores_list: Class logits of every image, (Q, classes).
+            cls_scores_list: Class logits of every image, (Q, classes); ``ABSENT`` for
+                predictions that must not be matched.
             bbox_preds_list: (cx, cy, w, h) from 0 to 1 of every image, (Q, 4).
             batch_gt_instances: Boxes (x1, y1, x2, y2) in pixels and labels.
             batch_img_metas: With ``img_shape``.
@@ -50,6 +53,7 @@ class BatchedTargets:
         # 1. Match within every image.
         logits = torch.cat(tuple(cls_scores_list)).detach()
         cost = self._match_cost(logits, preds.flatten(0, 1), merged, gt_labels)
+        cost = cost.masked_fill(logits[:, :1] <= ABSENT, float('inf'))
         rows, columns = _match(cost.view(num_images, num_queries, -1), counts)
 
         # 2. Give the matched predictions, numbered across the batch, their targets.
@@ -84,12 +88,16 @@ def _box_scale(boxes: Tensor, meta: dict[str, Any]) -> Tensor:
 
 
 def _match(cost: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return matched predictions and boxes, both numbered across the batch."""
+    """Return matched predictions and boxes, both numbered across the batch.
+
+    Predictions of infinite cost are left out.
+    """
     rows, columns, first = [], [], 0
     for image, matrix in enumerate(cost.cpu()):
         own = matrix[:, first : first + counts[image]]
-        row, column = map(torch.from_numpy, linear_sum_assignment(own))
-        rows.append(row + image * len(matrix))
+        present = (~own.isinf().any(1)).nonzero()[:, 0]
+        row, column = map(torch.from_numpy, linear_sum_assignment(own[present]))
+        rows.append(present[row] + image * len(matrix))
         columns.append(column + first)
         first += counts[image]
     return torch.cat(rows).to(cost.device), torch.cat(columns).to(cost.device)

@@ -1,6 +1,6 @@
 """mmcv's attention modules, same weights, with fused kernels and no GPU sync."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmcv.cnn.bricks.transformer import MultiheadAttention
@@ -59,6 +59,7 @@ class DeformableAttention(MultiScaleDeformableAttention):
         spatial_shapes: Tensor | None = None,
         level_start_index: Tensor | None = None,
         level_sizes: Sequence[tuple[int, int]] | None = None,
+        observe: Callable[[Tensor, Tensor], None] | None = None,
         **unused: Any,
     ) -> Tensor:
         """Sample the feature maps around the reference points of every token.
@@ -75,6 +76,9 @@ class DeformableAttention(MultiScaleDeformableAttention):
             spatial_shapes: Height and width of every level, (levels, 2).
             level_start_index: Not used.
             level_sizes: ``spatial_shapes`` as integers, if they are known.
+            observe: Called with sampling locations, (x, y) from 0 to 1 over each level,
+                (B, K, heads, levels, points, 2), and weights,
+                (B, K, heads, levels, points).
             **unused: Other arguments of mmdet's layers.
 
         Returns:
@@ -88,12 +92,18 @@ class DeformableAttention(MultiScaleDeformableAttention):
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(q).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(q).unflatten(-1, (self.num_heads, -1))
+        # Locations need float32 whatever the values are.
         precise = precise_dtype(value)
+        points = sampling_points(
+            reference_points, offsets.to(precise), spatial_shapes
+        )  # (B, K, heads, levels, points, 2)
+        weights = weights.to(precise).softmax(-1).unflatten(-1, grid[1:])
+        if observe is not None:
+            observe(points, weights)
         out = sample_and_sum(
             value.unflatten(-1, (self.num_heads, -1)),  # (B, N, heads, D)
-            # Locations need float32 whatever the values are.
-            sampling_points(reference_points, offsets.to(precise), spatial_shapes),
-            weights.to(precise).softmax(-1).unflatten(-1, grid[1:]),
+            points,
+            weights,
             spatial_shapes if level_sizes is None else level_sizes,
         )
         return identity + self.dropout(self.output_proj(out))

@@ -13,44 +13,41 @@ Focus-DETR changes in each:
 6. Head: DINO's, and the foreground loss (:class:`FocusDETRHead`).
 
 Steps 1 to 3 are those of :class:`FocusedTransformer`, which any DETR of mmdet can use;
-steps 4 to 6 belong to DINO.
+they share all but the scorer and the encoder with Sparse DETR. Steps 4 to 6 belong to
+DINO.
 """
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.dense_heads import DINOHead
 from mmdet.models.detectors import DINO
 from mmdet.models.layers import inverse_sigmoid
 from mmdet.structures import OptSampleList
-from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmsparse.models.detectors.batched_targets import BatchedTargets
 from mmsparse.models.detectors.dino_decoder import BOX_EPS, DinoDecoder
 from mmsparse.models.detectors.focus_encoder import FocusEncoder
 from mmsparse.models.detectors.foreground_loss import ForegroundSupervision
-from mmsparse.models.detectors.mmcv_operators import replace_operators
+from mmsparse.models.detectors.selective_transformer import (
+    FewQueries,
+    LevelSizes,
+    SelectiveTransformer,
+    check_ratios,
+)
 from mmsparse.models.detectors.token_selector import ForegroundTokenSelector
-from mmsparse.ops.pyramid import level_centers, level_proposals, valid_sizes
-from mmsparse.ops.tokens import gather_tokens, select_tokens
+from mmsparse.ops.tokens import gather_tokens
 from mmsparse.registry import MODELS
 
-LevelSizes = tuple[tuple[int, int], ...]  # height and width of every level
 
-
-class FocusedTransformer:
+class FocusedTransformer(SelectiveTransformer):
     """Mixin that adds token selection and :class:`FocusEncoder` to a DETR of mmdet.
 
     Use it as ``class MyDETR(FocusedTransformer, DeformableDETR)``. The DETR must have
     ``memory_trans_fc`` and ``memory_trans_norm``, as two-stage detectors do, and a head
-    with :class:`ForegroundSupervision`. Its ``pre_decoder`` also gets ``proposals``,
-    ``foreground_logits`` and ``level_sizes``; in training it passes the last two to the
-    head.
+    with :class:`ForegroundSupervision`.
 
     Args:
         keep_ratio: Fraction of an image's tokens that is foreground, in (0, 1].
@@ -61,15 +58,12 @@ class FocusedTransformer:
         value_source: Values of the deformable attention: the ``input`` of the encoder
             in all layers, as released, or the ``current`` tokens, as in the paper.
         object_score: How foreground and class scores are combined: product of their
-            ``logit``, as released, or of their ``prob``, as in the paper.
-        per_image: Keep a fraction of the tokens of each image. Otherwise the image with
-            the most tokens decides for the batch, as released, and the detections of an
-            image depend on the rest of its batch.
-        global_pool: Cells that the token selector averages over: ``all``, as released,
-            or only the ``valid`` ones, without padding.
-        score_border: Score tokens at the image border by their features. As released,
-            they all have the same score.
-        **arguments: Those of the DETR; they are not modified.
+            ``logit``, as released, or of their ``prob``, as in the paper; or only the
+            ``class`` or the ``foreground``.
+        top_down: Whether the foreground logits of a coarser level scale the tokens of
+            the next finer one.
+        **arguments: Those of :class:`SelectiveTransformer` and of the DETR. Unless
+            ``per_image``, the detections of an image depend on the rest of its batch.
 
     Raises:
         ValueError: An argument is out of range or inconsistent with another.
@@ -82,35 +76,27 @@ class FocusedTransformer:
         num_object_tokens: int = 300,
         value_source: str = 'input',
         object_score: str = 'logit',
-        per_image: bool = False,
-        global_pool: str = 'all',
-        score_border: bool = False,
+        top_down: bool = True,
         **arguments: Any,
     ) -> None:
-        for name, ratios in (('keep_ratio', (keep_ratio,)), ('cascade', cascade)):
-            if not all(0 < ratio <= 1 for ratio in ratios):
-                raise ValueError(f'{name} must be in (0, 1]; got {ratios}.')
-        self.keep_ratio = keep_ratio
+        check_ratios('cascade', cascade)
         self.cascade = tuple(cascade)
-        self.per_image = per_image
-        self.global_pool = global_pool
-        self.score_border = score_border
+        self.top_down = top_down
         self._encoder_options = dict(
             num_object_tokens=num_object_tokens,
             value_source=value_source,
             object_score=object_score,
         )
-        # mmdet's constructors modify the dicts that they are given.
-        super().__init__(**copy.deepcopy(arguments))
+        super().__init__(keep_ratio, **arguments)
 
     def _init_layers(self) -> None:
         encoder = self.encoder
         super()._init_layers()
         self.encoder = FocusEncoder(**encoder, **self._encoder_options)
         self.token_selector = ForegroundTokenSelector(
-            self.embed_dims, self.num_feature_levels, self.global_pool
+            self.embed_dims, self.num_feature_levels, self.global_pool, self.top_down
         )
-        replace_operators(self)
+        self._finish_layers(ForegroundSupervision, 'FocusDETRHead')
         self._check()
 
     def _check(self) -> None:
@@ -120,49 +106,12 @@ class FocusedTransformer:
                 'cascade must have one number for each encoder layer, '
                 f'encoder.num_layers={layers}; got {self.cascade}.'
             )
-        if not isinstance(self.bbox_head, ForegroundSupervision):
-            raise ValueError(
-                'bbox_head must be a head with ForegroundSupervision, for example of '
-                f'type mmsparse.FocusDETRHead; got {type(self.bbox_head).__name__}.'
-            )
         strides = self.bbox_head.loss_foreground.strides
         if len(strides) != self.num_feature_levels:
             raise ValueError(
                 'bbox_head.loss_foreground.strides must have one number for each of '
                 f'the num_feature_levels={self.num_feature_levels}; got {strides}.'
             )
-
-    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps of all levels, fine to coarse, each (B, C, H, W)."""
-        features = self.backbone(batch_inputs)
-        if not self.with_neck:
-            return features
-        expected = [conv.conv.in_channels for conv in getattr(self.neck, 'convs', ())]
-        returned = [x.shape[1] for x in features]
-        if expected and expected != returned:
-            raise ValueError(
-                'neck.in_channels must be the channels of the feature maps that the '
-                f'backbone returns: {type(self.backbone).__name__} with out_indices='
-                f'{getattr(self.backbone, "out_indices", None)} returns {returned}; '
-                f'got in_channels={expected}.'
-            )
-        return self.neck(features)
-
-    def pre_transformer(
-        self,
-        mlvl_feats: tuple[Tensor, ...],
-        batch_data_samples: OptSampleList = None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Flatten the feature maps and count the valid tokens of every image."""
-        encoder_inputs, decoder_inputs = super().pre_transformer(
-            mlvl_feats, batch_data_samples
-        )
-        level_sizes = tuple(tuple(x.shape[-2:]) for x in mlvl_feats)
-        images = [sample.img_shape[:2] for sample in batch_data_samples]
-        canvas = batch_data_samples[0].batch_input_shape
-        sizes = valid_sizes(level_sizes, canvas, images)  # (B, levels, 2)
-        encoder_inputs.update(level_sizes=level_sizes, num_valid=sizes.prod(-1).sum(-1))
-        return encoder_inputs, decoder_inputs
 
     def forward_encoder(
         self,
@@ -176,29 +125,16 @@ class FocusedTransformer:
         num_valid: Tensor,  # tokens that are not padding, (B,), on the CPU
     ) -> dict[str, Any]:
         """Score all tokens, select the foreground and refine it by the encoder."""
-        # 1. Score: a foreground logit for every token.
-        centers = level_centers(level_sizes, valid_ratios)  # (B, N, 2)
-        proposals = level_proposals(centers, level_sizes, feat_mask)  # (B, N, 4)
-        ignored = feat_mask if self.score_border else proposals[..., 0].isinf()
-        scored = self.project_tokens(feat + feat_pos, ignored)
-        logits = self.token_selector(scored, level_sizes, ignored)  # (B, N)
-        # 2. Select: the tokens that each encoder layer updates.
-        selection = select_tokens(
-            logits.detach(),
-            feat_mask,
-            num_valid,
-            self.keep_ratio,
-            self.cascade,
-            self.per_image,
+        tokens = self.score_and_select(
+            feat + feat_pos, feat_mask, valid_ratios, level_sizes, num_valid
         )
-        # 3. Refine: the other tokens keep their values.
-        memory = self.encoder(
+        memory = self.encoder(  # the other tokens keep their values
             query=feat,
             query_pos=feat_pos,
             key_padding_mask=feat_mask,
-            centers=centers,
+            centers=tokens.centers,
             valid_ratios=valid_ratios,
-            selection=selection,
+            selection=tokens.selection,
             class_head=self.class_head,
             spatial_shapes=spatial_shapes,
             level_sizes=level_sizes,
@@ -207,29 +143,35 @@ class FocusedTransformer:
             memory=memory,
             memory_mask=feat_mask,
             spatial_shapes=spatial_shapes,
-            proposals=proposals,
-            foreground_logits=logits,
+            proposals=tokens.proposals,
+            foreground_logits=tokens.logits,
             level_sizes=level_sizes,
         )
+
+    def pre_decoder(
+        self,
+        memory: Tensor,  # (B, N, C)
+        memory_mask: Tensor | None,  # True for padding, (B, N)
+        spatial_shapes: Tensor,  # (levels, 2)
+        proposals: Tensor,  # the DETR computes its own
+        foreground_logits: Tensor,  # (B, N)
+        level_sizes: LevelSizes,
+        **samples: OptSampleList,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Prepare the queries; pass the foreground logits to the head in training."""
+        decoder_inputs, head_inputs = super().pre_decoder(
+            memory, memory_mask, spatial_shapes, **samples
+        )
+        if self.training:
+            head_inputs.update(
+                foreground_logits=foreground_logits, level_sizes=level_sizes
+            )
+        return decoder_inputs, head_inputs
 
     @property
     def class_head(self) -> Callable[[Tensor], Tensor]:
         """Maps tokens, (B, K, C), to the class logits that rank object tokens."""
         return self.bbox_head.cls_branches[-1]
-
-    def project_tokens(self, tokens: Tensor, ignored: Tensor | None) -> Tensor:
-        """Project and normalize tokens, (B, N, C), before they are ranked.
-
-        Args:
-            tokens: (B, N, C).
-            ignored: True for tokens that are replaced by zeros first, (B, N).
-
-        Returns:
-            (B, N, C).
-        """
-        if ignored is not None:
-            tokens = tokens.masked_fill(ignored[..., None], 0)
-        return self.memory_trans_norm(self.memory_trans_fc(tokens))
 
 
 @MODELS.register_module()
@@ -252,10 +194,6 @@ class FocusDETR(FocusedTransformer, DINO):
         ValueError: An argument is out of range or inconsistent with another.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        self._warned = False
-        super().__init__(**arguments)
-
     def _init_layers(self) -> None:
         decoder = self.decoder
         super()._init_layers()
@@ -276,14 +214,11 @@ class FocusDETR(FocusedTransformer, DINO):
         Unlike DINO, run the box head on the selected tokens only, and accept images
         with fewer tokens than queries.
         """
-        tokens = self.project_tokens(memory, proposals[..., 0].isinf())
-        class_logits = self.bbox_head.cls_branches[-1](tokens)  # (B, N, classes)
-        num_queries = self._num_queries(memory.shape[1])
-        rows = class_logits.amax(-1).topk(num_queries).indices
+        tokens, class_logits, rows = self.rank_queries(memory, proposals)
         boxes = self.bbox_head.reg_branches[-1](gather_tokens(tokens, rows))
         boxes = boxes + gather_tokens(proposals, rows)  # (B, num_queries, 4)
 
-        query = self.query_embedding.weight[:num_queries]
+        query = self.query_embedding.weight[: rows.shape[1]]
         query = query.expand(memory.shape[0], -1, -1)
         references = boxes.detach()
         decoder_inputs = dict(memory=memory, dn_mask=None, level_sizes=level_sizes)
@@ -327,19 +262,9 @@ class FocusDETR(FocusedTransformer, DINO):
             states = states + unused
         return dict(hidden_states=states, references=list(references))
 
-    def _num_queries(self, num_tokens: int) -> int:
-        if num_tokens < self.num_queries and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f'Images of {num_tokens} tokens are too small for num_queries='
-                f'{self.num_queries}; the decoder starts from all their tokens.',
-                stacklevel=2,
-            )
-        return min(self.num_queries, num_tokens)
-
 
 @MODELS.register_module()
-class FocusDETRHead(BatchedTargets, ForegroundSupervision, DINOHead):
+class FocusDETRHead(FewQueries, BatchedTargets, ForegroundSupervision, DINOHead):
     """DINO's head with a foreground loss.
 
     Arguments are those of :class:`ForegroundSupervision` and of mmdet's DINOHead.
@@ -354,22 +279,3 @@ class FocusDETRHead(BatchedTargets, ForegroundSupervision, DINOHead):
         # mmdet's head takes logits of boxes with eps=1e-5, detrex with BOX_EPS.
         references = [inverse_sigmoid(x, eps=BOX_EPS).sigmoid() for x in references]
         return super().forward(hidden_states, references)
-
-    def _predict_by_feat_single(
-        self,
-        cls_score: Tensor,
-        bbox_pred: Tensor,
-        img_meta: dict,
-        rescale: bool = True,
-    ) -> InstanceData:
-        """Allow small images to have fewer detections than ``max_per_img``."""
-        queries, classes = cls_score.shape
-        wanted = self.test_cfg.get('max_per_img', queries)
-        missing = max(-(-wanted // classes) - queries, 0)
-        results = super()._predict_by_feat_single(
-            F.pad(cls_score, (0, 0, 0, missing), value=float('-inf')),
-            F.pad(bbox_pred, (0, 0, 0, missing)),
-            img_meta,
-            rescale,
-        )
-        return results[: queries * classes]

@@ -1,27 +1,24 @@
 """Encoder of Focus-DETR: deformable attention for the selected tokens only."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
-from mmdet.models.layers import (
-    DeformableDetrTransformerEncoder,
-    DeformableDetrTransformerEncoderLayer,
-)
-from mmengine.model import ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmsparse.models.detectors.detr_attention import (
-    DeformableAttention,
-    SelfAttention,
+from mmsparse.models.detectors.detr_attention import SelfAttention
+from mmsparse.models.detectors.selective_encoder import (
+    SelectiveEncoder,
+    SelectiveEncoderLayer,
+    gather_inputs,
 )
 from mmsparse.models.layers.common import check_choice
 from mmsparse.ops._precision import no_autocast
 from mmsparse.ops.tokens import (
     TokenSelection,
+    class_score,
+    foreground_score,
     gather_tokens,
     logit_product,
     probability_product,
@@ -29,10 +26,15 @@ from mmsparse.ops.tokens import (
 )
 
 VALUE_SOURCES = ('input', 'current')
-OBJECT_SCORES = {'logit': logit_product, 'prob': probability_product}
+OBJECT_SCORES = {
+    'logit': logit_product,
+    'prob': probability_product,
+    'class': class_score,
+    'foreground': foreground_score,
+}
 
 
-class FocusEncoder(DeformableDetrTransformerEncoder):
+class FocusEncoder(SelectiveEncoder):
     """Layers that update fewer and fewer tokens; the others keep their values.
 
     Args:
@@ -41,7 +43,7 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         value_source: Values of the deformable attention: the ``input`` in all layers,
             or the ``current`` tokens.
         object_score: Product of the ``logit`` or of the ``prob`` of foreground and
-            class.
+            class; or the ``class`` or the ``foreground`` alone.
         **arguments: Those of mmdet's encoder.
 
     Raises:
@@ -66,12 +68,8 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         self.object_score = OBJECT_SCORES[object_score]
         super().__init__(**arguments)
 
-    def _init_layers(self) -> None:
-        self.layers = ModuleList(
-            FocusEncoderLayer(self.num_object_tokens, **self.layer_cfg)
-            for _ in range(self.num_layers)
-        )
-        self.embed_dims = self.layers[0].embed_dims
+    def _build_layer(self) -> nn.Module:
+        return FocusEncoderLayer(self.num_object_tokens, **self.layer_cfg)
 
     def forward(
         self,
@@ -104,10 +102,9 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
         """
         # 1. Gather the tokens that any layer keeps, best first: (B, K, ...).
         rows = selection.rows
-        kept, positions, points = (
-            gather_tokens(x, rows) for x in (query, query_pos, centers)
+        kept, positions, reference_points = gather_inputs(
+            query, query_pos, centers, valid_ratios, rows
         )
-        reference_points = points[:, :, None] * valid_ratios[:, None]
         memory = query
         for i, layer in enumerate(self.layers):
             # 2. Layer i works on the first of them: (B, K_i, ...).
@@ -138,12 +135,6 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
             else scatter_tokens(query, rows, kept)
         )
 
-    def _wrapped(self, i: int, layer: nn.Module) -> Any:
-        """Checkpoint the activations of the first ``num_cp`` layers in training."""
-        if self.training and i < self.num_cp:
-            return partial(checkpoint, layer, use_reentrant=False)
-        return layer
-
     @torch.no_grad()
     def _score_objects(
         self, tokens: Tensor, foreground: Tensor, class_head: Callable[[Tensor], Tensor]
@@ -152,8 +143,8 @@ class FocusEncoder(DeformableDetrTransformerEncoder):
             return self.object_score(class_head(tokens.float()), foreground)
 
 
-class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
-    """Attention among object tokens, then mmdet's layer on the kept tokens.
+class FocusEncoderLayer(SelectiveEncoderLayer):
+    """Attention among object tokens, then deformable attention of the kept tokens.
 
     Args:
         num_object_tokens: Number of object tokens; 0 disables their attention.
@@ -166,7 +157,6 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        self.self_attn = DeformableAttention(**self.self_attn_cfg)
         if self.num_object_tokens:
             self.token_attn = SelfAttention(
                 self.embed_dims, self.self_attn.num_heads, batch_first=True
@@ -195,9 +185,7 @@ class FocusEncoderLayer(DeformableDetrTransformerEncoderLayer):
         """
         if self.num_object_tokens:
             query = self._attend_objects(query, query_pos, object_scores, eligible)
-        query = self.self_attn(query, query_pos=query_pos, **attention)
-        query = self.ffn(self.norms[0](query))
-        return self.norms[1](query)
+        return super().forward(query, query_pos, **attention)
 
     def choose_objects(
         self, object_scores: Tensor, eligible: Tensor | None = None

@@ -1,5 +1,7 @@
 """Shunted self-attention: two halves of the heads attend to keys of two scales."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from mmsparse.models.layers.attention_map import (
 )
 from mmsparse.models.layers.common import (
     DepthwiseConv2d,
+    check_choice,
     check_heads,
     check_min_size,
     project,
@@ -20,6 +23,12 @@ from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.registry import MODELS
 
 SR_RATIOS = (1, 2, 4, 8)
+# How the tokens of a patch become one: constructors for C and the size of the patch.
+AGGREGATIONS = {
+    'conv': lambda channels, size: nn.Conv2d(channels, channels, size, stride=size),
+    'avg': lambda channels, size: nn.AvgPool2d(size),
+    'max': lambda channels, size: nn.MaxPool2d(size),
+}
 
 
 @MODELS.register_module()
@@ -43,10 +52,12 @@ class ShuntedSelfAttention(nn.Module):
         sr_ratio: Spatial reduction of the coarse keys and values: 1, 2, 4 or 8; a
             feature map must not be smaller.
         qkv_bias: Whether queries, keys and values have a bias.
+        aggregation: How the tokens of a patch become one: a ``conv``, as published, or
+            their average (``avg``) or maximum (``max``), without weights.
 
     Raises:
-        ValueError: An argument is out of range or does not divide, or a feature map is
-            smaller than ``sr_ratio``.
+        ValueError: An argument is unknown, out of range or does not divide, or a
+            feature map is smaller than ``sr_ratio``.
     """
 
     def __init__(
@@ -55,10 +66,12 @@ class ShuntedSelfAttention(nn.Module):
         num_heads: int = 8,
         sr_ratio: int = 2,
         qkv_bias: bool = True,
+        aggregation: str = 'conv',
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
         check_sr_ratio(sr_ratio, num_heads)
+        check_choice('aggregation', aggregation, AGGREGATIONS)
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.scale = (in_channels // num_heads) ** -0.5
@@ -67,8 +80,11 @@ class ShuntedSelfAttention(nn.Module):
             self.kv = nn.Linear(in_channels, 2 * in_channels, bias=qkv_bias)
             self.lepe = DepthwiseConv2d(in_channels, kernel_size=3)
         else:
-            self.coarse = ReducedKeyValue(in_channels, sr_ratio, qkv_bias)
-            self.fine = ReducedKeyValue(in_channels, sr_ratio // 2, qkv_bias)
+            reduced = partial(
+                ReducedKeyValue, in_channels, bias=qkv_bias, aggregation=aggregation
+            )
+            self.coarse = reduced(reduction=sr_ratio)
+            self.fine = reduced(reduction=sr_ratio // 2)
         self.proj = nn.Linear(in_channels, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,11 +147,14 @@ class ReducedKeyValue(nn.Module):
         channels: C of the feature map, even.
         reduction: Height and width of the patches that become one token each.
         bias: Whether keys and values have a bias.
+        aggregation: How the tokens of a patch become one, a key of ``AGGREGATIONS``.
     """
 
-    def __init__(self, channels: int, reduction: int, bias: bool) -> None:
+    def __init__(
+        self, channels: int, reduction: int, bias: bool, aggregation: str = 'conv'
+    ) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction)
+        self.reduce = AGGREGATIONS[aggregation](channels, reduction)
         self.norm = LayerNorm2d(channels, eps=1e-5)
         self.kv = nn.Linear(channels, channels, bias=bias)
         self.lepe = DepthwiseConv2d(channels // 2, kernel_size=3, residual=True)

@@ -4,7 +4,7 @@ import random
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from mmsparse.models import DAT, BiFormer, ShuntedTransformer
+from mmsparse.models import DAT, BiFormer, ShuntedTransformer, StagedTransformer
 
 
 class Drawn(NamedTuple):
@@ -16,7 +16,7 @@ class Drawn(NamedTuple):
 
 def draw(rng: random.Random) -> Drawn:
     """A small backbone of any family; an optional setting is given in half of them."""
-    family = rng.choice([_dat, _biformer, _shunted])
+    family = rng.choice([_dat, _biformer, _shunted, _staged])
     stages = rng.randint(1, 4)
     heads = _each(rng, stages, 1, 2)
     required = dict(
@@ -117,6 +117,14 @@ def _shunted(rng: random.Random, stages: int) -> tuple[type, dict, dict]:
     return ShuntedTransformer, dict(num_heads=(2,) * stages), {}
 
 
+def _staged(rng: random.Random, stages: int) -> tuple[type, dict, dict]:
+    windows = dict(type='mmsparse.WindowAttention2d', window_size=3)
+    neighbors = dict(type='mmsparse.NeighborhoodAttention2d', kernel_size=3)
+    attention = rng.choice([None, neighbors, [[windows, neighbors]] * stages])
+    arguments = dict(attention=attention, out_norm=rng.choice(['class', 'layer']))
+    return StagedTransformer, {}, arguments
+
+
 FLAGS = (True, False)
 CHOICES = dict(
     mlp_ratios=(1, 2, 1.5),
@@ -139,7 +147,10 @@ CHOICES = dict(
     downsample_act=FLAGS,
     post_norm=FLAGS,
     sr_ratios=(1, 2, 4),
+    aggregation=('conv', 'avg', 'max'),
+    stem=('convs', 'patches'),
     stem_convs=(0, 1, 2),
+    mlp_residual=FLAGS,
     qkv_bias=FLAGS,
 )
 NO_COUNTS = (0, -1, 1.5, '4', None, True, [3])
@@ -149,7 +160,9 @@ BAD = dict(
     **dict.fromkeys(('strides', 'offset_kernels', 'window_sizes'), NO_COUNTS),
     **dict.fromkeys(('formulation', 'position_biases'), ('other', 3, None)),
     **dict.fromkeys(('downsampling', 'downsample_norm'), ('other', 3, None)),
+    **dict.fromkeys(('aggregation', 'stem'), ('other', 3, None)),
     **dict.fromkeys(('use_offsets', 'post_norm', 'qkv_bias'), ('yes', 1, None)),
+    mlp_residual=('yes', 1, None),
     **dict.fromkeys(('pos_kernels', 'mlp_kernels'), (2, -1, 1.5, None, True)),
     mlp_ratios=(*NO_NUMBERS, 0, -1),
     block_types=('', 'LX', 3, None),

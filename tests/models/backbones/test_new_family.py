@@ -83,9 +83,7 @@ def define_toy():
                     )
                     conv = nn.Conv2d(before, channels, kernel, stride=kernel)
                     self.add_stage(conv, Stage(*blocks))
-            self.out_norms = nn.ModuleDict(
-                {f'layer{i}': LayerNorm2d(arch.embed_dims[i]) for i in self.out_indices}
-            )
+            self.add_out_norms(LayerNorm2d)
             self.freeze()
 
     return Toy

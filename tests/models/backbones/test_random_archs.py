@@ -12,7 +12,7 @@ import pytest
 import torch
 from random_archs import BAD, draw, spoil
 
-from mmsparse.models import DAT, BiFormer, ShuntedTransformer
+from mmsparse.models import DAT, BiFormer, ShuntedTransformer, StagedTransformer
 
 COUNT = int(os.environ.get('MMSPARSE_FUZZ', 40))
 
@@ -58,6 +58,8 @@ def test_an_invalid_setting_is_refused_by_name(seed):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize('backbone', [BiFormer, DAT, ShuntedTransformer])
+@pytest.mark.parametrize(
+    'backbone', [BiFormer, DAT, ShuntedTransformer, StagedTransformer]
+)
 def test_every_setting_has_invalid_values_to_try(backbone):
     assert {field.name for field in fields(backbone.arch_type)} <= set(BAD)

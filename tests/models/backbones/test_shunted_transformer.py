@@ -67,11 +67,33 @@ def test_the_stem_has_the_published_convolutions(arch, convs):
     assert kernels == [7, *[3] * convs, 2]
 
 
+def test_a_stem_of_patches_does_not_overlap_and_rounds_down():
+    backbone = ShuntedTransformer(dict(base='nano', stem='patches'), **FOUR_LEVELS)
+
+    outs = backbone(torch.rand(1, 3, 67, 64))
+
+    (conv,) = (m for m in backbone.downsamples[0] if isinstance(m, nn.Conv2d))
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((4, 4), (4, 4), (0, 0))
+    assert outs[0].shape[2:] == (16, 16)
+    assert backbone.min_side == 32
+
+
 def test_downsample_act_is_a_gelu_after_every_downsampling():
     last = [type(module[-1]) for module in ShuntedTransformer('nano').downsamples]
 
     assert last == [nn.GELU] * 4
     assert type(ShuntedTransformer('tiny').downsamples[0][-1]) is LayerNorm2d
+
+
+def test_the_convolution_of_the_mlp_is_residual_unless_disabled():
+    released, plain = 'nano', dict(base='nano', mlp_residual=False)
+
+    residuals = [
+        {stage[0].mlp.dwconv.residual for stage in model.stages}
+        for model in map(ShuntedTransformer, (released, plain))
+    ]
+
+    assert residuals == [{True}, {False}]
 
 
 def test_norms_have_the_released_epsilon():
@@ -153,6 +175,10 @@ def test_autocast_stays_near_float32():
             r'sr_ratios\[2\] must be one of \[1, 2, 4, 8\]; got 3',
         ),
         (dict(arch=dict(base='nano', stem_convs=-1)), 'at least 0; got -1'),
+        (
+            dict(arch=dict(base='nano', aggregation='sum')),
+            "aggregation must be one of .*; got 'sum'",
+        ),
         (
             dict(arch=dict(base='nano', downsample_norm='group')),
             "downsample_norm must be one of .*; got 'group'",

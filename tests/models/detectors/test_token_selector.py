@@ -39,6 +39,16 @@ def test_coarse_levels_scale_the_tokens_of_finer_ones():
     torch.testing.assert_close(selector(x, SIZES), torch.cat([third, second, top], 1))
 
 
+def test_without_top_down_guidance_every_level_is_scored_alone():
+    selector, x = random_selector(top_down=False), torch.randn(2, TOKENS, 8)
+    levels = x.split([48, 12, 4], dim=1)
+
+    expected = torch.cat([score(selector, level) for level in levels], 1)
+
+    assert selector.alpha is None
+    torch.testing.assert_close(selector(x, SIZES), expected)
+
+
 def test_valid_pooling_ignores_invalid_cells():
     selector, x = random_selector(global_pool='valid'), torch.randn(2, TOKENS, 8)
     selector.alpha.data.zero_()

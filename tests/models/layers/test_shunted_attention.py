@@ -14,6 +14,7 @@ LAYERS = {
     'sr 8': lambda channels=8: ShuntedSelfAttention(channels, 2, sr_ratio=8),
     'sr 4': lambda: ShuntedSelfAttention(8, num_heads=4, sr_ratio=4),
     'sr 2': lambda: ShuntedSelfAttention(8, num_heads=8, sr_ratio=2),
+    'sr 4, avg': lambda: ShuntedSelfAttention(8, 2, sr_ratio=4, aggregation='avg'),
     'sr 1': lambda: ShuntedSelfAttention(8, num_heads=1, sr_ratio=1),
     'sr 2, no bias': lambda: ShuntedSelfAttention(8, 2, sr_ratio=2, qkv_bias=False),
     'MLP': lambda: Mlp2d(8, 12, kernel_size=3, residual=True),
@@ -165,6 +166,32 @@ def test_equals_the_equations_of_the_paper(name, size):
     torch.testing.assert_close(out, expected)
 
 
+def test_an_average_is_a_convolution_with_equal_weights():
+    average, convolution = LAYERS['sr 4, avg'](), ShuntedSelfAttention(8, 2, sr_ratio=4)
+    for name, ratio in (('coarse', 4), ('fine', 2)):
+        conv = getattr(convolution, name).reduce
+        conv.weight.data = (
+            torch.eye(8)[..., None, None].expand_as(conv.weight) / ratio**2
+        )
+        conv.bias.data.zero_()
+    mismatch = convolution.load_state_dict(average.state_dict(), strict=False)
+    x = torch.rand(2, 8, 9, 15)
+
+    assert all('.reduce.' in key for key in mismatch.missing_keys)
+    torch.testing.assert_close(average(x), convolution(x))
+
+
+def test_a_maximum_is_the_average_of_patches_of_their_maximum():
+    average, maximum = (
+        ShuntedSelfAttention(8, 2, sr_ratio=4, aggregation=x) for x in ('avg', 'max')
+    )
+    maximum.load_state_dict(average.state_dict())
+    x = torch.randn(2, 8, 8, 12)
+    filled = F.interpolate(F.max_pool2d(x, 4), scale_factor=4)
+
+    torch.testing.assert_close(maximum.coarse(x), average.coarse(filled))
+
+
 def test_without_reduction_it_is_full_attention_plus_lepe():
     layer, x = LAYERS['sr 1'](), torch.rand(2, 8, 5, 7)
     q = layer.q(x.permute(0, 2, 3, 1)).flatten(1, 2)
@@ -217,6 +244,7 @@ def test_is_a_plugin_of_mmdets_resnet():
         (dict(num_heads=1), 'must be even .*; got num_heads=1 and sr_ratio=2'),
         (dict(sr_ratio=3), r'sr_ratio must be one of \(1, 2, 4, 8\); got 3'),
         (dict(sr_ratio=0), r'sr_ratio must be one of \(1, 2, 4, 8\); got 0'),
+        (dict(aggregation='sum'), r"aggregation must be one of .*'max'.; got 'sum'"),
     ],
 )
 def test_arguments_out_of_range_are_rejected(arguments, message):

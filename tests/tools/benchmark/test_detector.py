@@ -7,7 +7,9 @@ from benchmark import Stopwatch, measure
 from benchmark.detector import (
     ENCODER,
     WHOLE,
+    config_candidates,
     detector_candidates,
+    published_ap,
     to_dino,
     with_keep_ratio,
 )
@@ -117,3 +119,58 @@ def test_any_backbone_is_compared(name):
 
     for candidate in detector_candidates(cfg, [0.3], (64, 96), 1, CPU):
         candidate.run(Stopwatch(CPU))
+
+
+NANO = {'model.num_queries': 20}
+
+
+def test_any_list_of_configs_is_compared():
+    names = [
+        'sparse-detr_biformer-nano_1xb4-4e_digits',
+        str(CONFIGS / 'focus_detr' / 'focus-detr_biformer-nano_1xb4-4e_digits.py'),
+    ]
+
+    candidates, costs = config_candidates(names, NANO, (64, 96), 1, CPU)
+    found = measure(candidates, 1, CPU)
+
+    assert [x.name for x in found] == [Path(name).stem for name in names] == [*costs]
+    for measured, cost in zip(found, costs.values(), strict=True):
+        assert [*measured.seconds] == ['backbone', ENCODER, 'decoder', WHOLE]
+        assert [*cost] == [
+            'params (M)',
+            'GMACs',
+            'backbone',
+            ENCODER,
+            'decoder',
+            'box AP',
+        ]
+        parts = sum(float(cost[part]) for part in ('backbone', ENCODER, 'decoder'))
+        assert 0 < parts <= float(cost['GMACs']) + 0.2
+
+
+@pytest.mark.parametrize(
+    ('path', 'expected'),
+    [
+        (
+            CONFIGS / 'sparse_detr' / 'sparse-detr_r50_keep-30_8xb2-50e_coco.py',
+            "46.0 (authors' README)",
+        ),
+        (
+            CONFIGS
+            / 'deformable_detr'
+            / 'deformable-detr_dat-pp-tiny_8xb2-50e_coco.py',
+            '-',
+        ),
+        (Path('elsewhere.py'), '-'),
+    ],
+    ids=['published', 'not trained', 'no metafile'],
+)
+def test_published_results_have_their_source(path, expected):
+    assert published_ap(path) == expected
+
+
+def test_a_config_without_encoder_raises_an_error():
+    names = ['retinanet_biformer-small_8xb2-12e_coco'] * 2
+
+    with pytest.raises(UsageError, match='got RetinaNet without forward_encoder'):
+        config_candidates(names, {}, (64, 64), 1, CPU)

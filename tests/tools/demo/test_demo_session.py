@@ -74,7 +74,9 @@ def test_another_image_has_another_query(session):
 
     assert 0 <= session.point[0] < 70 and 0 <= session.point[1] < 100
     assert session.point != (0.1, 0.1)
-    assert session.draw().shape[1] == round(4 * panels.PANEL_WIDTH * DPI)
+    assert session.draw().shape[1] == round(
+        (panels.SHEET_WIDTH + panels.BAR_WIDTH) * DPI
+    )
 
 
 def test_random_weights_are_announced(session):

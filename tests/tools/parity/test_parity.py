@@ -100,6 +100,7 @@ def test_unknown_arguments_are_unsupported(case):
         ([1.0, 2.0], [1.0, 2.0], 0.0),
         ([1.0, 2.2], [1.0, 2.0], 0.5),
         ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
+        ([float('nan'), 2.0], [float('nan'), 2.0], 0.0),
         ([float('inf'), 2.0], [float('inf'), 2.0], 0.0),
         ([float('inf'), 2.0], [1.0, 2.0], float('inf')),
         ([1.0], [1.0, 2.0], float('inf')),

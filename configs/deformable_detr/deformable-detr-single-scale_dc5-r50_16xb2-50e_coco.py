@@ -1,0 +1,3 @@
+_base_ = './deformable-detr-single-scale_r50_16xb2-50e_coco.py'
+
+model = dict(backbone=dict(type='mmsparse.DC5ResNet'))

@@ -1,0 +1,14 @@
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    '../_base_/mmsparse.py',
+    '../_base_/backbones/shunted-small.py',
+]
+
+model = dict(
+    backbone=dict(_base_.shunted_small_coco, _delete_=True, out_indices=(3,)),
+    neck=dict(in_channels=[512]),
+)
+optim_wrapper = dict(
+    constructor='mmsparse.BackboneOptimWrapperConstructor',
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+)

@@ -1,0 +1,20 @@
+_base_ = '../_base_/deformable_detr_digits.py'
+
+model = dict(
+    type='mmsparse.SparseDETR',
+    keep_ratio=0.3,
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.BiFormer',
+        arch='nano',
+        regions_per_side=4,
+        out_indices=(1, 2, 3),
+        out_norm='layer',
+    ),
+    neck=dict(in_channels=[64, 128, 256]),
+    bbox_head=dict(type='mmsparse.SparseDETRHead'),
+)
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmsparse.KeptTokensHook')]
+val_evaluator = [{{_base_.val_evaluator}}, dict(type='mmsparse.KeptTokenRecall')]
+test_evaluator = val_evaluator

@@ -1,0 +1,3 @@
+_base_ = './sparse-detr_swin-t_keep-30_8xb2-50e_coco.py'
+
+model = dict(keep_ratio=0.1)

@@ -1,0 +1,1 @@
+"""Load what tools/visualize.py compares, and report statistics of attention."""
