@@ -11,6 +11,7 @@ from _cli import run
 
 from public_data.bccd import BCCD
 from public_data.camvid import CAMVID
+from public_data.cifar10 import CIFAR10
 from public_data.data_set import (
     SAMPLES,
     unpacked,
@@ -21,7 +22,7 @@ from public_data.data_set import (
 
 from mmsparse.errors import UsageError
 
-DATA_SETS = dict(bccd=BCCD, camvid=CAMVID)
+DATA_SETS = dict(cifar10=CIFAR10, camvid=CAMVID, bccd=BCCD)
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     data_set = DATA_SETS[args.data_set]
     out = args.out or Path('data', args.data_set)
     try:
-        with unpacked(args.source, data_set.marker) as root:
+        with unpacked(args.source, data_set.markers) as root:
             counts = data_set.check(root, args.partial)
             for name, number in counts.items():
                 print(f'{number:7} {name}')

@@ -27,4 +27,4 @@ val_dataloader = {{_base_.bccd_val_dataloader}}
 test_dataloader = {{_base_.bccd_test_dataloader}}
 val_evaluator = {{_base_.bccd_val_evaluator}}
 test_evaluator = {{_base_.bccd_test_evaluator}}
-train_cfg = dict(max_epochs=24, val_interval=12)
+train_cfg = dict(max_epochs=8, val_interval=4)

@@ -2,4 +2,4 @@
 _base_ = ['./fpn_small.py', './camvid.py']
 
 model = dict(data_preprocessor=dict(size=(256, 256)), decode_head=dict(num_classes=11))
-train_cfg = dict(max_iters=1600, val_interval=800)
+train_cfg = dict(max_iters=600, val_interval=300)

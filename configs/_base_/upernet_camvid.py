@@ -6,4 +6,4 @@ model = dict(
     decode_head=dict(num_classes=11),
     auxiliary_head=dict(num_classes=11),
 )
-train_cfg = dict(max_iters=1600, val_interval=800)
+train_cfg = dict(max_iters=600, val_interval=300)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -10,8 +12,11 @@ import numpy as np
 import prepare_data
 import pytest
 from mmdet.datasets import CocoDataset
+from mmpretrain.datasets import CustomDataset
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
+from public_data import cifar10
+from public_data.cifar10 import CLASSES
 
 REAL = Path(
     os.environ.get('MMSPARSE_DATA', Path(__file__).parents[3] / 'shared' / 'data')
@@ -56,7 +61,22 @@ def make_camvid(root):
             Image.fromarray(labels.astype(np.uint8)).save(path)
 
 
-MAKE = dict(bccd=make_bccd, camvid=make_camvid)
+def make_cifar10(root):
+    for split in ('train', 'test'):
+        for value, name in enumerate(CLASSES):
+            photo(root / split / name / '0000.jpg', (32, 32), 10 * value)
+
+
+def make_batches(root):
+    """CIFAR-10 as its authors have it: red, green and blue of ten images a batch."""
+    root.mkdir()
+    for name in (name for names in cifar10.SPLITS.values() for name in names):
+        pixels = np.repeat(np.arange(30, dtype=np.uint8).reshape(10, 3), 1024, 1)
+        batch = dict(data=pixels, labels=list(range(10)))
+        (root / name).write_bytes(pickle.dumps(batch))
+
+
+MAKE = dict(bccd=make_bccd, camvid=make_camvid, cifar10=make_cifar10)
 
 
 @pytest.fixture(scope='session')
@@ -122,6 +142,68 @@ def test_camvid_is_read_by_mmseg_with_void_ignored(public, prepare):
     labels = data[0]['gt_seg_map']
     assert set(np.unique(labels)) == {*range(11), 255}
     assert (labels.ravel()[:12] == [*range(11), 255]).all()
+
+
+@pytest.mark.parametrize('pickled', [False, True])
+def test_cifar10_is_read_by_mmpretrain(pickled, public, prepare, tmp_path):
+    source = public / 'cifar10'
+    if pickled:
+        source = tmp_path / 'cifar-10-batches-py'
+        make_batches(source)
+
+    prepare('cifar10', source, '--partial')
+
+    data = CustomDataset(data_root='data/cifar10', data_prefix='train')
+    found = [data.get_data_info(i) for i in range(len(data))]
+    assert data.metainfo['classes'] == CLASSES
+    number = 5 if pickled else 1
+    assert [x['gt_label'] for x in found] == [
+        i for i in range(10) for _ in range(number)
+    ]
+    pixels = np.asarray(Image.open(found[-1]['img_path']))
+    assert pixels.shape == (32, 32, 3)
+    if pickled:
+        assert (pixels == [27, 28, 29]).all()
+
+
+def test_a_pickle_that_runs_code_is_refused(prepare, tmp_path):
+    make_batches(tmp_path / 'batches')
+    (tmp_path / 'batches/test_batch').write_bytes(pickle.dumps(os.getcwd))
+
+    with pytest.raises(prepare_data.UsageError, match='names posix.getcwd'):
+        prepare('cifar10', tmp_path / 'batches', '--partial')
+
+
+TRAINED = (  # a config of each kind
+    'atss_shunted-nano_1xb8-14e_bccd',
+    'deformable-detr-refine-twostage_shunted-nano_1xb4-5e_bccd',
+    'focus-detr_shunted-nano_1xb4-8e_bccd',
+    'fpn_shunted-nano_1xb8-600i_camvid',
+    'upernet_shunted-nano_1xb8-600i_camvid',
+)
+
+
+@pytest.fixture(scope='session')
+def prepared(public, tmp_path_factory, run_tool):
+    """A working directory with the data sets."""
+    folder = tmp_path_factory.mktemp('prepared')
+    for name in ('bccd', 'camvid'):
+        run_tool('prepare_data.py', name, public / name, '--partial', cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_config_trains_two_iterations(name, prepared, run_tool):
+    length = 'max_iters' if name.endswith('camvid') else 'max_epochs'
+
+    run_tool(
+        *('train.py', f'{name}.py', '--cfg-options', f'train_cfg.{length}=2'),
+        *('train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2'),
+        cwd=prepared,
+    )
+
+    (log,) = (prepared / 'work_dirs' / name).glob('*/*.log')
+    assert re.search(r'(Epoch|Iter)\(val\)', log.read_text())
 
 
 @pytest.mark.parametrize('name', MAKE)

@@ -139,7 +139,7 @@ def split_file(root: Path, split: str) -> Path:
 BCCD = DataSet(
     summary='364 images of blood cells, boxes of 3 classes',
     layout=LAYOUT,
-    marker='ImageSets/Main',
+    markers=('ImageSets/Main',),
     counts={
         'label files (Annotations)': 364,
         'images (JPEGImages)': 364,

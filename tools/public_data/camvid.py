@@ -102,15 +102,17 @@ def read_labels(root: Path, split: str, image: Path) -> NDArray[np.uint8]:
 
 def save_labels(labels: NDArray[np.uint8], path: Path) -> None:
     """Save a label map, with a palette for viewers."""
+    colors = np.zeros((256, 3), np.uint8)  # all: of fewer, pillow saves 4 bits a pixel
+    colors[:VOID] = PALETTE
     image = Image.fromarray(labels)
-    image.putpalette(np.ravel(PALETTE).tolist())
+    image.putpalette(colors.ravel().tolist())
     image.save(path)
 
 
 CAMVID = DataSet(
     summary='701 street scenes, label maps of 11 classes',
     layout=LAYOUT,
-    marker='trainannot',
+    markers=('trainannot',),
     counts={
         'train images': 367,
         'train label maps': 367,

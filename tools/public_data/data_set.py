@@ -3,7 +3,7 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class DataSet:
     Args:
         summary: One line for the help.
         layout: What is read and written, for the help.
-        marker: A file or folder that every download has, relative to its root.
+        markers: Files or folders relative to the root, one of which every download has.
         counts: Number of files, or of entries, of the whole data set.
         count: Returns the same numbers of a folder.
         draw: Returns up to as many samples with their labels as it is given.
@@ -42,7 +42,7 @@ class DataSet:
 
     summary: str
     layout: str
-    marker: str
+    markers: tuple[str, ...]
     counts: Mapping[str, int]
     count: Callable[[Path], dict[str, int]]
     draw: Callable[[Path, int], list[Image.Image]]
@@ -66,10 +66,10 @@ class DataSet:
 
 
 @contextmanager
-def unpacked(source: Path, marker: str) -> Iterator[Path]:
-    """Yield the folder with ``marker``, in a folder or in a zip, which is unpacked."""
+def unpacked(source: Path, markers: Sequence[str]) -> Iterator[Path]:
+    """Yield the folder with one of ``markers``, in a folder or in an unpacked zip."""
     if source.is_dir():
-        yield find_root(source, marker)
+        yield find_root(source, markers)
         return
     if not source.is_file():
         raise UsageError(
@@ -84,7 +84,7 @@ def unpacked(source: Path, marker: str) -> Iterator[Path]:
             raise UsageError(
                 f'{source} is no whole zip ({error}): repeat the download'
             ) from error
-        yield find_root(Path(folder), marker, shown=source)
+        yield find_root(Path(folder), markers, shown=source)
 
 
 def extract(archive: zipfile.ZipFile, folder: Path) -> None:
@@ -96,14 +96,15 @@ def extract(archive: zipfile.ZipFile, folder: Path) -> None:
             progress.update()
 
 
-def find_root(folder: Path, marker: str, shown: Path | None = None) -> Path:
-    """Return the folder itself, or the one in it, that has ``marker``."""
+def find_root(folder: Path, markers: Sequence[str], shown: Path | None = None) -> Path:
+    """Return the folder itself, or the one in it, that has a marker."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     for root in (folder, *inside):
-        if (root / marker).exists():
+        if any((root / marker).exists() for marker in markers):
             return root
     raise UsageError(
-        f'{shown or folder} has no {marker}: is it another data set, or incomplete?'
+        f'{shown or folder} has no {" or ".join(markers)}: is it another data set, or '
+        'incomplete?'
     )
 
 
