@@ -175,6 +175,7 @@ def test_a_pickle_that_runs_code_is_refused(prepare, tmp_path):
 
 
 TRAINED = (  # a config of each kind
+    'shunted-nano_1xb64-3e_cifar10',
     'atss_shunted-nano_1xb8-14e_bccd',
     'deformable-detr-refine-twostage_shunted-nano_1xb4-5e_bccd',
     'focus-detr_shunted-nano_1xb4-8e_bccd',
@@ -187,11 +188,12 @@ TRAINED = (  # a config of each kind
 def prepared(public, tmp_path_factory, run_tool):
     """A working directory with the data sets."""
     folder = tmp_path_factory.mktemp('prepared')
-    for name in ('bccd', 'camvid'):
+    for name in MAKE:
         run_tool('prepare_data.py', name, public / name, '--partial', cwd=folder)
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TRAINED)
 def test_a_config_trains_two_iterations(name, prepared, run_tool):
     length = 'max_iters' if name.endswith('camvid') else 'max_epochs'
