@@ -33,6 +33,7 @@ COMMANDS = {
     'convert': 'convert_checkpoint',
     'convert-annotations': 'convert_annotations',
     'prepare-digits': 'prepare_digits',
+    'prepare-data': 'prepare_data',
     'export': 'export_onnx',
     'publish': 'publish_model',
 }

@@ -145,6 +145,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
         'digits',
         'infer',
         'parity',
+        'public_data',
         'visualize',
     }
 

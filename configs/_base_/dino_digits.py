@@ -1,29 +1,8 @@
 # A small DINO on digits, with a schedule of minutes on two CPU cores.
-_base_ = [
-    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-    './mmsparse.py',
-    './digits_detection.py',
-]
+_base_ = ['./dino_small.py', './digits_detection.py']
 
 model = dict(
     num_queries=50,  # an image has at most six digits
-    num_feature_levels=3,  # a fourth would have four cells
-    neck=dict(num_outs=3),
-    # Two layers instead of six, a quarter of the feedforward channels.
-    encoder=dict(
-        num_layers=2,
-        layer_cfg=dict(
-            self_attn_cfg=dict(num_levels=3),
-            ffn_cfg=dict(feedforward_channels=512),
-        ),
-    ),
-    decoder=dict(
-        num_layers=2,
-        layer_cfg=dict(
-            cross_attn_cfg=dict(num_levels=3),
-            ffn_cfg=dict(feedforward_channels=512),
-        ),
-    ),
     bbox_head=dict(num_classes=10),
     dn_cfg=dict(group_cfg=dict(num_dn_queries=30)),
     test_cfg=dict(max_per_img=50),
@@ -33,22 +12,4 @@ val_dataloader = {{_base_.digits_val_dataloader}}
 test_dataloader = {{_base_.digits_val_dataloader}}
 val_evaluator = {{_base_.digits_evaluator}}
 test_evaluator = {{_base_.digits_evaluator}}
-
-# One learning rate for all parameters, higher than for COCO: there are few iterations.
-optim_wrapper = dict(
-    optimizer=dict(lr=4e-4),
-    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0),
-)
 train_cfg = dict(max_epochs=4, val_interval=4)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        convert_to_iter_based=True,
-        eta_min=4e-6,
-    ),
-]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=2))
-randomness = dict(seed=0)
-auto_scale_lr = dict(base_batch_size=4)

@@ -1,31 +1,5 @@
 # A small Semantic FPN on digits, with a schedule of minutes on two CPU cores.
-_base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
-    'mmseg::_base_/schedules/schedule_80k.py',
-    'mmseg::_base_/default_runtime.py',
-    './mmsparse.py',
-    './digits_segmentation.py',
-]
+_base_ = ['./fpn_small.py', './digits_segmentation.py']
 
-model = dict(
-    data_preprocessor=dict(size=(128, 128)),
-    pretrained=None,
-    # A quarter of the usual channels in the neck and half in the head.
-    neck=dict(out_channels=64),
-    decode_head=dict(in_channels=[64] * 4, channels=64, num_classes=11),
-)
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=60),
-    dict(type='PolyLR', power=0.9, by_epoch=False),
-]
+model = dict(data_preprocessor=dict(size=(128, 128)), decode_head=dict(num_classes=11))
 train_cfg = dict(max_iters=1600, val_interval=800)
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=400, max_keep_ckpts=2)
-)
-randomness = dict(seed=0)

@@ -21,6 +21,7 @@ _shtab_mmsparse_commands() {
     export:'Export a trained model to ONNX, and compare the file with PyTorch'
     flops:'Count the parameters, MACs and FLOPs of a model and its parts for one image'
     infer:'Run a trained model on images and videos; draw and write the predictions'
+    prepare-data:'Prepare a public data set for the hosts: CIFAR-10, CamVid, BCCD or COCO128'
     prepare-digits:'Build a small data set of handwritten digits for three tasks, without a download'
     publish:'Publish a checkpoint as OpenMMLab'"'"'s model zoos do, and print its metafile entry'
     test:'Evaluate a checkpoint on the test data of its config'
@@ -51,6 +52,15 @@ _shtab_mmsparse_convert_annotations_commands() {
     yolo:'text files of YOLO: boxes or polygons'
   )
   _describe 'mmsparse convert-annotations commands' _commands
+}
+
+_shtab_mmsparse_prepare_data_commands() {
+  local _commands=(
+    bccd:'364 images of blood cells, boxes of 3 classes'
+    camvid:'701 street scenes, label maps of 11 classes'
+    cifar10:'60,000 images of 32x32, 10 classes'
+  )
+  _describe 'mmsparse prepare-data commands' _commands
 }
 
 _shtab_mmsparse_weights_commands() {
@@ -364,6 +374,49 @@ _shtab_mmsparse_infer_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_mmsparse_infer_defaults_added=0
 
+_shtab_mmsparse_prepare_data_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_prepare_data_defaults_added=0
+
+_shtab_mmsparse_prepare_data_bccd_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--out[folder to write (data\/NAME)]:DIR:_files"
+  "--dry-run[only check the files, and draw 16 samples with their labels into DIR_samples.png]"
+  "--partial[accept fewer files than the whole set]"
+  "--force[replace what this command wrote in DIR]"
+  ":downloaded zip, or its folder:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_prepare_data_bccd_defaults_added=0
+
+_shtab_mmsparse_prepare_data_camvid_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--out[folder to write (data\/NAME)]:DIR:_files"
+  "--dry-run[only check the files, and draw 16 samples with their labels into DIR_samples.png]"
+  "--partial[accept fewer files than the whole set]"
+  "--force[replace what this command wrote in DIR]"
+  ":downloaded zip, or its folder:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_prepare_data_camvid_defaults_added=0
+
+_shtab_mmsparse_prepare_data_cifar10_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--out[folder to write (data\/NAME)]:DIR:_files"
+  "--dry-run[only check the files, and draw 16 samples with their labels into DIR_samples.png]"
+  "--partial[accept fewer files than the whole set]"
+  "--force[replace what this command wrote in DIR]"
+  ":downloaded zip, or its folder:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_mmsparse_prepare_data_cifar10_defaults_added=0
+
 _shtab_mmsparse_prepare_digits_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--out[folder to write (data\/digits)]:DIR:_files"
@@ -517,6 +570,7 @@ _shtab_mmsparse() {
         export) _arguments -C -s $_shtab_mmsparse_export_options ;;
         flops) _arguments -C -s $_shtab_mmsparse_flops_options ;;
         infer) _arguments -C -s $_shtab_mmsparse_infer_options ;;
+        prepare-data) _shtab_mmsparse_prepare_data ;;
         prepare-digits) _arguments -C -s $_shtab_mmsparse_prepare_digits_options ;;
         publish) _arguments -C -s $_shtab_mmsparse_publish_options ;;
         test) _arguments -C -s $_shtab_mmsparse_test_options ;;
@@ -581,6 +635,31 @@ _shtab_mmsparse_convert_annotations() {
   esac
 }
 
+_shtab_mmsparse_prepare_data() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->prepare-data'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_mmsparse_prepare_data_defaults_added )); then
+    if (( ${_shtab_mmsparse_prepare_data_options[(I)${(q)one_or_more}*]} +          ${_shtab_mmsparse_prepare_data_options[(I)${(q)remainder}*]} +          ${_shtab_mmsparse_prepare_data_options[(I)${(q)default}]} == 0 )); then
+      _shtab_mmsparse_prepare_data_options+=(': :_shtab_mmsparse_prepare_data_commands' '*::: :->prepare-data')
+    fi
+    _shtab_mmsparse_prepare_data_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_mmsparse_prepare_data_options
+
+  case $state in
+    prepare-data)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_mmsparse_prepare_data-$line[1]:"
+      case $line[1] in
+        bccd) _arguments -C -s $_shtab_mmsparse_prepare_data_bccd_options ;;
+        camvid) _arguments -C -s $_shtab_mmsparse_prepare_data_camvid_options ;;
+        cifar10) _arguments -C -s $_shtab_mmsparse_prepare_data_cifar10_options ;;
+      esac
+  esac
+}
+
 _shtab_mmsparse_weights() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->weights'
 
@@ -609,7 +688,7 @@ _shtab_mmsparse_weights() {
 
 # Custom Preamble
 _mmsparse_configs() {
-  _alternative 'configs:config:(biformer-tiny_8xb128-300e_in1k biformer-small_8xb128-300e_in1k biformer-base_8xb128-300e_in1k biformer-stl_8xb128-300e_in1k biformer-stl-nchw_8xb128-300e_in1k retinanet_biformer-small_8xb2-12e_coco retinanet_biformer-base_8xb2-12e_coco mask-rcnn_biformer-small_8xb2-12e_coco mask-rcnn_biformer-base_8xb2-12e_coco fpn_biformer-small_8xb4-80k_ade20k-512x512 fpn_biformer-base_8xb4-80k_ade20k-512x512 upernet_biformer-small_8xb4-160k_ade20k-512x512 upernet_biformer-base_8xb4-160k_ade20k-512x512 biformer-pico_1xb32-12e_digits fpn_biformer-pico_1xb8-1800i_digits atss_biformer-pico_1xb8-6e_digits biformer-nano_1xb32-9e_digits dino_biformer-nano_1xb4-4e_digits fpn_biformer-nano_1xb8-1600i_digits upernet_biformer-nano_1xb8-1600i_digits mask-rcnn_r50-bra_fpn_1x_coco dat-tiny_32xb128-300e_in1k dat-small_32xb128-300e_in1k dat-base_32xb128-300e_in1k dat-base-384_32xb24-30e_in1k dat-tiny-m16_32xb128-300e_in1k dat-tiny-m196_32xb128-300e_in1k dat-pp-tiny_32xb128-300e_in1k dat-pp-small_32xb128-300e_in1k dat-pp-base_32xb128-300e_in1k dat-pp-base-384_32xb24-30e_in1k retinanet_dat-tiny_8xb2-12e_coco retinanet_dat-tiny_8xb2-36e_coco retinanet_dat-small_8xb2-12e_coco retinanet_dat-small_8xb2-36e_coco mask-rcnn_dat-tiny_8xb2-12e_coco mask-rcnn_dat-tiny_8xb2-36e_coco mask-rcnn_dat-small_8xb2-12e_coco mask-rcnn_dat-small_8xb2-36e_coco cascade-mask-rcnn_dat-tiny_8xb2-12e_coco cascade-mask-rcnn_dat-tiny_8xb2-36e_coco cascade-mask-rcnn_dat-small_8xb2-36e_coco cascade-mask-rcnn_dat-base_8xb2-36e_coco retinanet_dat-pp-tiny_32xb2-12e_coco retinanet_dat-pp-tiny_32xb2-36e_coco retinanet_dat-pp-small_32xb2-12e_coco retinanet_dat-pp-small_32xb2-36e_coco mask-rcnn_dat-pp-tiny_32xb2-12e_coco mask-rcnn_dat-pp-tiny_32xb2-36e_coco mask-rcnn_dat-pp-small_32xb2-12e_coco mask-rcnn_dat-pp-small_32xb2-36e_coco cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco cascade-mask-rcnn_dat-pp-tiny_32xb2-36e_coco cascade-mask-rcnn_dat-pp-small_32xb2-36e_coco fpn_dat-tiny_8xb2-80k_ade20k-512x512 fpn_dat-small_8xb2-80k_ade20k-512x512 fpn_dat-base_8xb2-80k_ade20k-512x512 upernet_dat-tiny_8xb2-160k_ade20k-512x512 upernet_dat-small_8xb2-160k_ade20k-512x512 upernet_dat-base_8xb2-160k_ade20k-512x512 fpn_dat-pp-tiny_8xb4-40k_ade20k-512x512 fpn_dat-pp-small_8xb4-40k_ade20k-512x512 fpn_dat-pp-base_8xb4-40k_ade20k-512x512 upernet_dat-pp-tiny_8xb2-160k_ade20k-512x512 upernet_dat-pp-small_8xb2-160k_ade20k-512x512 upernet_dat-pp-base_8xb2-160k_ade20k-512x512 dat-nano_1xb32-9e_digits fpn_dat-nano_1xb8-1600i_digits atss_dat-nano_1xb8-6e_digits upernet_dat-nano_1xb8-1600i_digits shunted-tiny_8xb128-300e_in1k shunted-small_8xb128-300e_in1k shunted-base_8xb128-300e_in1k retinanet_shunted-small_8xb2-12e_coco retinanet_shunted-base_8xb2-12e_coco mask-rcnn_shunted-small_8xb2-12e_coco mask-rcnn_shunted-base_8xb2-12e_coco fpn_shunted-small_8xb2-80k_ade20k-512x512 upernet_shunted-small_8xb2-160k_ade20k-512x512 segformer_shunted-small_8xb2-160k_ade20k-512x512 shunted-nano_1xb32-14e_digits fpn_shunted-nano_1xb8-1600i_digits atss_shunted-nano_1xb8-6e_digits upernet_shunted-nano_1xb8-1600i_digits staged-tiny_8xb128-300e_in1k staged-nano_1xb32-9e_digits fpn_staged-nano_1xb8-1600i_digits atss_staged-nano_1xb8-6e_digits focus-detr_r50_8xb2-12e_coco focus-detr_r50_8xb2-24e_coco focus-detr_r50_8xb2-36e_coco focus-detr_r101_8xb2-12e_coco focus-detr_r101_8xb2-24e_coco focus-detr_r101_8xb2-36e_coco focus-detr_swin-t_8xb2-12e_coco focus-detr_swin-t_8xb2-24e_coco focus-detr_swin-t_8xb2-36e_coco focus-detr_swin-t-in22k_8xb2-36e_coco focus-detr_swin-b-384-in22k_8xb2-36e_coco focus-detr_swin-l-384-in22k_8xb2-36e_coco focus-detr_dat-pp-tiny_8xb2-12e_coco focus-detr_biformer-small_8xb2-12e_coco focus-detr_shunted-small_8xb2-12e_coco focus-detr_r50_attention-supervision_8xb2-12e_coco focus-detr_r50_batch-foreground_8xb2-12e_coco focus-detr_r50_current-values_8xb2-12e_coco focus-detr_r50_flat-cascade_8xb2-12e_coco focus-detr_r50_foreground-by-size_8xb2-12e_coco focus-detr_r50_keep-10_8xb2-12e_coco focus-detr_r50_keep-20_8xb2-12e_coco focus-detr_r50_keep-40_8xb2-12e_coco focus-detr_r50_keep-50_8xb2-12e_coco focus-detr_r50_no-object-attention_8xb2-12e_coco focus-detr_r50_no-top-down_8xb2-12e_coco focus-detr_r50_object-class_8xb2-12e_coco focus-detr_r50_object-foreground_8xb2-12e_coco focus-detr_r50_object-prob_8xb2-12e_coco focus-detr_r50_per-image_8xb2-12e_coco focus-detr_r50_scored-border_8xb2-12e_coco focus-detr_r50_valid-pool_8xb2-12e_coco focus-detr_biformer-nano_1xb4-4e_digits focus-detr_dat-nano_1xb4-4e_digits focus-detr_shunted-nano_1xb4-4e_digits sparse-detr_r50_keep-10_8xb2-50e_coco sparse-detr_r50_keep-20_8xb2-50e_coco sparse-detr_r50_keep-30_8xb2-50e_coco sparse-detr_r50_keep-40_8xb2-50e_coco sparse-detr_r50_keep-50_8xb2-50e_coco sparse-detr_swin-t_keep-10_8xb2-50e_coco sparse-detr_swin-t_keep-20_8xb2-50e_coco sparse-detr_swin-t_keep-30_8xb2-50e_coco sparse-detr_swin-t_keep-40_8xb2-50e_coco sparse-detr_swin-t_keep-50_8xb2-50e_coco sparse-detr_biformer-nano_1xb4-4e_digits deformable-detr_dat-pp-tiny_8xb2-50e_coco deformable-detr_biformer-small_8xb2-50e_coco deformable-detr_shunted-small_8xb2-50e_coco deformable-detr-refine_dat-pp-tiny_8xb2-50e_coco deformable-detr-refine_biformer-small_8xb2-50e_coco deformable-detr-refine_shunted-small_8xb2-50e_coco deformable-detr-refine-twostage_dat-pp-tiny_8xb2-50e_coco deformable-detr-refine-twostage_biformer-small_8xb2-50e_coco deformable-detr-refine-twostage_shunted-small_8xb2-50e_coco deformable-detr-single-scale_r50_16xb2-50e_coco deformable-detr-single-scale_dc5-r50_16xb2-50e_coco detr_r50_32xb2-500e_coco detr_dc5-r50_64xb1-500e_coco detr_r101_32xb2-500e_coco detr_dc5-r101_64xb1-500e_coco detr_dat-pp-tiny_8xb2-150e_coco detr_biformer-small_8xb2-150e_coco detr_shunted-small_8xb2-150e_coco detr_deit-small_16xb1-150e_coco detr_r50_32xb2-500e_coco-panoptic detr_dc5-r50_64xb1-500e_coco-panoptic detr_r101_32xb2-500e_coco-panoptic panoptic-detr-frozen_r50_32xb2-25e_coco-panoptic panoptic-detr-frozen_dc5-r50_64xb1-25e_coco-panoptic panoptic-detr-frozen_r101_32xb2-25e_coco-panoptic panoptic-detr_r50_32xb2-500e_coco-panoptic panoptic-detr_dc5-r50_64xb1-500e_coco-panoptic panoptic-detr_r101_32xb2-500e_coco-panoptic panoptic-detr_biformer-small_8xb2-150e_coco-panoptic)' 'files:file:_files'
+  _alternative 'configs:config:(biformer-tiny_8xb128-300e_in1k biformer-small_8xb128-300e_in1k biformer-base_8xb128-300e_in1k biformer-stl_8xb128-300e_in1k biformer-stl-nchw_8xb128-300e_in1k retinanet_biformer-small_8xb2-12e_coco retinanet_biformer-base_8xb2-12e_coco mask-rcnn_biformer-small_8xb2-12e_coco mask-rcnn_biformer-base_8xb2-12e_coco fpn_biformer-small_8xb4-80k_ade20k-512x512 fpn_biformer-base_8xb4-80k_ade20k-512x512 upernet_biformer-small_8xb4-160k_ade20k-512x512 upernet_biformer-base_8xb4-160k_ade20k-512x512 biformer-pico_1xb32-12e_digits fpn_biformer-pico_1xb8-1800i_digits atss_biformer-pico_1xb8-6e_digits biformer-nano_1xb32-9e_digits dino_biformer-nano_1xb4-4e_digits fpn_biformer-nano_1xb8-1600i_digits upernet_biformer-nano_1xb8-1600i_digits atss_biformer-nano_1xb8-14e_bccd atss_biformer-tiny_1xb8-14e_bccd fpn_biformer-nano_1xb8-600i_camvid fpn_biformer-tiny_1xb8-600i_camvid upernet_biformer-nano_1xb8-600i_camvid upernet_biformer-tiny_1xb8-600i_camvid biformer-nano_1xb64-3e_cifar10 mask-rcnn_r50-bra_fpn_1x_coco dat-tiny_32xb128-300e_in1k dat-small_32xb128-300e_in1k dat-base_32xb128-300e_in1k dat-base-384_32xb24-30e_in1k dat-tiny-m16_32xb128-300e_in1k dat-tiny-m196_32xb128-300e_in1k dat-pp-tiny_32xb128-300e_in1k dat-pp-small_32xb128-300e_in1k dat-pp-base_32xb128-300e_in1k dat-pp-base-384_32xb24-30e_in1k retinanet_dat-tiny_8xb2-12e_coco retinanet_dat-tiny_8xb2-36e_coco retinanet_dat-small_8xb2-12e_coco retinanet_dat-small_8xb2-36e_coco mask-rcnn_dat-tiny_8xb2-12e_coco mask-rcnn_dat-tiny_8xb2-36e_coco mask-rcnn_dat-small_8xb2-12e_coco mask-rcnn_dat-small_8xb2-36e_coco cascade-mask-rcnn_dat-tiny_8xb2-12e_coco cascade-mask-rcnn_dat-tiny_8xb2-36e_coco cascade-mask-rcnn_dat-small_8xb2-36e_coco cascade-mask-rcnn_dat-base_8xb2-36e_coco retinanet_dat-pp-tiny_32xb2-12e_coco retinanet_dat-pp-tiny_32xb2-36e_coco retinanet_dat-pp-small_32xb2-12e_coco retinanet_dat-pp-small_32xb2-36e_coco mask-rcnn_dat-pp-tiny_32xb2-12e_coco mask-rcnn_dat-pp-tiny_32xb2-36e_coco mask-rcnn_dat-pp-small_32xb2-12e_coco mask-rcnn_dat-pp-small_32xb2-36e_coco cascade-mask-rcnn_dat-pp-tiny_32xb2-12e_coco cascade-mask-rcnn_dat-pp-tiny_32xb2-36e_coco cascade-mask-rcnn_dat-pp-small_32xb2-36e_coco fpn_dat-tiny_8xb2-80k_ade20k-512x512 fpn_dat-small_8xb2-80k_ade20k-512x512 fpn_dat-base_8xb2-80k_ade20k-512x512 upernet_dat-tiny_8xb2-160k_ade20k-512x512 upernet_dat-small_8xb2-160k_ade20k-512x512 upernet_dat-base_8xb2-160k_ade20k-512x512 fpn_dat-pp-tiny_8xb4-40k_ade20k-512x512 fpn_dat-pp-small_8xb4-40k_ade20k-512x512 fpn_dat-pp-base_8xb4-40k_ade20k-512x512 upernet_dat-pp-tiny_8xb2-160k_ade20k-512x512 upernet_dat-pp-small_8xb2-160k_ade20k-512x512 upernet_dat-pp-base_8xb2-160k_ade20k-512x512 dat-nano_1xb32-9e_digits fpn_dat-nano_1xb8-1600i_digits atss_dat-nano_1xb8-6e_digits upernet_dat-nano_1xb8-1600i_digits atss_dat-nano_1xb8-14e_bccd atss_dat-pp-tiny_1xb8-14e_bccd fpn_dat-nano_1xb8-600i_camvid fpn_dat-pp-tiny_1xb8-600i_camvid upernet_dat-nano_1xb8-600i_camvid upernet_dat-pp-tiny_1xb8-600i_camvid dat-nano_1xb64-3e_cifar10 shunted-tiny_8xb128-300e_in1k shunted-small_8xb128-300e_in1k shunted-base_8xb128-300e_in1k retinanet_shunted-small_8xb2-12e_coco retinanet_shunted-base_8xb2-12e_coco mask-rcnn_shunted-small_8xb2-12e_coco mask-rcnn_shunted-base_8xb2-12e_coco fpn_shunted-small_8xb2-80k_ade20k-512x512 upernet_shunted-small_8xb2-160k_ade20k-512x512 segformer_shunted-small_8xb2-160k_ade20k-512x512 shunted-nano_1xb32-14e_digits fpn_shunted-nano_1xb8-1600i_digits atss_shunted-nano_1xb8-6e_digits upernet_shunted-nano_1xb8-1600i_digits atss_shunted-nano_1xb8-14e_bccd atss_shunted-tiny_1xb8-14e_bccd fpn_shunted-nano_1xb8-600i_camvid fpn_shunted-tiny_1xb8-600i_camvid upernet_shunted-nano_1xb8-600i_camvid upernet_shunted-tiny_1xb8-600i_camvid shunted-nano_1xb64-3e_cifar10 staged-tiny_8xb128-300e_in1k staged-nano_1xb32-9e_digits fpn_staged-nano_1xb8-1600i_digits atss_staged-nano_1xb8-6e_digits focus-detr_r50_8xb2-12e_coco focus-detr_r50_8xb2-24e_coco focus-detr_r50_8xb2-36e_coco focus-detr_r101_8xb2-12e_coco focus-detr_r101_8xb2-24e_coco focus-detr_r101_8xb2-36e_coco focus-detr_swin-t_8xb2-12e_coco focus-detr_swin-t_8xb2-24e_coco focus-detr_swin-t_8xb2-36e_coco focus-detr_swin-t-in22k_8xb2-36e_coco focus-detr_swin-b-384-in22k_8xb2-36e_coco focus-detr_swin-l-384-in22k_8xb2-36e_coco focus-detr_dat-pp-tiny_8xb2-12e_coco focus-detr_biformer-small_8xb2-12e_coco focus-detr_shunted-small_8xb2-12e_coco focus-detr_r50_attention-supervision_8xb2-12e_coco focus-detr_r50_batch-foreground_8xb2-12e_coco focus-detr_r50_current-values_8xb2-12e_coco focus-detr_r50_flat-cascade_8xb2-12e_coco focus-detr_r50_foreground-by-size_8xb2-12e_coco focus-detr_r50_keep-10_8xb2-12e_coco focus-detr_r50_keep-20_8xb2-12e_coco focus-detr_r50_keep-40_8xb2-12e_coco focus-detr_r50_keep-50_8xb2-12e_coco focus-detr_r50_no-object-attention_8xb2-12e_coco focus-detr_r50_no-top-down_8xb2-12e_coco focus-detr_r50_object-class_8xb2-12e_coco focus-detr_r50_object-foreground_8xb2-12e_coco focus-detr_r50_object-prob_8xb2-12e_coco focus-detr_r50_per-image_8xb2-12e_coco focus-detr_r50_scored-border_8xb2-12e_coco focus-detr_r50_valid-pool_8xb2-12e_coco focus-detr_biformer-nano_1xb4-4e_digits focus-detr_dat-nano_1xb4-4e_digits focus-detr_shunted-nano_1xb4-4e_digits focus-detr_dat-nano_1xb4-8e_bccd focus-detr_biformer-nano_1xb4-8e_bccd focus-detr_shunted-nano_1xb4-8e_bccd sparse-detr_r50_keep-10_8xb2-50e_coco sparse-detr_r50_keep-20_8xb2-50e_coco sparse-detr_r50_keep-30_8xb2-50e_coco sparse-detr_r50_keep-40_8xb2-50e_coco sparse-detr_r50_keep-50_8xb2-50e_coco sparse-detr_swin-t_keep-10_8xb2-50e_coco sparse-detr_swin-t_keep-20_8xb2-50e_coco sparse-detr_swin-t_keep-30_8xb2-50e_coco sparse-detr_swin-t_keep-40_8xb2-50e_coco sparse-detr_swin-t_keep-50_8xb2-50e_coco sparse-detr_biformer-nano_1xb4-4e_digits deformable-detr_dat-pp-tiny_8xb2-50e_coco deformable-detr_biformer-small_8xb2-50e_coco deformable-detr_shunted-small_8xb2-50e_coco deformable-detr-refine_dat-pp-tiny_8xb2-50e_coco deformable-detr-refine_biformer-small_8xb2-50e_coco deformable-detr-refine_shunted-small_8xb2-50e_coco deformable-detr-refine-twostage_dat-pp-tiny_8xb2-50e_coco deformable-detr-refine-twostage_biformer-small_8xb2-50e_coco deformable-detr-refine-twostage_shunted-small_8xb2-50e_coco deformable-detr-single-scale_r50_16xb2-50e_coco deformable-detr-single-scale_dc5-r50_16xb2-50e_coco deformable-detr-refine-twostage_dat-nano_1xb4-5e_bccd deformable-detr-refine-twostage_biformer-nano_1xb4-5e_bccd deformable-detr-refine-twostage_shunted-nano_1xb4-5e_bccd detr_r50_32xb2-500e_coco detr_dc5-r50_64xb1-500e_coco detr_r101_32xb2-500e_coco detr_dc5-r101_64xb1-500e_coco detr_dat-pp-tiny_8xb2-150e_coco detr_biformer-small_8xb2-150e_coco detr_shunted-small_8xb2-150e_coco detr_deit-small_16xb1-150e_coco detr_r50_32xb2-500e_coco-panoptic detr_dc5-r50_64xb1-500e_coco-panoptic detr_r101_32xb2-500e_coco-panoptic panoptic-detr-frozen_r50_32xb2-25e_coco-panoptic panoptic-detr-frozen_dc5-r50_64xb1-25e_coco-panoptic panoptic-detr-frozen_r101_32xb2-25e_coco-panoptic panoptic-detr_r50_32xb2-500e_coco-panoptic panoptic-detr_dc5-r50_64xb1-500e_coco-panoptic panoptic-detr_r101_32xb2-500e_coco-panoptic panoptic-detr_biformer-small_8xb2-150e_coco-panoptic)' 'files:file:_files'
 }
 # End Custom Preamble
 

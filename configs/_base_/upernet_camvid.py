@@ -1,0 +1,9 @@
+# A small UPerNet on street scenes, with a schedule of 25 minutes on one CPU core.
+_base_ = ['./upernet_small.py', './camvid.py']
+
+model = dict(
+    data_preprocessor=dict(size=(256, 256)),
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
+)
+train_cfg = dict(max_iters=600, val_interval=300)

@@ -1,0 +1,12 @@
+_base_ = '../_base_/classifier_cifar10.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmsparse.DAT',
+        arch='nano',
+        # As in the other backbones; DAT was released with torch's initialization.
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+    ),
+)
+optim_wrapper = dict(constructor='mmsparse.BackboneOptimWrapperConstructor')

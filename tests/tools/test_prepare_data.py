@@ -1,0 +1,270 @@
+"""Public data sets: a few files in each public layout, prepared, read by the hosts."""
+
+import json
+import os
+import pickle
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import prepare_data
+import pytest
+from mmdet.datasets import CocoDataset
+from mmpretrain.datasets import CustomDataset
+from mmseg.datasets import BaseSegDataset
+from PIL import Image
+from public_data import cifar10
+from public_data.cifar10 import CLASSES
+
+REAL = Path(
+    os.environ.get('MMSPARSE_DATA', Path(__file__).parents[3] / 'shared' / 'data')
+)
+VOC = '<annotation><size><width>64</width><height>48</height></size>{}</annotation>'
+OBJECT = (
+    '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>'
+    '<ymax>{}</ymax></bndbox></object>'
+)
+CELLS = [('WBC', 5, 5, 24, 20), ('RBC', 1, 1, 10, 10), ('RBC', 1, 1, 10, 10)]
+POINT = ('RBC', 30, 30, 30, 30)
+SPLITS = ('train', 'val', 'test')
+
+
+def photo(path, size=(64, 48), value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, (value, value, value)).save(path)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def make_bccd(root):
+    for number, split in enumerate(SPLITS):
+        name = f'BloodImage_{number:05}'
+        photo(root / 'JPEGImages' / f'{name}.jpg')
+        cells = [*CELLS, POINT] if split == 'val' else CELLS
+        text = VOC.format(''.join(OBJECT.format(*cell) for cell in cells))
+        write(root / 'Annotations' / f'{name}.xml', text)
+        write(root / 'ImageSets' / 'Main' / f'{split}.txt', f'{name}\n')
+
+
+def make_camvid(root):
+    labels = np.arange(64 * 48).reshape(48, 64) % 12
+    for split in SPLITS:
+        for number in range(2):
+            photo(root / split / f'{number}.jpg')
+            path = root / f'{split}annot' / f'{number}.png'
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(labels.astype(np.uint8)).save(path)
+
+
+def make_cifar10(root):
+    for split in ('train', 'test'):
+        for value, name in enumerate(CLASSES):
+            photo(root / split / name / '0000.jpg', (32, 32), 10 * value)
+
+
+def make_batches(root):
+    """CIFAR-10 as its authors have it: red, green and blue of ten images a batch."""
+    root.mkdir()
+    for name in (name for names in cifar10.SPLITS.values() for name in names):
+        pixels = np.repeat(np.arange(30, dtype=np.uint8).reshape(10, 3), 1024, 1)
+        batch = dict(data=pixels, labels=list(range(10)))
+        (root / name).write_bytes(pickle.dumps(batch))
+
+
+MAKE = dict(bccd=make_bccd, camvid=make_camvid, cifar10=make_cifar10)
+
+
+@pytest.fixture(scope='session')
+def public(tmp_path_factory):
+    """A folder with a few files of each data set, by its name."""
+    folder = tmp_path_factory.mktemp('public')
+    for name, make in MAKE.items():
+        make(folder / name)
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """Run the command in an empty folder; return what it printed, or its error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['prepare_data.py', *map(str, args)])
+        prepare_data.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def pack(folder, path):
+    with zipfile.ZipFile(path, 'w') as archive:
+        for file in sorted(folder.rglob('*.*')):
+            archive.write(file, file.relative_to(folder.parent))
+    return path
+
+
+def test_bccd_is_coco_with_its_faults_by_name(public, prepare):
+    printed = prepare('bccd', public / 'bccd', '--partial')
+
+    assert 'boxes of one pixel, left out: 1: BloodImage_00001 (RBC)' in printed
+    assert 'cells labeled twice, both kept: 3: BloodImage_00000 (RBC), Blo' in printed
+    assert printed.endswith('data/bccd\n')
+    classes = ('RBC', 'WBC', 'Platelets')
+    data = CocoDataset(
+        data_root='data/bccd',
+        ann_file='annotations/val.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=classes),
+    )
+    (image,) = [data.get_data_info(i) for i in range(len(data))]
+    assert Path(image['img_path']).is_file()
+    found = [(x['bbox_label'], x['bbox']) for x in image['instances']]
+    # Pixels count from 1 and both ends belong to the box.
+    assert found == [(1, [4, 4, 24, 20]), *[(0, [0, 0, 10, 10])] * 2]
+
+
+def test_camvid_is_read_by_mmseg_with_void_ignored(public, prepare):
+    prepare('camvid', public / 'camvid', '--partial')
+
+    prefix = dict(img_path='images/test', seg_map_path='annotations/test')
+    data = BaseSegDataset(
+        data_root='data/camvid',
+        data_prefix=prefix,
+        metainfo=dict(classes=tuple('abcdefghijk')),
+        pipeline=[dict(type='mmseg.LoadAnnotations')],
+    )
+    assert len(data) == 2
+    labels = data[0]['gt_seg_map']
+    assert set(np.unique(labels)) == {*range(11), 255}
+    assert (labels.ravel()[:12] == [*range(11), 255]).all()
+
+
+@pytest.mark.parametrize('pickled', [False, True])
+def test_cifar10_is_read_by_mmpretrain(pickled, public, prepare, tmp_path):
+    source = public / 'cifar10'
+    if pickled:
+        source = tmp_path / 'cifar-10-batches-py'
+        make_batches(source)
+
+    prepare('cifar10', source, '--partial')
+
+    data = CustomDataset(data_root='data/cifar10', data_prefix='train')
+    found = [data.get_data_info(i) for i in range(len(data))]
+    assert data.metainfo['classes'] == CLASSES
+    number = 5 if pickled else 1
+    assert [x['gt_label'] for x in found] == [
+        i for i in range(10) for _ in range(number)
+    ]
+    pixels = np.asarray(Image.open(found[-1]['img_path']))
+    assert pixels.shape == (32, 32, 3)
+    if pickled:
+        assert (pixels == [27, 28, 29]).all()
+
+
+def test_a_pickle_that_runs_code_is_refused(prepare, tmp_path):
+    make_batches(tmp_path / 'batches')
+    (tmp_path / 'batches/test_batch').write_bytes(pickle.dumps(os.getcwd))
+
+    with pytest.raises(prepare_data.UsageError, match='names posix.getcwd'):
+        prepare('cifar10', tmp_path / 'batches', '--partial')
+
+
+TRAINED = (  # a config of each kind
+    'shunted-nano_1xb64-3e_cifar10',
+    'atss_shunted-nano_1xb8-14e_bccd',
+    'deformable-detr-refine-twostage_shunted-nano_1xb4-5e_bccd',
+    'focus-detr_shunted-nano_1xb4-8e_bccd',
+    'fpn_shunted-nano_1xb8-600i_camvid',
+    'upernet_shunted-nano_1xb8-600i_camvid',
+)
+
+
+@pytest.fixture(scope='session')
+def prepared(public, tmp_path_factory, run_tool):
+    """A working directory with the data sets."""
+    folder = tmp_path_factory.mktemp('prepared')
+    for name in MAKE:
+        run_tool('prepare_data.py', name, public / name, '--partial', cwd=folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_config_trains_two_iterations(name, prepared, run_tool):
+    length = 'max_iters' if name.endswith('camvid') else 'max_epochs'
+
+    run_tool(
+        *('train.py', f'{name}.py', '--cfg-options', f'train_cfg.{length}=2'),
+        *('train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2'),
+        cwd=prepared,
+    )
+
+    (log,) = (prepared / 'work_dirs' / name).glob('*/*.log')
+    assert re.search(r'(Epoch|Iter)\(val\)', log.read_text())
+
+
+@pytest.mark.parametrize('name', MAKE)
+def test_a_dry_run_only_draws(name, public, prepare, tmp_path):
+    sheet = Path(prepare(name, public / name, '--partial', '--dry-run').split()[-1])
+
+    assert [x.name for x in tmp_path.glob('data/*')] == [f'{name}_samples.png']
+    assert Image.open(sheet).width == 1280
+
+
+def test_a_zip_is_unpacked_and_replaces_only_what_was_written(
+    public, prepare, tmp_path
+):
+    archive = pack(public / 'bccd', tmp_path / 'bccd.zip')
+    prepare('bccd', archive, '--partial')
+    with pytest.raises(prepare_data.UsageError, match='--force replaces it'):
+        prepare('bccd', archive, '--partial')
+    prepare('bccd', archive, '--partial', '--force')
+    assert json.loads(Path('data/bccd/meta.json').read_text())['name'] == 'bccd'
+    with pytest.raises(prepare_data.UsageError, match='other files'):
+        prepare('bccd', archive, '--partial', '--force', '--out', '.')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['bccd', 'missing.zip'], 'no such file or folder: missing.zip'),
+        (['bccd', 'cut.zip'], 'is no whole zip'),
+        (['bccd', '{}/camvid'], 'has no ImageSets/Main'),
+        (['bccd', '{}/bccd'], 'has 3 of 364 label files .* incomplete or changed'),
+        (['camvid', '{}/camvid'], 'has 2 of 367 train images'),
+    ],
+)
+def test_missing_and_incomplete_downloads_are_errors(
+    options, message, public, prepare, tmp_path
+):
+    whole = pack(public / 'bccd', tmp_path / 'whole.zip').read_bytes()
+    Path('cut.zip').write_bytes(whole[:-100])
+
+    with pytest.raises(prepare_data.UsageError, match=message):
+        prepare(*(option.format(public) for option in options))
+    assert not Path('data').exists()
+
+
+def test_labels_out_of_range_and_of_another_size_are_errors(prepare, tmp_path):
+    make_camvid(tmp_path / 'camvid')
+    path = tmp_path / 'camvid/trainannot/0.png'
+    for labels, message in (
+        (np.full((48, 64), 12, np.uint8), 'has the label 12; expected 0 to 11'),
+        (np.zeros((8, 8), np.uint8), 'image of size 64x48, got .* of shape .8, 8.'),
+    ):
+        Image.fromarray(labels).save(path)
+        with pytest.raises(prepare_data.UsageError, match=message):
+            prepare('camvid', tmp_path / 'camvid', '--partial')
+
+
+@pytest.mark.parametrize('name', MAKE)
+def test_the_real_files_are_whole(name, prepare):
+    archive = REAL / f'{name}.zip'
+    if not archive.is_file():
+        pytest.skip(f'no {archive}; MMSPARSE_DATA is the folder of the zips')
+    prepare(name, archive, '--dry-run')
