@@ -1,4 +1,4 @@
-"""Prepare a public data set for the hosts: CIFAR-10, CamVid, BCCD or COCO128.
+"""Prepare a public data set for the hosts: CIFAR-10, CamVid or BCCD.
 
 Nothing is downloaded: SOURCE is the zip, or the folder that it was unpacked into. Files
 are counted before anything is written.

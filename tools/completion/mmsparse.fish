@@ -294,7 +294,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using prepare-digits' -l train-images-p
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-digits' -l val-images-per-scan -x -d 'images of each scan to evaluate classifiers (2)'
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-digits' -l seed -x -d 'random seed (0)'
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-digits' -l force -d 'replace existing digits in DIR'
-complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a prepare-data -d 'Prepare a public data set for the hosts: CIFAR-10, CamVid, BCCD or COCO128'
+complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a prepare-data -d 'Prepare a public data set for the hosts: CIFAR-10, CamVid or BCCD'
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-data' -s h -l help -d 'show this help message and exit'
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-data; and test $_shtab_mmsparse_npos -eq 0' -a cifar10 -d '60,000 images of 32x32, 10 classes'
 complete -c mmsparse -n '_shtab_mmsparse_using prepare-data cifar10' -s h -l help -d 'show this help message and exit'

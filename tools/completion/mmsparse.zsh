@@ -21,7 +21,7 @@ _shtab_mmsparse_commands() {
     export:'Export a trained model to ONNX, and compare the file with PyTorch'
     flops:'Count the parameters, MACs and FLOPs of a model and its parts for one image'
     infer:'Run a trained model on images and videos; draw and write the predictions'
-    prepare-data:'Prepare a public data set for the hosts: CIFAR-10, CamVid, BCCD or COCO128'
+    prepare-data:'Prepare a public data set for the hosts: CIFAR-10, CamVid or BCCD'
     prepare-digits:'Build a small data set of handwritten digits for three tasks, without a download'
     publish:'Publish a checkpoint as OpenMMLab'"'"'s model zoos do, and print its metafile entry'
     test:'Evaluate a checkpoint on the test data of its config'
