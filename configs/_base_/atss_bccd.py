@@ -1,4 +1,4 @@
-# A small ATSS on blood cells, with a schedule of 25 minutes on one CPU core.
+# A small ATSS on blood cells, with a schedule for 25 minutes on one CPU core.
 _base_ = ['./atss_small.py', './bccd.py']
 
 model = dict(bbox_head=dict(num_classes=3))

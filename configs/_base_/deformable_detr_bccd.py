@@ -1,4 +1,4 @@
-# A small two-stage Deformable DETR on blood cells, with a schedule of 25 minutes on one
+# A small two-stage Deformable DETR on blood cells, with a schedule for 25 minutes on one
 # CPU core.
 _base_ = ['./deformable_detr_small.py', './bccd.py']
 

@@ -1,4 +1,4 @@
-# A small Focus-DETR on blood cells, with a schedule of 25 minutes on one CPU core.
+# A small Focus-DETR on blood cells, with a schedule for 25 minutes on one CPU core.
 _base_ = ['./dino_small.py', './bccd.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# A small Semantic FPN on street scenes, with a schedule of 25 minutes on one CPU core.
+# A small Semantic FPN on street scenes, with a schedule for 25 minutes on one CPU core.
 _base_ = ['./fpn_small.py', './camvid.py']
 
 model = dict(data_preprocessor=dict(size=(256, 256)), decode_head=dict(num_classes=11))

@@ -1,4 +1,4 @@
-# A small UPerNet on street scenes, with a schedule of 25 minutes on one CPU core.
+# A small UPerNet on street scenes, with a schedule for 25 minutes on one CPU core.
 _base_ = ['./upernet_small.py', './camvid.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# For a GPU: as many iterations as the nano, which has 25 minutes on a CPU core.
+# For a GPU: as many iterations as the nano, which is to take 25 minutes on a CPU core.
 _base_ = './atss_biformer-nano_1xb8-14e_bccd.py'
 
 model = dict(

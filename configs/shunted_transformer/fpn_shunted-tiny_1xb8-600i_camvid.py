@@ -1,4 +1,4 @@
-# For a GPU: as many iterations as the nano, which has 25 minutes on a CPU core.
+# For a GPU: as many iterations as the nano, which is to take 25 minutes on a CPU core.
 _base_ = './fpn_shunted-nano_1xb8-600i_camvid.py'
 
 model = dict(

@@ -36,7 +36,8 @@ def model():
 
 def convert(path, model):
     target = path.with_name('out.pth')
-    options = dict(family=None, arch=None, backbone_only=False, force=False)
+    options = dict.fromkeys(('family', 'arch', 'class_ids'))
+    options.update(backbone_only=False, force=False)
     files = dict(source=path, target=target)
     convert_checkpoint.convert_file(argparse.Namespace(**files, **options))
 
