@@ -1,5 +1,5 @@
-# A small two-stage Deformable DETR on blood cells, with a schedule for 25 minutes on one
-# CPU core.
+# A small two-stage Deformable DETR on blood cells, with a schedule for 25 minutes on
+# one CPU core.
 _base_ = ['./deformable_detr_small.py', './bccd.py']
 
 model = dict(
