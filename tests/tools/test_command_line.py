@@ -177,7 +177,7 @@ def test_the_completion_scripts_are_those_of_the_current_options(tmp_path):
         ('tr', {'train'}),
         ('', {*COMMANDS}),
         ('train --re', {'--resume'}),
-        ('train biformer-n', {NANO}),
+        ('train biformer-nano_1xb32', {NANO}),
         ('train focus-detr_r50_8xb2-1', {'focus-detr_r50_8xb2-12e_coco'}),
         ('test x.py checkpoint', {'checkpoint.pth'}),
         (

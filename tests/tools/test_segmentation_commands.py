@@ -50,7 +50,8 @@ def segmentor(small_digits):
     meta = dict(CLASSES=[f'class {i}' for i in range(150)], PALETTE=PALETTE)
     torch.save({'meta': meta, 'state_dict': weights}, small_digits / 'released.pth')
     files = dict(source=small_digits / 'released.pth', target=small_digits / 'new.pth')
-    options = dict(family=None, arch=None, backbone_only=False, force=False)
+    options = dict.fromkeys(('family', 'arch', 'class_ids'))
+    options.update(backbone_only=False, force=False)
     convert_checkpoint.convert_file(argparse.Namespace(**files, **options))
     return config, files['target']
 

@@ -73,7 +73,7 @@ def test_a_segmentor_is_drawn_at_a_point(folder, run_tool):
         (
             ['plain.py', 'plain.pth', 'small.png'],
             'error: small.png: model must have layers to record; ImageClassifier has '
-            'none of: attention layers with attention_maps() (BiLevelRouting',
+            'none of: attention layers with attention_maps() (AgentAttention',
         ),
         (
             [CLASSIFIER, 'classifier.pth', 'small.png', 'cls/small.png'],

@@ -98,7 +98,8 @@ def test_kept_cells_are_transparent_and_flipped_with_the_image(detector_sample):
 def test_one_selection_for_all_layers_has_its_levels_in_a_row(detector_sample):
     tokens = detector_sample.recording.tokens
     same = tokens.kept._replace(kept=tokens.kept.kept[:, :1])
-    recording = replace(detector_sample.recording, tokens=tokens._replace(kept=same))
+    tokens = tokens._replace(kept=same, objects=tokens.objects[:, :1])
+    recording = replace(detector_sample.recording, tokens=tokens)
 
     figure = draw_kept_tokens(replace(detector_sample, recording=recording))
 
