@@ -10,7 +10,13 @@ from torch import nn
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.models import DAT, BiFormer, ShuntedTransformer
-from mmsparse.visualization import Sample, read_pipeline, record, record_sample
+from mmsparse.visualization import (
+    Sample,
+    read_classes,
+    read_pipeline,
+    record,
+    record_sample,
+)
 
 CONFIG = Path(__file__).parents[1] / 'configs/focus_detr'
 CONFIG /= 'focus-detr_biformer-nano_1xb4-4e_digits.py'
@@ -71,5 +77,6 @@ def detector_sample(detector_cfg, detector, tmp_path_factory):
     path = tmp_path_factory.mktemp('detector') / 'noise.png'
     noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     Image.fromarray(noise).save(path)
-    transforms, names = read_pipeline(detector_cfg)
+    transforms = read_pipeline(detector_cfg)
+    names, _ = read_classes(detector_cfg, None)
     return record_sample(detector, transforms, str(path), names, score_thr=0.0)

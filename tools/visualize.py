@@ -1,9 +1,10 @@
 """Draw what the attention of a trained model does on images.
 
 Writes NAME_FIGURE.png for every image, as far as the model has the parts: attention,
-sampled_keys (DAT), routed_regions (BiFormer), foreground and kept_tokens (Focus-DETR),
-sampling_locations (deformable decoders), queries and encoder_points (DETR), and
-receptive_field. The backbone may also be a Swin, ViT or PVT of another library.
+sampled_keys (DAT), routed_regions (BiFormer), foreground and kept_tokens (Sparse DETR,
+Focus-DETR), sampling_locations (deformable decoders), queries and encoder_points
+(DETR), and receptive_field. The backbone may also be a Swin, ViT or PVT of another
+library.
 
 With --compare, several models are drawn next to each other on one image:
   --compare CONFIG CHECKPOINT CONFIG CHECKPOINT ... IMAGE
@@ -58,7 +59,7 @@ def main() -> int:
     check_unique_names(args.images)
     cfg = read_config(args.config, args.cfg_options)
     model = load_model(cfg, args.checkpoint, args.device)
-    transforms, _ = read_pipeline(cfg)
+    transforms = read_pipeline(cfg)
     names, _ = read_classes(cfg, args.checkpoint)
     use_fonts_for(names)
     out, failed, statistics = Path(args.out), False, []

@@ -33,7 +33,7 @@ bccd_test_pipeline = [
 # Prefixed names, so that a config can also inherit the data loaders of a detector.
 bccd_train_dataloader = dict(
     batch_size=4,
-    num_workers=0,  # two CPU cores leave none for loading
+    num_workers=0,  # the training needs the CPU core
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(

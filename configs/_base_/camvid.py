@@ -40,7 +40,7 @@ test_pipeline = [*_load, dict(type='PackSegInputs')]
 
 train_dataloader = dict(
     batch_size=8,
-    num_workers=0,  # two CPU cores leave none for loading
+    num_workers=0,  # the training needs the CPU core
     persistent_workers=False,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

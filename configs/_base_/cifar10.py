@@ -1,6 +1,6 @@
 # CIFAR-10 in class folders, written by tools/prepare_data.py. Images are enlarged from
-# 32x32 to 64x64, so that the stem reduces the original twice: all backbones have a stem
-# that reduces four times, which would leave one token of 32x32 to the last stage.
+# 32x32 to 64x64, so that the stem, which reduces four times, halves the original: of
+# 32x32, the last stage would have a single token.
 dataset_type = 'CustomDataset'
 data_root = 'data/cifar10'
 data_preprocessor = dict(
@@ -26,7 +26,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=64,
-    num_workers=0,  # two CPU cores leave none for loading
+    num_workers=0,  # the training needs the CPU core
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),

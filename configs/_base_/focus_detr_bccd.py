@@ -13,7 +13,7 @@ model = dict(
     bbox_head=dict(
         type='mmsparse.FocusDETRHead',
         num_classes=3,
-        # The default ranges assign cells to the finest level only.
+        # Overlapping ranges: by the default ones most cells train a single level.
         loss_foreground=dict(
             strides=(8, 16, 32),
             size_ranges=((-1, 64), (32, 128), (64, 256)),

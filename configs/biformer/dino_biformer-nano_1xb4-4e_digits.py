@@ -1,13 +1,8 @@
-_base_ = '../_base_/dino_digits.py'
+_base_ = ['../_base_/dino_digits.py', '../_base_/backbones/biformer-nano.py']
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mmsparse.BiFormer',
-        arch='nano',
-        regions_per_side=4,
-        out_indices=(1, 2, 3),
-        out_norm='layer',
+        _base_.biformer_nano, _delete_=True, regions_per_side=4, out_indices=(1, 2, 3)
     ),
     neck=dict(in_channels=[64, 128, 256]),
 )

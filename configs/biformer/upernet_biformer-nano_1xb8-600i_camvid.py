@@ -1,12 +1,5 @@
-_base_ = '../_base_/upernet_camvid.py'
+_base_ = ['../_base_/upernet_camvid.py', '../_base_/backbones/biformer-nano.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.BiFormer',
-        arch='nano',
-        regions_per_side=8,
-        out_indices=(0, 1, 2, 3),
-        out_norm='layer',
-    ),
+    backbone=dict(_base_.biformer_nano, _delete_=True, regions_per_side=8),
 )

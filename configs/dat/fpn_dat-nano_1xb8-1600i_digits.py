@@ -1,15 +1,11 @@
-_base_ = ['../_base_/fpn_digits.py', '../_base_/dat_nano_decay.py']
+_base_ = [
+    '../_base_/fpn_digits.py',
+    '../_base_/dat_nano_decay.py',
+    '../_base_/backbones/dat-nano.py',
+]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.DAT',
-        arch='nano',
-        out_indices=(0, 1, 2, 3),
-        out_norm='layer',
-        # As in the classifier.
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-    ),
+    backbone=dict(_base_.dat_nano, _delete_=True),
     neck=dict(in_channels=[32, 64, 128, 256]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.dat_nano_decay))

@@ -1,14 +1,6 @@
-_base_ = '../_base_/upernet_camvid.py'
+_base_ = ['../_base_/upernet_camvid.py', '../_base_/backbones/dat-nano.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.DAT',
-        arch='nano',
-        out_indices=(0, 1, 2, 3),
-        out_norm='layer',
-        # As in the other backbones; DAT was released with torch's initialization.
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-    ),
+    backbone=dict(_base_.dat_nano, _delete_=True),
 )
 optim_wrapper = dict(constructor='mmsparse.BackboneOptimWrapperConstructor')

@@ -1,11 +1,6 @@
-_base_ = '../_base_/deformable_detr_bccd.py'
+_base_ = ['../_base_/deformable_detr_bccd.py', '../_base_/backbones/shunted-nano.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.ShuntedTransformer',
-        arch='nano',
-        out_indices=(1, 2, 3),
-    ),
+    backbone=dict(_base_.shunted_nano, _delete_=True, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[64, 128, 256]),
 )

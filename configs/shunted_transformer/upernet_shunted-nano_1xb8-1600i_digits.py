@@ -1,10 +1,5 @@
-_base_ = '../_base_/upernet_digits.py'
+_base_ = ['../_base_/upernet_digits.py', '../_base_/backbones/shunted-nano.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmsparse.ShuntedTransformer',
-        arch='nano',
-        out_indices=(0, 1, 2, 3),
-    ),
+    backbone=dict(_base_.shunted_nano, _delete_=True),
 )

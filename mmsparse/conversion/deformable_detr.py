@@ -52,7 +52,7 @@ def _variant(weights: Weights) -> str:
     return 'plain'
 
 
-def widths_of_maps(weights: Weights) -> list[int]:
+def _widths(weights: Weights) -> list[int]:
     """Return the widths of the backbone's feature maps, which 1x1 convolutions take."""
     projected = [name for name, x in weights.items() if x.shape[2:] == (1, 1)]
     return [
@@ -131,7 +131,7 @@ DEFORMABLE_DETR = Detector(
     markers=(r'transformer\.encoder\.layers\.\d+\.self_attn\.',),
     backbone='backbone.0.body.',
     alias_of=alias_in_decoder,
-    widths=widths_of_maps,
+    widths=_widths,
     variant=_variant,
     layout=_layout,
     note='mmdet needs neck=dict(bias=True).',

@@ -1,11 +1,11 @@
 """Layouts of the official DETR and of its panoptic model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mmsparse.checkpoint.state_dict import strip_prefix
 from mmsparse.conversion.deformable_detr import CLASS_ROWS, ENCODER, FEED_FORWARD
-from mmsparse.conversion.detectors import Detector
+from mmsparse.conversion.detectors import ClassIds, Detector
 from mmsparse.conversion.layout import (
     Entry,
     Weights,
@@ -112,9 +112,7 @@ def mask_network(inputs: int, channels: int, widths: Sequence[int]) -> list[Entr
     return layout + affine('out_lay', 'out_conv', (1, inputs, 3, 3))
 
 
-def _select_classes(
-    weights: Weights, class_ids: Collection[int] | str | None
-) -> Weights:
+def _select_classes(weights: Weights, class_ids: ClassIds) -> Weights:
     """Keep the rows of some ids, and the last, of no object.
 
     None keeps the rows of the classes if the ids are those of COCO, else all.

@@ -66,7 +66,7 @@ def _resnets(weights: Weights, renames: Sequence[Rename]) -> list[HostBackbone]:
     return [
         HostBackbone(
             f'ResNet-{depth}',
-            tuple(_expansion(depth) * width * 2**i for i in range(4)),
+            resnet_widths(depth, width),
             [
                 replace(x, official=rename(x.official, renames))
                 for x in resnet(depth, width)
@@ -74,6 +74,11 @@ def _resnets(weights: Weights, renames: Sequence[Rename]) -> list[HostBackbone]:
         )
         for depth in RESNETS
     ]
+
+
+def resnet_widths(depth: int, width: int) -> tuple[int, ...]:
+    """Return the channels of the four stages of a ResNet."""
+    return tuple(_expansion(depth) * width * 2**i for i in range(4))
 
 
 def _expansion(depth: int) -> int:

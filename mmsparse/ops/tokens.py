@@ -49,12 +49,12 @@ def select_tokens(
         padding: True for tokens that are padding, (B, N); None for none.
         num_valid: Number of tokens of every image without padding, (B,), on the CPU,
             where it is known without waiting for a GPU.
-        keep_ratio: Share of an image's tokens that are its foreground, in (0, 1].
-        cascade: Share of the foreground that each layer keeps, in (0, 1]; one number if
-            all layers keep the same.
+        keep_ratio: Share of an image's tokens that are selected, in (0, 1].
+        cascade: Share of the selected tokens that each layer keeps, in (0, 1]; one
+            number if all layers keep the same.
         per_image: Keep a share of every image's own tokens. Otherwise all images keep
-            as many rows as the image with the largest foreground, and the others update
-            no more of them than their foreground has.
+            as many rows as the image with the most selected tokens, and the others
+            update no more of them than they have selected.
 
     Returns:
         The selection. Padding is ranked last and never updated.
@@ -65,8 +65,8 @@ def select_tokens(
     Source: Sparse DETR, arXiv 2111.14330; Focus-DETR, arXiv 2307.12612, section 3.
     """
     # 1. On the CPU, count the rows of every layer: shapes must not wait for a GPU.
-    foreground = foreground_counts(num_valid, keep_ratio)  # (B,)
-    layer_shares = [layer_counts(foreground, share) for share in cascade]
+    selected = selected_counts(num_valid, keep_ratio)  # (B,)
+    layer_shares = [layer_counts(selected, share) for share in cascade]
     kept = tuple(int(counts.max()) for counts in layer_shares)
     fewest = (
         min(int(counts.min()) for counts in layer_shares) if per_image else min(kept)
@@ -82,17 +82,17 @@ def select_tokens(
     if padding is not None:
         scores = scores.masked_fill(padding, float('-inf'))
         num_valid_here = (~padding).sum(1)
-    foreground_here = foreground_counts(num_valid_here, keep_ratio)
+    selected_here = selected_counts(num_valid_here, keep_ratio)
     # 3. Mask the rows of each layer that an image with fewer tokens does not own.
     eligible, written = [], []
     for share, counts, rows in zip(cascade, layer_shares, kept, strict=True):
         if per_image:
-            own = _row_mask(layer_counts(foreground_here, share), counts, rows)
+            own = _row_mask(layer_counts(selected_here, share), counts, rows)
             eligible.append(own)
             written.append(own)
         else:
             eligible.append(_row_mask(num_valid_here, num_valid, rows))
-            written.append(_row_mask(foreground_here, foreground, rows))
+            written.append(_row_mask(selected_here, selected, rows))
     # 4. Sort once: each layer keeps the first rows of the same list.
     best = scores.topk(max(kept))
     return TokenSelection(
@@ -100,12 +100,12 @@ def select_tokens(
     )
 
 
-def foreground_counts(num_valid: Tensor, keep_ratio: float) -> Tensor:
-    """Count the foreground tokens of images.
+def selected_counts(num_valid: Tensor, keep_ratio: float) -> Tensor:
+    """Count the selected tokens of images.
 
     Args:
         num_valid: Number of their tokens without padding, (B,).
-        keep_ratio: Share of them that is foreground, in (0, 1].
+        keep_ratio: Share of them that is selected, in (0, 1].
 
     Returns:
         (B,), at least 1; rounded down in float32, plus 1.

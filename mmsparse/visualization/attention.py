@@ -20,7 +20,6 @@ MAX_LAYERS = 4  # of a single stage
 MAX_ARROWS = 4  # per row and per column
 LARGEST_DOT, MANY_DOTS = 90, 100  # pt^2; in panels with more dots they are smaller
 FAINT = '#ffffff80'  # white, half transparent
-RELATIVE = 'attention, relative to the largest of a panel'
 
 
 def draw_attention(
@@ -57,7 +56,7 @@ def draw_attention(
             panels.set_title(axis, f'{layer.title}{name}')
             panels.mark_query(axis, point)
     panels.fill_blank(blank, sample)
-    panels.add_color_bar(figure, axes, RELATIVE)
+    panels.add_color_bar(figure, axes, panels.RELATIVE)
     panels.set_caption(
         figure,
         'What the query (star) attends to, averaged over heads, in the last layer of '
@@ -149,7 +148,7 @@ def draw_routed_regions(sample: Sample, point: Point) -> Figure:
             panels.mark_query(axis, point)
         panels.set_title(top, f'{layer.title}: {len(routes)} of {len(regions)} regions')
         panels.set_title(bottom, 'attention to their tokens')
-    panels.add_color_bar(figure, axes, 'affinity or ' + RELATIVE)
+    panels.add_color_bar(figure, axes, 'affinity or ' + panels.RELATIVE)
     panels.set_caption(
         figure,
         'Top: the regions (white outlines) to which the region (blue) of the query '

@@ -63,7 +63,7 @@ def compare_attention(samples: Samples, point: Point) -> Figure:
             _draw_density(axis, sample, layer, point)
             panels.mark_query(axis, point)
         panels.fill_blank(row[len(layers) :], sample)
-    panels.add_color_bar(figure, axes, attention.RELATIVE)
+    panels.add_color_bar(figure, axes, panels.RELATIVE)
     panels.set_caption(
         figure,
         'What the same query (star) attends to in each model, averaged over heads, in '
@@ -91,7 +91,7 @@ def compare_kept_tokens(samples: Samples, point: Point) -> Figure:
     for (title, found), row in zip(levels.items(), axes, strict=True):
         for axis, (shares, corners) in zip(row, found, strict=False):
             colors = panels.heat_colors(shares)
-            panels.overlay_cells(axis, samples[title], shares, corners, colors)
+            panels.overlay_cells(axis, samples[title], corners, colors)
             size = 'x'.join(map(str, shares.shape))
             panels.set_title(axis, f'{size} cells, {shares.mean():.0%} kept')
         panels.fill_blank(row[len(found) :], samples[title])
@@ -156,7 +156,7 @@ def _draw_density(
         corners = detr.map_corners(sample, size, layer.stride)
         shares = density / density.max()
         colors = panels.heat_colors(shares)
-        panels.overlay_cells(axis, sample, shares, corners, colors)
+        panels.overlay_cells(axis, sample, corners, colors)
     keys = sum(x.weights.shape[-1] for x in maps)
     panels.set_title(axis, f'{layer.title}: {keys} keys')
 

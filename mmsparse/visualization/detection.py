@@ -19,7 +19,7 @@ def draw_foreground_scores(sample: Sample) -> Figure:
     figure, axes = panels.make_panels(sample, 1, len(levels), dimmed=True)
     for axis, (values, corners) in zip(axes[0], levels, strict=True):
         colors = panels.heat_colors(values)
-        panels.overlay_cells(axis, sample, values, corners, colors)
+        panels.overlay_cells(axis, sample, corners, colors)
         rows, columns = values.shape
         panels.set_title(axis, f'{rows}x{columns} cells, up to {values.max():.2f}')
     panels.add_color_bar(figure, axes, 'foreground probability')
@@ -57,17 +57,18 @@ def draw_kept_tokens(sample: Sample) -> Figure:
             marks.split(lengths),
             strict=True,
         ):
-            panels.overlay_cells(axis, sample, values, corners)
+            panels.overlay_cells(axis, sample, corners, panels.shade_colors(values))
             points = points[chosen].T.numpy()
             axis.scatter(*points, s=5, c=panels.QUERY_COLOR, zorder=3)
     for (axis, *_), (rows, columns) in zip(axes, sizes, strict=True):
         panels.set_row_title(axis, f'{rows}x{columns} cells')
-    marks = ' Blue dots: object tokens, which attend to each other.'
-    panels.set_caption(
-        figure,
-        'Tokens that the encoder layers (columns) keep on the feature levels (rows). '
-        'Dark tokens are not refined.' + marks * bool(objects.any()),
-    )
+    caption = 'Tokens that all encoder layers keep, by feature level.'
+    if len(kept) > 1:
+        caption = 'Tokens that the encoder layers (columns) keep on the levels (rows).'
+    caption += ' Dark tokens are not refined.'
+    if objects.any():
+        caption += ' Blue dots: object tokens, which attend to each other.'
+    panels.set_caption(figure, caption)
     return figure
 
 

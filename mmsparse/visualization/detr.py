@@ -41,13 +41,13 @@ def draw_queries(sample: Sample) -> Figure:
     for axis, query in zip(others, queries, strict=False):
         shares = values[query] / values[query].max()
         colors = panels.heat_colors(shares)
-        panels.overlay_cells(axis, sample, shares, corners, colors)
+        panels.overlay_cells(axis, sample, corners, colors)
         panels.draw_boxes(axis, boxes[query][None], panels.QUERY_COLOR, width=1.6)
         panels.set_title(
             axis, sample.describe(int(labels[query]), float(scores[query]))
         )
     panels.fill_blank(others[len(queries) :], sample)
-    panels.add_color_bar(figure, axes, 'attention, relative to the largest of a panel')
+    panels.add_color_bar(figure, axes, panels.RELATIVE)
     panels.set_caption(
         figure,
         'What the decoder queries of the best detections attend to, in the last '
@@ -81,11 +81,11 @@ def draw_encoder_points(sample: Sample, point: Point) -> Figure:
         for axis, values in ((top, weights[cell]), (bottom, weights[:, cell])):
             shares = values.view(size) / values.max().clamp(min=1e-12)
             colors = panels.heat_colors(shares)
-            panels.overlay_cells(axis, sample, shares, corners, colors)
+            panels.overlay_cells(axis, sample, corners, colors)
             panels.mark_query(axis, place)
         panels.set_title(top, 'attended to by the point')
         panels.set_title(bottom, 'attends to the point')
-    panels.add_color_bar(figure, axes, 'attention, relative to the largest of a panel')
+    panels.add_color_bar(figure, axes, panels.RELATIVE)
     panels.set_caption(
         figure,
         'Attention of the last encoder layer at points (stars), the centers of the '
@@ -126,7 +126,7 @@ def paint_objects(axis: Axes, sample: Sample, queries: Sequence[int]) -> None:
         shares = values[query] / values[query].max()
         colors = np.tile(to_rgba(color), (*shares.shape, 1))
         colors[..., 3] = PAINT * shares  # opacity
-        panels.overlay_cells(axis, sample, shares, corners, colors, smooth=True)
+        panels.overlay_cells(axis, sample, corners, colors, smooth=True)
         panels.draw_boxes(axis, boxes[query][None], color, width=1.6)
         name = sample.describe(int(labels[query]), float(scores[query]))
         corner = boxes[query, :2].clamp(min=0).tolist()

@@ -274,7 +274,7 @@ ADAPTERS: dict[str, type[HostAttention]] = {
     'mmcv.cnn.bricks.transformer.MultiheadAttention': TokensWithPositions,
 }
 SUPPORTED_HOSTS = (
-    'Swin (V1), ViT and PVT layers of mmdet, mmpretrain, mmseg and timm (PVTv2)'
+    'Swin (V1), ViT, PVT and MiT layers of mmdet, mmpretrain, mmseg and timm (PVTv2)'
 )
 
 

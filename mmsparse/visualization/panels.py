@@ -27,6 +27,7 @@ LETTERS = 18  # of a caption per inch
 ENLARGED = 512  # pixels of the longer side, at least, before anything is drawn on it
 BOX_COLOR, QUERY_COLOR, KEYS_COLOR = '#ffd21f', '#00e5ff', 'white'
 HEAT = 'inferno'
+RELATIVE = 'attention, relative to the largest of a panel'  # what it shows
 SHADE = 0.75  # opacity of dark cells
 DIMMED = 0.55  # brightness of the image under a heat map
 FAINTEST, STRONGEST = 0.25, 0.85  # opacity of a heat map
@@ -203,21 +204,17 @@ def draw_dots(axis: Axes, points: Tensor, areas: Tensor, **style: Any) -> None:
 def overlay_cells(
     axis: Axes,
     sample: Sample,
-    values: Tensor,
     corners: Tensor,
-    colors: NDArray | None = None,
+    colors: NDArray,
     smooth: bool = False,
 ) -> None:
-    """Draw the cells of a feature map, (rows, columns), over the image.
+    """Draw the cells of a feature map over the image.
 
-    ``corners``, (2, 2), are the outer corners (x, y) of the first and the last cell.
-    Values from 0 to 1 are cells from dark to transparent, or have the ``colors`` given
-    for them, RGBA, (rows, columns, 4). ``smooth`` interpolates between cells.
+    ``corners``, (2, 2), are the outer corners (x, y) of the first and the last cell,
+    ``colors`` those of the cells, RGBA, (rows, columns, 4). ``smooth`` interpolates
+    between cells.
     """
     (left, top), (right, bottom) = corners.tolist()
-    if colors is None:
-        cells = values.detach().float().cpu().numpy()
-        colors = np.pad(SHADE * (1 - cells)[..., None], [(0, 0), (0, 0), (3, 0)])
     height, width = sample.image.shape[:2]
     axis.imshow(
         colors,
@@ -225,6 +222,12 @@ def overlay_cells(
         interpolation='bilinear' if smooth else 'nearest',
     )
     axis.set(xlim=(0, width), ylim=(height, 0))  # imshow changed them
+
+
+def shade_colors(values: Tensor) -> NDArray[np.floating]:
+    """Return RGBA from dark to transparent, (rows, columns, 4), of values in 0 to 1."""
+    cells = values.detach().float().cpu().numpy()
+    return np.pad(SHADE * (1 - cells)[..., None], [(0, 0), (0, 0), (3, 0)])
 
 
 def heat_colors(shares: Tensor) -> NDArray[np.floating]:

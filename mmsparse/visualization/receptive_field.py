@@ -18,9 +18,9 @@ def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> F
     """Draw the effective receptive field at a point, a panel per feature map.
 
     Colors show the square root of the gradient, averaged over squares of a 24th of the
-    input; a white line surrounds the strongest half of the gradient, and the title says
-    how much of the image that is. ``point`` (x, y) is in pixels of the image; one
-    outside of it raises ValueError.
+    input, whose strongest half a white line surrounds; the title says in how much of
+    the image half of the gradient is, before averaging. ``point`` (x, y) is in pixels
+    of the image; one outside of it raises ValueError.
     """
     sample.transform.check_point(point)
     inputs = sample.recording.inputs
@@ -38,7 +38,7 @@ def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> F
         field = F.avg_pool2d(field[None], window, 1, window // 2)[0]
         shares = (field / field.max()).sqrt()
         colors = panels.heat_colors(shares)
-        panels.overlay_cells(axis, sample, shares, corners, colors, smooth=True)
+        panels.overlay_cells(axis, sample, corners, colors, smooth=True)
         _outline_half(axis, field, corners)
         panels.set_title(axis, f'{rows}x{columns} cells: half in {part:.1%}')
         panels.mark_query(axis, point)
@@ -46,8 +46,8 @@ def draw_receptive_field(sample: Sample, backbone: nn.Module, point: Point) -> F
     panels.set_caption(
         figure,
         'Effective receptive field: pixels that influence the cell of the query (star) '
-        'on each feature map of the backbone. The white line surrounds half of the '
-        'gradient, in the part of the image that the title gives.',
+        'on each feature map of the backbone. The title says which part of the image '
+        'has half of the gradient; the white line surrounds half of it as drawn.',
     )
     return figure
 

@@ -79,16 +79,13 @@ class Sample:
         return f'{self.class_name(label)} ({score:.2f})'
 
 
-def read_pipeline(cfg: Config) -> tuple[Sequence[Any], Sequence[str]]:
-    """Return the transforms of a config's test pipeline, and the class names.
+def read_pipeline(cfg: Config) -> Sequence[Any]:
+    """Return the transforms of a config's test pipeline.
 
-    The modules of the config's ``default_scope`` must be registered. There are no names
-    if only the files of the data set have them.
+    The modules of the config's ``default_scope`` must be registered.
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        transforms = Compose(_test_dataset(cfg).pipeline).transforms
-    names = read_metainfo(cfg).get('classes')
-    return transforms, names if isinstance(names, (tuple, list)) else ()
+        return Compose(_test_dataset(cfg).pipeline).transforms
 
 
 def read_metainfo(cfg: Config) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deformable_keys import CATEGORIES
 from mmdet.models.backbones import ResNet
 from mmengine.hub import get_config
 from test_deformable_detr import official_weights as deformable_weights
@@ -17,14 +18,13 @@ from mmsparse.models import DC5ResNet
 
 ROOT = Path(__file__).parents[2]
 PANOPTIC = ROOT / 'configs/detr/panoptic-detr_r50_32xb2-500e_coco-panoptic.py'
-THINGS = [x for x in range(91) if x not in (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 STUFF = [
     *(92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144),
     *(145, 147, 148, 149, 151, 154, 155, 156, 159, 161, 166, 168, 171, 175, 176, 177),
     *(178, 180, 181, *range(184, 201)),
 ]
 IDS = {'detr': 91, 'detr_panoptic': 250}
-KEPT = {'detr': [*THINGS, 91], 'detr_panoptic': [*THINGS, *STUFF, 250]}
+KEPT = {'detr': [*CATEGORIES, 91], 'detr_panoptic': [*CATEGORIES, *STUFF, 250]}
 # Keys of mmdet and official keys; the first that fits counts.
 NAMES = (
     (r'mask_head\.attention\.(.*)', r'bbox_attention.\1'),

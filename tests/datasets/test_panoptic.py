@@ -70,28 +70,21 @@ def test_a_segment_that_is_not_in_the_png_is_skipped(root):
     assert len(load(root)['gt_masks']) == 5
 
 
-def test_a_crop_clips_the_boxes_of_segments():
+def test_a_crop_clips_the_boxes_of_segments(root):
     """And keeps a segment whose box survives without a pixel, as released."""
     from mmdet.datasets.transforms import RandomCrop
-    from mmdet.structures.bbox import HorizontalBoxes
-    from mmdet.structures.mask import BitmapMasks
 
-    mask = np.zeros((1, 40, 40), np.uint8)
-    mask[0, 0, :], mask[0, :, 0] = 1, 1
-    item = dict(
-        img=np.zeros((40, 40, 3), np.uint8),
-        img_shape=(40, 40),
-        gt_bboxes=HorizontalBoxes([[0.0, 0, 39, 39]]),
-        gt_bboxes_labels=np.array([0]),
-        gt_ignore_flags=np.array([False]),
-        gt_masks=BitmapMasks(mask, 40, 40),
-    )
+    found = load(root)
     np.random.seed(0)
 
-    cropped = RandomCrop((20, 20), allow_negative_crop=True)(copy.deepcopy(item))
+    cropped = RandomCrop((20, 20), allow_negative_crop=True)(copy.deepcopy(found))
 
-    assert cropped['gt_bboxes'].tensor.tolist() == [[0, 0, 20, 20]]
-    assert cropped['gt_masks'].masks.shape == (1, 20, 20)
+    boxes, masks = cropped['gt_bboxes'].tensor, cropped['gt_masks'].masks
+    assert 0 < len(boxes) == len(masks) == len(cropped['gt_bboxes_labels'])
+    assert boxes.min() >= 0
+    assert boxes.max() <= 20
+    assert masks.shape[1:] == (20, 20)
+    assert not torch.equal(boxes, found['gt_bboxes'].tensor[: len(boxes)])
 
 
 def test_ids_of_more_than_one_byte_are_read(root):

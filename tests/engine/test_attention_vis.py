@@ -26,7 +26,7 @@ def runner(detector_cfg, detector, tmp_path):
 
     class Images(list):
         metainfo = dict(classes=tuple('0123456789'))
-        pipeline = SimpleNamespace(transforms=read_pipeline(detector_cfg)[0])
+        pipeline = SimpleNamespace(transforms=read_pipeline(detector_cfg))
 
         def get_data_info(self, i):
             return dict(img_path=str(path), instances=instances)

@@ -3,7 +3,6 @@ import torch
 
 from mmsparse.ops.tokens import (
     class_score,
-    foreground_counts,
     foreground_score,
     gather_tokens,
     kept_by_layer,
@@ -12,6 +11,7 @@ from mmsparse.ops.tokens import (
     probability_product,
     scatter_tokens,
     select_tokens,
+    selected_counts,
 )
 
 CASCADE = (1.0, 0.8, 0.2)
@@ -95,7 +95,7 @@ def test_counts_are_rounded_down_in_float32(share):
     expected = (counts.float() * torch.tensor(share, dtype=torch.float32)).int()
 
     assert torch.equal(layer_counts(counts, share), expected)
-    assert torch.equal(foreground_counts(counts, share), (expected + 1).minimum(counts))
+    assert torch.equal(selected_counts(counts, share), (expected + 1).minimum(counts))
 
 
 @pytest.mark.parametrize('per_image', [False, True])

@@ -12,10 +12,11 @@ import numpy as np
 import prepare_data
 import pytest
 from mmdet.datasets import CocoDataset
+from mmengine.config import Config
 from mmpretrain.datasets import CustomDataset
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
-from public_data import cifar10
+from public_data import bccd, camvid, cifar10
 from public_data.cifar10 import CLASSES
 
 REAL = Path(
@@ -268,3 +269,13 @@ def test_the_real_files_are_whole(name, prepare):
     if not archive.is_file():
         pytest.skip(f'no {archive}; MMSPARSE_DATA is the folder of the zips')
     prepare(name, archive, '--dry-run')
+
+
+def test_configs_have_the_classes_that_are_written():
+    base = Path(__file__).parents[2] / 'configs' / '_base_'
+    scenes = Config.fromfile(base / 'camvid.py').metainfo
+    cells = Config.fromfile(base / 'bccd.py').bccd_metainfo
+
+    assert tuple(scenes.classes) == camvid.CLASSES
+    assert tuple(map(tuple, scenes.palette)) == camvid.PALETTE
+    assert tuple(cells.classes) == bccd.CLASSES

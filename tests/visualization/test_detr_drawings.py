@@ -10,6 +10,7 @@ from mmsparse.visualization import (
     draw_encoder_points,
     draw_queries,
     list_drawings,
+    read_classes,
     read_pipeline,
     record_sample,
     write_page,
@@ -41,7 +42,7 @@ def sample(tmp_path_factory):
     handle = attention.register_forward_hook(
         lambda layer, args, out: setattr(model, 'averaged', out[1])
     )
-    transforms, names = read_pipeline(cfg)
+    transforms, (names, _) = read_pipeline(cfg), read_classes(cfg, None)
     found = record_sample(model, transforms, str(path), names, score_thr=0.0)
     handle.remove()
     found.averaged = model.averaged

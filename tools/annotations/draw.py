@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ FONT = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
 GOLDEN = 0.618  # golden ratio: any number of hues far from each other
 
 Color = tuple[int, int, int]
+T = TypeVar('T')
 
 
 def palette(number: int) -> list[Color]:
@@ -38,11 +40,16 @@ def draw_samples(
     """Draw some of the samples that have objects, in equal steps."""
     colors = dict(zip(classes, palette(len(classes)), strict=True))
     labeled = [sample for sample in samples if sample.instances]
-    steps = np.linspace(0, len(labeled) - 1, min(number, len(labeled))).round()
-    for sample in (labeled[int(step)] for step in steps):
+    for sample in spread(labeled, number):
         path = (out / sample.path.relative_to(images)).with_suffix('.jpg')
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_sample(sample, colors).save(path, quality=90)
+
+
+def spread(items: list[T], number: int) -> list[T]:
+    """Return up to ``number`` items, in equal steps from the first to the last."""
+    steps = np.linspace(0, len(items) - 1, min(number, len(items))).round()
+    return [items[int(step)] for step in steps]
 
 
 def draw_sample(sample: Sample, colors: dict[str, Color]) -> Image.Image:

@@ -29,7 +29,8 @@ PARTS = {
     ENCODER: ('forward_encoder',),
     'decoder': ('pre_decoder', 'forward_decoder'),
 }
-# The modules whose MACs count for these parts.
+# The modules whose MACs count for these parts; projections and heads of the methods
+# above do not.
 MODULES = {
     'backbone': ('backbone', 'neck'),
     ENCODER: ('encoder', 'token_selector'),
@@ -67,9 +68,7 @@ def detector_candidates(
         UsageError: The config is not of a Focus-DETR.
     """
     _check_size(cfg, size)
-    images = torch.randn(
-        batch_size, 3, *size, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    images = _noise(batch_size, size, device)
     configs = {'DINO': to_dino(cfg)}
     for ratio in keep_ratios:
         configs[f'Focus-DETR {ratio:g}'] = with_keep_ratio(cfg, ratio)
@@ -85,6 +84,11 @@ def detector_candidates(
         )
         for name, settings in configs.items()
     ]
+
+
+def _noise(batch_size: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, 3, *size, generator=generator).to(device)
 
 
 def config_candidates(
@@ -110,9 +114,7 @@ def config_candidates(
     Raises:
         UsageError: A config is not of a detection transformer with an encoder.
     """
-    images = torch.randn(
-        batch_size, 3, *size, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    images = _noise(batch_size, size, device)
     candidates, costs = [], {}
     for path in map(_find_config, paths):
         cfg = read_config(str(path), options)

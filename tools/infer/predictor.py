@@ -32,7 +32,7 @@ class Predictor:
         self.model = build_model(cfg)
         load_weights(self.model, checkpoint)
         self.model.to(device).eval()
-        self.transforms, _ = read_pipeline(cfg)
+        self.transforms = read_pipeline(cfg)
         # Files of other channels may be none that OpenCV reads as colors.
         self.loads_colors = getattr(self.transforms[0], 'color_type', '') == 'color'
         self.classes, self.palette = read_classes(cfg, checkpoint)

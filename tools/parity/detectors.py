@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads import DETRHead
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
+from mmsparse.models.detectors.panoptic_detr import match_queries
 from parity.cases import Case
 from parity.models import Arguments
 
+LOGGED_ONLY = ('class_error', 'cardinality_error')  # without counterpart in mmsparse
 Outputs = dict[str, Tensor]  # of mmsparse, by the names of the case
 Size = tuple[int, int]  # height and width
 
@@ -67,7 +70,8 @@ def add_boxes(samples: Sequence[BaseDataElement], given: Mapping[str, Tensor]) -
         height, width = sample.img_shape
         factors = torch.tensor([width, height, width, height])
         sample.gt_instances = InstanceData(
-            bboxes=corners(given[f'boxes{i}'] * factors), labels=given[f'labels{i}']
+            bboxes=bbox_cxcywh_to_xyxy(given[f'boxes{i}'] * factors),
+            labels=given[f'labels{i}'],
         )
 
 
@@ -75,18 +79,8 @@ def match(
     head: DETRHead, logits: Tensor, boxes: Tensor, sample: BaseDataElement
 ) -> Tensor:
     """Return matched queries and their targets, (2, n), by queries."""
-    height, width = sample.img_shape
-    factors = boxes.new_tensor([width, height, width, height])
-    predicted = InstanceData(scores=logits, bboxes=corners(boxes) * factors)
-    assigned = head.assigner.assign(predicted, sample.gt_instances, sample.metainfo)
-    queries = assigned.gt_inds.nonzero()[:, 0]
-    return torch.stack([queries, assigned.gt_inds[queries] - 1])
-
-
-def corners(boxes: Tensor) -> Tensor:
-    """(cx, cy, w, h) to (x1, y1, x2, y2)."""
-    centers, sides = boxes.chunk(2, dim=-1)
-    return torch.cat([centers - 0.5 * sides, centers + 0.5 * sides], dim=-1)
+    pairs = match_queries(head, logits, boxes, sample.gt_instances, sample.metainfo)
+    return torch.stack(pairs)
 
 
 def encoder_layer_cfg(arguments: Arguments) -> dict[str, Any]:

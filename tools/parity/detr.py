@@ -18,8 +18,11 @@ from mmsparse.models.detectors import (
     MaskNetwork,
     QueryAttentionMap,
 )
+from mmsparse.models.detectors.detr_panoptic_head import LOSS_DICE, LOSS_MASK
 from mmsparse.models.detectors.panoptic_detr import match_queries, padded_masks
 from parity.cases import Case, Comparison, UnsupportedCaseError
+from parity.detectors import LOGGED_ONLY, Outputs
+from parity.detectors import leaves as named_leaves
 from parity.detr_models import (
     build_bbox_head,
     detections,
@@ -27,10 +30,8 @@ from parity.detr_models import (
     run_detector,
 )
 
-Outputs = dict[str, Tensor]  # of mmsparse, by the names of the case
 LOSSES = {'loss_ce': 'loss_cls', 'loss_bbox': 'loss_bbox', 'loss_giou': 'loss_iou'}
 MASK_LOSSES = ('loss_mask', 'loss_dice')
-FOR_LOGS = ('class_error', 'cardinality_error')  # not part of mmdet
 
 
 def compare(case: Case) -> list[Comparison]:
@@ -43,9 +44,9 @@ def compare(case: Case) -> list[Comparison]:
     actual = CASE_TYPES[kind](case)
     comparisons = []
     for name, expected in case.tensors.items():
-        if name.startswith(('in.', 'state.')) or name.endswith(FOR_LOGS):
+        if name.startswith(('in.', 'state.')) or name.endswith(LOGGED_ONLY):
             continue
-        if name.startswith('loss.') and name.rpartition('_')[0].endswith(FOR_LOGS):
+        if name.startswith('loss.') and name.rpartition('_')[0].endswith(LOGGED_ONLY):
             continue
         computed, wanted = actual[name], expected
         if isinstance(computed, tuple):  # with what has to be expected instead
@@ -67,7 +68,7 @@ def _run_attention_map(case: Case) -> Outputs:
     attention = QueryAttentionMap(
         arguments['query_dim'], arguments['hidden_dim'], arguments['num_heads']
     )
-    queries, memory = leaves = _leaves(case)
+    queries, memory = leaves = [*named_leaves(case, *case.info['inputs']).values()]
     masks = case.tensors.get('in.mask', [None] * len(queries))
 
     def run() -> Tensor:
@@ -80,7 +81,7 @@ def _run_attention_map(case: Case) -> Outputs:
 
 def _run_mask_head(case: Case) -> Outputs:
     arguments = case.info['constructor']
-    x, attention, *feats = leaves = _leaves(case)
+    x, attention, *feats = leaves = [*named_leaves(case, *case.info['inputs']).values()]
     network = MaskNetwork(
         x.shape[1],
         arguments['dim'] - x.shape[1],
@@ -97,11 +98,6 @@ def _run_mask_head(case: Case) -> Outputs:
         arguments['dim'], arguments['context_dim'], arguments['fpn_dims'][::-1]
     )
     return _run_module(case, network, leaves, run, layout)
-
-
-def _leaves(case: Case) -> list[Tensor]:
-    names = case.info['inputs']
-    return [case.tensors[f'in.{name}'].clone().requires_grad_() for name in names]
 
 
 def _run_module(
@@ -186,10 +182,11 @@ def _build_heads(case: Case) -> tuple[DETRHead, DETRPanopticHead]:
         weights=[weights[name] for name in LOSSES],
         costs=[costs[f'cost_{name}'] for name in ('class', 'bbox', 'giou')],
     )
-    focal = dict(type='FocalLoss', loss_weight=weights['loss_mask'])
-    dice = dict(type='DiceLoss', naive_dice=True, eps=1.0)
-    dice['loss_weight'] = weights['loss_dice']
-    mask_head = DETRPanopticHead(embed_dims=128, loss_mask=focal, loss_dice=dice)
+    mask_head = DETRPanopticHead(
+        embed_dims=128,
+        loss_mask=dict(LOSS_MASK, loss_weight=weights['loss_mask']),
+        loss_dice=dict(LOSS_DICE, loss_weight=weights['loss_dice']),
+    )
     return head, mask_head
 
 
@@ -226,8 +223,8 @@ def _run_postprocess(case: Case) -> Outputs:
     given = case.with_prefix('in.')
     logits = given['pred_logits'][..., [*order, number]]
     samples = _samples(case)
-    outputs = detections(case, head, given['pred_logits'], given['pred_boxes'], samples)
-    outputs = {k.replace('detections', 'instances'): x for k, x in outputs.items()}
+    predicted = (given['pred_logits'], given['pred_boxes'], samples)
+    outputs = detections(case, head, *predicted, prefix='instances')
     for i, sample in enumerate(samples):
         meta, masks = sample.metainfo, given['pred_masks'][i]
         segments = fusion.segment(logits[i], masks, meta, rescale=True)

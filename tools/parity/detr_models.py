@@ -14,7 +14,7 @@ from torch import Tensor
 from mmsparse.conversion.convert import convert
 from mmsparse.conversion.detectors import Detector
 from mmsparse.conversion.detr import DETR, DETR_PANOPTIC, PANOPTIC
-from mmsparse.conversion.host_backbones import resnet
+from mmsparse.conversion.host_backbones import resnet, resnet_widths
 from mmsparse.conversion.layout import below
 from parity.cases import Case
 from parity.generated import generate_state
@@ -97,10 +97,7 @@ def _generate(case: Case) -> dict[str, Tensor]:
 
 def _stage_widths(arguments: Arguments, family: Detector) -> list[int]:
     backbone = arguments['backbone']
-    widths = [
-        backbone['base_channels'] * (4 if backbone['depth'] >= 50 else 1) * 2**i
-        for i in range(4)
-    ]
+    widths = [*resnet_widths(backbone['depth'], backbone['base_channels'])]
     return widths if family is DETR_PANOPTIC else widths[-1:]
 
 
@@ -259,6 +256,7 @@ def detections(
     logits: Tensor,
     boxes: Tensor,
     samples: list[DetDataSample],
+    prefix: str = 'detections',
 ) -> dict[str, Any]:
     """Return the detections of mmdet's head in the order of the queries.
 
@@ -266,17 +264,16 @@ def detections(
     """
     metas = [sample.metainfo for sample in samples]
     results = head.predict_by_feat(logits[None], boxes[None], metas)
-    prefix = 'instances' if case.info['kind'] == 'postprocess' else 'detections'
     outputs: dict[str, Any] = {}
     for i, (result, meta) in enumerate(zip(results, metas, strict=True)):
         scores = logits[i].softmax(-1)[:, :-1].amax(-1)
         back = scores.topk(len(scores)).indices.argsort()  # mmdet sorts by score
         for name, field in (('scores', 'scores'), ('labels', 'labels')):
-            outputs[f'detections.{i}.{name}'] = result[field][back]
+            outputs[f'{prefix}.{i}.{name}'] = result[field][back]
         expected = case.tensors.get(f'{prefix}.{i}.boxes')
         if expected is not None:
             height, width = meta['ori_shape']
             ends = expected.new_tensor([width, height, width, height])
             clipped = expected.clamp(min=0).minimum(ends)
-            outputs[f'detections.{i}.boxes'] = result.bboxes[back], clipped
+            outputs[f'{prefix}.{i}.boxes'] = result.bboxes[back], clipped
     return outputs

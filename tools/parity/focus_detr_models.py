@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.models.detectors import FocusDETR, FocusDETRHead
 from mmsparse.ops.pyramid import level_centers
-from mmsparse.ops.tokens import foreground_counts, gather_tokens
+from mmsparse.ops.tokens import gather_tokens, selected_counts
 from parity.cases import Case, UnsupportedCaseError
 from parity.detectors import (
     Outputs,
@@ -176,7 +176,7 @@ def _selection(seen: Mapping[str, Any], keep_ratio: float) -> Outputs:
         'out.foreground_logit': logits[..., None],
         # The official code ranks padding last by the least logit, mmsparse by -inf.
         'out.masked_logit': torch.where(_padding(seen), logits.min(), logits),
-        'out.focus_token_nums': foreground_counts(seen['num_valid'], keep_ratio),
+        'out.focus_token_nums': selected_counts(seen['num_valid'], keep_ratio),
         **{
             f'out.inds{i}': selection.rows[:, :count]
             for i, count in enumerate(selection.kept)

@@ -16,12 +16,18 @@ from mmsparse.ops.pyramid import level_centers, level_layout
 from mmsparse.ops.sampling import attention_on_cells
 from mmsparse.ops.tokens import (
     TokenSelection,
-    foreground_counts,
     gather_tokens,
     mark_tokens,
+    selected_counts,
 )
 from parity.cases import Case, Comparison, UnsupportedCaseError
-from parity.detectors import Outputs, encoder_layer_cfg, leaves, level_sizes
+from parity.detectors import (
+    LOGGED_ONLY,
+    Outputs,
+    encoder_layer_cfg,
+    leaves,
+    level_sizes,
+)
 from parity.sparse_detr_models import (
     build_detector,
     build_head,
@@ -31,8 +37,6 @@ from parity.sparse_detr_models import (
     run_losses,
     run_training,
 )
-
-LOGGED_ONLY = ('class_error', 'cardinality_error')  # without counterpart in mmsparse
 
 
 def compare(case: Case) -> list[Comparison]:
@@ -99,7 +103,7 @@ def _run_score_path(case: Case) -> Outputs:
         'out.logit': found.logits[..., None],
         'out.masked_logit': filled,
         'out.valid_token_nums': num_valid,
-        'out.sparse_token_nums': foreground_counts(num_valid, detector.keep_ratio),
+        'out.sparse_token_nums': selected_counts(num_valid, detector.keep_ratio),
         'out.topk_inds': found.selection.rows,
         'out.spatial_shapes': shapes,
         'out.level_start_index': starts,

@@ -14,7 +14,7 @@ from mmsparse.conversion.layout import Weights
 from mmsparse.conversion.sparse_detr import SPARSE_DETR
 from mmsparse.models.detectors import SparseDETR, SparseDETRHead
 from mmsparse.models.detectors.attention_map_loss import fill_padding
-from mmsparse.ops.tokens import foreground_counts, gather_tokens
+from mmsparse.ops.tokens import gather_tokens, selected_counts
 from parity.cases import Case, UnsupportedCaseError
 from parity.detectors import (
     Outputs,
@@ -46,7 +46,7 @@ ANY_SIZE = dict(
     ),
     position_embedding=dict(temperature=10000, normalize=True, offset=-0.5),
 )
-# The same, of what is computed for all sets of predictions.
+# Names of losses here, of all sets of predictions, as patterns, and the official ones.
 SETS = (
     (r'd(\d+)\.(.*)', r'\2_\1'),
     (r'enc_(.*)', r'\1_enc'),
@@ -305,7 +305,7 @@ def _name_outputs(
     outputs = {
         'logit': tokens.logits[..., None],
         'masked_logit': fill_padding(tokens.logits, padding),
-        'sparse_token_nums': foreground_counts(
+        'sparse_token_nums': selected_counts(
             seen['num_valid'], case.info['args']['rho']
         ),
         'topk_inds': tokens.selection.rows,

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from annotations.coco import write_coco
-from annotations.draw import draw_sample, palette
+from annotations.draw import draw_sample, palette, spread
 from annotations.images import by_name, find_files, read_split
 from annotations.instances import Instance
 from annotations.problems import Problems
 from annotations.samples import Sample, read_samples
 from annotations.voc import read_voc
-from numpy.typing import NDArray
 from PIL import Image
 
 from mmsparse.errors import UsageError
-from public_data.data_set import DataSet, copy_files, spread
+from public_data.data_set import DataSet, copy_files
 
 CLASSES = ('RBC', 'WBC', 'Platelets')
 SPLITS = ('train', 'val', 'test')
@@ -124,12 +123,8 @@ def overlap(first: Instance, second: Instance) -> float:
     """Return the intersection over union of two boxes."""
     low = np.maximum(first.box[:2], second.box[:2])
     high = np.minimum(first.box[2:], second.box[2:])
-    shared = area(np.concatenate([low, np.maximum(low, high)]))
-    return shared / (area(first.box) + area(second.box) - shared)
-
-
-def area(box: NDArray[np.float64]) -> float:
-    return float(np.prod(box[2:] - box[:2]))
+    shared = float(np.prod(np.maximum(high - low, 0)))
+    return shared / (first.area() + second.area() - shared)
 
 
 def split_file(root: Path, split: str) -> Path:

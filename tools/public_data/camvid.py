@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from _progress import Progress
+from annotations.draw import spread
 from numpy.typing import NDArray
 from PIL import Image
 
 from mmsparse.datasets.transforms import IGNORED
 from mmsparse.errors import UsageError
-from public_data.data_set import DataSet, copy_files, spread
+from public_data.data_set import DataSet, copy_files, find_images
 
 CLASSES = (
     *('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence'),
@@ -23,7 +24,6 @@ PALETTE = (
 )
 VOID = len(CLASSES)
 SPLITS = ('train', 'val', 'test')
-SUFFIXES = ('.jpg', '.png')
 LAYOUT = """\
 reads CamVid as SegNet's authors split it: {train,val,test}/*.png or .jpg and
 {train,val,test}annot/*.png with labels 0 to 10, and 11 for void; writes for
@@ -35,22 +35,17 @@ BaseSegDataset of mmsegmentation
 def count(root: Path) -> dict[str, int]:
     counts = {}
     for split in SPLITS:
-        counts[f'{split} images'] = len(find_images(root, split))
+        counts[f'{split} images'] = len(find_images(root / split))
         counts[f'{split} label maps'] = len(
             list((root / f'{split}annot').glob('*.png'))
         )
     return counts
 
 
-def find_images(root: Path, split: str) -> list[Path]:
-    """Return the images of a split, sorted."""
-    return sorted(x for x in (root / split).glob('*') if x.suffix in SUFFIXES)
-
-
 def draw(root: Path, number: int) -> list[Image.Image]:
     colors = np.array([*PALETTE, (0, 0, 0)], np.float64)
     tiles = []
-    for path in spread(find_images(root, 'train'), number):
+    for path in spread(find_images(root / 'train'), number):
         labels = read_labels(root, 'train', path)
         labels[labels == IGNORED] = VOID
         image = np.asarray(Image.open(path).convert('RGB'))
@@ -61,7 +56,7 @@ def draw(root: Path, number: int) -> list[Image.Image]:
 def write(root: Path, out: Path) -> Iterator[str]:
     pixels = np.zeros(256, np.int64)
     for split in SPLITS:
-        images = find_images(root, split)
+        images = find_images(root / split)
         folder = out / 'annotations' / split
         folder.mkdir(parents=True)
         with Progress(f'{split} label maps', len(images), 'files') as progress:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from _progress import Progress
+from annotations.draw import spread
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mmsparse.errors import UsageError
-from public_data.data_set import DataSet, copy_files, spread
+from public_data.data_set import DataSet, copy_files, find_images
 
 CLASSES = (
     *('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse'),
@@ -58,11 +59,6 @@ def find(root: Path, split: str) -> dict[str, list[Path] | list[NDArray[np.uint8
     if (root / MARKERS[1]).is_file():
         return read_batches(root, split)
     return {name: find_images(root / split / name) for name in CLASSES}
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted."""
-    return sorted(x for x in folder.glob('*') if x.suffix in ('.jpg', '.png'))
 
 
 def read_batches(root: Path, split: str) -> dict[str, list[NDArray[np.uint8]]]:

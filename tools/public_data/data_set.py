@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
-import numpy as np
 from _progress import Progress
 from PIL import Image
 
@@ -21,8 +19,6 @@ FORMAT = 'mmsparse public data'
 SAMPLES = 16  # of a sheet
 COLUMNS = 4
 TILE = (320, 240)  # width and height of a sample in the sheet
-
-T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -152,10 +148,9 @@ def copy_files(label: str, pairs: Iterable[tuple[Path, Path]]) -> None:
             progress.update()
 
 
-def spread(items: list[T], number: int) -> list[T]:
-    """Return up to ``number`` items, in equal steps from the first to the last."""
-    steps = np.linspace(0, len(items) - 1, min(number, len(items))).round()
-    return [items[int(step)] for step in steps]
+def find_images(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted."""
+    return sorted(x for x in folder.glob('*') if x.suffix in ('.jpg', '.png'))
 
 
 def write_sheet(path: Path, tiles: list[Image.Image]) -> None:

@@ -33,7 +33,7 @@ def draw(
         folder: Folder of the task.
     """
     mpl.use('Agg')
-    transforms, _ = read_pipeline(cfg)
+    transforms = read_pipeline(cfg)
     sample = record_sample(model, transforms, image, classes)
     point = choose_query_point(sample, model.backbone)
     for name, figure in draw_all(sample, point, model.backbone):

@@ -1,1 +1,1 @@
-"""Load what tools/visualize.py compares, and report statistics of attention."""
+"""Read and record the models that tools/visualize.py compares."""

@@ -99,7 +99,7 @@ def record(
             return _record_timm(choice, image, args.device)
         cfg = read_config(choice.config, args.cfg_options)
         model = _build(cfg, choice.checkpoint, args.device)
-        transforms, _ = read_pipeline(cfg)
+        transforms = read_pipeline(cfg)
         names, _ = read_classes(cfg, choice.checkpoint)
         return model, record_sample(model, transforms, image, names, args.score_thr)
     except UsageError:

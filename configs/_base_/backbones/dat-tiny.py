@@ -1,5 +1,5 @@
-# DAT-T with ImageNet-1k weights. The code of the paper's dense tasks was not released:
-# stochastic depth is the classifier's.
+# DAT-T with ImageNet-1k weights, and as COCO detectors use it. The code of the paper's
+# dense tasks was not released: stochastic depth is the classifier's.
 dat_tiny = dict(
     type='mmsparse.DAT',
     arch='tiny',
@@ -11,4 +11,11 @@ dat_tiny = dict(
         checkpoint='checkpoints/dat-tiny_in1k.pth',
         prefix='backbone.',
     ),
+)
+dat_tiny_coco = dict(dat_tiny, with_cp=True)
+# The recipe of Swin.
+dat_tiny_coco_optim_wrapper = dict(
+    constructor='mmsparse.BackboneOptimWrapperConstructor',
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
 )

@@ -57,8 +57,8 @@ class StagedBackbone(BaseModule):
     :func:`mmsparse.create_backbone` and in the contract test. ``official_keys`` is a
     regular expression of the start of some keys that only the authors' weights have,
     None without such weights. Its constructor calls
-    :meth:`add_stage` ``self.num_stages`` times, within :func:`stage_errors`, and then
-    :meth:`add_out_norms` and :meth:`freeze`.
+    :meth:`add_stage` ``self.num_stages`` times, within :func:`stage_errors`, then
+    :meth:`add_out_norms` unless its stages end with norms, and :meth:`freeze`.
 
     Only outputs pass through ``out_norms``; the next stage takes the feature map before
     the norm. Where the official model continues from the normalized feature map, the

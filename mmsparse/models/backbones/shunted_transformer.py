@@ -230,7 +230,7 @@ def stem(
     )
 
 
-def patches(channels: int, norm: str = 'layer', in_channels: int = 3) -> nn.Sequential:
+def patches(channels: int, norm: str, in_channels: int) -> nn.Sequential:
     """Build a stem of patches that do not overlap: one convolution, and a norm.
 
     Args:

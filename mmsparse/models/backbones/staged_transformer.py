@@ -129,7 +129,8 @@ class StagedTransformer(StagedBackbone):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay.
 
-        As for Swin: those of norms, and relative position biases.
+        As for Swin: those of norms, and tables of relative position biases. Position
+        biases of other names decay.
         """
         names = (name for name, _ in self.named_parameters())
         return super().no_weight_decay() | {x for x in names if POSITION_BIAS in x}

@@ -12,6 +12,7 @@ from mmsparse.models.layers.common import (
     DepthwiseConv2d,
     check_choice,
     check_heads,
+    check_positive,
     project,
 )
 from mmsparse.ops import bilevel_routing_attention
@@ -225,10 +226,7 @@ def check_regions(regions_per_side: int, topk: int, padding: str = 'input') -> N
     Raises:
         ValueError: There are no regions, or fewer than ``topk``, or ``topk`` is 0.
     """
-    if regions_per_side < 1:
-        raise ValueError(
-            f'regions_per_side must be at least 1; got {regions_per_side}.'
-        )
+    check_positive('regions_per_side', regions_per_side)
     most = regions_per_side**2 if padding == 'input' else topk
     if not 1 <= topk <= most:
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsparse.models.layers.attention_map import POINT, AttentionMap
-from mmsparse.models.layers.common import check_heads
+from mmsparse.models.layers.common import check_heads, check_positive
 from mmsparse.ops._layout import channels_first, channels_last
 from mmsparse.ops._precision import precise_dtype
 from mmsparse.ops.multi_scale import multi_scale_deformable_attention
@@ -48,8 +48,7 @@ class MultiScaleDeformableAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(in_channels, num_heads)
-        if num_points < 1:
-            raise ValueError(f'num_points must be at least 1; got {num_points}.')
+        check_positive('num_points', num_points)
         self.num_heads = num_heads
         self.num_points = num_points
         self.sampling_offsets = nn.Linear(in_channels, 2 * num_heads * num_points)

@@ -151,7 +151,7 @@ class ReducedKeyValue(nn.Module):
     """
 
     def __init__(
-        self, channels: int, reduction: int, bias: bool, aggregation: str = 'conv'
+        self, channels: int, reduction: int, bias: bool, aggregation: str
     ) -> None:
         super().__init__()
         self.reduce = AGGREGATIONS[aggregation](channels, reduction)
