@@ -2,8 +2,8 @@
 
 mmengine imports this module when a config names a type with the prefix ``mmsparse.``,
 under any ``default_scope``. Importing it also lets mmengine read its own checkpoints
-and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, and count the MACs of
-attention.
+and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, count the MACs of attention,
+and find OneDL's fork of mmsegmentation.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from mmsparse.checkpoint.mmengine import (
     allow_mmengine_checkpoints,
     register_safetensors,
 )
+from mmsparse.onedl import resolve_segmentation
 
 # What needs mmdet, with the modules.
 LAZY_MODELS = {
@@ -76,3 +77,4 @@ TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms', lazy=LAZY_TRANSF
 allow_mmengine_checkpoints()
 register_safetensors()
 register_flop_handles()
+resolve_segmentation()

@@ -20,10 +20,6 @@ ROOT = Path(__file__).parents[1]
 # Expected failures in other stacks: text of the test's id or report, and the reason.
 FAULTS = {}
 if 'onedl-mmengine' in installed_versions():
-    NAME = (
-        "onedl-mmengine resolves mmseg:: by the name of OpenMMLab's package, "
-        'mmsegmentation'
-    )
     DINO = (
         "onedl-mmdetection's DINO encodes boxes with twice as many channels, so that "
         "weights of mmdetection's and detrex's do not fit"
@@ -33,7 +29,6 @@ if 'onedl-mmengine' in installed_versions():
         'of its module'
     )
     FAULTS |= {
-        'mmsegmentation is not installed': NAME,
         'ref_point_head.layers.0.weight (256, 1024) instead of (256, 512)': DINO,
         'number_of_parameters[dino': DINO,
         '4851370 == 4720298': DINO,

@@ -1,5 +1,6 @@
 # ADE20K at 512x512 as in mmseg, with a check of every label map.
 _base_ = [
+    './onedl.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',
     './mmsparse.py',

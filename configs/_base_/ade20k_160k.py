@@ -1,5 +1,5 @@
 # Swin's recipe for 160,000 iterations on ADE20K, which SegFormer also uses.
-_base_ = ['mmseg::_base_/schedules/schedule_160k.py', './ade20k.py']
+_base_ = ['./onedl.py', 'mmseg::_base_/schedules/schedule_160k.py', './ade20k.py']
 
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(

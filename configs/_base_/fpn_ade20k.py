@@ -1,6 +1,7 @@
 # Semantic FPN on ADE20K by PVT's recipe, with half the learning rate and batch size for
 # twice the iterations.
 _base_ = [
+    './onedl.py',
     'mmseg::_base_/models/fpn_r50.py',
     'mmseg::_base_/schedules/schedule_80k.py',
     './ade20k.py',

@@ -1,5 +1,6 @@
 # A small Semantic FPN, for CPUs.
 _base_ = [
+    './onedl.py',
     'mmseg::_base_/models/fpn_r50.py',
     'mmseg::_base_/schedules/schedule_80k.py',
     'mmseg::_base_/default_runtime.py',

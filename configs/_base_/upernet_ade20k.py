@@ -1,5 +1,9 @@
 # UPerNet on ADE20K by Swin's recipe.
-_base_ = ['mmseg::_base_/models/upernet_swin.py', './ade20k_160k.py']
+_base_ = [
+    './onedl.py',
+    'mmseg::_base_/models/upernet_swin.py',
+    './ade20k_160k.py',
+]
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

@@ -1,4 +1,5 @@
 _base_ = [
+    '../_base_/onedl.py',
     'mmseg::_base_/models/segformer_mit-b0.py',
     '../_base_/ade20k_160k.py',
     '../_base_/backbones/shunted-small.py',

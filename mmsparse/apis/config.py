@@ -133,13 +133,8 @@ def read_file(path: str) -> Config:
     try:
         return Config.fromfile(path)
     except ModuleNotFoundError as error:
-        # OneDL's mmengine does not find OneDL's mmsegmentation, which has a new name.
-        forked = 'mmsegmentation' in str(error) and importlib.util.find_spec('mmseg')
         raise UsageError(
-            f"{path} is based on mmseg::, which OneDL's mmengine does not find; use an "
-            f'environment with the OpenMMLab packages ({error})'
-            if forked
-            else f'{path} needs a library that is not installed ({error}); {INSTALLING}'
+            f'{path} needs a library that is not installed ({error}); {INSTALLING}'
         ) from error
     except Exception as error:  # noqa: BLE001 - a config is a program
         raise UsageError(f'config: {_config_error(path, error)}') from error

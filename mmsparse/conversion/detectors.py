@@ -29,12 +29,15 @@ class Detector:
     variant: Callable[[Weights], str]  # its name
     note: str  # settings of mmdet's config that the weights need
     unused: str = r'(?!)'  # regular expression of keys that the authors ignore, too
+    lacks: str = r'(?!)'  # regular expression of the start of keys of other detectors
     # From the weights and ``class_ids`` of ``convert_official`` to the weights with
     # the rows of these ids; None for families that have a row for each class.
     select_classes: Callable[[Weights, ClassIds], Weights] | None = None
 
     def prefix(self, keys: Collection[str]) -> str | None:
         """Return the prefix of the family's keys, for example ``module.``, or None."""
+        if find_prefix(keys, self.lacks) is not None:
+            return None
         found = {find_prefix(keys, marker) for marker in self.markers}
         return found.pop() if len(found) == 1 else None
 
@@ -52,6 +55,11 @@ class Detector:
         if self.select_classes is not None:
             weights = self.select_classes(weights, class_ids)
         of_backbone = {k: x for k, x in weights.items() if k.startswith(self.backbone)}
+        if backbone_only and not of_backbone:
+            raise ValueError(
+                f'backbone_only=True needs a backbone to convert; the {self.name} '
+                f'checkpoint has none.'
+            )
         widths, entries = self.widths(weights), []
         if of_backbone:
             names = {k.removeprefix(self.backbone): x for k, x in of_backbone.items()}

@@ -1,6 +1,7 @@
 """Layout of detrex's DINO."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mmsparse.conversion.detectors import Detector, alias_in_decoder
 from mmsparse.conversion.layout import (
@@ -15,6 +16,7 @@ from mmsparse.conversion.layout import (
     size,
     transformer_layers,
 )
+from mmsparse.onedl import has_wide_dino, widen_box_encoding
 
 # Modules of mmdet's layers, and their official names.
 FEED_FORWARD = {
@@ -35,6 +37,7 @@ DECODER = {
     **FEED_FORWARD,
     'norms.2': 'norms.2',
 }
+BOX_ENCODING = 'decoder.ref_point_head.layers.0.weight'  # in mmdet
 
 
 def _variant(weights: Weights) -> str:
@@ -86,6 +89,24 @@ def _levels(weights: Weights) -> list[tuple[str, str]]:
     ]
 
 
+def _fit_installed(entries: list[Entry]) -> list[Entry]:
+    """Widen the encoding of boxes if the installed mmdet is OneDL's."""
+    if not has_wide_dino():
+        return entries
+    return [
+        replace(x, convert=widen_box_encoding) if x.key == BOX_ENCODING else x
+        for x in entries
+    ]
+
+
+def _layout_of_mmdet(weights: Weights, widths: Sequence[int]) -> list[Entry]:
+    """List everything under its own name."""
+    channels = weights['memory_trans_norm.weight'].shape[0]
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    shapes[BOX_ENCODING] = (channels, 2 * channels)
+    return _fit_installed([Entry(key, key, shape) for key, shape in shapes.items()])
+
+
 DINO = Detector(
     name='dino',
     markers=(r'transformer\.encoder\.layers\.\d+\.attentions\.0\.sampling_offsets\.',),
@@ -93,9 +114,27 @@ DINO = Detector(
     alias_of=alias_in_decoder,
     widths=_widths,
     variant=_variant,
-    layout=layout,
+    layout=lambda weights, widths: _fit_installed(layout(weights, widths)),
     note=(
         'mmdet needs neck=dict(bias=True), and the temperature and offset of the '
         'training in positional_encoding, which are not in the weights.'
     ),
+)
+
+# OpenMMLab's, for OneDL's mmdet. The backbone is part of the layout.
+MMDET_DINO = Detector(
+    name='mmdet_dino',
+    markers=(
+        r'decoder\.ref_point_head\.layers\.0\.',
+        r'query_embedding\.',
+        r'memory_trans_norm\.',
+        r'dn_query_generator\.',
+    ),
+    lacks=r'(token_selector|text_feat_map)\.',  # Focus-DETR, Grounding DINO
+    backbone='no backbone',
+    alias_of=lambda key, weights: key,
+    widths=lambda weights: [],
+    variant=lambda weights: "OpenMMLab's",
+    layout=_layout_of_mmdet,
+    note="The weights fit OneDL's mmdet only.",
 )

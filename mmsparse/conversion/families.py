@@ -14,12 +14,13 @@ from mmsparse.checkpoint.state_dict import find_prefix, shapes_of
 from mmsparse.conversion import biformer, dat, shunted
 from mmsparse.conversion.deformable_detr import DEFORMABLE_DETR
 from mmsparse.conversion.detr import DETR, DETR_PANOPTIC
-from mmsparse.conversion.dino import DINO
+from mmsparse.conversion.dino import DINO, MMDET_DINO
 from mmsparse.conversion.focus_detr import FOCUS_DETR
 from mmsparse.conversion.relatives import find_relative
 from mmsparse.conversion.sparse_detr import SPARSE_DETR
 from mmsparse.models.backbones import BACKBONES, DAT
 from mmsparse.models.backbones.base import StagedBackbone, recognize_official
+from mmsparse.onedl import has_wide_dino
 
 Arch = str | Mapping[str, Any]
 BACKBONE, HEAD = 'backbone.', 'head.fc.'  # prefixes in mmpretrain's classifier
@@ -184,6 +185,7 @@ DETECTORS = {
         DEFORMABLE_DETR,
         DINO,
         FOCUS_DETR,
+        *([MMDET_DINO] if has_wide_dino() else []),
     )
 }
 

@@ -23,14 +23,15 @@ if torch.cuda.is_available():
 NO_NVCC = """There is a GPU but no nvcc: detectors will not run on the GPU. To change
 that, install the CUDA toolkit, remove .venv and run make install again."""
 # A build backend for the download alone, for which pip would run mmcv's setup.py before
-# it is fixed for Python 3.13: takes the metadata from the archive.
+# it is fixed for Python 3.13: takes the metadata from the archive. OneDL's mmcv names
+# the backend in pyproject.toml; pip takes __legacy__ for OpenMMLab's, without the file.
 BACKEND = """
-import os, shutil
-class __legacy__:
-    def prepare_metadata_for_build_wheel(folder, settings):
-        os.mkdir(f'{folder}/mmcv.dist-info')
-        shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
-        return 'mmcv.dist-info'
+import os, shutil, sys
+def prepare_metadata_for_build_wheel(folder, settings):
+    os.mkdir(f'{folder}/mmcv.dist-info')
+    shutil.copyfile('PKG-INFO', f'{folder}/mmcv.dist-info/METADATA')
+    return 'mmcv.dist-info'
+__legacy__ = sys.modules[__name__]
 """
 # In setup.py: Python 3.13 no longer lets exec() add to locals(), and torch chooses the
 # version of C++ that it needs, since 2.15 C++20.
