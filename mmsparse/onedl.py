@@ -10,7 +10,7 @@ from torch import Tensor
 def resolve_segmentation() -> None:
     """Let mmengine find configs of ``mmseg::`` in OneDL's fork of mmsegmentation.
 
-    onedl-mmengine looks for a package with OpenMMLab's name, mmsegmentation. Nothing
+    onedl-mmengine searches for a package with OpenMMLab's name, mmsegmentation. Nothing
     changes where that is installed.
     """
     if _installed('onedl-mmsegmentation') and not _installed('mmsegmentation'):
