@@ -11,7 +11,10 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 import fast_mmengine  # noqa: F401, changes mmengine in the forks
 
@@ -21,7 +24,8 @@ SERVER.set_forkserver_preload(
     [
         *('torch._dynamo', 'torchvision', 'sklearn.datasets', 'matplotlib.pyplot'),
         *(f'{host}.{x}' for host in ('mmdet', 'mmseg') for x in ('apis', 'models')),
-        'mmpretrain.apis',
+        *('mmpretrain.apis', 'mmengine.analysis', 'torch.utils.cpp_extension'),
+        *('matplotlib.backends.backend_agg', 'filled_caches'),
     ]
 )
 
@@ -44,6 +48,7 @@ class Forked:
         self._process = SERVER.Process(
             target=_main, args=(self.command, str(cwd), warn, env, *self._paths)
         )
+        _start_server()
         self._process.start()
 
     def finish(self, timeout=300):
@@ -57,6 +62,14 @@ class Forked:
         return subprocess.CompletedProcess(
             self.command, self._process.exitcode, out, err
         )
+
+
+@cache
+def _start_server():
+    """Start the process that forks; it imports modules of this folder, too."""
+    paths = (str(Path(__file__).parent), os.environ.get('PYTHONPATH'))
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))):
+        forkserver.ensure_running()
 
 
 def _main(command, cwd, warn, env, *outputs):
