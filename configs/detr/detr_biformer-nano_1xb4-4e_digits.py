@@ -8,4 +8,4 @@ model = dict(
     neck=dict(in_channels=[128]),
 )
 # Evaluated in every epoch, to see how fast it converges.
-train_cfg = dict(max_epochs=6, val_interval=1)
+train_cfg = dict(val_interval=1)
