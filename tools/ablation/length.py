@@ -1,4 +1,4 @@
-"""How long the trainings of a study are: a number of epochs or of iterations."""
+"""Length of the training runs of a study: a number of epochs or of iterations."""
 
 from dataclasses import dataclass
 from typing import Any
