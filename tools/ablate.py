@@ -2,8 +2,8 @@
 
 A study is a file of configs/ablations, or your own file like those: a config, and the
 settings that differ in each variant. Finished variants are not trained again, and an
-interrupted one resumes from its last epoch. Writes table.md, results.json and plot.png
-after every variant.
+interrupted one resumes from its last checkpoint. Writes table.md, results.json and
+plot.png after every variant.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from _cli import run
 
 from ablation.costs import measure_costs
+from ablation.length import UNITS, Length
 from ablation.run import train_variants, write
 from ablation.study import STUDIES, read_study
 from ablation.training import check_folder, in_new_process
@@ -24,17 +25,24 @@ def main() -> None:
     study = read_study(args.study)
     out = Path(args.out or Path('work_dirs', 'ablations', study.name))
     check_folder(out)
-    epochs = args.epochs if args.epochs is not None else study.epochs
-    if epochs < 1:
-        raise UsageError(f'--epochs must be at least 1; got {epochs}')
-    costs = in_new_process(measure_costs, study, epochs, args.pretrained)
-    settings = dict(epochs=epochs, seeds=args.seeds, pretrained=args.pretrained)
+    length = chosen_length(args) or study.length
+    if length.number < 1:
+        raise UsageError(f'--{length.unit} must be at least 1; got {length.number}')
+    costs = in_new_process(measure_costs, study, length, args.pretrained)
+    settings = dict(seeds=args.seeds, pretrained=args.pretrained)
     rows = []
-    for row in train_variants(study, costs, **settings, out=out):
+    for row in train_variants(study, costs, length=length, **settings, out=out):
         rows.append(row)
-        written = write(out, study, settings, rows)
+        written = write(out, study, length, settings, rows)
     print(written[0].read_text())
     print('\n'.join(map(str, written)))
+
+
+def chosen_length(args: argparse.Namespace) -> Length | None:
+    for unit in UNITS:
+        if (number := getattr(args, unit)) is not None:
+            return Length(number, unit)
+    return None
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +54,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', metavar='DIR', help='output folder (work_dirs/ablations/STUDY)'
     )
-    parser.add_argument(
-        '--epochs', type=int, metavar='N', help="epochs of each training (the study's)"
-    )
+    group = parser.add_mutually_exclusive_group()
+    for unit in UNITS:
+        group.add_argument(
+            f'--{unit}',
+            type=int,
+            metavar='N',
+            help=f"{unit} of each training (the study's length)",
+        )
     parser.add_argument(
         '--seeds',
         type=int,

@@ -15,7 +15,7 @@ PANELS = (
     ('BiFormer: routed regions', 'photograph.jpg', (379, 296, 698, 509)),
     ('DAT: sampled keys', 'photograph.jpg', (707, 27, 1026, 240)),
     ('Shunted Transformer: two scales', 'photograph.jpg', (379, 565, 698, 778)),
-    ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 30, 346, 348)),
+    ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 22, 445, 440)),
 )
 
 

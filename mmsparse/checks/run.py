@@ -91,8 +91,8 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
         classes += _classes(datasets, local, library.DATASETS)
         if name == LOADERS[0]:
             notes += _check_boxes(datasets, local, library.DATASETS, host)
-        batch_size = cfg[name].get('batch_size') if name in cfg else None
-        if host == 'mmseg' and name != LOADERS[0] and (batch_size or 1) > 1:
+        batch_size = (cfg.get(name) or {}).get('batch_size') or 1
+        if host == 'mmseg' and name != LOADERS[0] and batch_size > 1:
             for data in local:
                 segmentation.check_batches(data, batch_size)
         evaluator = name.replace('dataloader', 'evaluator')

@@ -87,19 +87,19 @@ def compare_kept_tokens(samples: Samples, point: Point) -> Figure:
         for title, sample in samples.items()
     }
     columns = max(map(len, levels.values()))
-    figure, axes = _make_rows(samples, columns)
+    figure, axes = _make_rows(samples, columns, dimmed=False)
     for (title, found), row in zip(levels.items(), axes, strict=True):
         for axis, (shares, corners) in zip(row, found, strict=False):
-            colors = panels.heat_colors(shares)
+            colors = panels.shade_colors(shares)
             panels.overlay_cells(axis, samples[title], corners, colors)
             size = 'x'.join(map(str, shares.shape))
             panels.set_title(axis, f'{size} cells, {shares.mean():.0%} kept')
         panels.fill_blank(row[len(found) :], samples[title])
-    panels.add_color_bar(figure, axes, 'part of the encoder layers that keep a token')
     panels.set_caption(
         figure,
-        'Tokens that the encoders keep on every feature level (columns): light ones in '
-        'all layers, dark ones in none. Titles give the mean over the layers.',
+        'Tokens that the encoders keep on every feature level (columns): bright in all '
+        'layers, darker in fewer, darkest in none. Titles give the mean over the '
+        'layers.',
     )
     return figure
 
@@ -129,11 +129,13 @@ def compare_queries(samples: Samples, point: Point) -> Figure:
     return figure
 
 
-def _make_rows(samples: Samples, columns: int) -> tuple[Figure, list[list[Axes]]]:
+def _make_rows(
+    samples: Samples, columns: int, dimmed: bool = True
+) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure with a row of panels per model, with its predictions."""
     first = next(iter(samples.values()))
     bare = first.without_predictions()
-    figure, axes = panels.make_panels(bare, len(samples), columns, dimmed=True)
+    figure, axes = panels.make_panels(bare, len(samples), columns, dimmed)
     for (title, sample), row in zip(samples.items(), axes, strict=True):
         caption = f'{title}\n{sample.caption}'.strip()
         panels.set_row_title(row[0], caption)

@@ -468,6 +468,12 @@ def test_only_the_data_of_the_given_loaders_must_exist(pets, tmp_path):
     check_data(pets, 'mmdet', ('val_dataloader',))
 
 
+def test_a_config_without_validation_is_accepted(pets):
+    pets.val_cfg = pets.val_dataloader = pets.val_evaluator = None
+
+    check_data(pets, 'mmdet')
+
+
 def test_missing_data_in_a_wrapper_are_named(pets, refused):
     inner = dict(pets.val_dataloader.dataset, data_root='data/nowhere')
     wrapper = dict(type='RepeatDataset', times=1, dataset=inner)

@@ -11,11 +11,14 @@ import ablation.run
 import pytest
 import torch
 from ablation import costs, report
+from ablation.length import Length
+from ablation.run import train_variant
 from ablation.study import ROOT, STUDIES, read_study, variant_config
 from ablation.training import check_start
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
+from public_data.cifar10 import CLASSES
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError
@@ -95,6 +98,25 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
         run('--epochs', '2')
 
 
+@pytest.mark.slow
+def test_a_training_of_iterations_resumes_and_is_evaluated(run, tmp_path):
+    study = read_study(tmp_path / 'study.yml')
+    arguments = (study, study.variants[0], Length(2, 'iterations'), 0, None)
+
+    first = train_variant(arguments, tmp_path / 'one', 'one')
+    kept = sorted(path.name for path in (tmp_path / 'one').glob('*.pth'))
+    (tmp_path / 'one' / 'result.json').unlink()
+    (tmp_path / 'one' / 'iter_2.pth').unlink()
+    (tmp_path / 'one' / 'last_checkpoint').write_text(str(tmp_path / 'one/iter_1.pth'))
+    again = train_variant(arguments, tmp_path / 'one', 'one')
+
+    assert kept == ['iter_1.pth', 'iter_2.pth']
+    assert first.checkpoint == again.checkpoint == str(tmp_path / 'one' / 'iter_2.pth')
+    assert first.value == again.value
+    log = (tmp_path / 'one' / 'train.log').read_text()
+    assert log.count('accuracy/top1') == 2  # only at the end
+
+
 @pytest.mark.parametrize('seeds', [1, 3])
 def test_the_plot_shows_the_range_of_the_seeds_and_does_not_enlarge_noise(
     seeds, tmp_path, monkeypatch
@@ -117,7 +139,7 @@ def test_the_plot_shows_the_range_of_the_seeds_and_does_not_enlarge_noise(
     assert high - low == pytest.approx(10)
     assert low < 70 < 70.7 < high
     assert time.get_xlim() == pytest.approx((75, 125))
-    assert metric.get_ylabel() == 'mIoU on the validation data, in %'
+    assert metric.get_ylabel() == 'mIoU, in %'
     bars = [x for x in metric.collections if isinstance(x, LineCollection)]
     if seeds == 1:
         assert not bars
@@ -136,14 +158,30 @@ def test_the_plot_shows_the_range_of_the_seeds_and_does_not_enlarge_noise(
             'depth: 1',
             r"variant two: .*unknown: \['depth'\]",
         ),
-        ('title: Two models\n', '', r'must have title, config, epochs and variants'),
+        (
+            'title: Two models\n',
+            '',
+            r'must have title, config, epochs or iterations, and',
+        ),
         ('base: pico', 'base: huge', r"variant two: .*arch\['base'\] must be one of"),
         ('epochs: 1', 'epochs: 0', r'--epochs must be at least 1; got 0'),
         ('epochs: 1', 'epochs: two', r"epochs must be of type int; got 'two'"),
+        ('epochs: 1', 'iterations: 0', r'--iterations must be at least 1; got 0'),
+        (
+            'epochs: 1',
+            'epochs: 1\niterations: 2',
+            r'epochs or iterations, and not both',
+        ),
+        ('epochs: 1', '', r'epochs or iterations, and not both'),
         ('config: configs', 'config: 3 #', r'config must be of type str; got 3'),
         ('  two:', '  2:', r'name must be of type str; got 2'),
         ('about: as it is', 'about: [as, it]', r"about must be .* got \['as', 'it'\]"),
         ('changes: &short', 'changes: &short 3 #', r'must have title, config, epochs'),
+        (
+            'biformer/biformer-pico_1xb32-12e',
+            'biformer/fpn_biformer-pico_1xb8-1800i',
+            r'1800i_digits.py trains by iterations; give iterations instead of epochs',
+        ),
     ],
 )
 def test_mistakes_in_a_study_are_reported_before_training(
@@ -202,9 +240,20 @@ def test_a_backbone_starts_from_a_classifier_without_output_norms(tmp_path):
         check_start(backbone, path)
 
 
+@pytest.fixture(scope='session')
+def small_data(small_digits):
+    """The working directory of the digits, with an image of each class of CIFAR-10."""
+    for split in ('train', 'test'):
+        for name in CLASSES:
+            folder = small_digits / 'data' / 'cifar10' / split / name
+            folder.mkdir(parents=True)
+            Image.new('RGB', (32, 32)).save(folder / '0000.png')
+    return small_digits
+
+
 @pytest.mark.parametrize('study', sorted(x.stem for x in STUDIES.glob('*.yml')))
-def test_every_variant_of_the_studies_builds(study, small_digits, monkeypatch):
-    monkeypatch.chdir(small_digits)
+def test_every_variant_of_the_studies_builds(study, small_data, monkeypatch):
+    monkeypatch.chdir(small_data)
     study = read_study(study)
 
     assert len(study.variants) > 3
@@ -212,7 +261,7 @@ def test_every_variant_of_the_studies_builds(study, small_digits, monkeypatch):
     for variant in study.variants[1:]:
         assert variant.changes
         with torch.device('meta'):
-            build_model(variant_config(study, variant, 1, 0, None))
+            build_model(variant_config(study, variant, study.length, 0, None))
 
 
 @pytest.mark.slow
@@ -227,7 +276,7 @@ def test_costs_of_detectors_are_measured(small_digits, monkeypatch):
     )
 
     sparse, all_kept = costs.measure_costs(
-        dataclasses.replace(study, variants=variants), 1, None
+        dataclasses.replace(study, variants=variants), Length(1, 'epochs'), None
     )
 
     assert 1e7 < sparse.macs < all_kept.macs

@@ -8,6 +8,7 @@ from mmsparse.errors import UsageError
 from mmsparse.models.layers.attention_map import AttentionMap, key_centers
 from mmsparse.visualization import ImageTransform, list_comparisons
 from mmsparse.visualization.comparison import _density
+from mmsparse.visualization.panels import SHADE
 
 IDENTITY = ImageTransform((96, 128), (96, 128))
 
@@ -49,7 +50,7 @@ def test_detectors_are_compared_by_tokens_and_queries(detector_sample):
 
     kept = detector_sample.recording.tokens.kept.kept[0].float().mean(0)
     opacity = np.asarray(tokens.axes[0].images[-1].get_array())[..., 3].flatten()
-    assert opacity == pytest.approx(0.25 + 0.6 * kept[: opacity.size].numpy())
+    assert opacity == pytest.approx(SHADE * (1 - kept[: opacity.size].numpy()))
     assert [x.get_title() for x in queries.axes] == ['a', 'b']
     assert len(queries.axes[0].collections) == 5  # dots of the best detections
 

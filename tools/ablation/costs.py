@@ -12,6 +12,7 @@ import torch
 from benchmark import Candidate, Stopwatch, measure
 from mmengine.runner import Runner
 
+from ablation.length import Length
 from ablation.study import Study, variant_config
 from ablation.training import check_start
 from mmsparse.analysis.flops import count_macs
@@ -39,12 +40,12 @@ class Cost:
     parameters: int
 
 
-def measure_costs(study: Study, epochs: int, pretrained: str | None) -> list[Cost]:
+def measure_costs(study: Study, length: Length, pretrained: str | None) -> list[Cost]:
     """Build and measure all variants, which also finds mistakes before training."""
     warnings.simplefilter('ignore')
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
-        cfg = variant_config(study, variant, epochs, 0, pretrained)
+        cfg = variant_config(study, variant, length, 0, pretrained)
         with (
             TemporaryDirectory() as work_dir,
             contextlib.redirect_stdout(io.StringIO()),

@@ -70,7 +70,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     values = [value for row in rows for value in row['values']]
     axes[0].set_ylim(*_limits(values, SPAN))
-    axes[0].set_ylabel(f'{rows[0]["metric"]} on the validation data, in %')
+    axes[0].set_ylabel(f'{rows[0]["metric"]}, in %')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         [handle[0] for handle in handles],

@@ -11,6 +11,7 @@ from benchmark.report import environment, record
 
 from ablation import report
 from ablation.costs import Cost
+from ablation.length import Length
 from ablation.study import Study, variant_config
 from ablation.training import Trained, in_new_process, train
 from mmsparse.errors import UsageError
@@ -20,7 +21,7 @@ def train_variants(
     study: Study,
     costs: list[Cost],
     *,
-    epochs: int,
+    length: Length,
     seeds: list[int],
     pretrained: str | None,
     out: Path,
@@ -31,7 +32,7 @@ def train_variants(
         trained = [
             in_new_process(
                 train_variant,
-                (study, variant, epochs, seed, pretrained),
+                (study, variant, length, seed, pretrained),
                 out / variant.name / f'seed-{seed}',
                 f'{label:24}',
             )
@@ -77,24 +78,27 @@ def train_variant(arguments: tuple, work_dir: Path, label: str) -> Trained:
 
 
 def write(
-    out: Path, study: Study, settings: dict[str, Any], rows: list[report.Row]
+    out: Path,
+    study: Study,
+    length: Length,
+    settings: dict[str, Any],
+    rows: list[report.Row],
 ) -> list[Path]:
     """Write finished variants as a table, a record of measurements and a plot."""
     table, results, plot = (out / x for x in ('table.md', 'results.json', 'plot.png'))
     table.write_text(report.table(rows))
     content = dict(
         title=study.title,
-        what=f'{study.config}, {settings["epochs"]} epochs, seeds {settings["seeds"]}',
+        what=f'{study.config}, {length}, seeds {settings["seeds"]}',
         **record(torch.device('cpu')),
         figures={row['name']: report.figures(row) for row in rows},
         study=study.name,
         config=study.config,
+        **{length.unit: length.number},
         **settings,
         environment=environment(torch.device('cpu')),
         variants=rows,
     )
     results.write_text(json.dumps(content, indent=2) + '\n')
-    epochs = settings['epochs']
-    trained = f'{Path(study.config).stem}, {epochs} epoch{"s" if epochs > 1 else ""}'
-    report.plot(rows, plot, f'{study.title}\n{trained}')
+    report.plot(rows, plot, f'{study.title}\n{Path(study.config).stem}, {length}')
     return [table, results, plot]

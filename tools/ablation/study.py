@@ -7,6 +7,7 @@ from typing import Any, get_origin
 import yaml
 from mmengine.config import Config
 
+from ablation.length import UNITS, Length
 from ablation.training import start_from
 from mmsparse.apis import find_host, read_config
 from mmsparse.checks import check_config, check_data
@@ -41,14 +42,14 @@ class Study:
         title: Title of the plot.
         config: Config of all variants: a path from the working directory or from the
             repository.
-        epochs: Epochs of each training.
+        length: Length of each training; the file has it as epochs or iterations.
         variants: The first is the reference.
     """
 
     name: str
     title: str
     config: str
-    epochs: int
+    length: Length
     variants: tuple[Variant, ...]
 
 
@@ -63,19 +64,32 @@ def read_study(name: str) -> Study:
         variants = content.pop('variants').items()
         study = Study(
             name=path.stem,
+            length=take_length(path, content),
             variants=tuple(Variant(name, **settings) for name, settings in variants),
             **content,
         )
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f'{path} must have title, config, epochs and variants, and each variant '
-            f'about and changes: {error!r}'
+            f'{path} must have title, config, epochs or iterations, and variants, and '
+            f'each variant about and changes: {error!r}'
         ) from error
     if not study.variants:
         raise UsageError(f'{path} has no variants')
     for part in (study, *study.variants):
         check_types(path, part)
     return study
+
+
+def take_length(path: Path, content: dict[str, Any]) -> Length:
+    """Take the length out of the content of a study."""
+    units = content.keys() & UNITS
+    if len(units) != 1:
+        raise KeyError('epochs or iterations, and not both')
+    (unit,) = units
+    number = content.pop(unit)
+    if type(number) is not int:
+        raise UsageError(f'{path}: {unit} must be of type int; got {number!r}')
+    return Length(number, unit)
 
 
 def check_types(path: Path, part: Study | Variant) -> None:
@@ -91,7 +105,7 @@ def check_types(path: Path, part: Study | Variant) -> None:
 
 
 def variant_config(
-    study: Study, variant: Variant, epochs: int, seed: int, pretrained: str | None
+    study: Study, variant: Variant, length: Length, seed: int, pretrained: str | None
 ) -> Config:
     """Return the config of a variant; raise UsageError if it cannot be trained."""
     changes = {
@@ -100,9 +114,7 @@ def variant_config(
     }
     path = Path(study.config)
     cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
-    if 'max_epochs' not in (cfg.get('train_cfg') or {}):
-        raise UsageError(f'{study.config} trains by iterations; a study needs epochs')
-    cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
+    length.apply(cfg)
     cfg.randomness = dict(seed=seed)
     if pretrained:
         start_from(cfg, pretrained)

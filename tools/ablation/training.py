@@ -55,9 +55,10 @@ class Trained:
     """Result of a training.
 
     Args:
-        metric: Name of the metric on the validation data.
-        value: Its value after the last epoch, in percent.
-        train_seconds: Wall time of the training with its evaluations.
+        metric: Name of the metric on the test data.
+        value: Its value at the end, in percent.
+        train_seconds: Wall time of the training with its evaluations on the validation
+            data.
         parameters: Number of parameters of the model.
         checkpoint: The last checkpoint.
     """
