@@ -15,7 +15,7 @@ from mmsparse.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARISONS = ROOT / 'configs' / 'comparisons'
-POINTS = 4  # of a curve: evaluations of a training
+POINTS = 3  # of a curve: evaluations of a training
 CHECKPOINTS = 8  # of a training: at most this part is lost when it is interrupted
 
 

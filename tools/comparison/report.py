@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-BASELINES = 'configs/baselines/'  # models of other libraries, which are dashed
+BASELINES = 'configs/baselines/'  # models of other libraries
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -67,7 +67,8 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw the metric over training time, MACs and memory.
 
     Bars are the range of the seeds; curves, one for each seed, have a point for each
-    evaluation. The axis of the metric spans at least 10 points.
+    evaluation. Models of other libraries are hollow and dashed. The axis of the metric
+    spans at least 10 points.
 
     Args:
         rows: The models.
@@ -99,12 +100,12 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         ncols=min(len(rows), 7),
         frameon=False,
     )
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f'{title}; dashed: of other libraries', fontsize=11)
     figure.savefig(path, dpi=110)
 
 
 def styles(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Yield marker and line of each row: baselines are hollow and dashed."""
+    """Yield marker and line of each row."""
     for i, row in enumerate(rows):
         baseline = row['config'].startswith(BASELINES)
         yield dict(
