@@ -28,7 +28,7 @@ def read_costs(
 ) -> dict[str, Cost]:
     """Return the costs of models from a file, which is completed first.
 
-    They are measured once, since the length of trainings depends on them. Another
+    They are measured once, since they set the length of training runs. Another
     process that shares the folder waits meanwhile.
 
     Args:

@@ -75,7 +75,7 @@ class Run:
                 )
 
     def write(self) -> list[Path]:
-        """Write the finished trainings as a table, a record and a plot."""
+        """Write the finished training runs as a table, a record and a plot."""
         names = ('table.md', 'results.json', 'plot.png')
         table, results, plot = paths = [self.folder / name for name in names]
         with FileLock(self.folder / 'report.lock'):
