@@ -30,6 +30,7 @@ COMMANDS = {
     'flops': 'get_flops',
     'benchmark': 'benchmark',
     'ablate': 'ablate',
+    'compare': 'compare',
     'convert': 'convert_checkpoint',
     'convert-annotations': 'convert_annotations',
     'prepare-digits': 'prepare_digits',

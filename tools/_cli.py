@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
+PUBLIC_DATA = ('cifar10', 'camvid', 'bccd')  # of tools/prepare_data.py
 BROKEN_PIPE = 128 + 13  # status of a command that SIGPIPE ends
 INSTALLED = '.mim' in __file__  # and no clone
 
@@ -87,7 +88,8 @@ for category in (DeprecationWarning, FutureWarning):
     warnings.simplefilter('ignore', category)
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # no line of the decoder
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # nor of torch's profiler
-if Path(sys.argv[0].removeprefix(PROGRAM)).stem in ('ablate', 'benchmark'):  # use that
+PROFILING = ('ablate', 'benchmark', 'compare')
+if Path(sys.argv[0].removeprefix(PROGRAM)).stem in PROFILING:
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
 for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors='backslashreplace')  # names that a locale does not have
@@ -137,8 +139,12 @@ def _hint(error: Exception) -> str:
         return f': {convert} {error.path} CONVERTED.pth'
     if not isinstance(error, MissingFileError):
         return ''
-    if 'digits' in Path(error.path).parts:
+    parts = Path(error.path).parts
+    if 'digits' in parts:
         return f'; create it with: {command("prepare_digits")}'
+    for name in PUBLIC_DATA:
+        if name in parts:
+            return f'; prepare it with: {command("prepare_data")} {name} DOWNLOADED'
     if Path(error.path).suffix == '.pth':
         return f'; convert the official weights: {convert} DOWNLOADED {error.path}'
     return ''

@@ -89,6 +89,10 @@ def test_official_weights_have_a_hint_at_the_command_that_converts_them():
             '; convert the official weights: python tools/convert_checkpoint.py '
             'DOWNLOADED weights/small.pth',
         ),
+        (
+            'data/bccd/annotations',
+            '; prepare it with: python tools/prepare_data.py bccd DOWNLOADED',
+        ),
         ('data/coco', ''),
     ],
 )

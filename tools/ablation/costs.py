@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from benchmark import Candidate, Stopwatch, measure
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ablation.length import Length
@@ -46,24 +47,12 @@ def measure_costs(study: Study, length: Length, pretrained: str | None) -> list[
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
         cfg = variant_config(study, variant, length, 0, pretrained)
-        with (
-            TemporaryDirectory() as work_dir,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            cfg.work_dir = work_dir
-            # Runners of one name share a visualizer, and its folder, which is removed.
-            cfg.experiment_name = Path(work_dir).name
-            cfg.visualizer = None  # mmdet's has one name for all
-            try:
-                with config_errors():
-                    runner = Runner.from_cfg(cfg)
-            except UsageError as error:
-                raise UsageError(f'variant {variant.name}: {error}') from error
-            if pretrained and variant is study.variants[0]:
-                check_start(runner.model.backbone, pretrained)
-            runner.model.init_weights()
-            macs.append(model_macs(runner))
-            candidates.append(training_candidate(variant.name, runner))
+        runner = build_quietly(cfg, f'variant {variant.name}')
+        if pretrained and variant is study.variants[0]:
+            check_start(runner.model.backbone, pretrained)
+        runner.model.init_weights()
+        macs.append(model_macs(runner))
+        candidates.append(training_candidate(variant.name, runner))
         parameters.append(sum(x.numel() for x in runner.model.parameters()))
         print(f'{variant.name}: {macs[-1] / 1e6:.1f} MMACs', flush=True)
     measured = measure(candidates, ROUNDS, torch.device('cpu'))
@@ -71,6 +60,35 @@ def measure_costs(study: Study, length: Length, pretrained: str | None) -> list[
     memory = [x.peak_bytes for x in measured]
     columns = zip(macs, seconds, memory, parameters, strict=True)
     return [Cost(*values) for values in columns]
+
+
+def build_quietly(cfg: Config, label: str) -> Runner:
+    """Build the runner of a training without output; its model is not initialized.
+
+    Args:
+        cfg: Config, which is changed.
+        label: What is built, for an error.
+
+    Returns:
+        The runner, which cannot write logs or checkpoints.
+
+    Raises:
+        UsageError: The model cannot be built.
+    """
+    with (
+        TemporaryDirectory() as work_dir,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        cfg.work_dir = work_dir
+        # Runners of one name share a visualizer, and its folder, which is removed.
+        cfg.experiment_name = Path(work_dir).name
+        cfg.visualizer = None  # mmdet's has one name for all
+        try:
+            with config_errors():
+                runner = Runner.from_cfg(cfg)
+        except UsageError as error:
+            raise UsageError(f'{label}: {error}') from error
+    return runner
 
 
 def model_macs(runner: Runner) -> int:

@@ -13,8 +13,7 @@ from ablation import report
 from ablation.costs import Cost
 from ablation.length import Length
 from ablation.study import Study, variant_config
-from ablation.training import Trained, in_new_process, train
-from mmsparse.errors import UsageError
+from ablation.training import Trained, in_new_process, keep_settings, train
 
 
 def train_variants(
@@ -61,17 +60,11 @@ def train_variant(arguments: tuple, work_dir: Path, label: str) -> Trained:
         The result.
     """
     cfg = variant_config(*arguments)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    settings, result = work_dir / 'config.py', work_dir / 'result.json'
-    if settings.is_file() and settings.read_text() != cfg.pretty_text:
-        raise UsageError(
-            f'{work_dir} has a training with other settings; remove it, or choose '
-            'another --out'
-        )
+    keep_settings(cfg, work_dir)
+    result = work_dir / 'result.json'
     if result.is_file():
         print(f'{label} finished: {result}', flush=True)
         return Trained(**json.loads(result.read_text()))
-    settings.write_text(cfg.pretty_text)
     _, trained = train(cfg, work_dir, label, resume=True)
     result.write_text(json.dumps(asdict(trained), indent=2) + '\n')
     return trained

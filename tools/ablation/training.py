@@ -84,6 +84,18 @@ def check_folder(out: Path) -> None:
             raise UsageError(f'--out must be a folder; {path} is a file')
 
 
+def keep_settings(cfg: Config, work_dir: Path) -> None:
+    """Write the config of a training; raise UsageError if its folder has another."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    settings = work_dir / 'config.py'
+    if settings.is_file() and settings.read_text() != cfg.pretty_text:
+        raise UsageError(
+            f'{work_dir} has a training with other settings; remove it, or choose '
+            'another --out'
+        )
+    settings.write_text(cfg.pretty_text)
+
+
 def start_from(cfg: Config, checkpoint: str) -> None:
     """Set in a config that the backbone starts from that of a checkpoint."""
     cfg.model.backbone.init_cfg = dict(
@@ -165,13 +177,17 @@ def build_trainer(
     """
     warnings.simplefilter('ignore')
     cfg.work_dir, cfg.resume = str(work_dir), resume
-    # A fused optimizer is faster; older torch has it for GPUs only.
-    fused = digit_version(torch.__version__) >= digit_version('2.4')
-    cfg.optim_wrapper.optimizer.fused = fused
+    fuse_optimizer(cfg)
     runner = Runner.from_cfg(cfg)
     for hook in hooks:
         runner.register_hook(hook)
     return runner
+
+
+def fuse_optimizer(cfg: Config) -> None:
+    """Let a config have a fused optimizer: faster; older torch has it for GPUs only."""
+    fused = digit_version(torch.__version__) >= digit_version('2.4')
+    cfg.optim_wrapper.optimizer.fused = fused
 
 
 def summarize(runner: Runner, metric: Metric, value: float, seconds: float) -> Trained:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ class Curve:
 
     Args:
         folder: Folder of the training.
+        clock: Returns seconds.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.path = folder / FILE
+        self.clock = clock
+        self.paused: float | None = None
         self.losses: list[float] = []
 
     def start(self, iteration: int, iterations: int) -> None:
@@ -26,12 +32,23 @@ class Curve:
         self.path.write_text(''.join(json.dumps(point) + '\n' for point in points))
         self.every = max(iterations // LOSSES, 1)
         before = points[-1]['seconds'] if points else 0.0
-        self.started = time.perf_counter() - before
+        self.started = self.clock() - before
+
+    def pause(self) -> None:
+        """Stop the clock until `resume`."""
+        self.paused = self.clock()
+
+    def resume(self) -> None:
+        """Start the clock again, if it is stopped."""
+        if self.paused is not None:
+            self.started += self.clock() - self.paused
+            self.paused = None
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, with those before interruptions."""
-        return time.perf_counter() - self.started
+        now = self.clock() if self.paused is None else self.paused
+        return now - self.started
 
     def add_loss(self, iteration: int, loss: float) -> None:
         """Add the loss of an iteration; the mean of several is a point."""

@@ -1,0 +1,103 @@
+"""Train the models of a comparison, and write what is known of all of them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation.costs import Cost
+from ablation.training import in_new_process
+from benchmark.report import environment, record
+from filelock import FileLock, Timeout
+from mmengine.device import get_device
+
+from comparison import report
+from comparison.comparison import Comparison
+from comparison.files import write_json, write_text
+from comparison.protocol import Protocol
+from comparison.training import RESULT, Training, read_results, read_values, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A comparison by a protocol, in a folder that processes may share.
+
+    Args:
+        comparison: The models.
+        protocol: Their budget.
+        costs: Cost of each model by its name.
+        out: Folder, with one of each protocol and budget.
+        threads: Number of threads.
+    """
+
+    comparison: Comparison
+    protocol: Protocol
+    costs: dict[str, Cost]
+    out: Path
+    threads: int
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this protocol and budget."""
+        return self.out / f'{self.protocol.name}-{self.protocol.budget:g}'
+
+    def train(self, name: str, seed: int) -> None:
+        """Train a model, unless it is finished or another process trains it."""
+        folder = self.folder / name / f'seed-{seed}'
+        folder.mkdir(parents=True, exist_ok=True)
+        label = f'{self.comparison.name} {name}, seed {seed}'
+        try:
+            with FileLock(folder / 'lock', timeout=0):
+                if (folder / RESULT).is_file():
+                    print(f'{label}: finished', flush=True)
+                    return
+                config = self.comparison.models[name]
+                iterations = self.protocol.iterations(self.costs[name])
+                training = Training(config, iterations, seed, folder, self.threads)
+                in_new_process(train, training, f'{label:34}')
+        except Timeout:
+            print(f'{label}: another process trains it', flush=True)
+
+    def rows(self) -> Iterator[report.Row]:
+        """Yield what is known of each model with at least one result."""
+        for name, config in self.comparison.models.items():
+            cost, folder = self.costs[name], self.folder / name
+            if results := read_results(folder):
+                yield dict(
+                    name=name,
+                    config=config,
+                    **asdict(cost),
+                    iterations=self.protocol.iterations(cost),
+                    results={seed: asdict(x) for seed, x in results.items()},
+                    curves=[read_values(folder / f'seed-{seed}') for seed in results],
+                )
+
+    def write(self) -> list[Path]:
+        """Write the finished training runs as a table, a record and a plot."""
+        names = ('table.md', 'results.json', 'plot.png')
+        table, results, plot = paths = [self.folder / name for name in names]
+        with FileLock(self.folder / 'report.lock'):
+            rows = list(self.rows())
+            if not rows:
+                return []
+            write_text(table, report.table(rows))
+            write_json(results, self.record(rows))
+            title = f'{self.comparison.title}, {self.protocol} each'
+            report.plot(rows, plot, f'{title}\n{report.describe_seeds(rows)}')
+        return paths
+
+    def record(self, rows: list[report.Row]) -> dict[str, Any]:
+        """Return a record as in docs/measurements, with all that is known."""
+        device = torch.device(get_device())
+        return dict(
+            title=f'Models on {self.comparison.title}, by {self.protocol.name}',
+            what=f'{self.protocol} each from random weights, on the test data; '
+            f'{report.describe_seeds(rows)}.',
+            **record(device),
+            figures={row['name']: report.figures(row) for row in rows},
+            configs={row['name']: row['config'] for row in rows},
+            environment=environment(device),
+            rows=json.loads(json.dumps(rows)),
+        )

@@ -1,0 +1,147 @@
+"""Train one model of a comparison, and evaluate it on the test data meanwhile."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation.training import (
+    METRICS,
+    Metric,
+    ProgressHook,
+    build_trainer,
+    keep_settings,
+)
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from quickstart.curve import FILE, Curve, read_curve
+
+from comparison.clock import training_clock
+from comparison.comparison import training_config
+from comparison.files import write_json
+
+RESULT = 'result.json'
+OTHER_METRICS = {'mmdet': (Metric('coco/bbox_mAP_50', 'box AP50', scale=100.0),)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of a model.
+
+    Args:
+        config: Config of the model.
+        iterations: Length.
+        seed: Random seed.
+        folder: Folder for settings, log, checkpoints and result.
+        threads: Number of threads.
+    """
+
+    config: str
+    iterations: int
+    seed: int
+    folder: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a training.
+
+    Args:
+        values: Metrics on the test data at the end, in percent; the main one first.
+        seconds: Seconds of training, without evaluations.
+    """
+
+    values: dict[str, float]
+    seconds: float
+
+
+def train(training: Training, label: str) -> None:
+    """Train and evaluate a model, or resume its training; write the result.
+
+    Args:
+        training: The training.
+        label: Text before the progress bar.
+    """
+    torch.set_num_threads(training.threads)
+    cfg = training_config(training.config, training.iterations, training.seed)
+    keep_settings(cfg, training.folder)
+    metrics = (METRICS[cfg.default_scope], *OTHER_METRICS.get(cfg.default_scope, ()))
+    history = History(training.folder, metrics[0])
+    with (
+        (training.folder / 'train.log').open('a') as log,
+        contextlib.redirect_stdout(log),
+    ):
+        hooks = [history, ProgressHook(label)]
+        runner = build_trainer(cfg, training.folder, hooks, resume=True)
+        runner.train()
+        if history.evaluated != runner.max_iters:  # interrupted in the last evaluation
+            runner.val()
+    values = {x.name: round(x.scale * history.found[x.key], 2) for x in metrics}
+    result = Result(values, round(history.curve.seconds, 1))
+    write_json(training.folder / RESULT, asdict(result))
+
+
+def read_results(folder: Path) -> dict[int, Result]:
+    """Return the results of a model by seed; one that trains has none."""
+    return {
+        int(path.parent.name.removeprefix('seed-')): Result(**json.loads(text))
+        for path in sorted(folder.glob(f'seed-*/{RESULT}'))
+        if (text := path.read_text())
+    }
+
+
+def read_values(folder: Path) -> list[dict[str, Any]]:
+    """Return the points of a training's curve that have the main metric."""
+    return [point for point in read_curve(folder / FILE) if 'value' in point]
+
+
+class History(Hook):
+    """Record loss and metrics over the time of training, without that of evaluations.
+
+    Args:
+        folder: Folder of the training.
+        metric: The main metric.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, folder: Path, metric: Metric) -> None:
+        self.curve, self.metric = Curve(folder, training_clock()), metric
+        self.found: dict[str, float] = {}
+        self.evaluated = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the curve; batches of a resumed training are skipped after this."""
+        self.curve.start(runner.iter, runner.max_iters)
+        self.curve.pause()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Start the clock."""
+        self.curve.resume()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Record the loss."""
+        self.curve.add_loss(runner.iter + 1, float(outputs['loss']))
+
+    def before_val(self, runner: Runner) -> None:
+        """Stop the clock."""
+        self.curve.pause()
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Record the metrics."""
+        self.found, self.evaluated = metrics, runner.iter
+        value = round(self.metric.scale * metrics[self.metric.key], 2)
+        self.curve.add_value(runner.iter, value)
