@@ -192,10 +192,8 @@ def shorten(cfg: Config) -> None:
     for settings in dicts(cfg.model.get('test_cfg')):
         if 'score_thr' in settings:
             settings['score_thr'] = 0.0  # without detections there are no metrics
-    schedule = cfg.param_scheduler
-    cfg.param_scheduler = [
-        x for x in schedule if not x.get('begin')
-    ]  # others end first
+    # The others would end before they begin.
+    cfg.param_scheduler = [x for x in cfg.param_scheduler if not x.get('begin')]
     cfg.default_hooks.checkpoint = None
     cfg.default_hooks.logger.interval = 1
 

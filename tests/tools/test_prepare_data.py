@@ -78,21 +78,24 @@ def make_batches(root):
         (root / name).write_bytes(pickle.dumps(batch))
 
 
+COCO = CocoPanopticDataset.METAINFO
+# Ids with a gap, as those of COCO, and stuff first.
 CATEGORIES = [
-    dict(id=189, name='table-merged', isthing=0),
-    dict(id=1, name='person', isthing=1),
-    dict(id=51, name='bowl', isthing=1),
+    *(dict(id=i, name=x, isthing=0) for i, x in enumerate(COCO['stuff_classes'], 101)),
+    *(dict(id=i, name=x, isthing=1) for i, x in enumerate(COCO['thing_classes'], 11)),
 ]
+IDS = {x['name']: x['id'] for x in CATEGORIES}
 # Rows, columns, id, category and iscrowd.
 SEGMENTS = [
-    (slice(0, 24), slice(16, 48), 300, 51, 0),
-    (slice(24, 48), slice(0, 32), 70000, 1, 1),
-    (slice(24, 48), slice(32, 64), 7, 189, 0),
+    (slice(0, 24), slice(16, 48), 300, 'bowl', 0),
+    (slice(24, 48), slice(0, 32), 70000, 'person', 1),
+    (slice(24, 48), slice(32, 64), 7, 'table-merged', 0),
 ]
-OUTLINES = """\
-51 0.25 0 0.75 0 0.75 0.5 0.25 0.5
-1 0 0.5 0.5 0.5 0.5 1 0 1
+OUTLINES = f"""\
+{IDS['bowl']} 0.25 0 0.75 0 0.75 0.5 0.25 0.5
+{IDS['person']} 0 0.5 0.5 0.5 0.5 1 0 1
 """
+BOX = f'{COCO["thing_classes"].index("bowl")} 0.5 0.25 0.5 0.5'
 
 
 def make_coco128(root):
@@ -100,15 +103,21 @@ def make_coco128(root):
     for split, number in (('train2017', 9), ('val2017', 139)):
         name = f'{number:012}'
         photo(root / 'images' / split / f'{name}.jpg')
-        write(root / coco128.BOXES / split / f'{name}.txt', '1 0.5 0.25 0.5 0.5\n')
-        write(root / coco128.BOXES / split / 'missing.txt', '1 0.5 0.25 0.5 0.5\n')
+        write(root / coco128.BOXES / split / f'{name}.txt', BOX)
+        write(root / coco128.BOXES / split / 'missing.txt', BOX)
         write(root / coco128.OUTLINES / split / f'{name}.txt', OUTLINES)
         ids, classes = np.zeros((48, 64), int), np.zeros((48, 64), np.uint8)
         for rows, columns, segment, category, _ in SEGMENTS:
-            ids[rows, columns], classes[rows, columns] = segment, category
+            ids[rows, columns], classes[rows, columns] = segment, IDS[category]
         annotation = dict(image_id=number, file_name=f'{name}.png')
         annotation['segments_info'] = [
-            dict(id=x, category_id=category, iscrowd=crowd, bbox=[0, 0, 32, 24], area=9)
+            dict(
+                id=x,
+                category_id=IDS[category],
+                iscrowd=crowd,
+                bbox=[0, 0, 9, 9],
+                area=81,
+            )
             for _, _, x, category, crowd in SEGMENTS
         ]
         image = dict(id=number, file_name=f'{name}.jpg', width=64, height=48)
@@ -206,8 +215,7 @@ def photographs(public, tmp_path_factory, run_tool):
 
 def test_coco128_is_read_as_coco(photographs):
     folder, _ = photographs
-    things = dict(classes=('person', 'bowl'))
-    bowl, people = (1, 0, [16, 0, 48, 24]), (0, 1, [0, 24, 32, 48])
+    bowl, people = (45, 0, [16, 0, 48, 24]), (0, 1, [0, 24, 32, 48])
     for name, expected, corners in (
         ('boxes', [bowl], [0]),
         ('instances', [bowl, people], [8, 8]),
@@ -216,11 +224,10 @@ def test_coco128_is_read_as_coco(photographs):
             data_root=str(folder),
             ann_file=f'annotations/{name}_val2017.json',
             data_prefix=dict(img='val2017/'),
-            metainfo=things,
         )
         (image,) = [data.get_data_info(i) for i in range(len(data))]
         assert Path(image['img_path']).is_file()
-        assert (image['img_id'], data.cat_ids) == (139, [1, 51])
+        assert (image['img_id'], data.cat_ids) == (139, list(range(11, 91)))
         found = image['instances']
         assert expected == [
             (x['bbox_label'], x['ignore_flag'], x['bbox']) for x in found
@@ -234,11 +241,6 @@ def test_coco128_is_read_as_panoptic_data(photographs):
         data_root=str(folder),
         ann_file='annotations/panoptic_train2017.json',
         data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
-        metainfo=dict(
-            classes=('person', 'bowl', 'table-merged'),
-            thing_classes=('person', 'bowl'),
-            stuff_classes=('table-merged',),
-        ),
     )
 
     (image,) = [data.get_data_info(i) for i in range(len(data))]
@@ -259,8 +261,8 @@ def test_label_maps_of_coco128_are_read_as_ade20k(photographs):
     labels = data[0]['gt_seg_map']
 
     expected = np.full((48, 64), 255)
-    for label, (rows, columns, *_) in zip((1, 0, 2), SEGMENTS, strict=True):
-        expected[rows, columns] = label
+    for rows, columns, _, category, _ in SEGMENTS:
+        expected[rows, columns] = COCO['classes'].index(category)
     assert (labels == expected).all()
 
 
@@ -276,7 +278,11 @@ def test_faults_of_coco128_are_named(photographs):
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        (coco128.OUTLINES / 'val2017/000000000139.txt', OUTLINES[:36], 'has 1 objects'),
+        (
+            coco128.OUTLINES / 'val2017/000000000139.txt',
+            OUTLINES.splitlines()[0],
+            'has 1 objects',
+        ),
         (coco128.OUTLINES / 'val2017/000000000139.txt', None, 'are not both there'),
         (
             coco128.PANOPTIC / 'panoptic_val2017.json',
@@ -284,7 +290,7 @@ def test_faults_of_coco128_are_named(photographs):
             'is damaged .* repeat',
         ),
         (coco128.PANOPTIC / 'panoptic_val2017.json', '{}', 'has no annotations, categ'),
-        (coco128.BOXES / 'val2017/000000000139.txt', '9 0 0 1 1', 'unknown class: 1'),
+        (coco128.BOXES / 'val2017/000000000139.txt', '80 0 0 1 1', 'unknown class: 1'),
         (coco128.SEMANTIC / 'val2017/000000000139.png', 3, 'has the label 3, which is'),
     ],
 )
@@ -369,6 +375,7 @@ TRAINED = (  # a config of each kind
     'focus-detr_shunted-nano_1xb4-8e_bccd',
     'fpn_shunted-nano_1xb8-600i_camvid',
     'upernet_shunted-nano_1xb8-600i_camvid',
+    'atss_shunted-nano_1xb8-24e_coco128',
 )
 
 
