@@ -27,7 +27,7 @@ METHODS = [
 ]
 PROJECTS = sorted((ROOT / 'projects').glob('*/configs/*.py'))
 LEAVES = {path.stem: path for path in (*METHODS, *PROJECTS)}
-DETECTORS = [name for name in LEAVES if '_coco' in name]
+DETECTORS = [name for name in LEAVES if re.search(r'_coco(-panoptic)?$', name)]
 SEGMENTORS = [name for name in LEAVES if '_ade20k' in name]
 COUNTED = (  # a backbone of each family and each head
     'fpn_dat-tiny_8xb2-80k_ade20k-512x512',

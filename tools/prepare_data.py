@@ -1,4 +1,4 @@
-"""Prepare a public data set for the hosts: CIFAR-10, CamVid or BCCD.
+"""Prepare a public data set for the hosts: CIFAR-10, CamVid, BCCD or COCO128.
 
 Nothing is downloaded: SOURCE is the zip, or the folder that it was unpacked into. Files
 are counted before anything is written.
@@ -12,6 +12,7 @@ from _cli import run
 from public_data.bccd import BCCD
 from public_data.camvid import CAMVID
 from public_data.cifar10 import CIFAR10
+from public_data.coco128 import COCO128
 from public_data.data_set import (
     SAMPLES,
     unpacked,
@@ -22,7 +23,7 @@ from public_data.data_set import (
 
 from mmsparse.errors import UsageError
 
-DATA_SETS = dict(cifar10=CIFAR10, camvid=CAMVID, bccd=BCCD)
+DATA_SETS = dict(cifar10=CIFAR10, camvid=CAMVID, bccd=BCCD, coco128=COCO128)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import prepare_data
 import pytest
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmengine.config import Config
 from mmpretrain.datasets import CustomDataset
-from mmseg.datasets import BaseSegDataset
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
-from public_data import bccd, camvid, cifar10
+from public_data import bccd, camvid, cifar10, coco128
 from public_data.cifar10 import CLASSES
 
 REAL = Path(
@@ -77,7 +78,64 @@ def make_batches(root):
         (root / name).write_bytes(pickle.dumps(batch))
 
 
-MAKE = dict(bccd=make_bccd, camvid=make_camvid, cifar10=make_cifar10)
+COCO = CocoPanopticDataset.METAINFO
+# Ids with a gap, as those of COCO, and stuff first.
+CATEGORIES = [
+    *(dict(id=i, name=x, isthing=0) for i, x in enumerate(COCO['stuff_classes'], 101)),
+    *(dict(id=i, name=x, isthing=1) for i, x in enumerate(COCO['thing_classes'], 11)),
+]
+IDS = {x['name']: x['id'] for x in CATEGORIES}
+# Rows, columns, id, category and iscrowd.
+SEGMENTS = [
+    (slice(0, 24), slice(16, 48), 300, 'bowl', 0),
+    (slice(24, 48), slice(0, 32), 70000, 'person', 1),
+    (slice(24, 48), slice(32, 64), 7, 'table-merged', 0),
+]
+OUTLINES = f"""\
+{IDS['bowl']} 0.25 0 0.75 0 0.75 0.5 0.25 0.5
+{IDS['person']} 0 0.5 0.5 0.5 0.5 1 0 1
+"""
+BOX = f'{COCO["thing_classes"].index("bowl")} 0.5 0.25 0.5 0.5'
+
+
+def make_coco128(root):
+    """A photograph of each split with a bowl, a group of people, and a table."""
+    for split, number in (('train2017', 9), ('val2017', 139)):
+        name = f'{number:012}'
+        photo(root / 'images' / split / f'{name}.jpg')
+        write(root / coco128.BOXES / split / f'{name}.txt', BOX)
+        write(root / coco128.BOXES / split / 'missing.txt', BOX)
+        write(root / coco128.OUTLINES / split / f'{name}.txt', OUTLINES)
+        ids, classes = np.zeros((48, 64), int), np.zeros((48, 64), np.uint8)
+        for rows, columns, segment, category, _ in SEGMENTS:
+            ids[rows, columns], classes[rows, columns] = segment, IDS[category]
+        annotation = dict(image_id=number, file_name=f'{name}.png')
+        annotation['segments_info'] = [
+            dict(
+                id=x,
+                category_id=IDS[category],
+                iscrowd=crowd,
+                bbox=[0, 0, 9, 9],
+                area=81,
+            )
+            for _, _, x, category, crowd in SEGMENTS
+        ]
+        image = dict(id=number, file_name=f'{name}.jpg', width=64, height=48)
+        panoptic = dict(images=[image], annotations=[annotation], categories=CATEGORIES)
+        path = root / coco128.PANOPTIC / f'panoptic_{split}.json'
+        write(path, json.dumps(panoptic))
+        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1)
+        for folder, pixels in (
+            (path.with_suffix(''), colors.astype(np.uint8)),
+            (root / coco128.SEMANTIC / split, classes),
+        ):
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / f'{name}.png')
+
+
+MAKE = dict(
+    bccd=make_bccd, camvid=make_camvid, cifar10=make_cifar10, coco128=make_coco128
+)
 
 
 @pytest.fixture(scope='session')
@@ -145,6 +203,115 @@ def test_camvid_is_read_by_mmseg_with_void_ignored(public, prepare):
     assert (labels.ravel()[:12] == [*range(11), 255]).all()
 
 
+@pytest.fixture(scope='module')
+def photographs(public, tmp_path_factory, run_tool):
+    """COCO128 as it is prepared; the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp('photographs')
+    done = run_tool(
+        'prepare_data.py', 'coco128', public / 'coco128', '--partial', cwd=folder
+    )
+    return folder / 'data/coco128', done.stdout
+
+
+def test_coco128_is_read_as_coco(photographs):
+    folder, _ = photographs
+    bowl, people = (45, 0, [16, 0, 48, 24]), (0, 1, [0, 24, 32, 48])
+    for name, expected, corners in (
+        ('boxes', [bowl], [0]),
+        ('instances', [bowl, people], [8, 8]),
+    ):
+        data = CocoDataset(
+            data_root=str(folder),
+            ann_file=f'annotations/{name}_val2017.json',
+            data_prefix=dict(img='val2017/'),
+        )
+        (image,) = [data.get_data_info(i) for i in range(len(data))]
+        assert Path(image['img_path']).is_file()
+        assert (image['img_id'], data.cat_ids) == (139, list(range(11, 91)))
+        found = image['instances']
+        assert expected == [
+            (x['bbox_label'], x['ignore_flag'], x['bbox']) for x in found
+        ]
+        assert [sum(map(len, x.get('mask', ()))) for x in found] == corners
+
+
+def test_coco128_is_read_as_panoptic_data(photographs):
+    folder, _ = photographs
+    data = CocoPanopticDataset(
+        data_root=str(folder),
+        ann_file='annotations/panoptic_train2017.json',
+        data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
+    )
+
+    (image,) = [data.get_data_info(i) for i in range(len(data))]
+    assert Path(image['seg_map_path']).is_file()
+    assert [x['id'] for x in image['segments_info']] == [300, 70000, 7]
+
+
+def test_label_maps_of_coco128_are_read_as_ade20k(photographs):
+    folder, _ = photographs
+    data = ADE20KDataset(
+        data_root=str(folder / 'ade'),
+        data_prefix=dict(
+            img_path='images/validation', seg_map_path='annotations/validation'
+        ),
+        pipeline=[dict(type='mmseg.LoadAnnotations')],
+    )
+
+    labels = data[0]['gt_seg_map']
+
+    expected = np.full((48, 64), 255)
+    for rows, columns, _, category, _ in SEGMENTS:
+        expected[rows, columns] = COCO['classes'].index(category)
+    assert (labels == expected).all()
+
+
+def test_faults_of_coco128_are_named(photographs):
+    _, printed = photographs
+
+    people = '000000000009 (person), 000000000139 (person)'
+    assert f'groups outlined as one object, iscrowd=1: 2: {people}' in printed
+    assert 'label files without image, left out: 2: object_detection/' in printed
+    assert 'overlap less' not in printed
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        (
+            coco128.OUTLINES / 'val2017/000000000139.txt',
+            OUTLINES.splitlines()[0],
+            'has 1 objects',
+        ),
+        (coco128.OUTLINES / 'val2017/000000000139.txt', None, 'are not both there'),
+        (
+            coco128.PANOPTIC / 'panoptic_val2017.json',
+            '{"images',
+            'is damaged .* repeat',
+        ),
+        (coco128.PANOPTIC / 'panoptic_val2017.json', '{}', 'has no annotations, categ'),
+        (coco128.BOXES / 'val2017/000000000139.txt', '80 0 0 1 1', 'unknown class: 1'),
+        (coco128.SEMANTIC / 'val2017/000000000139.png', 3, 'has the label 3, which is'),
+    ],
+)
+def test_other_files_than_those_of_coco128_are_errors(
+    name, content, message, public, prepare, tmp_path
+):
+    source = tmp_path / 'coco128'
+    shutil.copytree(public / 'coco128', source)
+    (source / name).unlink()
+    if isinstance(content, int):
+        Image.fromarray(np.full((48, 64), content, np.uint8)).save(source / name)
+    elif content is not None:
+        (source / name).write_text(content)
+    else:  # counted as another file
+        write(source / coco128.OUTLINES / 'val2017' / 'other.txt', '')
+
+    with pytest.raises(prepare_data.UsageError, match=message):
+        prepare('coco128', source, '--partial')
+    assert not Path('data/coco128').exists()
+
+
 @pytest.mark.parametrize('pickled', [False, True])
 def test_cifar10_is_read_by_mmpretrain(pickled, public, prepare, tmp_path):
     source = public / 'cifar10'
@@ -175,6 +342,32 @@ def test_a_pickle_that_runs_code_is_refused(prepare, tmp_path):
         prepare('cifar10', tmp_path / 'batches', '--partial')
 
 
+PIXELS = np.zeros((10, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'message'),
+    [
+        (dict(data=PIXELS, labels=list(range(9))), 'is (shorter|longer) than'),
+        (dict(data=PIXELS, labels=[-1] * 10), 'expected labels from 0 to 9, got -1'),
+        (dict(data=PIXELS, labels=[10] * 10), 'expected labels from 0 to 9, got 10'),
+        (dict(data=PIXELS, labels=3), 'not iterable'),
+        (dict(data=PIXELS.astype(float), labels=[0] * 10), 'expected pixels of 8 bits'),
+        (dict(data=PIXELS[:, 1:], labels=[0] * 10), 'cannot reshape'),
+        (dict(data=[0], labels=[0]), 'no attribute'),
+        (dict(labels=[0]), 'data'),
+        ([PIXELS], 'indices'),
+    ],
+)
+def test_a_damaged_batch_of_cifar10_is_an_error(batch, message, prepare, tmp_path):
+    make_batches(tmp_path / 'batches')
+    (tmp_path / 'batches/test_batch').write_bytes(pickle.dumps(batch))
+
+    expected = f'test_batch is no whole batch of CIFAR-10 .*{message}.*repeat'
+    with pytest.raises(prepare_data.UsageError, match=expected):
+        prepare('cifar10', tmp_path / 'batches', '--partial')
+
+
 TRAINED = (  # a config of each kind
     'shunted-nano_1xb64-3e_cifar10',
     'atss_shunted-nano_1xb8-14e_bccd',
@@ -182,6 +375,7 @@ TRAINED = (  # a config of each kind
     'focus-detr_shunted-nano_1xb4-8e_bccd',
     'fpn_shunted-nano_1xb8-600i_camvid',
     'upernet_shunted-nano_1xb8-600i_camvid',
+    'atss_shunted-nano_1xb8-24e_coco128',
 )
 
 

@@ -1,7 +1,7 @@
 """Write samples as COCO JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,42 @@ DIGITS = 2  # of coordinates in pixels
 
 
 def write_coco(
-    path: Path, samples: Sequence[Sample], classes: Sequence[str], images: Path
+    path: Path,
+    samples: Sequence[Sample],
+    classes: Sequence[str] | Mapping[str, int],
+    images: Path,
+    image_ids: Sequence[int] = (),
 ) -> None:
-    """Write a COCO file; names of images are relative to the folder ``images``."""
-    text = json.dumps(to_coco(samples, classes, images), ensure_ascii=False)
+    """Write a COCO file, see ``to_coco``."""
+    content = to_coco(samples, classes, images, image_ids)
+    text = json.dumps(content, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_whole(path) as file:
         file.write(text.encode() + b'\n')
 
 
 def to_coco(
-    samples: Sequence[Sample], classes: Sequence[str], images: Path
+    samples: Sequence[Sample],
+    classes: Sequence[str] | Mapping[str, int],
+    images: Path,
+    image_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Return the content of a COCO file; all ids count from 1."""
-    ids = {name: number for number, name in enumerate(classes, start=1)}
-    objects = [
-        (number, instance)
-        for number, sample in enumerate(samples, start=1)
-        for instance in sample.instances
-    ]
+    """Return the content of a COCO file.
+
+    Args:
+        samples: Images with their objects.
+        classes: Names of the classes; or their ids by name, which else count from 1.
+        images: Folder that the names of images are relative to.
+        image_ids: Ids of the samples, which else count from 1.
+
+    Returns:
+        Images, annotations and categories.
+    """
+    if not isinstance(classes, Mapping):
+        classes = {name: number for number, name in enumerate(classes, start=1)}
+    numbers = image_ids or range(1, len(samples) + 1)
+    numbered = list(zip(numbers, samples, strict=True))
+    objects = [(number, x) for number, sample in numbered for x in sample.instances]
     return dict(
         images=[
             dict(
@@ -40,18 +57,18 @@ def to_coco(
                 width=sample.size[0],
                 height=sample.size[1],
             )
-            for number, sample in enumerate(samples, start=1)
+            for number, sample in numbered
         ],
         annotations=[
             dict(
                 id=number,
                 image_id=image,
-                category_id=ids[instance.name],
+                category_id=classes[instance.name],
                 **_annotation(instance),
             )
             for number, (image, instance) in enumerate(objects, start=1)
         ],
-        categories=[dict(id=number, name=name) for name, number in ids.items()],
+        categories=[dict(id=number, name=name) for name, number in classes.items()],
     )
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 
 from mmsparse.apis import build_model, load_weights
-from mmsparse.datasets.errors import blame_files
+from mmsparse.datasets.errors import SampleError, blame_files
 from mmsparse.errors import UsageError
 from mmsparse.visualization import read_classes, read_pipeline
 from mmsparse.visualization.image_transform import ANNOTATIONS, Pixels
@@ -53,8 +53,11 @@ class Predictor:
         with blame_files(path):
             image, data = self._load(path, frame)
         batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        with torch.no_grad():
-            (result,) = self.model.test_step(batch)
+        try:
+            with torch.no_grad():
+                (result,) = self.model.test_step(batch)
+        except ValueError as error:  # of a backbone, about the size of the image
+            raise SampleError(f'{path}: {error}') from error
         result = result.cpu()
         if 'pred_panoptic_seg' in result:
             result.pred_instances = _segments(result, len(self.classes))

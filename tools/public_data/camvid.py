@@ -12,6 +12,7 @@ from PIL import Image
 from mmsparse.datasets.transforms import IGNORED
 from mmsparse.errors import UsageError
 from public_data.data_set import DataSet, copy_files, find_images
+from public_data.label_maps import blend, read_label_map, save_label_map
 
 CLASSES = (
     *('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence'),
@@ -43,13 +44,11 @@ def count(root: Path) -> dict[str, int]:
 
 
 def draw(root: Path, number: int) -> list[Image.Image]:
-    colors = np.array([*PALETTE, (0, 0, 0)], np.float64)
     tiles = []
     for path in spread(find_images(root / 'train'), number):
         labels = read_labels(root, 'train', path)
         labels[labels == IGNORED] = VOID
-        image = np.asarray(Image.open(path).convert('RGB'))
-        tiles.append(Image.fromarray(((image + colors[labels]) / 2).astype(np.uint8)))
+        tiles.append(blend(path, labels, [*PALETTE, (0, 0, 0)]))
     return tiles
 
 
@@ -63,7 +62,7 @@ def write(root: Path, out: Path) -> Iterator[str]:
             for path in images:
                 labels = read_labels(root, split, path)
                 pixels += np.bincount(labels.ravel(), minlength=256)
-                save_labels(labels, folder / f'{path.stem}.png')
+                save_label_map(labels, PALETTE, folder / f'{path.stem}.png')
                 progress.update()
         pairs = ((path, out / 'images' / split / path.name) for path in images)
         copy_files(f'{split} images', pairs)
@@ -76,16 +75,7 @@ def write(root: Path, out: Path) -> Iterator[str]:
 def read_labels(root: Path, split: str, image: Path) -> NDArray[np.uint8]:
     """Return the label map of an image, with 255 for void; it is checked."""
     path = root / f'{split}annot' / f'{image.stem}.png'
-    try:
-        labels = np.array(Image.open(path))
-    except FileNotFoundError:
-        raise UsageError(f'{image} has no label map {path}') from None
-    size = Image.open(image).size
-    if labels.shape != size[::-1]:
-        raise UsageError(
-            f'{path}: expected one label for each pixel of an image of size '
-            f'{size[0]}x{size[1]}, got an array of shape {labels.shape}'
-        )
+    labels = read_label_map(path, image)
     if labels.max() > VOID:
         raise UsageError(
             f'{path} has the label {labels.max()}; expected 0 to {VOID}, as in the '
@@ -93,15 +83,6 @@ def read_labels(root: Path, split: str, image: Path) -> NDArray[np.uint8]:
         )
     labels[labels == VOID] = IGNORED
     return labels
-
-
-def save_labels(labels: NDArray[np.uint8], path: Path) -> None:
-    """Save a label map, with a palette for viewers."""
-    colors = np.zeros((256, 3), np.uint8)  # all: of fewer, pillow saves 4 bits a pixel
-    colors[:VOID] = PALETTE
-    image = Image.fromarray(labels)
-    image.putpalette(colors.ravel().tolist())
-    image.save(path)
 
 
 CAMVID = DataSet(

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _progress import Progress
@@ -30,6 +31,10 @@ data_batch_1 to 5 and test_batch; writes for CustomDataset of mmpretrain
 The folder cifar-10-batches-py is what CIFAR10 of mmpretrain reads itself: set its
 parent folder as data_root."""
 MARKERS = ('train', 'data_batch_1')
+DAMAGE = (  # what a cut or changed batch raises
+    *(pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError),
+    AttributeError,
+)
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -69,17 +74,28 @@ def read_batches(root: Path, split: str) -> dict[str, list[NDArray[np.uint8]]]:
         try:
             with path.open('rb') as file:
                 batch = PlainUnpickler(file, encoding='latin1').load()
-            pixels = batch['data'].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
-            labels = [CLASSES[label] for label in batch['labels']]
+            found = split_batch(batch)
         except FileNotFoundError:
             continue  # counted as missing
-        except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
+        except DAMAGE as error:
             raise UsageError(
                 f'{path} is no whole batch of CIFAR-10 ({error}): repeat the download'
             ) from error
-        for label, image in zip(labels, pixels, strict=True):
+        for label, image in found:
             images[label].append(image)
     return images
+
+
+def split_batch(batch: Any) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return class and pixels (32, 32, 3) of each image; raise any of DAMAGE."""
+    pixels = batch['data'].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
+    labels = batch['labels']
+    if pixels.dtype != np.uint8:
+        raise ValueError(f'expected pixels of 8 bits, got {pixels.dtype}')
+    if wrong := set(labels) - set(range(len(CLASSES))):
+        raise ValueError(f'expected labels from 0 to 9, got {min(wrong)}')
+    names = (CLASSES[label] for label in labels)
+    return list(zip(names, pixels, strict=True))
 
 
 def draw(root: Path, number: int) -> list[Image.Image]:

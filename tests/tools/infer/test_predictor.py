@@ -64,6 +64,15 @@ def test_gray_is_seen_as_three_channels(depth, predictor, tmp_path):
     assert np.array_equal(seen, GRAY[..., None].repeat(3, -1))
 
 
+def test_an_image_too_small_for_the_model_is_named(predictor, tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / 'a.png')
+    kept = [x for x in predictor.transforms if type(x).__name__ != 'Resize']
+    monkeypatch.setattr(predictor, 'transforms', kept)
+
+    with pytest.raises(SampleError, match=r'a\.png: x must be images .* at least 32'):
+        predictor(str(tmp_path / 'a.png'))
+
+
 def test_a_frame_is_predicted_as_its_file(predictor, tmp_path):
     Image.fromarray(RGB).save(tmp_path / 'a.png')
 
