@@ -2,8 +2,9 @@
 
 mmengine imports this module when a config names a type with the prefix ``mmsparse.``,
 under any ``default_scope``. Importing it also lets mmengine read its own checkpoints
-and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, and count the MACs of
-attention.
+and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, count the MACs of attention,
+and lets mmdet and mmseg import mmcv without compiled operators, see
+:mod:`mmsparse.mmcv_ext`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from mmsparse.checkpoint.mmengine import (
     allow_mmengine_checkpoints,
     register_safetensors,
 )
+from mmsparse.mmcv_ext import substitute_extension
 
 # What needs mmdet, with the modules.
 LAZY_MODELS = {
@@ -76,3 +78,4 @@ TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.transforms', lazy=LAZY_TRANSF
 allow_mmengine_checkpoints()
 register_safetensors()
 register_flop_handles()
+substitute_extension()
