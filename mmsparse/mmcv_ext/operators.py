@@ -1,7 +1,7 @@
-"""Substitute of ``mmcv._ext``: its functions that torchvision has, and its signatures.
+"""Substitute of ``mmcv._ext``: what common detectors call, computed by torchvision.
 
-Functions write into the tensors that mmcv gives them. All others raise an error when
-they are called.
+Names and arguments are mmcv's. All its other functions raise an error when they are
+called.
 """
 
 from collections.abc import Callable
@@ -103,6 +103,6 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
 
 def _refuse(name: str, *args: Any, **options: Any) -> NoReturn:
     raise NotImplementedError(
-        f"mmcv's operator {name} is not compiled, and torchvision has none like it; "
+        f"mmcv's operator {name} is not compiled, and mmsparse has no substitute; "
         'compile mmcv by the command that `mmsparse doctor` prints.'
     )
