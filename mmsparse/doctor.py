@@ -70,6 +70,12 @@ class Setup:
         return [stack for stack in names if names[stack] & self.versions.keys()]
 
     @property
+    def main_stack(self) -> str:
+        """The extra of the stack with the most packages; ``openmmlab`` without any."""
+        onedl = len({*ONEDL.values()} & self.versions.keys())
+        return 'onedl' if onedl > len({*ONEDL} & self.versions.keys()) else 'openmmlab'
+
+    @property
     def mixed(self) -> bool:
         """Whether packages of more than one stack are installed."""
         return len(self.stacks) > 1
@@ -196,7 +202,7 @@ def _mixed_stacks(setup: Setup, compile_mmcv: str) -> Iterator[tuple[str, str]]:
         yield (
             f'two stacks install the same modules over each other: {names}',
             f'pip uninstall --yes {names} && {compile_mmcv} && '
-            "pip install 'mmsparse[openmmlab]'",
+            f"pip install 'mmsparse[{setup.main_stack}]'",
         )
     for name in COMPILED:
         if {name, LITE} <= versions.keys():
@@ -208,7 +214,7 @@ def _mixed_stacks(setup: Setup, compile_mmcv: str) -> Iterator[tuple[str, str]]:
 
 def _compile(setup: Setup, required: Sequence[Requirement]) -> str:
     """Return the command that compiles mmcv's operators."""
-    mmcv = ONEDL['mmcv'] if setup.stacks == ['onedl'] else 'mmcv'
+    mmcv = ONEDL['mmcv'] if setup.main_stack == 'onedl' else 'mmcv'
     return COMPILE.format(_within_bounds(mmcv, required))
 
 
