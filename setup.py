@@ -81,18 +81,20 @@ HUB = ['huggingface_hub>=0.25', 'safetensors']
 # Other libraries that the tests use with mmsparse's models.
 TESTED_WITH = ['grad-cam', 'seaborn', 'timm', 'wandb']
 
+OPENMMLAB = [
+    *MMENGINE,
+    'mmdet>=3.3,<4',
+    'mmsegmentation>=1.2.2,<2',
+    'mmpretrain>=1.2,<2',
+    'openmim>=0.3.9',
+    'ftfy',  # mmsegmentation imports ftfy and regex but does not require them.
+    'regex',
+]
+
 EXTRAS = {
-    # Install one of the next two, not both: they have the same modules.
-    'openmmlab': [
-        *MMENGINE,
-        'mmcv>=2.1,<2.2',
-        'mmdet>=3.3,<4',
-        'mmsegmentation>=1.2.2,<2',
-        'mmpretrain>=1.2,<2',
-        'openmim>=0.3.9',
-        'ftfy',  # mmsegmentation imports ftfy and regex but does not require them.
-        'regex',
-    ],
+    # Install one of the next three: they have the same modules.
+    'openmmlab': [*OPENMMLAB, 'mmcv>=2.1,<2.2'],
+    'lite': [*OPENMMLAB, 'mmcv-lite>=2.1,<2.2'],  # without compiled operators
     'onedl': [
         'onedl-mmengine>=0.10.8,<1',
         'onedl-mmcv>=2.3.3,<2.4',

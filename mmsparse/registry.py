@@ -3,7 +3,8 @@
 mmengine imports this module when a config names a type with the prefix ``mmsparse.``,
 under any ``default_scope``. Importing it also lets mmengine read its own checkpoints
 and safetensors, see :mod:`mmsparse.checkpoint.mmengine`, count the MACs of attention,
-and find OneDL's fork of mmsegmentation.
+and find OneDL's fork of mmsegmentation, and lets mmdet and mmseg import mmcv without
+compiled operators, see :mod:`mmsparse.mmcv_ext`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from mmsparse.checkpoint.mmengine import (
     allow_mmengine_checkpoints,
     register_safetensors,
 )
+from mmsparse.mmcv_ext import substitute_extension
 from mmsparse.onedl import resolve_segmentation
 
 # What needs mmdet, with the modules.
@@ -78,3 +80,4 @@ allow_mmengine_checkpoints()
 register_safetensors()
 register_flop_handles()
 resolve_segmentation()
+substitute_extension()

@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mmsparse import doctor
-from mmsparse.doctor import Setup, find_conflicts
+from mmsparse.doctor import NOT_COMPILED, Setup, find_conflicts, find_notes
 
 SOUND = Setup(
     versions={
@@ -27,10 +27,12 @@ SOUND = Setup(
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'openmim')
 REQUIRED = [
     Requirement('torch>=2.1'),
+    Requirement("mmengine>=0.10,<1; extra == 'openmmlab'"),
     Requirement("mmcv>=2.1,<2.2; extra == 'openmmlab'"),
     Requirement("mmdet>=3.3,<4; extra == 'openmmlab'"),
     Requirement("setuptools>=70,<81; extra == 'openmmlab'"),
     Requirement("onedl-mmcv>=2.3.3,<2.4; extra == 'onedl'"),
+    Requirement("onedl-mmengine>=0.10.8,<1; extra == 'onedl'"),
 ]
 
 
@@ -49,6 +51,15 @@ def with_onedl(**versions):
     onedl = {'onedl-mmengine': '0.10.12', 'onedl-mmdetection': '3.5.1'}
     renamed = {name.replace('_', '-'): value for name, value in versions.items()}
     return dataclasses.replace(base, versions=base.versions | onedl | renamed)
+
+
+def with_lite(version):
+    base = without('mmcv')
+    return dataclasses.replace(
+        base,
+        versions=base.versions | {'mmcv-lite': version},
+        operators=NOT_COMPILED,
+    )
 
 
 def with_failure(module, error):
@@ -85,7 +96,7 @@ def test_a_sound_setup_has_no_conflicts():
         pytest.param(
             without('mmengine'),
             'mmengine is not installed',
-            'pip install mmengine',
+            "pip install 'mmengine<1,>=0.10'",
             id='OpenMMLab stack without mmengine',
         ),
         pytest.param(
@@ -93,8 +104,24 @@ def test_a_sound_setup_has_no_conflicts():
                 SOUND, versions={'torch': '2.12.1', 'onedl-mmdetection': '3.5.1'}
             ),
             'onedl-mmengine is not installed',
-            'pip install onedl-mmengine',
+            "pip install 'onedl-mmengine<1,>=0.10.8'",
             id='OneDL stack without mmengine',
+        ),
+        pytest.param(
+            with_onedl(openmim='0.3.9'),
+            'over each other: onedl-mmengine onedl-mmdetection openmim',
+            "--no-build-isolation 'onedl-mmcv<2.4,>=2.3.3' && "
+            "pip install 'mmsparse[onedl]'",
+            id='OneDL stack with a package of OpenMMLab',
+        ),
+        pytest.param(
+            dataclasses.replace(
+                SOUND,
+                versions={'torch': '2.12.1', 'onedl-mmdetection': '3', 'openmim': '0'},
+            ),
+            'over each other: onedl-mmdetection openmim',
+            "&& pip install 'mmsparse[openmmlab]'",
+            id='both stacks, as many of each',
         ),
         pytest.param(
             dataclasses.replace(
@@ -125,8 +152,22 @@ def test_a_sound_setup_has_no_conflicts():
         pytest.param(
             with_failure('pkg_resources', "No module named 'pkg_resources'"),
             'import pkg_resources: No module',
-            "pip install 'mmsparse[openmmlab]'",
+            "pip install 'setuptools<81'",
             id='no pkg_resources',
+        ),
+        pytest.param(
+            dataclasses.replace(
+                with_lite('2.1.0'), failure=('mmseg', "No module named 'ftfy'")
+            ),
+            "No module named 'ftfy'",
+            "pip install 'mmsparse[lite]'",
+            id='missing dependency next to mmcv-lite',
+        ),
+        pytest.param(
+            with_failure('mim', "No module named 'pip'"),
+            'import mim: No module',
+            'python -m ensurepip',
+            id='no pip',
         ),
         pytest.param(
             with_versions(setuptools='84.2.1'),
@@ -135,10 +176,22 @@ def test_a_sound_setup_has_no_conflicts():
             id='setuptools that has no pkg_resources',
         ),
         pytest.param(
-            with_failure('mmcv.ops', "No module named 'mmcv._ext'"),
-            "import mmcv.ops: No module named 'mmcv._ext'",
-            "--no-build-isolation 'mmcv<2.2,>=2.1'",
-            id='mmcv without operators',
+            with_versions(mmcv_lite='2.1.0'),
+            'mmcv and mmcv-lite install the same module',
+            'pip uninstall --yes mmcv mmcv-lite && MMCV_WITH_OPS=1 pip install',
+            id='mmcv with and without operators',
+        ),
+        pytest.param(
+            with_lite('2.2.0'),
+            'mmcv-lite 2.2.0 is outside <2.2,>=2.1',
+            "pip install 'mmcv-lite<2.2,>=2.1'",
+            id='mmcv-lite that mmdet refuses',
+        ),
+        pytest.param(
+            with_versions(torch='2.2.2+cu121', numpy='2.1.0'),
+            'torch 2.2.2+cu121 is compiled for numpy 1',
+            "pip install 'numpy<2'",
+            id='numpy 2 with old torch',
         ),
         pytest.param(
             with_failure('mmcv.ops', 'ImportError: _ext.so: undefined symbol: _ZN3c10'),
@@ -163,15 +216,6 @@ def test_a_sound_setup_has_no_conflicts():
             "No module named 'ftfy'",
             "pip install 'mmsparse[openmmlab]'",
             id='dependency that mmseg does not declare',
-        ),
-        pytest.param(
-            dataclasses.replace(
-                with_onedl(onedl_mmcv='2.3.6'),
-                failure=('mmcv.ops', "No module named 'mmcv._ext'"),
-            ),
-            "import mmcv.ops: No module named 'mmcv._ext'",
-            "--no-build-isolation 'onedl-mmcv<2.4,>=2.3.3'",
-            id='mmcv of the OneDL stack without operators',
         ),
         pytest.param(
             dataclasses.replace(
@@ -210,6 +254,40 @@ def test_a_conflict_is_reported_with_the_command_that_fixes_it(setup, problem, c
     assert command in fix
 
 
+@pytest.mark.parametrize(
+    ('setup', 'command'),
+    [
+        pytest.param(
+            with_lite('2.1.0'),
+            'pip uninstall --yes mmcv-lite && MMCV_WITH_OPS=1 pip install '
+            '--force-reinstall --no-cache-dir --no-deps --no-build-isolation '
+            "'mmcv<2.2,>=2.1'",
+            id='mmcv-lite',
+        ),
+        pytest.param(
+            dataclasses.replace(SOUND, operators=NOT_COMPILED),
+            "--no-build-isolation 'mmcv<2.2,>=2.1'",
+            id='mmcv',
+        ),
+        pytest.param(
+            dataclasses.replace(with_onedl(onedl_mmcv='2.3.6'), operators=NOT_COMPILED),
+            "--no-build-isolation 'onedl-mmcv<2.4,>=2.3.3'",
+            id='mmcv of the OneDL stack',
+        ),
+    ],
+)
+def test_mmcv_without_operators_is_a_note(setup, command):
+    ((note, fix),) = find_notes(setup, REQUIRED)
+
+    assert "mmcv's operators are not compiled" in note
+    assert fix.endswith(command)
+    assert not list(find_conflicts(setup, REQUIRED))
+
+
+def test_compiled_operators_need_no_note():
+    assert not list(find_notes(SOUND, REQUIRED))
+
+
 def test_the_onedl_stack_alone_has_no_conflicts():
     setup = with_onedl(onedl_mmcv='2.3.6', setuptools='84.2.1')
     assert not list(find_conflicts(setup, REQUIRED))
@@ -225,14 +303,14 @@ def test_missing_packages_of_the_stack_are_listed():
 def test_the_first_failing_import_is_reported(monkeypatch):
     def load(module):
         if module in ('mmcv.ops', 'mmdet'):
-            raise ModuleNotFoundError("No module named 'mmcv._ext'\nmore")
+            raise ImportError('_ext.so: undefined symbol: _ZN3c10\nmore')
 
     monkeypatch.setattr(doctor, 'import_module', load)
     monkeypatch.setattr(doctor, 'installed_versions', lambda: SOUND.versions)
     failure = doctor.examine().failure
     assert failure == (
         'mmcv.ops',
-        "ModuleNotFoundError: No module named 'mmcv._ext'",
+        'ImportError: _ext.so: undefined symbol: _ZN3c10',
     )
     monkeypatch.setattr(doctor, 'installed_versions', lambda: {'torch': '2.1.0'})
     assert doctor.examine().failure is None

@@ -1,18 +1,25 @@
-"""Let the detectors of mmdet run where mmcv's CUDA operators are not compiled."""
+"""Let the detectors of mmdet run where mmcv's operators are not compiled."""
 
 import sys
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmsparse.mmcv_ext import lacks_operators
 from mmsparse.registry import HOOKS
+
+WITHOUT_OPERATORS = (
+    "mmcv's operators are not compiled: mmsparse computes deformable attention, torch "
+    'the focal loss, torchvision NMS and RoIAlign; all others raise an error.'
+)
 
 
 @HOOKS.register_module()
 class ReplaceOperators(Hook):
     """Apply :func:`~mmsparse.models.detectors.replace_operators` to the model.
 
-    Nothing happens to models without modules of mmdet.
+    Nothing happens to models without modules of mmdet. Without mmcv's compiled
+    operators, a line in the log says what computes instead.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -21,3 +28,5 @@ class ReplaceOperators(Hook):
             from mmsparse.models.detectors import replace_operators
 
             replace_operators(runner.model)
+        if lacks_operators():
+            runner.logger.warning(WITHOUT_OPERATORS)
