@@ -81,12 +81,11 @@ def rescale(
     """
     scheduler = dict(scheduler)
     scheduler.pop('convert_to_iter_based', None)
-    if scheduler.get('by_epoch', True):
-        factor = number / train_cfg['max_epochs']
-    elif 'max_iters' in train_cfg:
-        factor = number / train_cfg['max_iters']
+    unit = 'max_epochs' if scheduler.get('by_epoch', True) else 'max_iters'
+    if unit in train_cfg:
+        factor = number / train_cfg[unit]
     else:
-        factor = min(1, WARM_UP * number / scheduler['end'])
+        factor = min(1, WARM_UP * number / scheduler.get('end', 1))
     for name in STEPS & scheduler.keys():
         scheduler[name] = scaled(scheduler[name], factor)
     return scheduler | dict(by_epoch=False)

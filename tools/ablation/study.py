@@ -114,11 +114,11 @@ def variant_config(
     }
     path = Path(study.config)
     cfg = read_config(str(path if path.is_file() else ROOT / path), changes)
-    length.apply(cfg)
     cfg.randomness = dict(seed=seed)
     if pretrained:
         start_from(cfg, pretrained)
     host = find_host(cfg)
     check_config(cfg, host)
+    length.apply(cfg)
     check_data(cfg, host)
     return cfg
