@@ -9,10 +9,12 @@ from _cli import run as run_command
 import compare
 import pytest
 from ablation.costs import Cost
+from ablation.training import METRICS
 from comparison import pilot, report
 from comparison import run as comparison_run
 from comparison.comparison import COMPARISONS, ROOT, read_comparison, training_config
 from comparison.protocol import Protocol
+from comparison.training import percent
 from filelock import FileLock
 from mmengine.config import Config
 from PIL import Image
@@ -227,6 +229,13 @@ def test_the_table_has_mean_and_range_of_the_seeds():
     assert report.describe_seeds([row, dict(row, results={0: results[0]})]).endswith(
         'of 1 to 3 seeds each'
     )
+
+
+def test_an_evaluation_without_detections_is_zero():
+    found = {'coco/bbox_mAP': 0.314}
+
+    assert percent(METRICS['mmdet'], found) == 31.4
+    assert percent(METRICS['mmdet'], {}) == 0.0
 
 
 def test_the_clock_of_a_curve_stops_during_an_evaluation(tmp_path):

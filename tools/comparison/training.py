@@ -79,9 +79,14 @@ def train(training: Training, label: str) -> None:
         runner.train()
         if history.evaluated != runner.max_iters:  # interrupted in the last evaluation
             runner.val()
-    values = {x.name: round(x.scale * history.found[x.key], 2) for x in metrics}
+    values = {metric.name: percent(metric, history.found) for metric in metrics}
     result = Result(values, round(history.curve.seconds, 1))
     write_json(training.folder / RESULT, asdict(result))
+
+
+def percent(metric: Metric, found: dict[str, float]) -> float:
+    """Return a metric in percent, 0 without any detection: mmdet reports none then."""
+    return round(metric.scale * found.get(metric.key, 0.0), 2)
 
 
 def read_results(folder: Path) -> dict[int, Result]:
@@ -143,5 +148,4 @@ class History(Hook):
     ) -> None:
         """Record the metrics."""
         self.found, self.evaluated = metrics, runner.iter
-        value = round(self.metric.scale * metrics[self.metric.key], 2)
-        self.curve.add_value(runner.iter, value)
+        self.curve.add_value(runner.iter, percent(self.metric, metrics))
