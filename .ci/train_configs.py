@@ -30,16 +30,15 @@ from mmsparse.errors import format_error
 from mmsparse.zoo import HOSTS, read_index
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tests'))
-import_module(
-    'fast_mmengine'
-)  # formatting a config takes longer than its two iterations
+# Formatting a config takes longer than its two iterations.
+import_module('fast_mmengine')
 
 OUT = Path('work_dirs', 'train_configs')
 RESULTS = OUT / 'results.json'
 STEPS = 2
 BATCHES = dict(mmdet=1, mmseg=2, mmpretrain=2)  # BatchNorm of pooled images needs two
 SIDE = 64  # pixels, the longest of images of COCO, ADE20K and ImageNet
-REGIONS = 16  # of a second stage, instead of 512 to 2000
+REGIONS = 16  # of a second stage, instead of 300 to 2000
 IN_PIXELS = ('scale', 'scales', 'crop_size', 'size', 'stride')
 IMAGENET = 'data/imagenet'
 ROOTS = {
@@ -169,6 +168,8 @@ def use_small_data(cfg: Config) -> None:
             settings['num'] = REGIONS
         if 'nms_pre' in settings and 'max_per_img' in settings:
             settings['max_per_img'] = REGIONS
+        if settings.get('as_two_stage'):
+            settings['num_queries'] = REGIONS
     parts = [cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')]
     for settings in dicts([*loaders.values(), *parts, cfg.model.get('test_cfg')]):
         for key in settings.keys() & set(IN_PIXELS):
