@@ -87,6 +87,7 @@ def _main(command, cwd, warn, env, *outputs):
         *filter(None, env.get('PYTHONPATH', '').split(os.pathsep)),
         *filter(_is_installed, sys.path),
     ]
+    sys.modules.pop('pkg_resources', None)  # it knows the packages of the old path
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
 

@@ -173,7 +173,8 @@ def test_short_programs_run(program, tmp_path, monkeypatch, capsys):
 
 
 def method_pages():
-    return sorted((ROOT / 'configs').glob('*/README.md'))
+    pages = sorted((ROOT / 'configs').glob('*/README.md'))
+    return [page for page in pages if page.parent.name != 'baselines']  # of the hosts
 
 
 @pytest.mark.parametrize('page', method_pages(), ids=lambda page: page.parent.name)

@@ -140,6 +140,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
         'ablation',
         'annotations',
         'benchmark',
+        'comparison',
         'completion',
         'demo',
         'digits',

@@ -8,6 +8,7 @@ from _cli import run as run_command
 
 import compare
 import pytest
+from _curve import Curve, read_curve
 from ablation.costs import Cost
 from ablation.training import METRICS
 from comparison import pilot, report
@@ -19,7 +20,6 @@ from filelock import FileLock
 from mmengine.config import Config
 from PIL import Image
 from public_data.cifar10 import CLASSES
-from quickstart.curve import Curve, read_curve
 
 COMPARISON = """\
 title: Two colors

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _curve import FILE, Curve, read_curve
 from ablation.training import (
     METRICS,
     Metric,
@@ -16,7 +17,6 @@ from ablation.training import (
 )
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from quickstart.curve import FILE, Curve, read_curve
 
 from comparison.clock import training_clock
 from comparison.comparison import training_config

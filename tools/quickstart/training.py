@@ -12,6 +12,7 @@ from _cli import filter_log
 
 import cv2
 import torch
+from _curve import Curve
 from _processes import end_with_parent
 from ablation.training import METRICS, Metric, build_trainer, start_from, summarize
 from mmengine.config import Config
@@ -21,7 +22,6 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmsparse.apis import load_weights, read_config
 from mmsparse.engine.memory import keep_freed_memory
 from quickstart import attention, predictions
-from quickstart.curve import Curve
 from quickstart.evaluation import Evaluation
 from quickstart.tasks import (
     LOG,

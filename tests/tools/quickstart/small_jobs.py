@@ -5,8 +5,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from _curve import Curve
 from PIL import Image
-from quickstart.curve import Curve
 from quickstart.tasks import PREDICTIONS, TASKS, Job, Result, write_json, write_result
 
 CLASSES = tuple('0123456789')

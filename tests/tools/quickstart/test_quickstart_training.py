@@ -10,12 +10,12 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
+from _curve import read_curve
 from forked import SERVER
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from quickstart import report, runs, training
-from quickstart.curve import read_curve
 from quickstart.predictions import spread
 from quickstart.tasks import plan
 from quickstart.training import ResumeEpoch, train_job

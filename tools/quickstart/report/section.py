@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quickstart.curve import FILE, read_curve
+from _curve import FILE, read_curve
+
 from quickstart.tasks import PREDICTIONS, Job, Result, read_json
 
 ATTENTION = 'attention_'
