@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLIC_DATA = ('cifar10', 'camvid', 'bccd')  # of tools/prepare_data.py
+PUBLIC_DATA = ('cifar10', 'camvid', 'bccd', 'coco128')  # of tools/prepare_data.py
 BROKEN_PIPE = 128 + 13  # status of a command that SIGPIPE ends
 INSTALLED = '.mim' in __file__  # and no clone
 

@@ -93,6 +93,10 @@ def test_official_weights_have_a_hint_at_the_command_that_converts_them():
             'data/bccd/annotations',
             '; prepare it with: python tools/prepare_data.py bccd DOWNLOADED',
         ),
+        (
+            'data/coco128/annotations',
+            '; prepare it with: python tools/prepare_data.py coco128 DOWNLOADED',
+        ),
         ('data/coco', ''),
     ],
 )

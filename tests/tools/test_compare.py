@@ -225,8 +225,8 @@ def test_the_table_has_mean_and_range_of_the_seeds():
 
     assert report.figures(row)['mIoU'] == '52.0 (50.0 to 54.0)'
     assert report.figures(row)['minutes'] == '1.5'
-    assert report.describe_seeds([row]) == 'mean and range of 3 seeds each'
-    assert report.describe_seeds([row, dict(row, results={0: results[0]})]).endswith(
+    assert report.seeds_of([row]) == 'mean and range of 3 seeds each'
+    assert report.seeds_of([row, dict(row, results={0: results[0]})]).endswith(
         'of 1 to 3 seeds each'
     )
 

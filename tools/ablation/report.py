@@ -1,5 +1,6 @@
 """Draw the variants of a study as a table and as a plot of metric over cost."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def table(rows: list[Row]) -> str:
 def figures(row: Row) -> dict[str, str]:
     """Return the figures of a variant by their titles."""
     return {
-        row['metric']: _values(row),
+        row['metric']: mean_and_range(row['values']),
         'MACs (M)': f'{row["macs"] / 1e6:.1f}',
         'iteration (ms)': f'{1000 * row["iteration_seconds"]:.0f}',
         'memory (MiB)': f'{row["peak_bytes"] / 2**20:.0f}',
@@ -79,7 +80,8 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
         ncols=min(len(rows), 6),
         frameon=False,
     )
-    figure.suptitle(f'{title}\n{_seeds(rows)}', fontsize=11)
+    seeds = describe_seeds([len(row['values']) for row in rows])
+    figure.suptitle(f'{title}\n{seeds}', fontsize=11)
     figure.savefig(path, dpi=110)
 
 
@@ -90,19 +92,22 @@ def _limits(values: list[float], span: float) -> tuple[float, float]:
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 
-def _seeds(rows: list[Row]) -> str:
-    count = len(rows[0]['values'])
-    if count == 1:
+def describe_seeds(counts: Sequence[int]) -> str:
+    """Say what the values of rows with these numbers of seeds are."""
+    low, high = min(counts), max(counts)
+    if high == 1:
         return 'one seed each, so small differences may be noise'
-    return f'mean and range of {count} seeds each'
+    number = str(low) if low == high else f'{low} to {high}'
+    return f'mean and range of {number} seeds each'
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """Format values as their mean and, of several, the range."""
+    text = f'{sum(values) / len(values):.1f}'
+    if len(values) > 1:
+        text += f' ({min(values):.1f} to {max(values):.1f})'
+    return text
 
 
 def _mean(row: Row) -> float:
     return sum(row['values']) / len(row['values'])
-
-
-def _values(row: Row) -> str:
-    text = f'{_mean(row):.1f}'
-    if len(row['values']) > 1:
-        text += f' ({min(row["values"]):.1f} to {max(row["values"]):.1f})'
-    return text

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation.report import MARKERS, SPAN
+from ablation.report import MARKERS, SPAN, describe_seeds, mean_and_range
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -45,22 +45,9 @@ def main_metric(row: Row) -> str:
     return next(iter(next(iter(row['results'].values()))['values']))
 
 
-def mean_and_range(values: Sequence[float]) -> str:
-    """Format values as their mean and, of several, the range."""
-    text = f'{sum(values) / len(values):.1f}'
-    if len(values) > 1:
-        text += f' ({min(values):.1f} to {max(values):.1f})'
-    return text
-
-
-def describe_seeds(rows: Sequence[Row]) -> str:
+def seeds_of(rows: Sequence[Row]) -> str:
     """Return how many seeds the rows have, and what their values are."""
-    counts = {len(row['results']) for row in rows}
-    if counts == {1}:
-        return 'one seed each, so small differences may be noise'
-    low, high = min(counts), max(counts)
-    number = str(low) if low == high else f'{low} to {high}'
-    return f'mean and range of {number} seeds each'
+    return describe_seeds([len(row['results']) for row in rows])
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:

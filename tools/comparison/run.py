@@ -85,7 +85,7 @@ class Run:
             write_text(table, report.table(rows))
             write_json(results, self.record(rows))
             title = f'{self.comparison.title}, {self.protocol} each'
-            report.plot(rows, plot, f'{title}\n{report.describe_seeds(rows)}')
+            report.plot(rows, plot, f'{title}\n{report.seeds_of(rows)}')
         return paths
 
     def record(self, rows: list[report.Row]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Run:
         return dict(
             title=f'Models on {self.comparison.title}, by {self.protocol.name}',
             what=f'{self.protocol} each from random weights, on the test data; '
-            f'{report.describe_seeds(rows)}.',
+            f'{report.seeds_of(rows)}.',
             **record(device),
             figures={row['name']: report.figures(row) for row in rows},
             configs={row['name']: row['config'] for row in rows},
