@@ -23,7 +23,7 @@ from mmsparse.visualization.sample import Sample
 
 SHEET_WIDTH, SHEET_HEIGHT, WIDEST_PANEL = 10.4, 9, 4.2  # inches
 TITLE_HEIGHT, LINE_HEIGHT, BAR_WIDTH = 0.28, 0.16, 0.75  # inches
-LETTERS = 18  # of a caption per inch
+LETTERS, TITLE_LETTERS = 18, 13  # per inch of a caption, and of a title
 ENLARGED = 512  # pixels of the longer side, at least, before anything is drawn on it
 BOX_COLOR, QUERY_COLOR, KEYS_COLOR = '#ffd21f', '#00e5ff', 'white'
 HEAT = 'inferno'
@@ -52,6 +52,7 @@ def make_panels(
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
+        axis.set_anchor('N')  # the layout would cut titles off above centered images
         show_sample(axis, sample, dimmed)
     name_classes(axes[0, 0], sample)
     if sample.caption:
@@ -111,13 +112,26 @@ def fill_blank(axes: Sequence[Axes], sample: Sample) -> None:
 
 
 def set_title(axis: Axes, text: str) -> None:
-    """Write a small title above a panel."""
-    axis.set_title(text, fontsize=9, pad=3)
+    """Write a small title above a panel; the figure becomes higher for more lines."""
+    figure, grid = axis.figure, axis.get_gridspec()
+    width, height = figure.get_size_inches()
+    title = _wrap(text, (width - BAR_WIDTH) / grid.ncols)
+    known = max(other.get_title().count('\n') for other in figure.axes)
+    added = grid.nrows * LINE_HEIGHT * max(0, title.count('\n') - known)
+    figure.set_size_inches(width, height + added)
+    axis.set_title(title, fontsize=9, pad=3)
 
 
 def set_row_title(axis: Axes, text: str) -> None:
-    """Write a title to the left of the first panel of a row."""
-    axis.set_ylabel(text, fontsize=9)
+    """Write a title to the left of the first panel of a row, in lines of its height."""
+    height = axis.figure.get_size_inches()[1] / axis.get_gridspec().nrows
+    axis.set_ylabel(_wrap(text, height - TITLE_HEIGHT), fontsize=9)
+
+
+def _wrap(title: str, inches: float) -> str:
+    """Break the lines of a title that are longer than a panel."""
+    lines = (textwrap.wrap(x, int(inches * TITLE_LETTERS)) for x in title.split('\n'))
+    return '\n'.join(line for part in lines for line in part)
 
 
 def set_caption(figure: Figure, text: str) -> None:

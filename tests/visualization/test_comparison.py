@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmsparse.errors import UsageError
 from mmsparse.models.layers.attention_map import AttentionMap, key_centers
@@ -53,6 +54,29 @@ def test_detectors_are_compared_by_tokens_and_queries(detector_sample):
     assert opacity == pytest.approx(SHADE * (1 - kept[: opacity.size].numpy()))
     assert [x.get_title() for x in queries.axes] == ['a', 'b']
     assert len(queries.axes[0].collections) == 5  # dots of the best detections
+
+
+def test_long_names_of_models_are_wrapped_and_not_cut_off(detector_sample):
+    name = 'deformable-detr-refine-twostage shunted-nano\nrandom weights'
+    comparisons = list_comparisons(
+        {name: detector_sample, f'{name} 2': detector_sample}
+    )
+
+    for drawing, titles in (
+        ('queries', lambda axis: axis.title),
+        ('kept_tokens', lambda axis: axis.yaxis.label),
+    ):
+        figure = comparisons[drawing]((40, 30))
+        FigureCanvasAgg(figure).draw()
+        named = [
+            titles(axis) for axis in figure.axes if 'weights' in titles(axis).get_text()
+        ]
+        first, second = (title.get_window_extent() for title in named)
+        for box in (first, second):
+            assert min(box.x0, box.y0) >= 0
+            assert box.x1 <= figure.bbox.x1
+            assert box.y1 <= figure.bbox.y1
+        assert not first.overlaps(second)
 
 
 def test_models_without_common_parts_raise(record_backbone):
