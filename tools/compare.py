@@ -8,6 +8,7 @@ table.md, results.json and plot.png after every row.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 from _cli import run
@@ -18,6 +19,7 @@ from comparison.comparison import COMPARISONS, choose_rows, read_comparison
 from comparison.pilot import read_costs
 from comparison.protocol import ITERATIONS, TIME, choose_protocol
 from comparison.run import Run
+from comparison.training import find_start
 
 from mmsparse.errors import UsageError
 
@@ -33,8 +35,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     out = Path(args.out or Path('work_dirs', 'comparisons', comparison.name))
     check_folder(out)
+    if args.pretrained:
+        for name, seed in product(rows, args.seeds):
+            find_start(args.pretrained, name, seed)
     costs = read_costs(out, comparison.models, args.threads)
-    training = Run(comparison, protocol, costs, out, args.threads)
+    training = Run(comparison, protocol, costs, out, args.threads, args.pretrained)
     written = []
     for seed in args.seeds:
         for name in rows:
@@ -76,6 +81,13 @@ def parse_args() -> argparse.Namespace:
         default=[0],
         metavar='SEED',
         help='random seeds; each model is trained once with each of them (0)',
+    )
+    parser.add_argument(
+        '--pretrained',
+        type=Path,
+        metavar='DIR',
+        help='start backbones from those of the same rows and seeds in this folder of '
+        'another comparison, for example work_dirs/comparisons/cifar10/iterations-700',
     )
     parser.add_argument(
         '--threads', type=int, default=1, metavar='N', help='of a training (1)'

@@ -8,6 +8,7 @@ from _cli import run as run_command
 
 import compare
 import pytest
+import torch
 from _curve import Curve, read_curve
 from ablation.costs import Cost
 from ablation.training import METRICS
@@ -20,6 +21,8 @@ from filelock import FileLock
 from mmengine.config import Config
 from PIL import Image
 from public_data.cifar10 import CLASSES
+
+from mmsparse.checkpoint.state_dict import read_weights
 
 COMPARISON = """\
 title: Two colors
@@ -96,6 +99,27 @@ def test_rows_are_trained_once_and_share_one_report(run, tmp_path):
 
     assert json.loads(result.read_text())['values'] == before['values']
     assert checkpoint.stat().st_mtime_ns == written
+
+
+def test_backbones_start_from_another_comparison(run, tmp_path):
+    out = tmp_path / 'out'
+    costs = dict.fromkeys(('own', 'other'), vars(Cost(1, 1.0, 1, 1)))
+    out.mkdir()
+    (out / 'pilot.json').write_text(json.dumps(costs))
+    first, second = out / 'iterations-1', out / 'iterations-2-pretrained'
+
+    with pytest.raises(SystemExit, match='no finished training of own with seed 0; tr'):
+        run('--rows', 'own', '--pretrained', first)
+    run('--rows', 'own', '--iterations', 1)
+    path = first / 'own' / 'seed-0' / 'iter_1.pth'
+    start = {name: x + 3 for name, x in read_weights(path).items() if 'norm' in name}
+    torch.save(start, path)
+    run('--rows', 'own', '--pretrained', first)
+
+    trained = read_weights(second / 'own' / 'seed-0' / 'iter_2.pth')
+    for name in ('backbone.out_norms.batch3.weight', 'head.fc.weight'):
+        assert (trained[name].mean() > 3.9) == (name in start)
+    assert f'from backbones of {first}' in (second / 'results.json').read_text()
 
 
 def test_a_row_of_another_process_is_left_to_it(run, tmp_path):

@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ablation.significance import describe_difference, seed_deviation
+
 Row = dict[str, Any]
 MARKERS = 'osD^vP*X'
 SPAN = 10  # percentage points of the axis of metrics, at least
@@ -13,12 +15,22 @@ SPAN = 10  # percentage points of the axis of metrics, at least
 
 def table(rows: list[Row]) -> str:
     """Return a Markdown table of variants, the first of which is the reference."""
-    titles = ['variant', '', *figures(rows[0]), 'difference']
+    found = all_figures(rows)
+    titles = ['variant', '', *found[rows[0]['name']]]
     lines = [titles, ['---'] * len(titles)]
-    for row in rows:
-        change = '' if row is rows[0] else f'{_mean(row) - _mean(rows[0]):+.1f}'
-        lines.append([row['name'], row['about'], *figures(row).values(), change])
+    lines += [[x['name'], x['about'], *found[x['name']].values()] for x in rows]
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def all_figures(rows: list[Row]) -> dict[str, dict[str, str]]:
+    """Return the figures of all variants, with their differences from the first."""
+    first, *others = (row['values'] for row in rows)
+    deviation = seed_deviation([first, *others])
+    changes = ['', *(describe_difference(x, first, deviation) for x in others)]
+    return {
+        row['name']: figures(row) | {'difference': change}
+        for row, change in zip(rows, changes, strict=True)
+    }
 
 
 def figures(row: Row) -> dict[str, str]:

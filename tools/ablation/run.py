@@ -84,7 +84,7 @@ def write(
         title=study.title,
         what=f'{study.config}, {length}, seeds {settings["seeds"]}',
         **record(torch.device('cpu')),
-        figures={row['name']: report.figures(row) for row in rows},
+        figures=report.all_figures(rows),
         study=study.name,
         config=study.config,
         **{length.unit: length.number},

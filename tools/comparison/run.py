@@ -17,7 +17,16 @@ from comparison import report
 from comparison.comparison import Comparison
 from comparison.files import write_json, write_text
 from comparison.protocol import Protocol
-from comparison.training import RESULT, Training, read_results, read_values, train
+from comparison.training import (
+    RESULT,
+    Training,
+    find_start,
+    read_results,
+    read_values,
+    train,
+)
+
+RANDOM = 'from random weights'
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Run:
         costs: Cost of each model by its name.
         out: Folder, with one of each protocol and budget.
         threads: Number of threads.
+        pretrained: Such a folder of another comparison, from whose models of the same
+            name and seed the backbones start.
     """
 
     comparison: Comparison
@@ -37,11 +48,13 @@ class Run:
     costs: dict[str, Cost]
     out: Path
     threads: int
+    pretrained: Path | None = None
 
     @property
     def folder(self) -> Path:
-        """Folder of this protocol and budget."""
-        return self.out / f'{self.protocol.name}-{self.protocol.budget:g}'
+        """Folder of this protocol, budget and start."""
+        name = f'{self.protocol.name}-{self.protocol.budget:g}'
+        return self.out / (f'{name}-pretrained' if self.pretrained else name)
 
     def train(self, name: str, seed: int) -> None:
         """Train a model, unless it is finished or another process trains it."""
@@ -55,7 +68,14 @@ class Run:
                     return
                 config = self.comparison.models[name]
                 iterations = self.protocol.iterations(self.costs[name])
-                training = Training(config, iterations, seed, folder, self.threads)
+                training = Training(
+                    config,
+                    iterations,
+                    seed,
+                    folder,
+                    self.threads,
+                    self.pretrained and find_start(self.pretrained, name, seed),
+                )
                 in_new_process(train, training, f'{label:34}')
         except Timeout:
             print(f'{label}: another process trains it', flush=True)
@@ -84,16 +104,21 @@ class Run:
                 return []
             write_text(table, report.table(rows))
             write_json(results, self.record(rows))
-            title = f'{self.comparison.title}, {self.protocol} each'
+            title = f'{self.comparison.title}, {self.protocol} each {self.start}'
             report.plot(rows, plot, f'{title}\n{report.seeds_of(rows)}')
         return paths
+
+    @property
+    def start(self) -> str:
+        """Weights at the start of all models."""
+        return f'from backbones of {self.pretrained}' if self.pretrained else RANDOM
 
     def record(self, rows: list[report.Row]) -> dict[str, Any]:
         """Return a record as in docs/measurements, with all that is known."""
         device = torch.device(get_device())
         return dict(
             title=f'Models on {self.comparison.title}, by {self.protocol.name}',
-            what=f'{self.protocol} each from random weights, on the test data; '
+            what=f'{self.protocol} each {self.start}, on the test data; '
             f'{report.seeds_of(rows)}.',
             **record(device),
             figures={row['name']: report.figures(row) for row in rows},

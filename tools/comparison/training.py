@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from ablation.training import (
 )
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from comparison.clock import training_clock
 from comparison.comparison import training_config
 from comparison.files import write_json
+from mmsparse.checkpoint.state_dict import read_weights, shapes_of
+from mmsparse.conversion.families import BACKBONE
+from mmsparse.errors import UsageError
 
 RESULT = 'result.json'
 OTHER_METRICS = {'mmdet': (Metric('coco/bbox_mAP_50', 'box AP50', scale=100.0),)}
@@ -36,6 +41,8 @@ class Training:
         seed: Random seed.
         folder: Folder for settings, log, checkpoints and result.
         threads: Number of threads.
+        checkpoint: File of another model, from which all parameters start that have
+            the same name and shape there; the others start from random values.
     """
 
     config: str
@@ -43,6 +50,7 @@ class Training:
     seed: int
     folder: Path
     threads: int
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,11 @@ def train(training: Training, label: str) -> None:
     """
     torch.set_num_threads(training.threads)
     cfg = training_config(training.config, training.iterations, training.seed)
+    cfg.load_from = training.checkpoint
     keep_settings(cfg, training.folder)
+    started = (training.folder / 'last_checkpoint').is_file()
+    if started:
+        cfg.load_from = None  # mmengine would resume from it
     metrics = (METRICS[cfg.default_scope], *OTHER_METRICS.get(cfg.default_scope, ()))
     history = History(training.folder, metrics[0])
     with (
@@ -75,13 +87,60 @@ def train(training: Training, label: str) -> None:
         contextlib.redirect_stdout(log),
     ):
         hooks = [history, ProgressHook(label)]
-        runner = build_trainer(cfg, training.folder, hooks, resume=True)
+        runner = build_trainer(cfg, training.folder, hooks, resume=started)
+        if cfg.load_from:
+            check_start(runner.model.backbone, training.checkpoint, label)
         runner.train()
         if history.evaluated != runner.max_iters:  # interrupted in the last evaluation
             runner.val()
     values = {metric.name: percent(metric, history.found) for metric in metrics}
     result = Result(values, round(history.curve.seconds, 1))
     write_json(training.folder / RESULT, asdict(result))
+
+
+def find_start(folder: Path, name: str, seed: int) -> str:
+    """Return the last checkpoint of a finished training in the folder of a comparison.
+
+    Args:
+        folder: Folder of a protocol and budget.
+        name: Name of the model.
+        seed: Random seed of the training.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: There is none.
+    """
+    training = folder / name / f'seed-{seed}'
+    last = training / 'last_checkpoint'
+    if (training / RESULT).is_file() and last.is_file():
+        checkpoint = training / Path(last.read_text().strip()).name
+        if checkpoint.is_file():
+            return str(checkpoint)
+    raise UsageError(
+        f'--pretrained: {folder} has no finished training of {name} with seed {seed}; '
+        'train it first, or choose others by --rows and --seeds'
+    )
+
+
+def check_start(backbone: nn.Module, checkpoint: str, label: str) -> None:
+    """Say how many parameters of a backbone a checkpoint has; UsageError if none."""
+    weights, shapes = (
+        read_weights(checkpoint),
+        shapes_of(dict(backbone.named_parameters())),
+    )
+    known = sum(
+        getattr(weights.get(BACKBONE + name), 'shape', None) == shape
+        for name, shape in shapes.items()
+    )
+    if not known:
+        raise UsageError(f'{checkpoint} has no parameter of {type(backbone).__name__}')
+    print(
+        f'{label}: {known} of {len(shapes)} parameters of the backbone start from '
+        f'{checkpoint}',
+        file=sys.stderr,
+    )
 
 
 def percent(metric: Metric, found: dict[str, float]) -> float:

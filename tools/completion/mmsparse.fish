@@ -250,6 +250,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using compare' -l iterations -x -d 'of 
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -l minutes -x -d 'of each model with --protocol time, without evaluations (the data set'"'"'s)'
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -l rows -xka "(__fish_complete_path (commandline -ct))" -d 'models to train (all)'
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -l seeds -x -d 'random seeds; each model is trained once with each of them (0)'
+complete -c mmsparse -n '_shtab_mmsparse_using compare' -l pretrained -xka "(__fish_complete_path (commandline -ct))" -d 'start backbones from those of the same rows and seeds in this folder of another comparison, for example work_dirs/comparisons/cifar10/iterations-700'
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -l threads -x -d 'of a training (1)'
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'output folder (work_dirs/comparisons/DATA_SET)'
 complete -c mmsparse -n '_shtab_mmsparse_using compare; and test $_shtab_mmsparse_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'bccd, camvid, cifar10; or a file'

@@ -245,6 +245,7 @@ _shtab_mmsparse_compare_options=(
   "--minutes[of each model with --protocol time, without evaluations (the data set\'s)]:M:"
   "--rows[models to train (all)]:ROW:_files"
   "--seeds[random seeds\; each model is trained once with each of them (0)]:SEED:"
+  "--pretrained[start backbones from those of the same rows and seeds in this folder of another comparison, for example work_dirs\/comparisons\/cifar10\/iterations-700]:DIR:_files"
   "--threads[of a training (1)]:N:"
   "--out[output folder (work_dirs\/comparisons\/DATA_SET)]:DIR:_files"
   ":bccd, camvid, cifar10\; or a file:_files"
