@@ -147,6 +147,7 @@ def test_the_wheel_has_configs_tools_and_index_for_mim(names):
         'infer',
         'parity',
         'public_data',
+        'training',
         'visualize',
     }
 

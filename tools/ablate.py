@@ -12,10 +12,11 @@ from pathlib import Path
 from _cli import run
 
 from ablation.costs import measure_costs
-from ablation.length import UNITS, Length
 from ablation.run import train_variants, write
 from ablation.study import STUDIES, read_study
-from ablation.training import check_folder, in_new_process
+from training.folder import check_folder
+from training.length import UNITS, Length
+from training.runner import in_new_process
 
 from mmsparse.errors import UsageError
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from _cli import run
 
 import torch
-from ablation.training import check_folder
 from comparison.comparison import COMPARISONS, choose_rows, read_comparison
 from comparison.pilot import read_costs
 from comparison.protocol import ITERATIONS, TIME, choose_protocol
 from comparison.run import Run
 from comparison.training import find_start
+from training.folder import check_folder
 
 from mmsparse.errors import UsageError
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from _cli import run
 
 from _processes import available_cores
-from ablation.training import check_folder
 from benchmark.report import align
 from quickstart import report
 from quickstart.schedule import free_cores
 from quickstart.session import locked, run_interruptible, train_all
 from quickstart.tasks import MODELS, ROOT, Job, Result, plan
 from quickstart.training import train_job
+from training.folder import check_folder
 
 from mmsparse.errors import UsageError
 from mmsparse.models.backbones import BACKBONES

@@ -11,14 +11,14 @@ import ablation.run
 import pytest
 import torch
 from ablation import costs, report
-from ablation.length import Length
 from ablation.run import train_variant
 from ablation.study import ROOT, STUDIES, read_study, variant_config
-from ablation.training import check_start
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from public_data.cifar10 import CLASSES
+from training.length import Length
+from training.start import check_start
 
 from mmsparse.apis import build_model, read_config
 from mmsparse.errors import UsageError

@@ -9,9 +9,6 @@ from _cli import run as run_command
 import compare
 import pytest
 import torch
-from _curve import Curve, read_curve
-from ablation.costs import Cost
-from ablation.training import METRICS
 from comparison import pilot, report
 from comparison import run as comparison_run
 from comparison.comparison import COMPARISONS, ROOT, read_comparison, training_config
@@ -21,6 +18,9 @@ from filelock import FileLock
 from mmengine.config import Config
 from PIL import Image
 from public_data.cifar10 import CLASSES
+from training.costs import Cost
+from training.curve import Curve, read_curve
+from training.metrics import METRICS
 
 from mmsparse.checkpoint.state_dict import read_weights
 

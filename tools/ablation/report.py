@@ -1,16 +1,15 @@
 """Draw the variants of a study as a table and as a plot of metric over cost."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from training.axes import MARKERS, SPAN
+from training.seeds import describe_seeds, mean_and_range
 
 from ablation.significance import describe_difference, seed_deviation
 
 Row = dict[str, Any]
-MARKERS = 'osD^vP*X'
-SPAN = 10  # percentage points of the axis of metrics, at least
 
 
 def table(rows: list[Row]) -> str:
@@ -102,23 +101,6 @@ def _limits(values: list[float], span: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     half = max(span, 1.2 * (high - low)) / 2
     return (low + high) / 2 - half, (low + high) / 2 + half
-
-
-def describe_seeds(counts: Sequence[int]) -> str:
-    """Say what the values of rows with these numbers of seeds are."""
-    low, high = min(counts), max(counts)
-    if high == 1:
-        return 'one seed each, so small differences may be noise'
-    number = str(low) if low == high else f'{low} to {high}'
-    return f'mean and range of {number} seeds each'
-
-
-def mean_and_range(values: Sequence[float]) -> str:
-    """Format values as their mean and, of several, the range."""
-    text = f'{sum(values) / len(values):.1f}'
-    if len(values) > 1:
-        text += f' ({min(values):.1f} to {max(values):.1f})'
-    return text
 
 
 def _mean(row: Row) -> float:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from benchmark.report import environment, record
+from training.costs import Cost
+from training.folder import keep_settings
+from training.length import Length
+from training.runner import Trained, in_new_process, train
 
 from ablation import report
-from ablation.costs import Cost
-from ablation.length import Length
 from ablation.study import Study, variant_config
-from ablation.training import Trained, in_new_process, keep_settings, train
 
 
 def train_variants(

@@ -1,4 +1,4 @@
-"""Tell differences between the variants of a study from noise of the random seeds."""
+"""Find out which differences of the variants of a study are noise of the seeds."""
 
 from collections.abc import Sequence
 from math import ceil, sqrt

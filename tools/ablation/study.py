@@ -6,9 +6,9 @@ from typing import Any, get_origin
 
 import yaml
 from mmengine.config import Config
+from training.length import UNITS, Length
+from training.start import start_from
 
-from ablation.length import UNITS, Length
-from ablation.training import start_from
 from mmsparse.apis import find_host, read_config
 from mmsparse.checks import check_config, check_data
 from mmsparse.errors import UsageError

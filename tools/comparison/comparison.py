@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ablation.length import train_by_iterations
 from mmengine.config import Config
+from training.length import train_by_iterations
 
 from mmsparse.apis import find_host, read_config
 from mmsparse.checks import check_config, check_data

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation.costs import ITERATION, Cost, build_quietly, model_macs
-from ablation.training import fuse_optimizer, in_new_process
 from benchmark import Candidate, Stopwatch, measure
 from filelock import FileLock
 from mmengine.runner import Runner
+from training.costs import ITERATION, Cost, build_quietly, model_macs
+from training.runner import fuse_optimizer, in_new_process
 
 from comparison.clock import training_clock
 from comparison.comparison import training_config

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ablation.costs import Cost
+from training.costs import Cost
 
 from comparison.comparison import Comparison
 from mmsparse.errors import UsageError

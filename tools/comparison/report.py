@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation.report import MARKERS, SPAN, describe_seeds, mean_and_range
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from training.axes import MARKERS, SPAN
+from training.seeds import describe_seeds, mean_and_range
 
 Row = dict[str, Any]
 BASELINES = 'configs/baselines/'  # models of other libraries

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation.costs import Cost
-from ablation.training import in_new_process
 from benchmark.report import environment, record
 from filelock import FileLock, Timeout
 from mmengine.device import get_device
+from training.costs import Cost
+from training.runner import in_new_process
 
 from comparison import report
 from comparison.comparison import Comparison

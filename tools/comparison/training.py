@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _curve import FILE, Curve, read_curve
-from ablation.training import (
-    METRICS,
-    Metric,
-    ProgressHook,
-    build_trainer,
-    keep_settings,
-)
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
+from training.curve import FILE, Curve, read_curve
+from training.folder import keep_settings
+from training.metrics import METRICS, Metric
+from training.runner import ProgressHook, build_trainer
 
 from comparison.clock import training_clock
 from comparison.comparison import training_config

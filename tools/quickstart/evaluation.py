@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from ablation.training import Metric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from training.metrics import Metric
 
 
 class Evaluation(Hook):

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablation.training import Trained
 from digits.dataset import VERSION as DIGITS
 from mmengine.config import Config
+from training.runner import Trained
 
 from mmsparse import __version__
 from mmsparse.apis.config import read_file

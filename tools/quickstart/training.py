@@ -12,12 +12,14 @@ from _cli import filter_log
 
 import cv2
 import torch
-from _curve import Curve
 from _processes import end_with_parent
-from ablation.training import METRICS, Metric, build_trainer, start_from, summarize
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from training.curve import Curve
+from training.metrics import METRICS, Metric
+from training.runner import build_trainer, summarize
+from training.start import start_from
 
 from mmsparse.apis import load_weights, read_config
 from mmsparse.engine.memory import keep_freed_memory

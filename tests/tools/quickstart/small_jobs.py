@@ -5,9 +5,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from _curve import Curve
 from PIL import Image
 from quickstart.tasks import PREDICTIONS, TASKS, Job, Result, write_json, write_result
+from training.curve import Curve
 
 CLASSES = tuple('0123456789')
 

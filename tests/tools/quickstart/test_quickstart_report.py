@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 from io import BytesIO
 
 import pytest
-from _curve import Curve, read_curve
 from PIL import Image
 from quickstart import report
 from quickstart.report.boxes import match, overlap
 from quickstart.report.charts import draw_curve, nice
 from small_jobs import CLASSES, finish, make_jobs
+from training.curve import Curve, read_curve
 
 VOID = {'meta', 'img', 'br'}
 EMBEDDED = re.compile(r'data:image/(?:jpeg|png|webp);base64,([\w+/=]+)')

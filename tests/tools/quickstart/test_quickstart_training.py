@@ -10,7 +10,6 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
-from _curve import read_curve
 from forked import SERVER
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -21,6 +20,7 @@ from quickstart.tasks import plan
 from quickstart.training import ResumeEpoch, train_job
 from torch import nn
 from torch.utils.data import Dataset
+from training.curve import read_curve
 
 from mmsparse.errors import UsageError
 

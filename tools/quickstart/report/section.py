@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _curve import FILE, read_curve
+from training.curve import FILE, read_curve
 
 from quickstart.tasks import PREDICTIONS, Job, Result, read_json
 

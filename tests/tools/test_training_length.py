@@ -1,8 +1,8 @@
 """Epochs and iterations of a study, set in configs that count either."""
 
 import pytest
-from ablation.length import Length
 from mmengine.config import Config
+from training.length import Length
 
 from mmsparse.errors import UsageError
 

@@ -15,39 +15,10 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
-from torch import nn
 from tqdm import tqdm
 
-from mmsparse.checkpoint.state_dict import (
-    read_weights,
-    shapes_of,
-    state_dict_mismatch,
-)
-from mmsparse.conversion.families import BACKBONE
 from mmsparse.engine.memory import keep_freed_memory
-from mmsparse.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The main metric of a library.
-
-    Args:
-        key: Its name in the library's results.
-        name: Its name in reports.
-        scale: Factor from the library's value to percent.
-    """
-
-    key: str
-    name: str
-    scale: float = 1.0
-
-
-METRICS = {
-    'mmpretrain': Metric('accuracy/top1', 'accuracy'),
-    'mmseg': Metric('mIoU', 'mIoU'),
-    'mmdet': Metric('coco/bbox_mAP', 'box AP', scale=100.0),
-}
+from training.metrics import METRICS, Metric
 
 
 @dataclass(frozen=True)
@@ -75,62 +46,6 @@ def in_new_process(function: Callable, *args: Any) -> Any:
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as pool:
         return pool.submit(function, *args).result()
-
-
-def check_folder(out: Path) -> None:
-    """Raise UsageError if the output folder is a file or below one."""
-    for path in (out, *out.parents):
-        if path.is_file():
-            raise UsageError(f'--out must be a folder; {path} is a file')
-
-
-def keep_settings(cfg: Config, work_dir: Path) -> None:
-    """Write the config of a training; raise UsageError if its folder has another."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    settings = work_dir / 'config.py'
-    if settings.is_file() and settings.read_text() != cfg.pretty_text:
-        raise UsageError(
-            f'{work_dir} has a training with other settings; remove it, or choose '
-            'another --out'
-        )
-    settings.write_text(cfg.pretty_text)
-
-
-def start_from(cfg: Config, checkpoint: str) -> None:
-    """Set in a config that the backbone starts from that of a checkpoint."""
-    cfg.model.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint=checkpoint, prefix=BACKBONE
-    )
-
-
-def check_start(backbone: nn.Module, checkpoint: str) -> None:
-    """Raise UsageError unless a backbone can start from that of another model.
-
-    mmengine only logs missing parameters.
-
-    Args:
-        backbone: The backbone.
-        checkpoint: File of the other model.
-
-    Raises:
-        UsageError: The file lacks parameters of the backbone, other than output norms,
-            which depend on the model; or has them in another size.
-    """
-    shapes = {
-        key: shape
-        for key, shape in shapes_of(dict(backbone.named_parameters())).items()
-        if not key.startswith('out_norms.')
-    }
-    weights = {
-        key: tensor
-        for name, tensor in read_weights(checkpoint).items()
-        if (key := name.removeprefix(BACKBONE)) in shapes and name != key
-    }
-    if mismatch := state_dict_mismatch(weights, shapes):
-        raise UsageError(
-            f'{checkpoint} has no backbone that fits {type(backbone).__name__}; '
-            f'{mismatch}'
-        )
 
 
 def train(
