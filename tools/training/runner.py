@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _processes import end_with_parent
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -42,10 +43,19 @@ class Trained:
 
 
 def in_new_process(function: Callable, *args: Any) -> Any:
-    """Call a function in a new process: mmdet, mmseg and mmpretrain share state."""
+    """Call a function in a new process: mmdet, mmseg and mmpretrain share state.
+
+    It ends with this one: a training that goes on after its command was killed would
+    write to the folder that the next command resumes from.
+    """
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as pool:
+    with ProcessPoolExecutor(1, context, initializer=_prepare) as pool:
         return pool.submit(function, *args).result()
+
+
+def _prepare() -> None:
+    end_with_parent()
+    keep_freed_memory()
 
 
 def train(
