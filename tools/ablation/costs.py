@@ -5,6 +5,7 @@ import warnings
 import torch
 from benchmark import Candidate, Stopwatch, measure
 from mmengine.runner import Runner
+from training.clock import training_clock
 from training.costs import ITERATION, Cost, build_quietly, model_macs
 from training.length import Length
 from training.start import check_start
@@ -28,7 +29,8 @@ def measure_costs(study: Study, length: Length, pretrained: str | None) -> list[
         candidates.append(training_candidate(variant.name, runner))
         parameters.append(sum(x.numel() for x in runner.model.parameters()))
         print(f'{variant.name}: {macs[-1] / 1e6:.1f} MMACs', flush=True)
-    measured = measure(candidates, ROUNDS, torch.device('cpu'))
+    device = torch.device('cpu')
+    measured = measure(candidates, ROUNDS, device, clock=training_clock())
     seconds = [x.median_seconds(ITERATION) for x in measured]
     memory = [x.peak_bytes for x in measured]
     columns = zip(macs, seconds, memory, parameters, strict=True)

@@ -12,10 +12,10 @@ import torch
 from benchmark import Candidate, Stopwatch, measure
 from filelock import FileLock
 from mmengine.runner import Runner
+from training.clock import training_clock
 from training.costs import ITERATION, Cost, build_quietly, model_macs
 from training.runner import fuse_optimizer, in_new_process
 
-from comparison.clock import training_clock
 from comparison.comparison import training_config
 from comparison.files import write_json
 

@@ -11,12 +11,12 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
+from training.clock import training_clock
 from training.curve import FILE, Curve, read_curve
 from training.folder import keep_settings
 from training.metrics import METRICS, Metric
 from training.runner import ProgressHook, build_trainer
 
-from comparison.clock import training_clock
 from comparison.comparison import training_config
 from comparison.files import write_json
 from mmsparse.checkpoint.state_dict import read_weights, shapes_of
