@@ -82,12 +82,14 @@ def _main(command, cwd, warn, env, *outputs):
     multiprocessing.set_start_method(None, force=True)
     if not warn:
         warnings.simplefilter('ignore')
+    paths = [*filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
+    if not {*paths} <= {*sys.path}:
+        sys.modules.pop('pkg_resources', None)  # it knows the packages of the old path
     sys.path[:] = [
         str(Path(command[0]).parent),
-        *filter(None, env.get('PYTHONPATH', '').split(os.pathsep)),
+        *paths,
         *filter(_is_installed, sys.path),
     ]
-    sys.modules.pop('pkg_resources', None)  # it knows the packages of the old path
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')
 

@@ -4,16 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from digits import dataset
 
 from mmsparse.checkpoint.files import sha256
+from mmsparse.zoo import read_metafiles
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
     """A working directory with all validation images of one digit."""
     scans = dataset.load_scans(seed=0)
     settings = dataset.Settings(
@@ -25,8 +25,9 @@ def folder(tmp_path):
     )
     splits = dict(train=scans.splits['train'][:10], val=scans.splits['val'])
     few = dataset.Scans(scans.images, scans.labels, splits)
-    dataset.build(tmp_path / 'data' / 'digits', few, settings)
-    return tmp_path
+    folder = tmp_path_factory.mktemp('published')
+    dataset.build(folder / 'data' / 'digits', few, settings)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -34,11 +35,7 @@ def folder(tmp_path):
 )
 def test_published_weights_have_the_accuracy_of_the_metafile(weights, folder, run_tool):
     name, _, digits = weights.stem.rpartition('-')
-    metafiles = (ROOT / 'configs').glob('*/metafile.yml')
-    models = (
-        model for x in metafiles for model in yaml.safe_load(x.read_text())['Models']
-    )
-    (model,) = (model for model in models if model['Name'] == name)
+    model = read_metafiles()[name]
     (result,) = model['Results']
 
     done = run_tool('test.py', ROOT / model['Config'], weights, cwd=folder)

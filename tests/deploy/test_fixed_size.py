@@ -73,11 +73,15 @@ def test_detections_equal_mmdet(options):
 
 
 @pytest.mark.parametrize(
-    ('name', 'encoder', 'sampler'),
-    [('Focus-DETR', 2, 'grid_sample'), ('Deformable DETR, two stages', 1, 'gather')],
+    ('name', 'changes', 'sampler'),
+    [
+        ('Focus-DETR', dict(cascade=(0.7,)), 'grid_sample'),
+        ('Deformable DETR, two stages', {}, 'gather'),
+    ],
+    ids=['Focus-DETR', 'Deformable DETR'],
 )
-def test_a_detector_exports(name, encoder, sampler, tmp_path):
-    small = dict(levels=3, encoder=encoder, decoder=1)
+def test_a_detector_exports(name, changes, sampler, tmp_path):
+    small = dict(levels=3, encoder=1, decoder=1, **changes)
 
     graph = build_graph(build(**DETECTORS[name], **small), SIZE)
 
