@@ -7,6 +7,7 @@ from pathlib import Path
 from _cli import run as run_command
 
 import compare
+import numpy as np
 import pytest
 import torch
 from comparison import pilot, report
@@ -260,6 +261,12 @@ def test_an_evaluation_without_detections_is_zero():
 
     assert percent(METRICS['mmdet'], found) == 31.4
     assert percent(METRICS['mmdet'], {}) == 0.0
+
+
+def test_values_of_mmseg_are_written_as_json():
+    value = percent(METRICS['mmseg'], {'mIoU': np.float32(31.4)})
+
+    assert json.loads(json.dumps(value)) == 31.4
 
 
 def test_the_clock_of_a_curve_stops_during_an_evaluation(tmp_path):

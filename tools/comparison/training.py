@@ -141,7 +141,7 @@ def check_start(backbone: nn.Module, checkpoint: str, label: str) -> None:
 
 def percent(metric: Metric, found: dict[str, float]) -> float:
     """Return a metric in percent, 0 without any detection: mmdet reports none then."""
-    return round(metric.scale * found.get(metric.key, 0.0), 2)
+    return round(metric.scale * float(found.get(metric.key, 0.0)), 2)
 
 
 def read_results(folder: Path) -> dict[int, Result]:
