@@ -74,5 +74,5 @@ format: install  ## Format the code and apply ruff's fixes
 	$(BIN)/ruff format .
 
 clean:  ## Remove caches and build files; keep .venv, data and work_dirs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +
