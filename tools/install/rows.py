@@ -14,7 +14,7 @@ class Row(NamedTuple):
         python: Version of Python.
         stack: Stack whose packages are installed.
         versions: Of packages that differ from the stack's constraints; an empty one
-            stands for the newest.
+            means the newest.
     """
 
     python: str
