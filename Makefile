@@ -1,4 +1,5 @@
-# The stack: openmmlab, oldest or onedl, each with a separate environment.
+# The stack: openmmlab, oldest or onedl, or a row of tools/install/rows.py, each with a
+# separate environment.
 STACK ?= openmmlab
 VENV := .venv$(patsubst %,-%,$(filter-out openmmlab,$(STACK)))
 # The environment's Python, or the newest on the PATH that the stack runs with, best one
@@ -11,7 +12,7 @@ PYTHON ?= $(shell works() { "$$@" 2>/dev/null && echo $$1 && exit; }; works $(VE
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install frameworks quickstart bench test lint docs format clean
+.PHONY: help install frameworks quickstart bench test matrix lint docs format clean
 
 # Prints the first line of every command's docstring or comment.
 define COMMANDS
@@ -46,7 +47,10 @@ test: export PYTHONDONTWRITEBYTECODE :=
 # In the default order, long files with a single test come last.
 test: $(if $(filter openmmlab,$(STACK)),frameworks,install)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
-	  --no-loadscope-reorder
+	  --no-loadscope-reorder $(OPTIONS)
+
+matrix:  ## Run the core tests with several Pythons and torch; option: ROWS=oldest
+	python3 tools/matrix.py $(ROWS)
 
 lint: install  ## Check style, docstrings, imports, spelling, types, tables and words
 	$(BIN)/ruff check .
@@ -70,5 +74,5 @@ format: install  ## Format the code and apply ruff's fixes
 	$(BIN)/ruff format .
 
 clean:  ## Remove caches and build files; keep .venv, data and work_dirs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +

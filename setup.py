@@ -17,8 +17,8 @@ PACKAGE = ROOT / 'mmsparse'
 FOR_MIM = ('configs', 'tools', 'weights', 'model-index.yml')
 # Commands that need a clone, with their packages: they are not in the wheel.
 FOR_CLONES = (
-    *('install', 'install.py', 'quickstart', 'quickstart.py', 'zoo_tables.py'),
-    *('weights_manifest.py', 'releases.yml'),
+    *('install', 'install.py', 'matrix.py', 'quickstart', 'quickstart.py'),
+    *('zoo_tables.py', 'weights_manifest.py', 'releases.yml'),
 )
 
 
@@ -126,6 +126,7 @@ EXTRAS = {
         'pre-commit',
         'pydoclint',
         'pytest',
+        'pytest-cov',
         'pytest-xdist',
         'ruff',
         'shtab',  # writes tools/completion

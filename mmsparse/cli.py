@@ -38,7 +38,7 @@ COMMANDS = {
     'export': 'export_onnx',
     'publish': 'publish_model',
 }
-FOR_CLONES = ('install', 'quickstart', 'zoo_tables', 'weights_manifest')
+FOR_CLONES = ('install', 'matrix', 'quickstart', 'zoo_tables', 'weights_manifest')
 
 
 def main() -> None:

@@ -231,6 +231,8 @@ def _fix_import(setup: Setup, compile_mmcv: str) -> str:
         return "pip install 'setuptools<81'"
     if "named 'pip'" in error:  # which openmim imports, and uv does not install
         return 'python -m ensurepip'
+    if 'numpy.core.multiarray failed' in error:  # OpenCV compiled for numpy 1
+        return "pip install 'numpy<2'"
     if re.search(r'libGL\.so|libglib-2', error):
         return 'apt-get install libgl1 libglib2.0-0'
     if 'torchvision::nms' in error:

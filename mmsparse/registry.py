@@ -70,6 +70,7 @@ MODELS = _child(registry.MODELS, 'models', lazy=LAZY_MODELS)
 MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.cpu_ddp')
 HOOKS = _child(registry.HOOKS, 'engine.hooks', 'evaluation')
 RUNNERS = _child(registry.RUNNERS, 'engine.runner')
+STRATEGIES = _child(registry.STRATEGIES, 'engine.fsdp')
 METRICS = _child(registry.METRICS, 'evaluation', lazy=LAZY_METRICS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optim_wrapper_constructor'

@@ -38,6 +38,8 @@ if 'onedl-mmengine' in installed_versions():
 if not hasattr(torch, 'get_autocast_dtype'):
     NO_HALF = 'torch 2.1 does not compute in float16 on CPUs'
     FAULTS |= {
+        "module 'torch.export' has no attribute 'Dim'": 'export needs torch 2.9',
+        "module 'torch.library' has no attribute": 'custom operators need torch 2.4',
         'torch._dynamo.exc.': 'the compiler of torch 2.1 supports less',
         'AutocastCPU only support Bfloat16': NO_HALF,
         '"bmm" not implemented for \'Half\'': NO_HALF,

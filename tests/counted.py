@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_flop
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ class Counter(TorchDispatchMode):
 
 
 def tensors(*tree):
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+    return [x for x in tree_flatten(tree)[0] if isinstance(x, torch.Tensor)]
 
 
 def flop_counter():

@@ -206,6 +206,12 @@ def test_a_sound_setup_has_no_conflicts():
             id='torchvision of another build than torch',
         ),
         pytest.param(
+            with_failure('cv2', 'ImportError: numpy.core.multiarray failed to import'),
+            'import cv2: ImportError: numpy.core.multiarray',
+            "pip install 'numpy<2'",
+            id='numpy 2 with OpenCV for numpy 1',
+        ),
+        pytest.param(
             with_failure('cv2', 'libGL.so.1: cannot open shared object file'),
             'import cv2: libGL.so.1',
             'apt-get install libgl1',

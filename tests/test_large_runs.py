@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'configs/biformer/biformer-nano_1xb32-9e_digits.py'
 # FSDP clips by the norm of the shard of each process.
 PLAIN = 'optim_wrapper = dict(clip_grad=None)'
-# torch crashes when it offloads on a CPU.
+# On a CPU, torch crashes when it offloads the model, and mixes up the states of an
+# optimizer that it offloads: they share memory.
 ON_CPU = """
 strategy = dict(
     model_wrapper=dict(device_id='cpu'),
@@ -20,12 +21,14 @@ strategy = dict(
         _delete_=True,
         state_dict_type='FULL_STATE_DICT',
         state_dict_config=dict(type='FullStateDictConfig'),
-        optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
+        optim_state_dict_config=dict(
+            type='FullOptimStateDictConfig', offload_to_cpu=False
+        ),
     ),
 )
 """
-SHORT = (  # four batches of four images per process, two steps
-    'train_cfg.max_epochs=1',
+SHORT = (  # two epochs of four batches of four images per process, in two steps
+    'train_cfg.max_epochs=2',
     'train_dataloader.batch_size=4',
     'train_dataloader.dataset.data_prefix=val',
     'train_dataloader.dataset.indices=32',
@@ -36,32 +39,50 @@ SHORT = (  # four batches of four images per process, two steps
 
 @pytest.fixture
 def train(small_digits, train_in_two):
-    """Train by a config with this text; return the log and the checkpoint."""
+    """Train by a config with this text; return the log and the checkpoints."""
 
-    def run(name, text):
+    def run(name, text, *options):
         config = small_digits / f'{name}.py'
         config.write_text(text)
-        options = ['--auto-scale-lr', '--cfg-options', *SHORT]
+        options = ['--auto-scale-lr', *options, '--cfg-options', *SHORT]
         done = train_in_two(config, *options, cwd=small_digits)
-        checkpoint = small_digits / 'work_dirs' / name / 'epoch_1.pth'
-        return done.stdout + done.stderr, torch.load(checkpoint, weights_only=False)
+        paths = [small_digits / 'work_dirs' / name / f'epoch_{i}.pth' for i in (1, 2)]
+        checkpoints = [torch.load(path, weights_only=False) for path in paths]
+        paths[1].unlink()  # so that --resume starts from the first
+        return done.stdout + done.stderr, *checkpoints
 
     return run
 
 
 @pytest.mark.slow
-def test_fsdp_trains_like_ddp(train):
+def test_fsdp_trains_like_ddp_and_resumes(train):
     bases = [str(DIGITS), str(ROOT / 'configs/_base_/fsdp.py')]
-    log, sharded = train('fsdp', f'_base_ = {bases}\n{PLAIN}{ON_CPU}')
-    _, whole = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}')
+    text = f'_base_ = {bases}\n{PLAIN}{ON_CPU}'
+    log, sharded, last = train('fsdp', text)
+    resumed_log, _, resumed = train('fsdp', text, '--resume')
+    _, whole, _ = train('ddp', f'_base_ = {str(DIGITS)!r}\n{PLAIN}')
 
     assert 'MMFullyShardedDataParallel' in log
     assert 'Scaling the original LR by 0.25' in log
     assert sharded['state_dict'].keys() == whole['state_dict'].keys()
-    for name, tensor in whole['state_dict'].items():
-        torch.testing.assert_close(sharded['state_dict'][name], tensor, msg=name)
-    steps = {int(state['step']) for state in sharded['optimizer']['state'].values()}
-    assert steps == {2}
+    assert states(sharded, 'step') == states(whole, 'step')
+    torch.testing.assert_close(states(sharded, 'exp_avg'), states(whole, 'exp_avg'))
+
+    assert 'resumed epoch: 1, iter: 4' in resumed_log
+    assert states(last, 'step')[0] == 4
+    assert resumed['param_schedulers'] == last['param_schedulers']
+    for actual, expected in (
+        (resumed['state_dict'], last['state_dict']),
+        (resumed['optimizer']['state'], last['optimizer']['state']),
+    ):
+        torch.testing.assert_close(actual, expected, atol=0, rtol=0)
+
+
+def states(checkpoint, kind):
+    """Return a state of the optimizer, which FSDP saves by the parameters' names."""
+    state = checkpoint['optimizer']['state']
+    names = [name for name in checkpoint['state_dict'] if name in state]
+    return [state[name][kind] for name in names or sorted(state)]
 
 
 def test_deepspeed_uses_the_optimizer_of_the_recipe(tmp_path):

@@ -31,7 +31,7 @@ SOURCES = (
         'constraints-oldest.txt',
     ),
 )
-FOR_CLONES = ('install', 'quickstart', 'zoo_tables', 'weights_manifest')
+FOR_CLONES = ('install', 'matrix', 'quickstart', 'zoo_tables', 'weights_manifest')
 CACHES = shutil.ignore_patterns('__pycache__', '.mim')
 DIGITS = 'biformer-nano_1xb32-9e_digits'
 

@@ -239,6 +239,27 @@ def test_an_environment_of_another_python_or_place_is_not_usable(
     assert not install.is_usable(stack)
 
 
+def test_a_row_has_the_versions_of_its_stack_except_its_own(stack):
+    stack.constraints.write_text('mmcv==2.1.0\nsympy==1\ntorch==2.12.1\n')
+    older = Stack('torch-2.6', stack.root, stack.wheels)
+    assert (older.pin('mmcv'), older.pin('torch')) == ('2.1.0', '2.6.0')
+    assert older.read_pins().count('sympy==') == 1
+    assert older.constraints == stack.root / '.venv-torch-2.6' / 'constraints.txt'
+
+
+def test_the_newest_version_is_known_once_it_is_installed(stack):
+    newest = Stack('newest', stack.root, stack.wheels.parents[1])
+    store_wheel(stack, 'cpu')  # for another torch
+    assert newest.pin('torch') == ''
+    assert not newest.is_compiled()
+    installed = (
+        newest.venv / 'lib' / PYTHON / 'site-packages' / 'torch-2.14.1.dist-info'
+    )
+    installed.mkdir(parents=True)
+    assert newest.pin('torch') == '2.14.1'
+    assert '-torch2.14.1-' in newest.store('cpu').name
+
+
 def test_an_interrupted_environment_is_created_again(stack, site, step, monkeypatch):
     commands = []
     monkeypatch.setattr(step, 'run', lambda *command: commands.append(command))

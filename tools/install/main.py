@@ -13,7 +13,7 @@ from pathlib import Path
 from install.frameworks import install_frameworks
 from install.mmcv import mmcv_wheel
 from install.preflight import check_machine
-from install.stack import OVERLAY, STACKS, Stack
+from install.stack import NAMES, Stack
 from install.step import SHOW, Step, reason_of, stop
 
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
@@ -22,7 +22,7 @@ MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
 def main(description: str = '') -> None:
     """Install what is missing, or exit with the reason for which that failed."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--stack', choices=(*STACKS, OVERLAY), default='openmmlab')
+    parser.add_argument('--stack', choices=NAMES, default='openmmlab')
     stack = Stack(parser.parse_args().stack)
     try:
         if not is_installed(stack):
@@ -79,6 +79,8 @@ def install(stack: Stack) -> None:
     pinned = ('-c', stack.constraints)
     with Step('virtual environment', stack.venv) as step:
         create_venv(stack, step)
+        if stack.versions:
+            stack.constraints.write_text(stack.read_pins())
     with Step('pip, setuptools, wheel, ninja', stack.venv) as step:
         step.pip('install', *pinned, 'pip', 'setuptools', 'wheel', 'ninja')
     with Step('torch and torchvision', stack.venv) as step:

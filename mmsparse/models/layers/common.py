@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from mmsparse.ops._depthwise import depthwise_conv2d
 from mmsparse.ops._linear import linear_map
@@ -51,8 +51,18 @@ def is_plain(module: nn.Module, layer: type[nn.Module]) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-            or _has_any_global_hook()
+            or _has_global_hook()
         )
+    )
+
+
+def _has_global_hook() -> bool:
+    """Return whether a hook runs for all modules; torch 2.1 has no function for it."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )
 
 

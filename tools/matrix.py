@@ -1,0 +1,172 @@
+"""Run the core tests with several versions of Python, torch, numpy and the stacks.
+
+Creates the environment of each row of tools/install/rows.py as `make install` does,
+keeps it for the next time, and writes the results to docs/measurements/matrix.json and
+into docs/stacks.md. A row that is not run keeps its result. The Pythons have to be on
+the PATH, as python3.12 for example. Exits with 1 if a row has not passed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from xml.etree import ElementTree
+
+from install.rows import ROWS
+from install.stack import ROOT, Stack
+
+RECORD = ROOT / 'docs' / 'measurements' / 'matrix.json'
+# A classifier, a detector and a segmentor, trained, killed and resumed; distributed and
+# repeatable training; backbones, layers, operators and converters.
+CORE = (
+    'tests/engine/test_safe_checkpoints.py',
+    'tests/test_determinism.py',
+    'tests/test_two_processes.py',
+    'tests/engine/test_repeatable_randomness.py',
+    'tests/checkpoint/test_mmengine.py',
+    *(
+        f'tests/models/backbones/test_{name}.py'
+        for name in ('contract', 'biformer', 'dat', 'shunted_transformer')
+    ),
+    'tests/models/layers',
+    'tests/ops',
+    '--ignore=tests/ops/test_properties.py',  # these two take long on a CPU
+    '--ignore=tests/ops/triton_kernels',
+    '--ignore=tests/ops/test_scaling.py',  # costs, which old versions cannot count
+    'tests/conversion',
+)
+OPTIONS = ('-n', 'auto', '--maxprocesses', '4', '--dist', 'loadfile')
+OPTIONS += ('--no-loadscope-reorder', '-q', '-p', 'no:cacheprovider')
+# Prints the versions of the packages in the table.
+VERSIONS = """
+from importlib.metadata import version
+for name in ('torch', 'numpy', {!r}):
+    print(version(name))
+"""
+
+
+class RowError(Exception):
+    """A row cannot be run, for a reason in one line."""
+
+
+def main() -> None:
+    args = parse_args()
+    if args.list:
+        print(json.dumps(list_rows()))
+        return
+    passed = True
+    for name in args.rows or ROWS:
+        print(f'--- {name}', flush=True)
+        try:
+            result = run_row(name)
+        except RowError as error:
+            print(error, file=sys.stderr)
+            result = {'Python': ROWS[name].python, 'failed': str(error)}
+        passed &= result['failed'] == '0'
+        write_result(name, result)
+    subprocess.run([sys.executable, 'docs/measurements.py'], cwd=ROOT, check=True)
+    sys.exit(not passed)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'rows',
+        nargs='*',
+        metavar='ROW',
+        help=f'{", ".join(ROWS)}; all of them if none is given',
+    )
+    parser.add_argument(
+        '--list',
+        action='store_true',
+        help='print the rows and their Pythons as JSON, for a workflow',
+    )
+    args = parser.parse_args()
+    for row in args.rows:
+        if row not in ROWS:
+            parser.error(f'ROW must be one of {", ".join(ROWS)}; got {row!r}')
+    return args
+
+
+def list_rows() -> list[dict[str, str]]:
+    """Return the name and the Python of each row."""
+    return [{'row': name, 'python': row.python} for name, row in ROWS.items()]
+
+
+def run_row(name: str) -> dict[str, str]:
+    """Install an environment and run the core tests in it; return its figures."""
+    stack = Stack(name)
+    install(name, find_python(ROWS[name].python))
+    report = stack.venv / 'core.xml'
+    report.unlink(missing_ok=True)
+    command = [stack.python, '-m', 'pytest', *CORE, *OPTIONS, f'--junit-xml={report}']
+    started = time.monotonic()
+    subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    seconds = round(time.monotonic() - started)
+    if not report.exists():
+        raise RowError('the tests did not start')
+    code = VERSIONS.format(stack.mmcv)
+    versions = subprocess.check_output([stack.python, '-c', code], text=True).split()
+    return {
+        'Python': ROWS[name].python,
+        **dict(zip(('torch', 'numpy', 'mmcv'), versions, strict=True)),
+        **count_outcomes(report),
+        'time': f'{seconds // 60} min {seconds % 60} s',
+        'date': f'{date.today()}',
+    }
+
+
+def find_python(version: str) -> str:
+    """Return the path of a Python that runs; version managers have ones that do not."""
+    for command in (f'python{version}', sys.executable):
+        path = shutil.which(command)
+        code = "import sys; print('{}.{}'.format(*sys.version_info))"
+        if path and subprocess.getoutput(f'"{path}" -c "{code}"') == version:
+            return path
+    raise RowError(f'python{version} is not on the PATH: install Python {version}')
+
+
+def install(name: str, python: str) -> None:
+    """Create the environment, unless it is there."""
+    command = [python, ROOT / 'tools' / 'install.py', '--stack', name]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f'exit status {done.returncode}']
+        raise RowError(f'not installed: {lines[-1].removeprefix("make install: ")}')
+
+
+def count_outcomes(report: Path) -> dict[str, str]:
+    """Return the numbers of tests with each outcome, from pytest's report."""
+    tests = list(ElementTree.parse(report).iter('testcase'))
+    failed = sum(bool({'failure', 'error'} & {x.tag for x in test}) for test in tests)
+    skips = [test.find('skipped') for test in tests]
+    skips = [skip.get('type') for skip in skips if skip is not None]
+    expected = skips.count('pytest.xfail')
+    return {
+        'passed': f'{len(tests) - failed - len(skips)}',
+        'failed': f'{failed}',
+        'expected failures': f'{expected}',
+        'skipped': f'{len(skips) - expected}',
+    }
+
+
+def write_result(name: str, result: dict[str, str]) -> None:
+    """Replace the figures of a row in the record."""
+    record = json.loads(RECORD.read_text())
+    figures = record['figures'] | {name: result}
+    record['figures'] = {row: figures[row] for row in ROWS if row in figures}
+    git = ('git', 'rev-parse', '--short', 'HEAD')
+    record['commit'] = subprocess.check_output(git, cwd=ROOT, text=True).strip()
+    record['date'] = f'{date.today()}'
+    RECORD.write_text(json.dumps(record, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
