@@ -45,7 +45,7 @@ class Trained:
 def in_new_process(function: Callable, *args: Any) -> Any:
     """Call a function in a new process: mmdet, mmseg and mmpretrain share state.
 
-    It ends with this one: a training that goes on after its command was killed would
+    It ends with this one: a training that outlived its killed command would
     write to the folder that the next command resumes from.
     """
     context = multiprocessing.get_context('spawn')
