@@ -3,12 +3,14 @@
 Creates the environment of each row of tools/install/rows.py as `make install` does,
 keeps it for the next time, and writes the results to docs/measurements/matrix.json and
 into docs/stacks.md. A row that is not run keeps its result. The Pythons have to be on
-the PATH, as python3.12 for example. Exits with 1 if a row has not passed.
+the PATH, as python3.12 for example. An environment with another Python than the row's
+is kept, and the row is not run. Exits with 1 if a row has not passed.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,8 +37,8 @@ CORE = (
     ),
     'tests/models/layers',
     'tests/ops',
-    '--ignore=tests/ops/test_properties.py',  # these two take long on a CPU
-    '--ignore=tests/ops/triton_kernels',
+    '--ignore=tests/ops/test_properties.py',  # takes long
+    '--ignore=tests/ops/triton_kernels',  # takes long without a GPU
     '--ignore=tests/ops/test_scaling.py',  # costs, which old versions cannot count
     'tests/conversion',
 )
@@ -65,8 +67,9 @@ def main() -> None:
         try:
             result = run_row(name)
         except RowError as error:
-            print(error, file=sys.stderr)
-            result = {'Python': ROWS[name].python, 'failed': str(error)}
+            print(f'{name}: {error}', file=sys.stderr)
+            passed = False
+            continue
         passed &= result['failed'] == '0'
         write_result(name, result)
     subprocess.run([sys.executable, 'docs/measurements.py'], cwd=ROOT, check=True)
@@ -103,15 +106,16 @@ def list_rows() -> list[dict[str, str]]:
 def run_row(name: str) -> dict[str, str]:
     """Install an environment and run the core tests in it; return its figures."""
     stack = Stack(name)
+    check_environment(stack, ROWS[name].python)
     install(name, find_python(ROWS[name].python))
     report = stack.venv / 'core.xml'
     report.unlink(missing_ok=True)
     command = [stack.python, '-m', 'pytest', *CORE, *OPTIONS, f'--junit-xml={report}']
     started = time.monotonic()
-    subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1'})
     seconds = round(time.monotonic() - started)
-    if not report.exists():
-        raise RowError('the tests did not start')
+    if done.returncode not in (0, 1):  # no tests, or pytest was interrupted
+        raise RowError(f'the tests did not run: exit status {done.returncode}')
     code = VERSIONS.format(stack.mmcv)
     versions = subprocess.check_output([stack.python, '-c', code], text=True).split()
     return {
@@ -120,7 +124,14 @@ def run_row(name: str) -> dict[str, str]:
         **count_outcomes(report),
         'time': f'{seconds // 60} min {seconds % 60} s',
         'date': f'{date.today()}',
+        'commit': commit(),
     }
+
+
+def commit() -> str:
+    """Return the short hash of the commit that is checked out."""
+    git = ('git', 'rev-parse', '--short', 'HEAD')
+    return subprocess.check_output(git, cwd=ROOT, text=True).strip()
 
 
 def find_python(version: str) -> str:
@@ -133,13 +144,26 @@ def find_python(version: str) -> str:
     raise RowError(f'python{version} is not on the PATH: install Python {version}')
 
 
+def check_environment(stack: Stack, python: str) -> None:
+    """Raise RowError if the environment exists with another Python: keep it."""
+    config = stack.venv / 'pyvenv.cfg'
+    if config.is_file():
+        found = re.search(r'^version\s*=\s*(\d+\.\d+)', config.read_text(), re.M)
+        if found and found[1] != python:
+            raise RowError(
+                f'{stack.venv.name} has Python {found[1]}, and the row {python}: '
+                'remove it to have it created again'
+            )
+
+
 def install(name: str, python: str) -> None:
     """Create the environment, unless it is there."""
     command = [python, ROOT / 'tools' / 'install.py', '--stack', name]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         lines = done.stderr.splitlines() or [f'exit status {done.returncode}']
-        raise RowError(f'not installed: {lines[-1].removeprefix("make install: ")}')
+        # Before the name is a code to clear the line, on a terminal.
+        raise RowError(f'not installed: {lines[-1].rpartition("make install: ")[2]}')
 
 
 def count_outcomes(report: Path) -> dict[str, str]:
@@ -162,8 +186,7 @@ def write_result(name: str, result: dict[str, str]) -> None:
     record = json.loads(RECORD.read_text())
     figures = record['figures'] | {name: result}
     record['figures'] = {row: figures[row] for row in ROWS if row in figures}
-    git = ('git', 'rev-parse', '--short', 'HEAD')
-    record['commit'] = subprocess.check_output(git, cwd=ROOT, text=True).strip()
+    record['commit'] = commit()
     record['date'] = f'{date.today()}'
     RECORD.write_text(json.dumps(record, indent=2) + '\n')
 

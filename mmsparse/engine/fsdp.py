@@ -10,9 +10,9 @@ from mmsparse.registry import STRATEGIES
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """MMEngine's FSDPStrategy, whose ``--resume`` works with torch 2.1 and later.
+    """MMEngine's FSDPStrategy, of which ``--resume`` loads the optimizer's state.
 
-    torch 2.1 has changed the order of the arguments that MMEngine passes.
+    MMEngine passes arguments in the order that they had before torch 2.1.
     """
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from mmsparse.visualization.sample import Sample
 SHEET_WIDTH, SHEET_HEIGHT, WIDEST_PANEL = 10.4, 9, 4.2  # inches
 TITLE_HEIGHT, LINE_HEIGHT, BAR_WIDTH = 0.28, 0.16, 0.75  # inches
 LETTERS, TITLE_LETTERS = 18, 13  # per inch of a caption, and of a title
+SHORTEST = 12  # letters of a line of a title, in panels narrower than that too
 ENLARGED = 512  # pixels of the longer side, at least, before anything is drawn on it
 BOX_COLOR, QUERY_COLOR, KEYS_COLOR = '#ffd21f', '#00e5ff', 'white'
 HEAT = 'inferno'
@@ -130,7 +131,9 @@ def set_row_title(axis: Axes, text: str) -> None:
 
 def _wrap(title: str, inches: float) -> str:
     """Break the lines of a title that are longer than a panel."""
-    lines = (textwrap.wrap(x, int(inches * TITLE_LETTERS)) for x in title.split('\n'))
+    width = max(SHORTEST, int(inches * TITLE_LETTERS))
+    parts = title.split('\n')
+    lines = (textwrap.wrap(x, width, break_long_words=False) for x in parts)
     return '\n'.join(line for part in lines for line in part)
 
 

@@ -5,42 +5,48 @@ from statistics import stdev
 import pytest
 from ablation.report import all_figures
 from ablation.significance import (
+    Deviation,
     describe_difference,
     seed_deviation,
     seeds_needed,
-    standard_error,
 )
 
 
 def test_the_deviation_is_pooled_over_variants():
     one, two = [50.0, 52.0, 51.0], [60.0, 64.0, 62.0]
 
-    assert seed_deviation([one]) == pytest.approx(stdev(one))
-    assert seed_deviation([one, two, [70.0]]) == pytest.approx(((1 + 4) / 2) ** 0.5)
+    assert seed_deviation([one]) == Deviation(stdev(one), 2)
+    assert seed_deviation([one, two, [70.0]]) == Deviation(((1 + 4) / 2) ** 0.5, 4)
     assert seed_deviation([[50.0], [60.0]]) is None
 
 
 def test_so_many_seeds_make_a_difference_significant():
-    """With them, the difference is two standard errors, and with one less it is not."""
-    number = seeds_needed(0.5, deviation=1.3)
+    """With them, the difference is 1.96 standard errors; with one less it is not."""
+    known = Deviation(1.3, 1000)
+    number = seeds_needed(0.5, known)
 
-    assert 2 * standard_error(1.3, number, number) <= 0.5
-    assert 2 * standard_error(1.3, number - 1, number - 1) > 0.5
-    assert seeds_needed(-100.0, deviation=1.3) == 2
-    assert seeds_needed(0.0, deviation=1.3) is None
+    assert 1.96 * known.error(number, number) <= 0.5
+    assert 1.97 * known.error(number - 1, number - 1) > 0.5
+    assert seeds_needed(-100.0, known) == 2
+    assert seeds_needed(0.0, known) is None
 
 
 @pytest.mark.parametrize(
     ('values', 'deviation', 'text'),
     [
         ([48.7], None, '-1.3'),
-        ([49.0, 48.4], 0.5, '-1.3 ± 0.5'),
-        ([49.9, 49.5], 0.5, '-0.3 ± 0.5 (noise; 23 seeds needed)'),
-        ([50.0, 50.0], 0.5, '+0.0 ± 0.5 (noise)'),
+        ([49.0, 48.4], Deviation(0.5, 16), '-1.3 ± 0.5'),
+        ([49.0, 48.4], Deviation(0.5, 2), '-1.3 ± 0.5 (not significant; 2 seeds'),
+        ([49.9, 49.5], Deviation(0.5, 16), '-0.3 ± 0.5 (not significant; 22 seeds'),
+        ([50.0, 50.0], Deviation(0.0, 2), '+0.0 ± 0.0 (not significant)'),
     ],
 )
-def test_differences_within_two_standard_errors_are_noise(values, deviation, text):
-    assert describe_difference(values, [50.0] * len(values), deviation) == text
+def test_differences_within_the_noise_are_not_significant(values, deviation, text):
+    reference = [50.0] * len(values)
+
+    found = describe_difference(values, reference, deviation)
+
+    assert found.removesuffix(' needed)') == text
 
 
 def test_figures_have_the_difference_from_the_first_variant():

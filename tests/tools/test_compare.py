@@ -107,19 +107,22 @@ def test_backbones_start_from_another_comparison(run, tmp_path):
     costs = dict.fromkeys(('own', 'other'), vars(Cost(1, 1.0, 1, 1)))
     out.mkdir()
     (out / 'pilot.json').write_text(json.dumps(costs))
-    first, second = out / 'iterations-1', out / 'iterations-2-pretrained'
+    first = out / 'iterations-1'
+    second = out / 'iterations-2-from-out-iterations-1'
 
     with pytest.raises(SystemExit, match='no finished training of own with seed 0; tr'):
         run('--rows', 'own', '--pretrained', first)
     run('--rows', 'own', '--iterations', 1)
     path = first / 'own' / 'seed-0' / 'iter_1.pth'
-    start = {name: x + 3 for name, x in read_weights(path).items() if 'norm' in name}
+    start = {name: x + 3 for name, x in read_weights(path).items()}
+    start['backbone.stages.0.0.extra'] = start.pop('backbone.out_norms.batch3.bias')
     torch.save(start, path)
     run('--rows', 'own', '--pretrained', first)
 
     trained = read_weights(second / 'own' / 'seed-0' / 'iter_2.pth')
-    for name in ('backbone.out_norms.batch3.weight', 'head.fc.weight'):
-        assert (trained[name].mean() > 3.9) == (name in start)
+    assert trained['backbone.out_norms.batch3.weight'].mean() > 3.9
+    assert trained['backbone.out_norms.batch3.bias'].mean() < 0.1  # not in the file
+    assert trained['head.fc.weight'].mean() < 0.1
     assert f'from backbones of {first}' in (second / 'results.json').read_text()
 
 

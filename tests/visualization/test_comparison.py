@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mmsparse.errors import UsageError
 from mmsparse.models.layers.attention_map import AttentionMap, key_centers
-from mmsparse.visualization import ImageTransform, list_comparisons
+from mmsparse.visualization import ImageTransform, list_comparisons, panels
 from mmsparse.visualization.comparison import _density
 from mmsparse.visualization.panels import SHADE
 
@@ -77,6 +78,14 @@ def test_long_names_of_models_are_wrapped_and_not_cut_off(detector_sample):
             assert box.x1 <= figure.bbox.x1
             assert box.y1 <= figure.bbox.y1
         assert not first.overlaps(second)
+
+
+def test_titles_of_narrow_panels_are_not_broken_within_words():
+    axis = Figure((0.9, 1)).subplots()
+
+    panels.set_title(axis, 'stage 3: 64 keys')
+
+    assert axis.get_title() == 'stage 3: 64\nkeys'
 
 
 def test_models_without_common_parts_raise(record_backbone):

@@ -1,13 +1,38 @@
 """Find out which differences of the variants of a study are noise of the seeds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import mean, variance
 
-ERRORS = 2  # standard errors from which a difference is significant
+from scipy.stats import t
+
+LEVEL = 0.05  # of significance, for differences in both directions
 
 
-def seed_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+@dataclass(frozen=True)
+class Deviation:
+    """Standard deviation of a value over random seeds.
+
+    Args:
+        value: In the unit of the value.
+        freedom: Degrees of freedom of the estimate, at least 1.
+    """
+
+    value: float
+    freedom: int
+
+    def error(self, *counts: int) -> float:
+        """Return the standard error of the difference of means of so many values."""
+        return self.value * sqrt(sum(1 / count for count in counts))
+
+    @property
+    def errors(self) -> float:
+        """Standard errors beyond which a difference is significant (Student's t)."""
+        return float(t.ppf(1 - LEVEL / 2, self.freedom))
+
+
+def seed_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
     """Return the standard deviation of a value over random seeds.
 
     Args:
@@ -20,16 +45,12 @@ def seed_deviation(groups: Sequence[Sequence[float]]) -> float | None:
     repeated = [values for values in groups if len(values) > 1]
     if not repeated:
         return None
+    freedom = sum(len(values) - 1 for values in repeated)
     squares = sum(variance(values) * (len(values) - 1) for values in repeated)
-    return sqrt(squares / sum(len(values) - 1 for values in repeated))
+    return Deviation(sqrt(squares / freedom), freedom)
 
 
-def standard_error(deviation: float, *counts: int) -> float:
-    """Return the standard error of the difference of two means of so many values."""
-    return deviation * sqrt(sum(1 / count for count in counts))
-
-
-def seeds_needed(difference: float, deviation: float) -> int | None:
+def seeds_needed(difference: float, deviation: Deviation) -> int | None:
     """Return how many seeds of both variants would make a difference significant.
 
     Args:
@@ -37,15 +58,16 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
         deviation: Standard deviation of a value.
 
     Returns:
-        The number, at least 2; None if the difference is 0.
+        The number, at least 2, if the deviation is right; None if the difference is 0.
     """
     if not difference:
         return None
-    return max(2, ceil(2 * (ERRORS * deviation / difference) ** 2))
+    errors = t.ppf(1 - LEVEL / 2, 1000)  # many seeds
+    return max(2, ceil(2 * (errors * deviation.value / difference) ** 2))
 
 
 def describe_difference(
-    values: Sequence[float], reference: Sequence[float], deviation: float | None
+    values: Sequence[float], reference: Sequence[float], deviation: Deviation | None
 ) -> str:
     """Format the difference of means, and whether it is more than noise.
 
@@ -55,15 +77,15 @@ def describe_difference(
         deviation: Standard deviation of a value, None if it is not known.
 
     Returns:
-        For example ``-1.3`` without a deviation; ``-1.3 ± 0.4`` with the standard
-        error; and ``-0.3 ± 0.4 (noise; 28 seeds needed)`` within two of them.
+        For example ``-1.3`` without a deviation, ``-1.3 ± 0.4`` with the standard
+        error, and ``-0.3 ± 0.4 (not significant; 28 seeds needed)``.
     """
     difference = mean(values) - mean(reference)
     if deviation is None:
         return f'{difference:+.1f}'
-    error = standard_error(deviation, len(values), len(reference))
+    error = deviation.error(len(values), len(reference))
     text = f'{difference:+.1f} ± {error:.1f}'
-    if abs(difference) >= ERRORS * error:
+    if abs(difference) > deviation.errors * error:
         return text
     needed = seeds_needed(difference, deviation)
-    return f'{text} (noise; {needed} seeds needed)' if needed else f'{text} (noise)'
+    return f'{text} (not significant{f"; {needed} seeds needed" if needed else ""})'

@@ -39,8 +39,8 @@ class Run:
         costs: Cost of each model by its name.
         out: Folder, with one of each protocol and budget.
         threads: Number of threads.
-        pretrained: Such a folder of another comparison, from whose models of the same
-            name and seed the backbones start.
+        pretrained: Folder of a protocol and budget of another comparison; backbones
+            start from those of its models of the same name and seed.
     """
 
     comparison: Comparison
@@ -54,7 +54,10 @@ class Run:
     def folder(self) -> Path:
         """Folder of this protocol, budget and start."""
         name = f'{self.protocol.name}-{self.protocol.budget:g}'
-        return self.out / (f'{name}-pretrained' if self.pretrained else name)
+        if self.pretrained:
+            source = self.pretrained.resolve()
+            name += f'-from-{source.parent.name}-{source.name}'
+        return self.out / name
 
     def train(self, name: str, seed: int) -> None:
         """Train a model, unless it is finished or another process trains it."""

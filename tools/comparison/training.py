@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,15 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import nn
 from training.clock import training_clock
 from training.curve import FILE, Curve, read_curve
 from training.folder import keep_settings
 from training.metrics import METRICS, Metric
 from training.runner import ProgressHook, build_trainer
+from training.start import BackboneStart
 
 from comparison.comparison import training_config
 from comparison.files import write_json
-from mmsparse.checkpoint.state_dict import read_weights, shapes_of
-from mmsparse.conversion.families import BACKBONE
 from mmsparse.errors import UsageError
 
 RESULT = 'result.json'
@@ -37,8 +34,7 @@ class Training:
         seed: Random seed.
         folder: Folder for settings, log, checkpoints and result.
         threads: Number of threads.
-        checkpoint: File of another model, from which all parameters start that have
-            the same name and shape there; the others start from random values.
+        checkpoint: File of another model, from whose backbone this one's starts.
     """
 
     config: str
@@ -71,21 +67,18 @@ def train(training: Training, label: str) -> None:
     """
     torch.set_num_threads(training.threads)
     cfg = training_config(training.config, training.iterations, training.seed)
-    cfg.load_from = training.checkpoint
-    keep_settings(cfg, training.folder)
-    started = (training.folder / 'last_checkpoint').is_file()
-    if started:
-        cfg.load_from = None  # mmengine would resume from it
     metrics = (METRICS[cfg.default_scope], *OTHER_METRICS.get(cfg.default_scope, ()))
     history = History(training.folder, metrics[0])
+    hooks = [history, ProgressHook(label)]
+    if training.checkpoint:
+        cfg.pretrained = training.checkpoint  # one of the settings to keep
+        hooks.append(BackboneStart(training.checkpoint, label))
+    keep_settings(cfg, training.folder)
     with (
         (training.folder / 'train.log').open('a') as log,
         contextlib.redirect_stdout(log),
     ):
-        hooks = [history, ProgressHook(label)]
-        runner = build_trainer(cfg, training.folder, hooks, resume=started)
-        if cfg.load_from:
-            check_start(runner.model.backbone, training.checkpoint, label)
+        runner = build_trainer(cfg, training.folder, hooks, resume=True)
         runner.train()
         if history.evaluated != runner.max_iters:  # interrupted in the last evaluation
             runner.val()
@@ -117,25 +110,6 @@ def find_start(folder: Path, name: str, seed: int) -> str:
     raise UsageError(
         f'--pretrained: {folder} has no finished training of {name} with seed {seed}; '
         'train it first, or choose others by --rows and --seeds'
-    )
-
-
-def check_start(backbone: nn.Module, checkpoint: str, label: str) -> None:
-    """Say how many parameters of a backbone a checkpoint has; UsageError if none."""
-    weights, shapes = (
-        read_weights(checkpoint),
-        shapes_of(dict(backbone.named_parameters())),
-    )
-    known = sum(
-        getattr(weights.get(BACKBONE + name), 'shape', None) == shape
-        for name, shape in shapes.items()
-    )
-    if not known:
-        raise UsageError(f'{checkpoint} has no parameter of {type(backbone).__name__}')
-    print(
-        f'{label}: {known} of {len(shapes)} parameters of the backbone start from '
-        f'{checkpoint}',
-        file=sys.stderr,
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from install.frameworks import install_frameworks
 from install.mmcv import mmcv_wheel
 from install.preflight import check_machine
-from install.stack import NAMES, Stack
+from install.rows import ROWS
+from install.stack import NAMES, STACKS, Stack
 from install.step import SHOW, Step, reason_of, stop
 
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
@@ -24,6 +25,7 @@ def main(description: str = '') -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--stack', choices=NAMES, default='openmmlab')
     stack = Stack(parser.parse_args().stack)
+    check_python(stack.name)
     try:
         if not is_installed(stack):
             lock(stack.root)
@@ -39,6 +41,17 @@ def main(description: str = '') -> None:
     except KeyboardInterrupt:
         stop('interrupted; run make install again to resume')
     print(f'{stack.venv.name} is ready: source {stack.venv.name}/bin/activate')
+
+
+def check_python(name: str) -> None:
+    """Stop if this is not the Python of a row that is no stack."""
+    running = '{}.{}'.format(*sys.version_info)
+    if name not in STACKS and name in ROWS and ROWS[name].python != running:
+        python = ROWS[name].python
+        stop(
+            f'{name} is for Python {python}, and this is {running}: run '
+            f'make install STACK={name} PYTHON=python{python}'
+        )
 
 
 def is_installed(stack: Stack) -> bool:

@@ -19,19 +19,19 @@ class Row(NamedTuple):
 
     python: str
     stack: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str]
 
 
 # A row with the name of a stack has that stack's own environment.
 ROWS = {
-    'oldest': Row('3.10', 'oldest'),
+    'oldest': Row('3.10', 'oldest', {}),
     'torch-2.6': Row(
         '3.12',
         'openmmlab',
         {'torch': '2.6.0', 'torchvision': '0.21.0', 'sympy': '1.13.1'},
     ),
-    'openmmlab': Row('3.11', 'openmmlab'),
-    'python-3.13': Row('3.13', 'openmmlab'),
-    'onedl': Row('3.11', 'onedl'),
+    'openmmlab': Row('3.11', 'openmmlab', {}),
+    'python-3.13': Row('3.13', 'openmmlab', {}),
+    'onedl': Row('3.11', 'onedl', {}),
     'newest': Row('3.13', 'openmmlab', {'torch': '', 'torchvision': ''}),
 }

@@ -26,7 +26,8 @@ class Stack:
     """
 
     def __init__(self, name: str, root: Path = ROOT, cache: Path = CACHE) -> None:
-        row = ROWS.get(name) or Row('', name)
+        self.name = name
+        row = ROWS.get(name) or Row('', name, {})
         onedl = row.stack == 'onedl'
         self.extra = 'onedl' if onedl else 'openmmlab'  # of setup.py
         self.mmcv = 'onedl-mmcv' if onedl else 'mmcv'  # on the package index

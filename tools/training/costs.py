@@ -18,12 +18,12 @@ ITERATION = 'iteration'
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a variant.
+    """Cost of a model.
 
     Args:
         macs: MACs of the model for one validation image.
         iteration_seconds: Median time of a training iteration, measured in turns with
-            the other variants.
+            the other models by `training_clock`: CPU time where it has one thread.
         peak_bytes: Peak memory of a training iteration, without weights.
         parameters: Number of parameters.
     """

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def describe_seeds(counts: Sequence[int]) -> str:
-    """Say what the values of rows with these numbers of seeds are."""
+    """Return what the values of rows with these numbers of seeds are."""
     low, high = min(counts), max(counts)
     if high == 1:
         return 'one seed each, so small differences may be noise'
