@@ -15,7 +15,10 @@ import pytest
 from mmsparse.errors import MissingFileError, OfficialWeightsError, UsageError
 
 TOOLS = Path(_cli.__file__).parent
-COMMANDS = sorted(x.name for x in TOOLS.glob('[a-z]*.py') if x.name != 'install.py')
+# The others create environments, and need no package.
+COMMANDS = sorted(
+    {x.name for x in TOOLS.glob('[a-z]*.py')} - {'install.py', 'matrix.py'}
+)
 
 
 def run(error, *expected):
@@ -151,13 +154,16 @@ def test_outside_the_environment_a_command_ends_with_the_way_into_it(name, tmp_p
     )
 
 
-def test_the_installation_needs_no_package(tmp_path):
-    command = [sys.executable, '-S', TOOLS / 'install.py', '--help']
+@pytest.mark.parametrize(
+    ('name', 'option'), [('install.py', '--stack'), ('matrix.py', '--list')]
+)
+def test_the_installation_needs_no_package(name, option, tmp_path):
+    command = [sys.executable, '-S', TOOLS / name, '--help']
 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert '--stack' in done.stdout
+    assert option in done.stdout
 
 
 @pytest.mark.parametrize('name', COMMANDS)
