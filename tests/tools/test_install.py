@@ -239,6 +239,19 @@ def test_an_environment_of_another_python_or_place_is_not_usable(
     assert not install.is_usable(stack)
 
 
+def test_a_row_of_the_matrix_is_installed_with_its_python(monkeypatch):
+    monkeypatch.setattr(sys, 'version_info', (3, 11, 7))
+
+    install.check_python('onedl')  # a stack runs with several
+    with pytest.raises(SystemExit) as end:
+        install.check_python('torch-2.6')
+
+    assert str(end.value).endswith(
+        'torch-2.6 is for Python 3.12, and this is 3.11: run make install '
+        'STACK=torch-2.6 PYTHON=python3.12'
+    )
+
+
 def test_a_row_has_the_versions_of_its_stack_except_its_own(stack):
     stack.constraints.write_text('mmcv==2.1.0\nsympy==1\ntorch==2.12.1\n')
     older = Stack('torch-2.6', stack.root, stack.wheels)

@@ -91,7 +91,7 @@ class BackboneStart(Hook):
             )
         backbone.load_state_dict(weights, strict=False)
         print(
-            f'{self.label}: {len(weights)} of {len(shapes)} tensors of the backbone '
-            f'start from {self.checkpoint}',
+            f'{self.label.strip()}: {len(weights)} of {len(shapes)} tensors of the '
+            f'backbone start from {self.checkpoint}',
             file=sys.stderr,
         )
