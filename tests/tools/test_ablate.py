@@ -15,6 +15,7 @@ from ablation.run import train_variant
 from ablation.study import ROOT, STUDIES, read_study, variant_config
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from mmengine.logging import MMLogger
 from PIL import Image
 from public_data.cifar10 import CLASSES
 from training.length import Length
@@ -108,6 +109,7 @@ def test_a_training_of_iterations_resumes_and_is_evaluated(run, tmp_path):
     (tmp_path / 'one' / 'result.json').unlink()
     (tmp_path / 'one' / 'iter_2.pth').unlink()
     (tmp_path / 'one' / 'last_checkpoint').write_text(str(tmp_path / 'one/iter_1.pth'))
+    MMLogger._instance_dict.clear()  # else runners of one second have the first's log
     again = train_variant(arguments, tmp_path / 'one', 'one')
 
     assert kept == ['iter_1.pth', 'iter_2.pth']
