@@ -112,11 +112,19 @@ def config_candidates(
         and published box AP.
 
     Raises:
-        UsageError: A config is not of a detection transformer with an encoder.
+        UsageError: A config is not of a detection transformer with an encoder, or two
+            have the same file name, by which they are reported.
     """
+    found = [_find_config(path) for path in paths]
+    names = [path.stem for path in found]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UsageError(
+            'configs must have different file names, which are those of the results; '
+            f'several are named {", ".join(sorted(repeated))}: rename copies'
+        )
     images = _noise(batch_size, size, device)
     candidates, costs = [], {}
-    for path in map(_find_config, paths):
+    for path in found:
         cfg = read_config(str(path), options)
         detector = _build(cfg)
         _check_parts(path, detector)

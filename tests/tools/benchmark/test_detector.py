@@ -170,7 +170,14 @@ def test_published_results_have_their_source(path, expected):
 
 
 def test_a_config_without_encoder_raises_an_error():
-    names = ['retinanet_biformer-small_8xb2-12e_coco'] * 2
+    name = 'retinanet_biformer-small_8xb2-12e_coco'
 
     with pytest.raises(UsageError, match='got RetinaNet without forward_encoder'):
+        config_candidates([name], {}, (64, 64), 1, CPU)
+
+
+def test_configs_of_one_name_raise_an_error():
+    names = ['focus-detr_r50_8xb2-12e_coco'] * 2
+
+    with pytest.raises(UsageError, match='are named focus-detr_r50_8xb2-12e_coco: re'):
         config_candidates(names, {}, (64, 64), 1, CPU)
