@@ -37,10 +37,6 @@ if 'onedl-mmengine' in installed_versions():
     }
 if not hasattr(torch, 'get_autocast_dtype'):
     NO_HALF = 'torch 2.1 does not compute in float16 on CPUs'
-    BATCH_NORM = (
-        'BatchNorm of torch 2.1 on CPUs, unlike that of several processes, has errors '
-        'of up to a percent in the gradients of channels-last tensors'
-    )
     FAULTS |= {
         "module 'torch.export' has no attribute 'Dim'": 'export needs torch 2.9',
         "module 'torch.library' has no attribute": 'custom operators need torch 2.4',
@@ -53,8 +49,6 @@ if not hasattr(torch, 'get_autocast_dtype'):
         'Stream() takes no arguments': 'FSDP of torch 2.1 needs a GPU',
         'test_bfloat16_stays_near_single_precision[dat]': 'gradients of DAT in '
         'bfloat16 are further from single precision with torch 2.1',
-        'gradients_are_those_of_one_process[focus_detr': BATCH_NORM,
-        'gradients_are_those_of_one_process[biformer/fpn': BATCH_NORM,
         'the_same_state[iterations': 'mmengine 0.10.0 does not skip the data of '
         'previous iterations when a training by iterations is resumed',
         'cannot_be_read_is_named[97% of a .jpg]': 'OpenCV 4.8 pads cut-off JPEGs',

@@ -99,6 +99,10 @@ def trained(request, small_digits, run_tool, train_in_two):
     return one, two
 
 
+def norm(gradients):
+    return torch.stack([x.norm() for x in gradients.values()]).norm()
+
+
 @pytest.mark.slow
 def test_gradients_are_those_of_one_process(trained):
     one, two = trained
@@ -106,8 +110,13 @@ def test_gradients_are_those_of_one_process(trained):
     first, second = (torch.load(two / f'gradients_0_{rank}.pth') for rank in (0, 1))
 
     torch.testing.assert_close(first, second, atol=0, rtol=0)
-    torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
-    assert max(x.abs().max() for x in expected.values()) > 0.1
+    # Rounding can switch a ReLU on or off, which changes single entries.
+    total = norm(expected)
+    for name, gradient in expected.items():
+        error = (first[name] - gradient).norm()
+        assert error <= 0.02 * gradient.norm() + 1e-5 * total, name
+    assert norm({name: first[name] - expected[name] for name in first}) < 1e-3 * total
+    assert total > 0.1
 
 
 @pytest.mark.slow
