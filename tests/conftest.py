@@ -12,7 +12,7 @@ import torch
 from digits import dataset
 from forked import Forked
 from mmengine.registry import DefaultScope
-from mmengine.utils import get_installed_path
+from mmengine.utils import digit_version, get_installed_path
 
 from mmsparse.doctor import installed_versions
 
@@ -35,6 +35,8 @@ if 'onedl-mmengine' in installed_versions():
         'the_same_state[iterations': 'onedl-mmengine does not skip the data of '
         'previous iterations when a training by iterations is resumed',
     }
+if digit_version(torch.__version__) < digit_version('2.9'):
+    FAULTS['Constraints violated (L['] = 'export for any size needs torch 2.9'
 if not hasattr(torch, 'get_autocast_dtype'):
     NO_HALF = 'torch 2.1 does not compute in float16 on CPUs'
     FAULTS |= {

@@ -169,7 +169,7 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, table: Tensor, kernel: int) -> Tenso
     size = (down.num_tiles * down.tile, across.num_tiles * across.tile)
 
     # 2. Partition the queries, padded to whole tiles; fold the tiles into the heads.
-    q = F.pad(q, (0, 0, *across.padding, *down.padding))
+    q = F.pad(q, (0, 0, *_padding(across), *_padding(down)))
     q = partition_by_head(q, grid, num_heads)
     q = q.flatten(1, 2)  # (B, R * heads, queries, D)
 
@@ -201,15 +201,16 @@ class _Cut(NamedTuple):
     overhang: int  # of the first tile
     margin: int  # keys of a patch before its tile, and behind it
 
-    @property
-    def patch(self) -> int:
-        """Number of keys of a patch."""
-        return self.tile + 2 * self.margin
 
-    @property
-    def padding(self) -> tuple[int, int]:
-        """Tokens of the tiles before and behind the axis."""
-        return self.overhang, self.num_tiles * self.tile - self.overhang - self.length
+# Functions, since torch 2.6 does not compile properties of named tuples.
+def _patch(cut: _Cut) -> int:
+    """Return the number of keys of a patch."""
+    return cut.tile + 2 * cut.margin
+
+
+def _padding(cut: _Cut) -> tuple[int, int]:
+    """Return the numbers of tokens of the tiles before and behind the axis."""
+    return cut.overhang, cut.num_tiles * cut.tile - cut.overhang - cut.length
 
 
 def _cut(length: int, kernel: int) -> _Cut:
@@ -231,7 +232,7 @@ def _cut(length: int, kernel: int) -> _Cut:
 def _pad(x: Tensor, down: _Cut, across: _Cut) -> Tensor:
     """Pad a feature map, (B, H, W, C), by what the patches need."""
     left, right, top, bottom = (
-        length + cut.margin for cut in (across, down) for length in cut.padding
+        length + cut.margin for cut in (across, down) for length in _padding(cut)
     )
     return F.pad(x, (0, 0, left, right, top, bottom))
 
@@ -259,7 +260,7 @@ class _Patches(torch.autograd.Function):
     ) -> Tensor:
         ctx.args = down, across, num_heads
         x = _pad(x, down, across)
-        x = x.unfold(1, down.patch, down.tile).unfold(2, across.patch, across.tile)
+        x = x.unfold(1, _patch(down), down.tile).unfold(2, _patch(across), across.tile)
         x = x.unflatten(3, (num_heads, -1))  # (B, rows, columns, heads, D, h, w)
         x = x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
         return x.flatten(1, 3)  # (B, R * heads, keys, D)
@@ -267,12 +268,12 @@ class _Patches(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         down, across, num_heads = ctx.args
-        patches = grad.unflatten(2, (down.patch, across.patch))
+        patches = grad.unflatten(2, (_patch(down), _patch(across)))
         patches = patches.unflatten(1, (down.num_tiles, across.num_tiles, num_heads))
         patches = patches.permute(0, 1, 4, 2, 5, 3, 6)
         # 1. Blocks of the length of a tile, on which the patches are (rows, h, columns,
         # w, heads, D). Block i of a patch is block i of the following ones, too.
-        blocks_y, blocks_x = (-(-cut.patch // cut.tile) for cut in (down, across))
+        blocks_y, blocks_x = (-(-_patch(cut) // cut.tile) for cut in (down, across))
         total = grad.new_zeros(
             len(grad),
             down.num_tiles + blocks_y - 1,
@@ -388,7 +389,7 @@ def _patch_keys(cut: _Cut, tiles: Tensor) -> Tensor:
     In a graph of any length, where both ends cannot overhang as much, patches are moved
     inside instead.
     """
-    key = torch.arange(cut.patch, device=tiles.device)
+    key = torch.arange(_patch(cut), device=tiles.device)
     start = cut.tile * tiles[:, None]
     if is_symbolic(cut.length):
         return _first_key(start, cut.length, cut.kernel) + key

@@ -62,25 +62,34 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
 
 def is_available(q: Tensor, table: Tensor) -> bool:
     """Return whether FlexAttention can compute it on a GPU."""
+    head_dim = q.shape[-1] // len(table)
     trained = table.requires_grad and torch.is_grad_enabled()
-    needed = (2, 6) if trained else (2, 5)
-    return needed <= VERSION and q.shape[-1] // len(table) >= MIN_HEAD_DIM
+    return head_dim >= MIN_HEAD_DIM and _oldest_version(head_dim, trained) <= VERSION
+
+
+def _oldest_version(head_dim: int, trained: bool) -> tuple[int, int]:
+    """Return the first torch that computes such heads, with a gradient of the table."""
+    if head_dim & (head_dim - 1):  # not a power of 2
+        return (2, 7)
+    return (2, 6) if trained else (2, 5)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> None:
     """Raise ValueError if FlexAttention cannot compute it."""
+    head_dim = q.shape[-1] // len(table)
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, table))
     if q.is_cuda and not is_available(q, table):
         raise ValueError(
-            f"backend='flex' needs heads of {MIN_HEAD_DIM} channels and torch 2.5, or "
-            f'2.6 for the gradient of the table; got {q.shape[-1] // len(table)} '
-            f"channels and torch {torch.__version__}. Use 'auto'."
+            f"backend='flex' needs heads of {MIN_HEAD_DIM} channels and torch 2.5, 2.6 "
+            'for the gradient of the table, or 2.7 unless the channels are a power of '
+            f"2; got {head_dim} channels and torch {torch.__version__}. Use 'auto'."
         )
-    if not q.is_cuda and (trained or VERSION < (2, 5)):
+    if not q.is_cuda and (trained or VERSION < _oldest_version(head_dim, False)):
         raise ValueError(
-            "backend='flex' computes gradients on GPUs only, and needs torch 2.5; got "
-            f"tensors on {q.device} and torch {torch.__version__}. Use 'auto', or "
-            'torch.no_grad().'
+            "backend='flex' computes gradients on GPUs only, and needs torch 2.5, or "
+            '2.7 unless the channels of a head are a power of 2; got tensors on '
+            f'{q.device}, {head_dim} channels and torch {torch.__version__}. Use '
+            "'auto', or torch.no_grad()."
         )
 
 

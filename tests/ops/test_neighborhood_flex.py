@@ -18,7 +18,7 @@ def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
 
 @pytest.mark.parametrize(
     'sizes',
-    [(2, 9, 7, 6, 2, 5), (1, 5, 5, 4, 1, 5), (1, 11, 13, 4, 1, 3)],
+    [(2, 9, 7, 8, 2, 5), (1, 5, 5, 4, 1, 5), (1, 11, 13, 4, 1, 3)],
     ids=['rectangle', 'size-of-the-kernel', 'several-blocks-of-the-mask'],
 )
 def test_equals_the_reference(sizes):
@@ -58,16 +58,29 @@ def test_gradients_on_a_cpu_are_rejected():
 
 
 @pytest.mark.parametrize(
-    ('version', 'trained'), [((2, 4), False), ((2, 5), True)], ids=str
+    ('before', 'head_dim', 'trained'),
+    [((2, 5), 16, False), ((2, 6), 16, True), ((2, 7), 24, False)],
+    ids=str,
 )
-def test_it_is_not_available_in_older_versions(monkeypatch, version, trained):
-    *_, q, table = random_inputs(1, 3, 3, 16, 1, 3)
+def test_it_is_not_available_in_older_versions(monkeypatch, before, head_dim, trained):
+    *_, q, table = random_inputs(1, 3, 3, head_dim, 1, 3)
     table.requires_grad_(trained)
+    monkeypatch.setattr(neighborhood_flex, 'VERSION', before)
     assert neighborhood_flex.is_available(q, table)
 
-    monkeypatch.setattr(neighborhood_flex, 'VERSION', version)
+    monkeypatch.setattr(neighborhood_flex, 'VERSION', (2, before[1] - 1))
 
     assert not neighborhood_flex.is_available(q, table)
+
+
+def test_channels_that_are_no_power_of_2_need_torch_2_7(monkeypatch):
+    monkeypatch.setattr(neighborhood_flex, 'VERSION', (2, 6))
+
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match='power of 2; got tensors on cpu, 3 channels'),
+    ):
+        neighborhood_attention(*random_inputs(1, 5, 5, 3, 1, 3), backend='flex')
 
 
 def test_it_is_not_available_for_few_channels():

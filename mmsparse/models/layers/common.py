@@ -45,7 +45,7 @@ def is_plain(module: nn.Module, layer: type[nn.Module]) -> bool:
     return (
         type(module) is layer
         and type(module.weight) in (nn.Parameter, Tensor)
-        and 'forward' not in vars(module)
+        and 'forward' not in module.__dict__  # torch 2.6 does not compile vars()
         and not (
             module._forward_hooks
             or module._forward_pre_hooks
