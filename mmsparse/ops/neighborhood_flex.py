@@ -84,7 +84,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> None:
             'for the gradient of the table, or 2.7 unless the channels are a power of '
             f"2; got {head_dim} channels and torch {torch.__version__}. Use 'auto'."
         )
-    if not q.is_cuda and (trained or VERSION < _oldest_version(head_dim, False)):
+    if not q.is_cuda and (trained or _oldest_version(head_dim, False) > VERSION):
         raise ValueError(
             "backend='flex' computes gradients on GPUs only, and needs torch 2.5, or "
             '2.7 unless the channels of a head are a power of 2; got tensors on '
