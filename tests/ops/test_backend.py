@@ -13,7 +13,7 @@ from mmsparse.ops._devices import CPU
 
 
 def test_auto_chooses_the_reference_within_reference_only(monkeypatch):
-    x = torch.randn(1, CPU.math_max_logits, 2)
+    x = torch.randn(1, CPU.math_max_logits, 2, dtype=torch.float64)
     expected = biased_attention(x, x, x)
 
     def fail(*args, **kwargs):
