@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import fast_mmengine  # noqa: F401, changes mmengine
@@ -122,6 +123,14 @@ def seeded():
 def no_default_scope():
     """Remove the scope that a runner or an inferencer of an earlier test has set."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_default_dropout():
+    """Reset mmcv's default, which a layer with ``dropout`` in an earlier test set."""
+    if layers := sys.modules.get('mmcv.cnn.bricks.transformer'):
+        options = signature(layers.MultiheadAttention).parameters
+        options['dropout_layer'].default['drop_prob'] = 0.0
 
 
 def pytest_collection_finish():

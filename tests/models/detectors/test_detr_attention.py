@@ -37,6 +37,15 @@ def assert_equal(modules, given, **more):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+def test_dropout_is_not_kept_as_the_default_of_other_layers():
+    sizes = dict(embed_dims=8, num_heads=2)
+    MultiheadAttention(**sizes, dropout=0.1)  # changes mmcv's default
+    assert MultiheadAttention(**sizes).dropout_layer.p == 0.1
+
+    assert SelfAttention(**sizes, dropout=0.2).dropout_layer.p == 0.2
+    assert SelfAttention(**sizes).dropout_layer.p == 0
+
+
 @pytest.mark.parametrize('masks', [(), ('attn_mask',), ('key_padding_mask',)], ids=str)
 def test_self_attention_equals_mmcvs(masks):
     modules = pair(
