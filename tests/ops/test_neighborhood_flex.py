@@ -8,6 +8,9 @@ from mmsparse.ops import neighborhood_attention, neighborhood_flex
 pytestmark = pytest.mark.skipif(
     neighborhood_flex.VERSION < (2, 5), reason='torch has no FlexAttention'
 )
+ANY_HEAD_DIM = pytest.mark.skipif(
+    neighborhood_flex.VERSION < (2, 7), reason='torch needs powers of 2 channels'
+)
 
 
 def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
@@ -18,8 +21,13 @@ def random_inputs(B, H, W, C, heads, kernel, dtype=torch.float64):
 
 @pytest.mark.parametrize(
     'sizes',
-    [(2, 9, 7, 8, 2, 5), (1, 5, 5, 4, 1, 5), (1, 11, 13, 4, 1, 3)],
-    ids=['rectangle', 'size-of-the-kernel', 'several-blocks-of-the-mask'],
+    [
+        (2, 9, 7, 8, 2, 5),
+        (1, 5, 5, 4, 1, 5),
+        (1, 11, 13, 4, 1, 3),
+        pytest.param((2, 9, 7, 6, 2, 5), marks=ANY_HEAD_DIM),
+    ],
+    ids=['rectangle', 'size-of-the-kernel', 'several-blocks-of-the-mask', 'odd-heads'],
 )
 def test_equals_the_reference(sizes):
     tensors = random_inputs(*sizes)

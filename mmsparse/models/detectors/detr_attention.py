@@ -17,19 +17,11 @@ class SelfAttention(MultiheadAttention):
 
     mmcv requests the mean attention weights, which rules these kernels out. It also
     keeps the ``dropout`` of a layer as the default of all layers that are built later.
-
-    Args:
-        *arguments: Those of mmcv's layer.
-        dropout_layer: Config of the dropout of the residual branch; ``dropout``, if it
-            is among the options, replaces its probability.
-        **options: Those of mmcv's layer.
     """
 
-    def __init__(
-        self, *arguments: Any, dropout_layer: dict | None = None, **options: Any
-    ) -> None:
-        dropout_layer = dict(dropout_layer or dict(type='Dropout', drop_prob=0.0))
-        super().__init__(*arguments, dropout_layer=dropout_layer, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options.setdefault('dropout_layer', dict(type='Dropout', drop_prob=0.0))
+        super().__init__(*arguments, **options)
 
     def forward(
         self,
