@@ -1,7 +1,10 @@
 # A small ATSS on blood cells, with a schedule for 25 minutes on one CPU core.
 _base_ = ['./atss_small.py', './bccd.py']
 
-model = dict(bbox_head=dict(num_classes=3))
+model = dict(
+    data_preprocessor=_base_.bccd_normalization,
+    bbox_head=dict(num_classes=3),
+)
 train_dataloader = dict(**_base_.bccd_train_dataloader)
 train_dataloader.update(batch_size=8)
 val_dataloader = {{_base_.bccd_val_dataloader}}

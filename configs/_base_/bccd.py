@@ -5,6 +5,9 @@ bccd_metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'),
     palette=[(230, 25, 75), (0, 130, 200), (60, 180, 75)],
 )
+# Of the training images, which are bright and have a third of ImageNet's contrast: with
+# its mean and standard deviation, PVTv2 does not learn in 150 iterations.
+bccd_normalization = dict(mean=[188.0, 177.5, 182.3], std=[15.5, 26.0, 19.3])
 _resize = dict(type='Resize', scale=(384, 288), keep_ratio=True)
 
 bccd_train_pipeline = [

@@ -3,6 +3,7 @@
 _base_ = ['./deformable_detr_small.py', './bccd.py']
 
 model = dict(
+    data_preprocessor=_base_.bccd_normalization,
     num_queries=60,  # an image has at most 30 cells
     bbox_head=dict(num_classes=3),
     test_cfg=dict(max_per_img=60),

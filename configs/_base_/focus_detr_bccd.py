@@ -2,6 +2,7 @@
 _base_ = ['./focus_detr_small.py', './bccd.py']
 
 model = dict(
+    data_preprocessor=_base_.bccd_normalization,
     num_queries=60,  # an image has at most 30 cells
     num_object_tokens=100,  # of 2268 tokens in total
     bbox_head=dict(num_classes=3),
