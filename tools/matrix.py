@@ -166,7 +166,7 @@ def install(name: str, python: str) -> None:
     if done.returncode:
         lines = done.stderr.splitlines() or [f'exit status {done.returncode}']
         # Before the name is a code to clear the line, on a terminal.
-        raise RowError(f'not installed: {lines[-1].rpartition("make install: ")[2]}')
+        raise RowError(f'not installed: {lines[-1].rpartition("install: ")[2]}')
 
 
 def count_outcomes(report: Path) -> dict[str, str]:

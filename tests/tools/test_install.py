@@ -7,6 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -179,7 +181,7 @@ def test_progress_is_parsed_from_pip_and_ninja(line, progress):
 
 def test_a_failing_step_is_one_line_with_reason_and_log(stack, step):
     script = 'import sys; print("[Errno 28] No space left on device"); sys.exit(1)'
-    message = f'^make install: step: the disk is full; the log is {step.log}$'
+    message = f'^install: step: the disk is full; the log is {step.log}$'
     with pytest.raises(SystemExit, match=message), step:
         step.run(sys.executable, '-c', script)
     assert 'No space left' in step.log.read_text()
@@ -190,12 +192,12 @@ def test_a_failing_step_is_one_line_with_reason_and_log(stack, step):
     [
         (OSError(28, 'No space left on device'), 'the disk is full'),
         (PermissionError(13, 'Permission denied'), '.*Permission denied'),
-        (KeyboardInterrupt(), 'interrupted; run make install again to resume'),
+        (KeyboardInterrupt(), 'interrupted; run it again to resume'),
     ],
 )
 def test_an_error_of_the_command_is_one_line(stack, monkeypatch, error, message):
     monkeypatch.setattr(install, 'lock', Mock(side_effect=error))
-    with pytest.raises(SystemExit, match=f'^make install: {message}$'):
+    with pytest.raises(SystemExit, match=f'^install: {message}$'):
         install.main()
 
 
@@ -390,6 +392,39 @@ def test_a_wheel_is_compiled_from_the_prepared_source(stack, step, monkeypatch):
     wheel = mmcv.mmcv_wheel(stack, step)
     assert list(stack.store('cpu').iterdir()) == [wheel]
     assert os.listdir(stack.venv / 'build') == []
+
+
+def test_mmcv_alone_is_installed_next_to_the_torch_of_this_python(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(install, 'Stack', partial(Stack, cache=tmp_path / 'cache'))
+    monkeypatch.setattr(sys, 'argv', ['install.py', '--mmcv', '--stack', 'onedl'])
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path))
+    monkeypatch.setattr(install, 'version', {'torch': '2.13.0'}.__getitem__)
+    monkeypatch.setattr(install, 'check_compiler', lambda stack: None)
+    monkeypatch.setattr(Step, 'run', lambda *_: '')
+    called = []
+    monkeypatch.setattr(Step, 'pip', lambda step, *words: called.append(words))
+    python = PYTHON.replace('python', 'cp').replace('.', '')
+    stack = Stack('onedl', cache=tmp_path / 'cache')
+    stack.versions = {'torch': '2.13.0'}
+    wheel = store_wheel(stack, 'cpu')
+
+    install.main()
+
+    assert f'-torch2.13.0-{python}-' in str(wheel)
+    assert [words[-1] for words in called] == ['ninja', wheel]
+    assert 'mmcv with its operators: ' in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ['cache']  # no temporary files
+
+
+def test_mmcv_alone_needs_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['install.py', '--mmcv'])
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path))
+    error = PackageNotFoundError('torch')
+    monkeypatch.setattr(install, 'version', Mock(side_effect=error))
+    with pytest.raises(SystemExit, match=f'^install: {tmp_path} has no torch'):
+        install.main()
 
 
 def test_joined_sources_may_repeat_names_and_define_min(tmp_path):

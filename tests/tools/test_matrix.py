@@ -137,7 +137,7 @@ def test_a_python_that_does_not_run_is_not_taken(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('erase', ['', '\r\033[K'])  # of a terminal
 def test_the_reason_of_a_failed_installation_is_one_line(erase, monkeypatch):
-    lines = f'a warning\n{erase}make install: torch: no space\n'
+    lines = f'a warning\n{erase}install: torch: no space\n'
     done = Mock(returncode=1, stderr=lines)
     monkeypatch.setattr(matrix.subprocess, 'run', Mock(return_value=done))
 

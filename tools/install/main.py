@@ -8,11 +8,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from install.frameworks import install_frameworks
 from install.mmcv import mmcv_wheel
-from install.preflight import check_machine
+from install.preflight import check_compiler, check_machine
 from install.rows import ROWS
 from install.stack import NAMES, STACKS, Stack
 from install.step import SHOW, Step, reason_of, stop
@@ -24,23 +25,53 @@ def main(description: str = '') -> None:
     """Install what is missing, or exit with the reason for which that failed."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--stack', choices=NAMES, default='openmmlab')
-    stack = Stack(parser.parse_args().stack)
-    check_python(stack.name)
+    parser.add_argument(
+        '--mmcv',
+        action='store_true',
+        help='only compile mmcv and install it next to the torch of this Python, whose '
+        'environment pip completes',
+    )
+    args = parser.parse_args()
     try:
-        if not is_installed(stack):
-            lock(stack.root)
-        if not is_installed(stack):
-            if stack.base is None:
-                check_machine(stack)
-                install(stack)
-            else:
-                install_frameworks(stack)
-            stack.stamp.write_text(fingerprint(stack))
+        if args.mmcv:
+            install_mmcv(args.stack)
+        else:
+            complete(Stack(args.stack))
     except OSError as error:
         stop(reason_of(f'error: {error}'))
     except KeyboardInterrupt:
-        stop('interrupted; run make install again to resume')
+        stop('interrupted; run it again to resume')
+
+
+def complete(stack: Stack) -> None:
+    """Install what is missing in the stack's own environment."""
+    check_python(stack.name)
+    if not is_installed(stack):
+        lock(stack.root)
+    if not is_installed(stack):
+        if stack.base is None:
+            check_machine(stack)
+            install(stack)
+        else:
+            install_frameworks(stack)
+        stack.stamp.write_text(fingerprint(stack))
     print(f'{stack.venv.name} is ready: source {stack.venv.name}/bin/activate')
+
+
+def install_mmcv(name: str) -> None:
+    """Compile mmcv for the torch of this Python, and install it there."""
+    stack = Stack(name, venv=Path(sys.prefix))
+    try:
+        stack.versions = {'torch': version('torch')}
+    except PackageNotFoundError:
+        stop(f'{sys.prefix} has no torch, for which mmcv is compiled: install it first')
+    check_compiler(stack)
+    shutil.rmtree(stack.temporary, ignore_errors=True)
+    stack.temporary.mkdir()
+    with Step('mmcv with its operators', stack.venv) as step:
+        step.pip('install', '-c', stack.pins[-1], 'setuptools', 'wheel', 'ninja')
+        step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
+    shutil.rmtree(stack.temporary)
 
 
 def check_python(name: str) -> None:

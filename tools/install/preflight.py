@@ -16,18 +16,24 @@ WHEEL_SHARE = 0.55  # size of a wheel relative to the files in it
 
 def check_machine(stack: Stack) -> None:
     """Stop if a compiler, a library or disk space is missing."""
-    compiler = os.environ.get('CXX', 'c++').split()[0]
-    header = Path(sysconfig.get_path('include'), 'Python.h')
-    if not stack.is_compiled():
-        require(shutil.which(compiler), f'mmcv needs {compiler}', 'g++', 'gcc-c++')
-        packages = ('python3-dev', 'python3-devel')
-        require(header.exists(), f'mmcv needs {header}', *packages)
+    check_compiler(stack)
     for library, *packages in (
         ('libGL.so.1', 'libgl1', 'mesa-libGL'),
         ('libglib-2.0.so.0', 'libglib2.0-0', 'glib2'),
     ):
         require(can_load(library), f'OpenCV needs {library}', *packages)
     check_disk(stack)
+
+
+def check_compiler(stack: Stack) -> None:
+    """Stop if mmcv has to be compiled and something for that is missing."""
+    if stack.is_compiled():
+        return
+    compiler = os.environ.get('CXX', 'c++').split()[0]
+    header = Path(sysconfig.get_path('include'), 'Python.h')
+    require(shutil.which(compiler), f'mmcv needs {compiler}', 'g++', 'gcc-c++')
+    packages = ('python3-dev', 'python3-devel')
+    require(header.exists(), f'mmcv needs {header}', *packages)
 
 
 def require(found: object, need: str, debian: str, fedora: str) -> None:

@@ -23,9 +23,16 @@ class Stack:
             matrix.
         root: Folder of the project.
         cache: Folder of compiled wheels.
+        venv: Folder of the environment, .venv or .venv-NAME of the project by default.
     """
 
-    def __init__(self, name: str, root: Path = ROOT, cache: Path = CACHE) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path = ROOT,
+        cache: Path = CACHE,
+        venv: Path | None = None,
+    ) -> None:
         self.name = name
         row = ROWS.get(name) or Row('', name, {})
         onedl = row.stack == 'onedl'
@@ -37,7 +44,7 @@ class Stack:
         self.base = Stack('openmmlab', root, cache) if name == OVERLAY else None
         own = root / f'constraints{suffix(row.stack)}.txt'
         self.pins = (*(self.base.pins if self.base else ()), own)
-        self.venv = root / f'.venv{suffix(name)}'
+        self.venv = venv or root / f'.venv{suffix(name)}'
         # Those of the stack, or a copy with the versions of the row.
         self.constraints = self.venv / own.name if self.versions else own
         self.python = self.venv / 'bin' / 'python'

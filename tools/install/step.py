@@ -99,7 +99,7 @@ class Step:
 
 def stop(message: str) -> NoReturn:
     """Exit with the reason in one line."""
-    sys.exit(f'{clear_line()}make install: {message}')
+    sys.exit(f'{clear_line()}install: {message}')
 
 
 def clear_line() -> str:
