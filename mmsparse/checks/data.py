@@ -17,6 +17,8 @@ from mmsparse.checks.keywords import dataset_settings, find_class, type_name
 from mmsparse.checks.signatures import parameters
 from mmsparse.errors import MissingFileError, UsageError, format_error
 
+IMAGES = ('.avif', '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm')
+IMAGES += ('.tif', '.tiff', '.webp')
 IMAGE_FOLDERS = ('img', 'img_path', 'seg_map_path')  # keys of data_prefix
 
 

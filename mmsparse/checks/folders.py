@@ -8,14 +8,19 @@ from typing import Any, NamedTuple
 from mmengine.fileio import list_from_file
 from mmengine.registry import Registry
 
-from mmsparse.checks.data import Data, listed, missing_files, near, read_dataset_json
+from mmsparse.checks.data import (
+    IMAGES,
+    Data,
+    listed,
+    missing_files,
+    near,
+    read_dataset_json,
+)
 from mmsparse.checks.keywords import find_class
 from mmsparse.errors import MissingFileError, UsageError
 
 # Folders of tools, which would be classes, as any whose name begins with a dot.
 NO_CLASSES = ('__MACOSX', '__pycache__', '@eaDir')
-IMAGES = ('.avif', '.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm')
-IMAGES += ('.tif', '.tiff', '.webp')
 MOST_FILES = 100_000  # of a list, to find before training
 
 

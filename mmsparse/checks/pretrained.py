@@ -42,14 +42,19 @@ def _pretrained(path: str, settings: Any) -> Iterator[tuple[str, Any]]:
             yield from _pretrained(f'{path}.{key}', value)
 
 
-def untrained_norms(cfg: Config) -> list[str]:
-    """Return a note if BatchNorm layers keep statistics that were never computed."""
+def starts_from_weights(cfg: Config) -> bool:
+    """Return whether the weights of the backbone are loaded."""
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
+    deprecated = backbone.get('pretrained') or model.get('pretrained')
     started = cfg.get('load_from') or cfg.get('resume') or model.get('init_cfg')
-    if not backbone.get('norm_eval') or started or list(_pretrained('', backbone)):
-        return []
-    if backbone.get('pretrained') or model.get('pretrained'):  # deprecated
+    return bool(started or deprecated or list(_pretrained('', backbone)))
+
+
+def untrained_norms(cfg: Config) -> list[str]:
+    """Return a note if BatchNorm layers keep statistics that were never computed."""
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if not backbone.get('norm_eval') or starts_from_weights(cfg):
         return []
     return [
         'model.backbone.norm_eval=True keeps the statistics of BatchNorm, but no '

@@ -22,6 +22,7 @@ from mmsparse.checks.coco import (
     check_queries,
     uses_coco_files,
 )
+from mmsparse.checks.contrast import check_contrast
 from mmsparse.checks.data import Data, has_json, listed, read_datasets
 from mmsparse.checks.folders import (
     check_same_folders,
@@ -91,6 +92,7 @@ def check_data(cfg: Config, host: str, loaders: Sequence[str] = LOADERS) -> list
         classes += _classes(datasets, local, library.DATASETS)
         if name == LOADERS[0]:
             notes += _check_boxes(datasets, local, library.DATASETS, host)
+            notes += [note for data in local for note in check_contrast(cfg, data)]
         batch_size = (cfg.get(name) or {}).get('batch_size') or 1
         if host == 'mmseg' and name != LOADERS[0] and batch_size > 1:
             for data in local:

@@ -10,12 +10,11 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from mmsparse.checks.data import Data, listed, missing_files, names_in
+from mmsparse.checks.data import IMAGES, Data, listed, missing_files, names_in
 from mmsparse.checks.keywords import dataset_settings, find_class, type_name
 from mmsparse.datasets.transforms import IGNORED, ORIENTATION, SIDEWAYS
 from mmsparse.errors import UsageError
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MOST_FILES = 1000  # to read before training
 POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
 KNOWN = ('mmcv', 'mmdet', 'mmseg', 'mmsparse')  # their transforms keep all labels
