@@ -42,7 +42,7 @@ def check_contrast(cfg: Config, data: Data) -> list[str]:
     own_mean, own_std = pixels.mean(0), pixels.std(0)
     constant = np.mean((own_mean - mean) / std)
     contrast = np.mean(own_std / std)
-    if abs(constant) < LARGEST_RATIO * contrast:
+    if not own_std.all() or abs(constant) < LARGEST_RATIO * contrast:
         return []
     return [
         f'{data.path}: normalized images are nearly constant, {constant:.1f} with a '

@@ -76,6 +76,12 @@ def test_other_settings_have_no_note(cells, changes):
     assert notes(cells) == []
 
 
+def test_blank_images_have_no_deviation_to_suggest(cells, tmp_path):
+    for path in (tmp_path / 'train').glob('*.png'):
+        Image.new('RGB', (40, 30), 'white').save(path)
+    assert notes(cells) == []
+
+
 def test_files_that_cannot_be_read_do_not_count(cells, tmp_path):
     for path in (tmp_path / 'train').glob('*.png'):
         path.write_bytes(b'')
