@@ -12,9 +12,9 @@ IMAGES = Path(__file__).resolve().parents[1] / 'images'
 HEIGHT = 2.4  # inches, of a panel
 # Title, image of the gallery, and the panel in it: left, upper, right, lower pixels.
 PANELS = (
-    ('BiFormer: routed regions', 'photograph.jpg', (379, 296, 698, 509)),
-    ('DAT: sampled keys', 'photograph.jpg', (707, 27, 1026, 240)),
-    ('Shunted Transformer: two scales', 'photograph.jpg', (379, 565, 698, 778)),
+    ('BiFormer: routed regions', 'photograph.jpg', (693, 323, 1018, 566)),
+    ('DAT: sampled keys', 'photograph.jpg', (693, 27, 1018, 270)),
+    ('Shunted Transformer: two scales', 'photograph.jpg', (360, 620, 685, 863)),
     ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 22, 445, 440)),
 )
 
