@@ -4,8 +4,8 @@
 again at any time: it resumes an interrupted installation, also inside the compilation
 of mmcv, and does nothing once all is installed. The compiled mmcv is kept in
 ~/.cache/mmsparse/wheels for other clones. Every stack has its own environment: .venv,
-.venv-onedl, .venv-oldest. With --mmcv, only mmcv is compiled, in minutes instead of
-half an hour, and installed next to the torch of the Python that runs this.
+.venv-onedl, .venv-oldest. With --mmcv, only mmcv is compiled, faster than by pip,
+and installed next to the torch of the Python that runs this.
 """
 
 import sys

@@ -13,7 +13,7 @@ from mmsparse.checks.pretrained import starts_from_weights
 READ = 16  # images
 SIDE = 64  # pixels of each that count
 MOST_FILES = 1000  # among which they are chosen
-LARGEST_RATIO = 2.0  # ImageNet has 0, the blood cells of BCCD 3.5
+LARGEST_RATIO = 2.0  # ImageNet has 0, the blood cells of BCCD 3.4
 
 
 def check_contrast(cfg: Config, data: Data) -> list[str]:
