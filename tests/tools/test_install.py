@@ -413,6 +413,7 @@ def test_mmcv_alone_is_installed_next_to_the_torch_of_this_python(
     install.main()
 
     assert f'-torch2.13.0-{python}-' in str(wheel)
+    assert {'pip', 'setuptools', 'wheel', 'ninja'} < {*called[0]}
     assert [words[-1] for words in called] == ['ninja', wheel]
     assert 'mmcv with its operators: ' in capsys.readouterr().out
     assert os.listdir(tmp_path) == ['cache']  # no temporary files

@@ -18,6 +18,7 @@ from install.rows import ROWS
 from install.stack import NAMES, STACKS, Stack
 from install.step import SHOW, Step, reason_of, stop
 
+BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'ninja')  # older pips build otherwise
 MODULES = 'torchvision, mmcv.ops, mmdet, mmpretrain, mmseg, mim, mmsparse'
 
 
@@ -69,7 +70,7 @@ def install_mmcv(name: str) -> None:
     shutil.rmtree(stack.temporary, ignore_errors=True)
     stack.temporary.mkdir()
     with Step('mmcv with its operators', stack.venv) as step:
-        step.pip('install', '-c', stack.pins[-1], 'setuptools', 'wheel', 'ninja')
+        step.pip('install', '-c', stack.pins[-1], *BUILD_TOOLS)
         step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
     shutil.rmtree(stack.temporary)
 
@@ -125,8 +126,8 @@ def install(stack: Stack) -> None:
         create_venv(stack, step)
         if stack.versions:
             stack.constraints.write_text(stack.read_pins())
-    with Step('pip, setuptools, wheel, ninja', stack.venv) as step:
-        step.pip('install', *pinned, 'pip', 'setuptools', 'wheel', 'ninja')
+    with Step(', '.join(BUILD_TOOLS), stack.venv) as step:
+        step.pip('install', *pinned, *BUILD_TOOLS)
     with Step('torch and torchvision', stack.venv) as step:
         step.pip('install', *pinned, SHOW, 'torch', 'torchvision')
     with Step('mmcv with its operators', stack.venv) as step:
