@@ -29,8 +29,7 @@ def main(description: str = '') -> None:
     parser.add_argument(
         '--mmcv',
         action='store_true',
-        help='only compile mmcv and install it next to the torch of this Python, whose '
-        'environment pip completes',
+        help='only compile mmcv, and install it next to the torch of this Python',
     )
     args = parser.parse_args()
     try:
