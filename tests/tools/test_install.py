@@ -391,7 +391,7 @@ def test_a_wheel_is_compiled_from_the_prepared_source(stack, step, monkeypatch):
     monkeypatch.setattr(step, 'run', lambda *command: '')
     wheel = mmcv.mmcv_wheel(stack, step)
     assert list(stack.store('cpu').iterdir()) == [wheel]
-    assert os.listdir(stack.venv / 'build') == []
+    assert not any(stack.venv.glob('build-*'))
 
 
 def test_mmcv_alone_is_installed_next_to_the_torch_of_this_python(
@@ -402,12 +402,11 @@ def test_mmcv_alone_is_installed_next_to_the_torch_of_this_python(
     monkeypatch.setattr(sys, 'prefix', str(tmp_path))
     monkeypatch.setattr(install, 'version', {'torch': '2.13.0'}.__getitem__)
     monkeypatch.setattr(install, 'check_compiler', lambda stack: None)
-    monkeypatch.setattr(Step, 'run', lambda *_: '')
+    monkeypatch.setattr(Step, 'run', lambda step, *_: step.log.touch() or '')
     called = []
     monkeypatch.setattr(Step, 'pip', lambda step, *words: called.append(words))
     python = PYTHON.replace('python', 'cp').replace('.', '')
-    stack = Stack('onedl', cache=tmp_path / 'cache')
-    stack.versions = {'torch': '2.13.0'}
+    stack = Stack('onedl', cache=tmp_path / 'cache', versions={'torch': '2.13.0'})
     wheel = store_wheel(stack, 'cpu')
 
     install.main()
@@ -416,7 +415,15 @@ def test_mmcv_alone_is_installed_next_to_the_torch_of_this_python(
     assert {'pip', 'setuptools', 'wheel', 'ninja'} < {*called[0]}
     assert [words[-1] for words in called] == ['ninja', wheel]
     assert 'mmcv with its operators: ' in capsys.readouterr().out
-    assert os.listdir(tmp_path) == ['cache']  # no temporary files
+    assert os.listdir(tmp_path) == ['cache']  # neither temporary files nor a log
+
+
+def test_mmcv_alone_is_compiled_for_a_stack(monkeypatch):
+    argv = ['install.py', '--mmcv', '--stack', 'frameworks']
+    monkeypatch.setattr(sys, 'argv', argv)
+    message = '--mmcv takes --stack oldest, onedl or openmmlab; got frameworks'
+    with pytest.raises(SystemExit, match=f'^install: {message}$'):
+        install.main()
 
 
 def test_mmcv_alone_needs_torch(tmp_path, monkeypatch):

@@ -60,17 +60,22 @@ def complete(stack: Stack) -> None:
 
 def install_mmcv(name: str) -> None:
     """Compile mmcv for the torch of this Python, and install it there."""
-    stack = Stack(name, venv=Path(sys.prefix))
+    if name not in STACKS:
+        stop(
+            f'--mmcv takes --stack {", ".join(STACKS[:-1])} or {STACKS[-1]}; got {name}'
+        )
     try:
-        stack.versions = {'torch': version('torch')}
+        torch = version('torch')
     except PackageNotFoundError:
         stop(f'{sys.prefix} has no torch, for which mmcv is compiled: install it first')
+    stack = Stack(name, venv=Path(sys.prefix), versions={'torch': torch})
     check_compiler(stack)
     shutil.rmtree(stack.temporary, ignore_errors=True)
     stack.temporary.mkdir()
     with Step('mmcv with its operators', stack.venv) as step:
         step.pip('install', '-c', stack.pins[-1], *BUILD_TOOLS)
         step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
+        step.log.unlink()  # nothing of mmsparse stays here
     shutil.rmtree(stack.temporary)
 
 

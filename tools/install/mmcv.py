@@ -64,7 +64,7 @@ def mmcv_wheel(stack: Stack, step: Step) -> Path:
 
 def compile_mmcv(stack: Stack, step: Step, store: Path, architectures: str) -> None:
     """Compile mmcv and put the complete wheel into a store."""
-    source = stack.venv / 'build' / store.name  # stays if interrupted; ninja resumes
+    source = stack.venv / f'build-{store.name}'  # stays if interrupted; ninja resumes
     if not source.exists():
         download_mmcv(stack, step, source)
     partial = store / f'partial-{os.getpid()}'
@@ -106,7 +106,6 @@ def download_mmcv(stack: Stack, step: Step, source: Path) -> None:
     for pattern in ('*.cpp', 'cpu/*.cpp'):
         if files := sorted(csrc.glob(pattern)):
             join_sources(files)
-    source.parent.mkdir(exist_ok=True)
     unpacked.rename(source)
 
 

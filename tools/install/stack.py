@@ -24,6 +24,8 @@ class Stack:
         root: Folder of the project.
         cache: Folder of compiled wheels.
         venv: Folder of the environment, .venv or .venv-NAME of the project by default.
+        versions: Of packages that differ from the stack's constraints, those of the
+            row by default.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Stack:
         root: Path = ROOT,
         cache: Path = CACHE,
         venv: Path | None = None,
+        versions: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         row = ROWS.get(name) or Row('', name, {})
@@ -39,7 +42,7 @@ class Stack:
         self.extra = 'onedl' if onedl else 'openmmlab'  # of setup.py
         self.mmcv = 'onedl-mmcv' if onedl else 'mmcv'  # on the package index
         self.root = root
-        self.versions = row.versions
+        self.versions = row.versions if versions is None else versions
         # The stack whose packages an overlay sees, too.
         self.base = Stack('openmmlab', root, cache) if name == OVERLAY else None
         own = root / f'constraints{suffix(row.stack)}.txt'
