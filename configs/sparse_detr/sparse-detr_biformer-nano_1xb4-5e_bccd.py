@@ -4,7 +4,7 @@ model = dict(
     type='mmsparse.SparseDETR',
     keep_ratio=0.3,
     backbone=dict(
-        _base_.biformer_nano, _delete_=True, regions_per_side=4, out_indices=(1, 2, 3)
+        _base_.biformer_nano, _delete_=True, regions_per_side=6, out_indices=(1, 2, 3)
     ),
     neck=dict(in_channels=[64, 128, 256]),
     bbox_head=dict(type='mmsparse.SparseDETRHead'),
