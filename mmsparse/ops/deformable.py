@@ -233,7 +233,8 @@ def displacements(locations: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
     """
     rows, columns = axes
     queries = axes_to_points(rows / 2, columns / 2).reshape(-1, 1, 2)
-    return queries - locations.flatten(2, 3).unsqueeze(2) / 2
+    # A sum: the gradient of a difference is negated for every pair before it is summed.
+    return queries + locations.flatten(2, 3).unsqueeze(2) / -2
 
 
 def lookup_bias(table: Tensor, displacement: Tensor) -> Tensor:
