@@ -112,9 +112,11 @@ def check_boxes(datasets: Sequence[Data]) -> list[str]:
 def check_queries(data: Data, model: Mapping[str, Any]) -> list[str]:
     """Return a note if an image has more boxes than a DETR has queries."""
     queries = model.get('num_queries')
+    if data.has_indices or type(queries) is not int:
+        return []
     file = read_annotations(data.dataset.ann_file)
     found = file.per_image.most_common(1)
-    if type(queries) is not int or not found or found[0][1] <= queries:
+    if not found or found[0][1] <= queries:
         return []
     image, count = found[0]
     return [
@@ -164,7 +166,7 @@ def _check_images(data: Data, file: Annotations, training: bool) -> None:
         raise UsageError(f'{data.path}: {file.path} has no images that can be used.')
     folder = str(data.dataset.data_prefix.get('img') or '')
     elsewhere = any('://' in x for x in (folder, *file.images.values()))
-    if elsewhere or data.settings.get('indices') is not None:
+    if elsewhere or data.has_indices:
         return
     paths = [Path(folder, name) for key, name in file.images.items() if key in used]
     if missing := missing_files(paths):
@@ -194,7 +196,7 @@ def check_evaluator_file(
             f'{path}.ann_file: no such file: {name}; set it to that of the data set'
             f'{f", {datasets[0].dataset.ann_file}" if datasets else ""}.'
         )
-    if len(datasets) != 1 or datasets[0].settings.get('indices') is not None:
+    if len(datasets) != 1 or datasets[0].has_indices:
         return
     own = Path(getattr(datasets[0].dataset, 'ann_file', '') or '')
     if own.suffix != '.json' or not own.is_file() or own.samefile(name):

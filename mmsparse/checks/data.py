@@ -30,7 +30,7 @@ class Data:
     path: str  # of its settings in the config
     settings: Mapping[str, Any]
     dataset: BaseDataset
-    is_part: bool = False  # one of several parts of its files
+    is_fold: bool = False  # of a KFoldDataset, which shares its files
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,6 +39,11 @@ class Data:
         if names is None and self.is_local and has_json(self.dataset):
             names = read_dataset_json(self)['metainfo'].get('classes')
         return tuple(names or ())
+
+    @property
+    def has_indices(self) -> bool:
+        """Whether only some samples of its files are used."""
+        return self.settings.get('indices') is not None
 
     @property
     def is_local(self) -> bool:
@@ -70,9 +75,8 @@ def read_datasets(cfg: Config, host: str, loader: str) -> list[Data]:
             if _is_local(cls, settings):
                 _check_paths(loader, path, settings)
             built = _build(cls, path, settings)
-            has_indices = settings.get('indices') is not None
-            is_part = has_indices or path.startswith(tuple(folds))
-            found.append(Data(loader, path, settings, built, is_part))
+            is_fold = path.startswith(tuple(folds))
+            found.append(Data(loader, path, settings, built, is_fold))
     return found
 
 

@@ -194,7 +194,7 @@ def _shared_files(found: Mapping[str, Sequence[Data]]) -> list[str]:
         )
         for group in found.values()
         for data in group
-        if data.is_local and not data.is_part
+        if data.is_local and not (data.is_fold or data.has_indices)
     }
     train = {x: path for path, x in files.items() if path.startswith(LOADERS[0])}
     return [

@@ -117,7 +117,7 @@ def check_label_maps(data: Data, alone: bool) -> list[str]:
             f'data_prefix.'
         )
     _check_numbers(data)
-    if data.settings.get('indices') is not None:
+    if data.has_indices:
         return []
     labels = [Path(item['seg_map_path']) for item in items if 'seg_map_path' in item]
     images = [Path(item['img_path']) for item in items]
