@@ -1,4 +1,4 @@
-# A small Focus-DETR that is to overfit 16 photographs of COCO128 on one CPU core: a
+# A small Focus-DETR that overfits 16 photographs of COCO128 on one CPU core: a
 # check of the detector and its losses, not a model to use.
 _base_ = ['./focus_detr_small.py', './coco128.py']
 

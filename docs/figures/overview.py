@@ -15,7 +15,7 @@ PANELS = (
     ('BiFormer: routed regions', 'photograph.jpg', (693, 323, 1018, 566)),
     ('DAT: sampled keys', 'photograph.jpg', (693, 27, 1018, 270)),
     ('Shunted Transformer: two scales', 'photograph.jpg', (360, 620, 685, 863)),
-    ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (28, 22, 445, 440)),
+    ('Focus-DETR: kept tokens', 'kept_tokens.jpg', (29, 451, 575, 858)),
 )
 
 
