@@ -75,7 +75,7 @@ def install_mmcv(name: str) -> None:
     with Step('mmcv with its operators', stack.venv) as step:
         step.pip('install', '-c', stack.pins[-1], *BUILD_TOOLS)
         step.pip('install', '--no-deps', '--force-reinstall', mmcv_wheel(stack, step))
-        step.log.unlink()  # nothing of mmsparse stays here
+        step.log.unlink()  # the environment is the user's
     shutil.rmtree(stack.temporary)
 
 
