@@ -85,9 +85,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--pretrained',
         type=Path,
-        metavar='DIR',
-        help='start backbones from those of the same rows and seeds in this folder of '
-        'another comparison, for example work_dirs/comparisons/cifar10/iterations-700',
+        metavar='START',
+        help='start all backbones from that of a checkpoint, or from those of the same '
+        'rows and seeds in the folder of another comparison, for example '
+        'work_dirs/comparisons/cifar10/iterations-700',
     )
     parser.add_argument(
         '--threads', type=int, default=1, metavar='N', help='of a training (1)'

@@ -1,13 +1,10 @@
 # A small Focus-DETR on blood cells, with a schedule for 25 minutes on one CPU core.
-_base_ = ['./focus_detr_small.py', './bccd.py']
+_base_ = ['./focus_detr_small.py', './detr_bccd.py']
 
 model = dict(
-    data_preprocessor=_base_.bccd_normalization,
-    num_queries=60,  # an image has at most 30 cells
+    _base_.bccd_detr,
     num_object_tokens=100,  # of 2268 tokens in total
-    bbox_head=dict(num_classes=3),
     dn_cfg=dict(group_cfg=dict(num_dn_queries=60)),
-    test_cfg=dict(max_per_img=60),
 )
 train_dataloader = {{_base_.bccd_train_dataloader}}
 val_dataloader = {{_base_.bccd_val_dataloader}}

@@ -34,6 +34,9 @@ models:
   other: configs/baselines/resnet18-nano_1xb64-3e_cifar10.py
 """
 NAMES = sorted(path.stem for path in COMPARISONS.glob('*.yml'))
+RECIPE = ('optim_wrapper', 'param_scheduler', 'train_dataloader', 'test_dataloader')
+DETECTORS = 'bccd_detr'  # with one backbone; in the others, backbones differ
+SHARED = ('backbone', 'data_preprocessor', 'num_queries', 'num_feature_levels')
 
 
 @pytest.fixture(scope='session')
@@ -102,28 +105,31 @@ def test_rows_are_trained_once_and_share_one_report(run, tmp_path):
     assert checkpoint.stat().st_mtime_ns == written
 
 
-def test_backbones_start_from_another_comparison(run, tmp_path):
+@pytest.mark.parametrize('of_all_rows', [False, True], ids=['folder', 'checkpoint'])
+def test_backbones_start_from_another_training(run, tmp_path, of_all_rows):
     out = tmp_path / 'out'
     costs = dict.fromkeys(('own', 'other'), vars(Cost(1, 1.0, 1, 1)))
     out.mkdir()
     (out / 'pilot.json').write_text(json.dumps(costs))
     first = out / 'iterations-1'
-    second = out / 'iterations-2-from-out-iterations-1'
+    path = first / 'own' / 'seed-0' / 'iter_1.pth'
+    start = path if of_all_rows else first
+    name = 'iter_1' if of_all_rows else 'out-iterations-1'
+    second = out / f'iterations-2-from-{name}'
 
     with pytest.raises(SystemExit, match='no finished training of own with seed 0; tr'):
-        run('--rows', 'own', '--pretrained', first)
+        run('--rows', 'own', '--pretrained', start)
     run('--rows', 'own', '--iterations', 1)
-    path = first / 'own' / 'seed-0' / 'iter_1.pth'
-    start = {name: x + 3 for name, x in read_weights(path).items()}
-    start['backbone.stages.0.0.extra'] = start.pop('backbone.out_norms.batch3.bias')
-    torch.save(start, path)
-    run('--rows', 'own', '--pretrained', first)
+    weights = {name: x + 3 for name, x in read_weights(path).items()}
+    weights['backbone.stages.0.0.extra'] = weights.pop('backbone.out_norms.batch3.bias')
+    torch.save(weights, path)
+    run('--rows', 'own', '--pretrained', start)
 
     trained = read_weights(second / 'own' / 'seed-0' / 'iter_2.pth')
     assert trained['backbone.out_norms.batch3.weight'].mean() > 3.9
     assert trained['backbone.out_norms.batch3.bias'].mean() < 0.1  # not in the file
     assert trained['head.fc.weight'].mean() < 0.1
-    assert f'from backbones of {first}' in (second / 'results.json').read_text()
+    assert f'from backbones of {start}' in (second / 'results.json').read_text()
 
 
 def test_a_row_of_another_process_is_left_to_it(run, tmp_path):
@@ -207,9 +213,9 @@ def test_all_rows_have_the_same_time_or_the_same_iterations():
     assert Protocol('time', 1e-9).iterations(slow) == 1
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_all_models_of_a_data_set_have_the_same_recipe(name):
-    """What differs is the model, and which of its parameters do not decay."""
+@pytest.mark.parametrize('name', [x for x in NAMES if x != DETECTORS])
+def test_all_backbones_of_a_data_set_have_the_same_recipe(name):
+    """What differs is the backbone, and which of its parameters do not decay."""
 
     def recipe(path):
         cfg = Config.fromfile(ROOT / path).to_dict()
@@ -218,12 +224,23 @@ def test_all_models_of_a_data_set_have_the_same_recipe(name):
             cfg['model'].get(part, {}).pop('in_channels', None)
         for key in ('constructor', 'paramwise_cfg'):
             cfg['optim_wrapper'].pop(key, None)
-        settings = ('model', 'optim_wrapper', 'param_scheduler', 'train_dataloader')
-        return {key: cfg[key] for key in (*settings, 'test_dataloader', 'train_cfg')}
+        return {key: cfg[key] for key in ('model', 'train_cfg', *RECIPE)}
 
     first, *others = map(recipe, read_comparison(name).models.values())
 
     assert len(others) > 4
+    for other in others:
+        assert other == first
+
+
+def test_all_detectors_have_the_same_backbone_and_recipe():
+    def shared(path):
+        cfg = Config.fromfile(ROOT / path).to_dict()
+        return {key: cfg['model'][key] for key in SHARED}, {x: cfg[x] for x in RECIPE}
+
+    first, *others = map(shared, read_comparison(DETECTORS).models.values())
+
+    assert len(others) == 3
     for other in others:
         assert other == first
 

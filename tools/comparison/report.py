@@ -88,20 +88,27 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         ncols=min(len(rows), 7),
         frameon=False,
     )
-    figure.suptitle(f'{title}; dashed: of other libraries', fontsize=11)
+    if any(map(is_baseline, rows)):
+        title += '; dashed: of other libraries'
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
 
 
 def styles(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Yield marker and line of each row."""
     for i, row in enumerate(rows):
-        baseline = row['config'].startswith(BASELINES)
+        baseline = is_baseline(row)
         yield dict(
             color=f'C{i % 10}',
             marker=MARKERS[i % len(MARKERS)],
             markerfacecolor='white' if baseline else f'C{i % 10}',
             linestyle='--' if baseline else '-',
         )
+
+
+def is_baseline(row: Row) -> bool:
+    """Return whether a model is of another library."""
+    return row['config'].startswith(BASELINES)
 
 
 def plot_curves(axis: Axes, row: Row, style: dict[str, Any]) -> None:

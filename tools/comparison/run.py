@@ -39,8 +39,7 @@ class Run:
         costs: Cost of each model by its name.
         out: Folder, with one of each protocol and budget.
         threads: Number of threads.
-        pretrained: Folder of a protocol and budget of another comparison; backbones
-            start from those of its models of the same name and seed.
+        pretrained: Where backbones start from, as in `find_start`.
     """
 
     comparison: Comparison
@@ -56,7 +55,8 @@ class Run:
         name = f'{self.protocol.name}-{self.protocol.budget:g}'
         if self.pretrained:
             source = self.pretrained.resolve()
-            name += f'-from-{source.parent.name}-{source.name}'
+            folder = f'{source.parent.name}-{source.name}'
+            name += f'-from-{source.stem if source.is_file() else folder}'
         return self.out / name
 
     def train(self, name: str, seed: int) -> None:

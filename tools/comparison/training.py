@@ -87,11 +87,12 @@ def train(training: Training, label: str) -> None:
     write_json(training.folder / RESULT, asdict(result))
 
 
-def find_start(folder: Path, name: str, seed: int) -> str:
-    """Return the last checkpoint of a finished training in the folder of a comparison.
+def find_start(source: Path, name: str, seed: int) -> str:
+    """Return the checkpoint from whose backbone a training starts.
 
     Args:
-        folder: Folder of a protocol and budget.
+        source: The checkpoint, or the folder of a protocol and budget of another
+            comparison, whose training of the same name and seed must be finished.
         name: Name of the model.
         seed: Random seed of the training.
 
@@ -101,14 +102,16 @@ def find_start(folder: Path, name: str, seed: int) -> str:
     Raises:
         UsageError: There is none.
     """
-    training = folder / name / f'seed-{seed}'
+    if source.is_file():
+        return str(source)
+    training = source / name / f'seed-{seed}'
     last = training / 'last_checkpoint'
     if (training / RESULT).is_file() and last.is_file():
         checkpoint = training / Path(last.read_text().strip()).name
         if checkpoint.is_file():
             return str(checkpoint)
     raise UsageError(
-        f'--pretrained: {folder} has no finished training of {name} with seed {seed}; '
+        f'--pretrained: {source} has no finished training of {name} with seed {seed}; '
         'train it first, or choose others by --rows and --seeds'
     )
 
