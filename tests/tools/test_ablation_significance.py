@@ -1,7 +1,8 @@
 """Differences of variants and the noise of random seeds."""
 
-from statistics import stdev
+from statistics import mean
 
+import numpy as np
 import pytest
 from ablation.report import all_figures
 from ablation.significance import (
@@ -10,14 +11,37 @@ from ablation.significance import (
     seed_deviation,
     seeds_needed,
 )
+from scipy.stats import ttest_rel
 
 
-def test_the_deviation_is_pooled_over_variants():
-    one, two = [50.0, 52.0, 51.0], [60.0, 64.0, 62.0]
+def test_what_a_seed_adds_to_all_variants_is_no_noise():
+    noise = np.array([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    values = noise + [[50.0], [60.0], [70.0]] + [0.0, 4.0, 9.0]
 
-    assert seed_deviation([one]) == Deviation(stdev(one), 2)
-    assert seed_deviation([one, two, [70.0]]) == Deviation(((1 + 4) / 2) ** 0.5, 4)
-    assert seed_deviation([[50.0], [60.0]]) is None
+    found = seed_deviation(values.tolist())
+
+    assert found.value == pytest.approx((4 * 0.25 / found.freedom) ** 0.5)
+    assert found.freedom == 2 * 2
+
+
+def test_two_variants_have_a_paired_t_test():
+    one, two = [50.0, 52.0, 51.0, 54.5], [50.5, 53.0, 52.5, 54.0]
+
+    found = seed_deviation([one, two])
+
+    t = (mean(two) - mean(one)) / found.error(4)
+    expected = ttest_rel(two, one)
+    assert (t, found.freedom) == pytest.approx((expected.statistic, expected.df))
+
+
+@pytest.mark.parametrize('groups', [[[50.0], [60.0]], [[50.0, 52.0]]])
+def test_one_seed_or_one_variant_has_no_deviation(groups):
+    assert seed_deviation(groups) is None
+
+
+def test_variants_of_other_seeds_are_not_compared():
+    with pytest.raises(ValueError, match='shorter'):
+        seed_deviation([[50.0, 52.0], [60.0]])
 
 
 def test_so_many_seeds_make_a_difference_significant():
@@ -25,8 +49,8 @@ def test_so_many_seeds_make_a_difference_significant():
     known = Deviation(1.3, 1000)
     number = seeds_needed(0.5, known)
 
-    assert 1.96 * known.error(number, number) <= 0.5
-    assert 1.97 * known.error(number - 1, number - 1) > 0.5
+    assert 1.96 * known.error(number) <= 0.5
+    assert 1.97 * known.error(number - 1) > 0.5
     assert seeds_needed(-100.0, known) == 2
     assert seeds_needed(0.0, known) is None
 
@@ -53,10 +77,10 @@ def test_figures_have_the_difference_from_the_first_variant():
     costs = dict(macs=1e9, iteration_seconds=0.1, peak_bytes=1, parameters=1)
     rows = [
         dict(costs, name=name, metric='mIoU', values=values)
-        for name, values in (('one', [50.0, 50.2]), ('two', [55.0, 55.2]))
+        for name, values in (('one', [50.0, 50.2]), ('two', [55.0, 55.4]))
     ]
 
     first, second = all_figures(rows).values()
 
     assert first['difference'] == ''
-    assert second['difference'] == '+5.0 ± 0.1'
+    assert second['difference'] == '+5.1 ± 0.1'

@@ -1,9 +1,13 @@
-"""Find out which differences of the variants of a study are noise of the seeds."""
+"""Find out which differences of the variants of a study are noise of the seeds.
+
+Seeds are blocks: with the same seed, all variants see the same images in the same
+order. What a seed adds to all of them is no noise of their differences.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
-from statistics import mean, variance
+from statistics import mean
 
 from scipy.stats import t
 
@@ -12,7 +16,7 @@ LEVEL = 0.05  # of significance, for differences in both directions
 
 @dataclass(frozen=True)
 class Deviation:
-    """Standard deviation of a value over random seeds.
+    """Standard deviation of a value, without what its seed adds to all variants.
 
     Args:
         value: In the unit of the value.
@@ -22,9 +26,9 @@ class Deviation:
     value: float
     freedom: int
 
-    def error(self, *counts: int) -> float:
-        """Return the standard error of the difference of means of so many values."""
-        return self.value * sqrt(sum(1 / count for count in counts))
+    def error(self, seeds: int) -> float:
+        """Return the standard error of the difference of two variants' means."""
+        return self.value * sqrt(2 / seeds)
 
     @property
     def errors(self) -> float:
@@ -33,29 +37,40 @@ class Deviation:
 
 
 def seed_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
-    """Return the standard deviation of a value over random seeds.
+    """Return the standard deviation of a value that its variant and seed leave.
+
+    It is the residual of the analysis of variance of a randomized block design, and
+    with two variants that of a paired t-test.
 
     Args:
-        groups: Values of each variant, one for each seed.
+        groups: Values of each variant, one for each seed, of the same seeds.
 
     Returns:
-        The deviation, pooled over the variants: it is assumed to be the same for all;
-        None if no variant has two values.
+        The deviation, assumed to be the same for all variants; None for one variant or
+        one seed.
+
+    Raises:
+        ValueError: The numbers of values differ.
     """
-    repeated = [values for values in groups if len(values) > 1]
-    if not repeated:
+    by_seed = [mean(values) for values in zip(*groups, strict=True)]
+    freedom = (len(groups) - 1) * (len(by_seed) - 1)
+    if not freedom:
         return None
-    freedom = sum(len(values) - 1 for values in repeated)
-    squares = sum(variance(values) * (len(values) - 1) for values in repeated)
+    overall = mean(by_seed)
+    squares = sum(
+        (value - mean(values) - seed + overall) ** 2
+        for values in groups
+        for value, seed in zip(values, by_seed, strict=True)
+    )
     return Deviation(sqrt(squares / freedom), freedom)
 
 
 def seeds_needed(difference: float, deviation: Deviation) -> int | None:
-    """Return how many seeds of both variants would make a difference significant.
+    """Return how many seeds would make a difference of two variants significant.
 
     Args:
         difference: Difference of two means, in the unit of ``deviation``.
-        deviation: Standard deviation of a value.
+        deviation: That of a value.
 
     Returns:
         The number, at least 2, if the deviation is right; None if the difference is 0.
@@ -73,8 +88,8 @@ def describe_difference(
 
     Args:
         values: Values of a variant.
-        reference: Values of the variant to compare with.
-        deviation: Standard deviation of a value, None if it is not known.
+        reference: Values of the variant to compare with, of the same seeds.
+        deviation: That of a value, None if it is not known.
 
     Returns:
         For example ``-1.3`` without a deviation, ``-1.3 ± 0.4`` with the standard
@@ -83,7 +98,7 @@ def describe_difference(
     difference = mean(values) - mean(reference)
     if deviation is None:
         return f'{difference:+.1f}'
-    error = deviation.error(len(values), len(reference))
+    error = deviation.error(len(values))
     text = f'{difference:+.1f} ± {error:.1f}'
     if abs(difference) > deviation.errors * error:
         return text
