@@ -8,7 +8,7 @@ from ablation.report import all_figures
 from ablation.significance import (
     Deviation,
     describe_difference,
-    seed_deviation,
+    residual_deviation,
     seeds_needed,
 )
 from scipy.stats import ttest_rel
@@ -18,7 +18,7 @@ def test_what_a_seed_adds_to_all_variants_is_no_noise():
     noise = np.array([[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
     values = noise + [[50.0], [60.0], [70.0]] + [0.0, 4.0, 9.0]
 
-    found = seed_deviation(values.tolist())
+    found = residual_deviation(values.tolist())
 
     assert found.value == pytest.approx((4 * 0.25 / found.freedom) ** 0.5)
     assert found.freedom == 2 * 2
@@ -27,7 +27,7 @@ def test_what_a_seed_adds_to_all_variants_is_no_noise():
 def test_two_variants_have_a_paired_t_test():
     one, two = [50.0, 52.0, 51.0, 54.5], [50.5, 53.0, 52.5, 54.0]
 
-    found = seed_deviation([one, two])
+    found = residual_deviation([one, two])
 
     t = (mean(two) - mean(one)) / found.error(4)
     expected = ttest_rel(two, one)
@@ -36,12 +36,12 @@ def test_two_variants_have_a_paired_t_test():
 
 @pytest.mark.parametrize('groups', [[[50.0], [60.0]], [[50.0, 52.0]]])
 def test_one_seed_or_one_variant_has_no_deviation(groups):
-    assert seed_deviation(groups) is None
+    assert residual_deviation(groups) is None
 
 
 def test_variants_of_other_seeds_are_not_compared():
     with pytest.raises(ValueError, match='shorter'):
-        seed_deviation([[50.0, 52.0], [60.0]])
+        residual_deviation([[50.0, 52.0], [60.0]])
 
 
 def test_so_many_seeds_make_a_difference_significant():

@@ -105,27 +105,33 @@ def test_rows_are_trained_once_and_share_one_report(run, tmp_path):
     assert checkpoint.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize('of_all_rows', [False, True], ids=['folder', 'checkpoint'])
-def test_backbones_start_from_another_training(run, tmp_path, of_all_rows):
+@pytest.mark.parametrize(
+    ('source', 'seed', 'name'),
+    [
+        ('.', 0, 'out-iterations-1'),
+        ('own/seed-0/iter_1.pth', 5, 'iterations-1-own-seed-0-iter_1'),
+    ],
+    ids=['folder', 'checkpoint'],
+)
+def test_backbones_start_from_another_training(run, tmp_path, source, seed, name):
     out = tmp_path / 'out'
     costs = dict.fromkeys(('own', 'other'), vars(Cost(1, 1.0, 1, 1)))
     out.mkdir()
     (out / 'pilot.json').write_text(json.dumps(costs))
-    first = out / 'iterations-1'
-    path = first / 'own' / 'seed-0' / 'iter_1.pth'
-    start = path if of_all_rows else first
-    name = 'iter_1' if of_all_rows else 'out-iterations-1'
-    second = out / f'iterations-2-from-{name}'
+    first, second = out / 'iterations-1', out / f'iterations-2-from-{name}'
+    start, path = first / source, first / 'own' / 'seed-0' / 'iter_1.pth'
 
-    with pytest.raises(SystemExit, match='no finished training of own with seed 0; tr'):
+    with pytest.raises(SystemExit, match='must be a checkpoint, or the folder of a c'):
         run('--rows', 'own', '--pretrained', start)
     run('--rows', 'own', '--iterations', 1)
+    with pytest.raises(SystemExit, match='no finished training of other with seed 0;'):
+        run('--rows', 'other', '--pretrained', first)
     weights = {name: x + 3 for name, x in read_weights(path).items()}
     weights['backbone.stages.0.0.extra'] = weights.pop('backbone.out_norms.batch3.bias')
     torch.save(weights, path)
-    run('--rows', 'own', '--pretrained', start)
+    run('--rows', 'own', '--seeds', seed, '--pretrained', start)
 
-    trained = read_weights(second / 'own' / 'seed-0' / 'iter_2.pth')
+    trained = read_weights(second / 'own' / f'seed-{seed}' / 'iter_2.pth')
     assert trained['backbone.out_norms.batch3.weight'].mean() > 3.9
     assert trained['backbone.out_norms.batch3.bias'].mean() < 0.1  # not in the file
     assert trained['head.fc.weight'].mean() < 0.1

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from training.axes import MARKERS, SPAN
 from training.seeds import describe_seeds, mean_and_range
 
-from ablation.significance import describe_difference, seed_deviation
+from ablation.significance import describe_difference, residual_deviation
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ def table(rows: list[Row]) -> str:
 def all_figures(rows: list[Row]) -> dict[str, dict[str, str]]:
     """Return the figures of all variants, with their differences from the first."""
     first, *others = (row['values'] for row in rows)
-    deviation = seed_deviation([first, *others])
+    deviation = residual_deviation([first, *others])
     changes = ['', *(describe_difference(x, first, deviation) for x in others)]
     return {
         row['name']: figures(row) | {'difference': change}

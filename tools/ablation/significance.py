@@ -36,8 +36,8 @@ class Deviation:
         return float(t.ppf(1 - LEVEL / 2, self.freedom))
 
 
-def seed_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
-    """Return the standard deviation of a value that its variant and seed leave.
+def residual_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
+    """Return the standard deviation that neither variant nor seed explains.
 
     It is the residual of the analysis of variance of a randomized block design, and
     with two variants that of a paired t-test.
@@ -70,7 +70,7 @@ def seeds_needed(difference: float, deviation: Deviation) -> int | None:
 
     Args:
         difference: Difference of two means, in the unit of ``deviation``.
-        deviation: That of a value.
+        deviation: From :func:`residual_deviation`.
 
     Returns:
         The number, at least 2, if the deviation is right; None if the difference is 0.
@@ -89,7 +89,7 @@ def describe_difference(
     Args:
         values: Values of a variant.
         reference: Values of the variant to compare with, of the same seeds.
-        deviation: That of a value, None if it is not known.
+        deviation: From :func:`residual_deviation`.
 
     Returns:
         For example ``-1.3`` without a deviation, ``-1.3 ± 0.4`` with the standard

@@ -55,8 +55,10 @@ class Run:
         name = f'{self.protocol.name}-{self.protocol.budget:g}'
         if self.pretrained:
             source = self.pretrained.resolve()
-            folder = f'{source.parent.name}-{source.name}'
-            name += f'-from-{source.stem if source.is_file() else folder}'
+            parts = source.parts[-2:]
+            if source.is_file():  # of a row and seed in the folder of a comparison
+                parts = source.with_suffix('').parts[-4:]
+            name += f'-from-{"-".join(x for x in parts if x != source.anchor)}'
         return self.out / name
 
     def train(self, name: str, seed: int) -> None:

@@ -104,6 +104,11 @@ def find_start(source: Path, name: str, seed: int) -> str:
     """
     if source.is_file():
         return str(source)
+    if not source.is_dir():
+        raise UsageError(
+            '--pretrained must be a checkpoint, or the folder of a comparison; got '
+            f'{source}'
+        )
     training = source / name / f'seed-{seed}'
     last = training / 'last_checkpoint'
     if (training / RESULT).is_file() and last.is_file():
