@@ -2,11 +2,12 @@
 
 A study is a file of configs/ablations, or your own file like those: a config, and the
 settings that differ in each variant. Finished variants are not trained again, and an
-interrupted one resumes from its last checkpoint. Writes table.md, results.json and
-plot.png after every variant.
+interrupted one resumes from its last checkpoint. Processes with the same --out share
+the variants. Writes table.md, results.json and plot.png after every training.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from _cli import run
@@ -18,12 +19,14 @@ from training.folder import check_folder
 from training.length import UNITS, Length
 from training.runner import in_new_process
 
+from mmsparse.apis import add_cfg_options
 from mmsparse.errors import UsageError
 
 
 def main() -> None:
     args = parse_args()
     study = read_study(args.study)
+    study = replace(study, changes=study.changes | args.cfg_options)
     out = Path(args.out or Path('work_dirs', 'ablations', study.name))
     check_folder(out)
     length = chosen_length(args) or study.length
@@ -31,11 +34,12 @@ def main() -> None:
         raise UsageError(f'--{length.unit} must be at least 1; got {length.number}')
     costs = in_new_process(measure_costs, study, length, args.pretrained)
     settings = dict(seeds=args.seeds, pretrained=args.pretrained)
-    rows = []
-    for row in train_variants(study, costs, length=length, **settings, out=out):
-        rows.append(row)
-        written = write(out, study, length, settings, rows)
-    print(written[0].read_text())
+    written = []
+    for rows in train_variants(study, costs, length=length, **settings, out=out):
+        if rows:
+            written = write(out, study, length, settings, rows)
+    if written:
+        print(written[0].read_text())
     print('\n'.join(map(str, written)))
 
 
@@ -77,6 +81,7 @@ def parse_args() -> argparse.Namespace:
         help='model whose backbone initializes all backbones; it must have all '
         'parameters of the first variant, other variants may differ',
     )
+    add_cfg_options(parser, 'load_from=work_dirs/detector/epoch_5.pth')
     return parser.parse_args()
 
 

@@ -17,11 +17,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from PIL import Image
+from public_data.bccd import CLASSES as CELLS
 from public_data.cifar10 import CLASSES
+from training.folder import training_lock
 from training.length import Length
 from training.start import check_start
 
 from mmsparse.apis import build_model, read_config
+from mmsparse.checkpoint.state_dict import read_weights
 from mmsparse.errors import UsageError
 
 STUDY = """\
@@ -43,6 +46,7 @@ variants:
       <<: *short
       model.backbone.arch: {base: pico, block_types: [conv, conv, conv, full]}
 """
+SMALL_DETECTOR = 'configs/focus_detr/focus-detr_dat-nano_1xb4-4e_digits.py'
 
 
 @pytest.fixture
@@ -97,6 +101,36 @@ def test_variants_are_trained_once_and_compared(run, tmp_path):
     )
     with pytest.raises(SystemExit, match=r'one/seed-0 has a training with other set'):
         run('--epochs', '2')
+
+
+@pytest.mark.slow
+def test_processes_share_variants_which_start_from_the_same_weights(run, tmp_path):
+    out, path = tmp_path / 'out', tmp_path / 'start.pth'
+    model = save('biformer/biformer-pico_1xb32-12e_digits.py', path)
+    biases = {name: x for name, x in model.state_dict().items() if 'head' in name}
+    torch.save(
+        dict(state_dict=model.state_dict() | {x: biases[x] + 3 for x in biases}), path
+    )
+    options = ('--cfg-options', f'load_from={path}', '--iterations', 2)
+
+    with training_lock(out / 'one' / 'seed-0', 'test'):
+        first = run(*options)
+    assert '1/2 one, seed 0: another process trains it' in first
+    assert not (out / 'table.md').exists()  # without the reference
+
+    checkpoint = out / 'two' / 'seed-0' / 'iter_2.pth'
+    written = checkpoint.stat().st_mtime_ns
+    (out / 'two' / 'seed-0' / 'result.json').unlink()
+    second = run(*options)  # resumes two, not load_from
+    assert 'another process' not in second
+    assert checkpoint.stat().st_mtime_ns == written
+
+    record = json.loads((out / 'results.json').read_text())
+    assert [x['name'] for x in record['variants']] == ['one', 'two']
+    assert record['changes'] == dict(load_from=str(path))
+    for name in ('one', 'two'):
+        weights = read_weights(out / name / 'seed-0' / 'iter_2.pth')
+        assert weights['head.fc.bias'].mean() > 2.9
 
 
 @pytest.mark.slow
@@ -244,12 +278,25 @@ def test_a_backbone_starts_from_a_classifier_without_output_norms(tmp_path):
 
 @pytest.fixture(scope='session')
 def small_data(small_digits):
-    """The working directory of the digits, with an image of each class of CIFAR-10."""
+    """The working directory of the digits, with small images of CIFAR-10 and BCCD."""
     for split in ('train', 'test'):
         for name in CLASSES:
             folder = small_digits / 'data' / 'cifar10' / split / name
             folder.mkdir(parents=True)
             Image.new('RGB', (32, 32)).save(folder / '0000.png')
+    bccd = small_digits / 'data' / 'bccd'
+    for folder in ('images', 'annotations'):
+        (bccd / folder).mkdir(parents=True)
+    Image.new('RGB', (64, 48)).save(bccd / 'images' / 'cells.jpg')
+    content = dict(
+        images=[dict(id=1, file_name='cells.jpg', width=64, height=48)],
+        annotations=[
+            dict(id=1, image_id=1, category_id=1, bbox=[8, 8, 9, 9], area=81, iscrowd=0)
+        ],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CELLS)],
+    )
+    for split in ('train', 'val', 'test'):
+        (bccd / 'annotations' / f'{split}.json').write_text(json.dumps(content))
     return small_digits
 
 
@@ -278,7 +325,9 @@ def test_costs_of_detectors_are_measured(small_digits, monkeypatch):
     )
 
     sparse, all_kept = costs.measure_costs(
-        dataclasses.replace(study, variants=variants), Length(1, 'epochs'), None
+        dataclasses.replace(study, variants=variants, config=SMALL_DETECTOR),
+        Length(1, 'epochs'),
+        None,
     )
 
     assert 1e7 < sparse.macs < all_kept.macs

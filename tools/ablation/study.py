@@ -44,6 +44,7 @@ class Study:
             repository.
         length: Length of each training; the file has it as epochs or iterations.
         variants: The first is the reference.
+        changes: Settings of all variants, like those of a variant.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Study:
     config: str
     length: Length
     variants: tuple[Variant, ...]
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 def read_study(name: str) -> Study:
@@ -110,7 +112,7 @@ def variant_config(
     """Return the config of a variant; raise UsageError if it cannot be trained."""
     changes = {
         key: dict(value, _delete_=True) if isinstance(value, dict) else value
-        for key, value in variant.changes.items()
+        for key, value in (study.changes | variant.changes).items()
     }
     path = Path(study.config)
     cfg = read_config(str(path if path.is_file() else ROOT / path), changes)

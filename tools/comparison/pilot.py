@@ -14,10 +14,10 @@ from filelock import FileLock
 from mmengine.runner import Runner
 from training.clock import training_clock
 from training.costs import ITERATION, Cost, build_quietly, model_macs
+from training.files import write_json
 from training.runner import fuse_optimizer, in_new_process
 
 from comparison.comparison import training_config
-from comparison.files import write_json
 
 FILE = 'pilot.json'
 ROUNDS = 7  # of timed iterations

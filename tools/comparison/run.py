@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from benchmark.report import environment, record
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mmengine.device import get_device
 from training.costs import Cost
+from training.files import write_json, write_text
+from training.folder import RESULT, training_lock
 from training.runner import in_new_process
 
 from comparison import report
 from comparison.comparison import Comparison
-from comparison.files import write_json, write_text
 from comparison.protocol import Protocol
 from comparison.training import (
-    RESULT,
     Training,
     find_start,
     read_results,
@@ -64,26 +64,22 @@ class Run:
     def train(self, name: str, seed: int) -> None:
         """Train a model, unless it is finished or another process trains it."""
         folder = self.folder / name / f'seed-{seed}'
-        folder.mkdir(parents=True, exist_ok=True)
         label = f'{self.comparison.name} {name}, seed {seed}'
-        try:
-            with FileLock(folder / 'lock', timeout=0):
-                if (folder / RESULT).is_file():
-                    print(f'{label}: finished', flush=True)
-                    return
-                config = self.comparison.models[name]
-                iterations = self.protocol.iterations(self.costs[name])
-                training = Training(
-                    config,
-                    iterations,
-                    seed,
-                    folder,
-                    self.threads,
-                    self.pretrained and find_start(self.pretrained, name, seed),
-                )
-                in_new_process(train, training, f'{label:34}')
-        except Timeout:
-            print(f'{label}: another process trains it', flush=True)
+        with training_lock(folder, label) as locked:
+            if not locked:
+                return
+            if (folder / RESULT).is_file():
+                print(f'{label}: finished', flush=True)
+                return
+            training = Training(
+                self.comparison.models[name],
+                self.protocol.iterations(self.costs[name]),
+                seed,
+                folder,
+                self.threads,
+                self.pretrained and find_start(self.pretrained, name, seed),
+            )
+            in_new_process(train, training, f'{label:34}')
 
     def rows(self) -> Iterator[report.Row]:
         """Yield what is known of each model with at least one result."""

@@ -11,16 +11,15 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from training.clock import training_clock
 from training.curve import FILE, Curve, read_curve
-from training.folder import keep_settings
+from training.files import write_json
+from training.folder import RESULT, keep_settings
 from training.metrics import METRICS, Metric
 from training.runner import ProgressHook, build_trainer
 from training.start import BackboneStart
 
 from comparison.comparison import training_config
-from comparison.files import write_json
 from mmsparse.errors import UsageError
 
-RESULT = 'result.json'
 OTHER_METRICS = {'mmdet': (Metric('coco/bbox_mAP_50', 'box AP50', scale=100.0),)}
 
 

@@ -242,6 +242,7 @@ complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l epochs -x -d 'epochs o
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l iterations -x -d 'iterations of each training (the study'"'"'s length)'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l seeds -x -d 'random seeds; each variant is trained once with each of them (0)'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l pretrained -xka "(__fish_complete_path (commandline -ct))" -d 'model whose backbone initializes all backbones; it must have all parameters of the first variant, other variants may differ'
+complete -c mmsparse -n '_shtab_mmsparse_using ablate' -l cfg-options -xka "(__fish_complete_path (commandline -ct))" -d 'change settings of the config, for example load_from=work_dirs/detector/epoch_5.pth'
 complete -c mmsparse -n '_shtab_mmsparse_using ablate; and test $_shtab_mmsparse_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'one of attention, biformer, dat, dat_sampling, focus_detr, shunted_transformer; or a file'
 complete -c mmsparse -n '_shtab_mmsparse_using; and test $_shtab_mmsparse_npos -eq 0' -a compare -d 'Train models of mmsparse and of other libraries on real images, and compare them'
 complete -c mmsparse -n '_shtab_mmsparse_using compare' -s h -l help -d 'show this help message and exit'

@@ -90,6 +90,7 @@ _shtab_mmsparse_ablate_options=(
   "--iterations[iterations of each training (the study\'s length)]:N:"
   "--seeds[random seeds\; each variant is trained once with each of them (0)]:SEED:"
   "--pretrained[model whose backbone initializes all backbones\; it must have all parameters of the first variant, other variants may differ]:CHECKPOINT:_files"
+  "--cfg-options[change settings of the config, for example load_from\=work_dirs\/detector\/epoch_5.pth]:KEY=VALUE:_files"
   ":one of attention, biformer, dat, dat_sampling, focus_detr, shunted_transformer\; or a file:_files"
 )
 

@@ -1,10 +1,15 @@
 """The folder of a training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from mmsparse.errors import UsageError
+
+RESULT = 'result.json'  # in a folder, once it is trained and evaluated
 
 
 def check_folder(out: Path) -> None:
@@ -12,6 +17,31 @@ def check_folder(out: Path) -> None:
     for path in (out, *out.parents):
         if path.is_file():
             raise UsageError(f'--out must be a folder; {path} is a file')
+
+
+@contextmanager
+def training_lock(folder: Path, label: str) -> Iterator[bool]:
+    """Lock the folder of a training; yield False if another process trains there.
+
+    Args:
+        folder: The folder, which is created.
+        label: Name of the training for a message.
+
+    Yields:
+        Whether it is locked, until the end of the context.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / 'lock')
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f'{label}: another process trains it', flush=True)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def keep_settings(cfg: Config, work_dir: Path) -> None:

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version
 from tqdm import tqdm
 
+from mmsparse.engine.checkpoints import last_whole_checkpoint
 from mmsparse.engine.memory import keep_freed_memory
 from training.metrics import METRICS, Metric
 
@@ -102,6 +103,11 @@ def build_trainer(
     """
     warnings.simplefilter('ignore')
     cfg.work_dir, cfg.resume = str(work_dir), resume
+    if resume and cfg.get('load_from'):  # mmengine would resume that training
+        if last_whole_checkpoint(work_dir):
+            cfg.load_from = None
+        else:
+            cfg.resume = False
     fuse_optimizer(cfg)
     runner = Runner.from_cfg(cfg)
     for hook in hooks:
