@@ -12,12 +12,11 @@ from pathlib import Path
 
 from _cli import run
 
-from ablation.costs import measure_costs
+from ablation.costs import study_costs
 from ablation.run import train_variants, write
 from ablation.study import STUDIES, read_study
 from training.folder import check_folder
 from training.length import UNITS, Length
-from training.runner import in_new_process
 
 from mmsparse.apis import add_cfg_options
 from mmsparse.errors import UsageError
@@ -32,7 +31,7 @@ def main() -> None:
     length = chosen_length(args) or study.length
     if length.number < 1:
         raise UsageError(f'--{length.unit} must be at least 1; got {length.number}')
-    costs = in_new_process(measure_costs, study, length, args.pretrained)
+    costs = study_costs(out, study, length, args.pretrained)
     settings = dict(seeds=args.seeds, pretrained=args.pretrained)
     written = []
     for rows in train_variants(study, costs, length=length, **settings, out=out):
