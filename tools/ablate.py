@@ -2,21 +2,22 @@
 
 A study is a file of configs/ablations, or your own file like those: a config, and the
 settings that differ in each variant. Finished variants are not trained again, and an
-interrupted one resumes from its last checkpoint. Processes with the same --out share
-the variants. Writes table.md, results.json and plot.png after every training.
+interrupted one resumes from its last checkpoint. Processes with the same arguments
+share the variants. Writes table.md, results.json and plot.png of the finished variants
+after every training, once the first variant is finished.
 """
 
 import argparse
-from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from _cli import run
 
-from ablation.costs import study_costs
-from ablation.run import train_variants, write
+from ablation.run import Run
 from ablation.study import STUDIES, read_study
 from training.folder import check_folder
 from training.length import UNITS, Length
+from training.runner import in_new_process
 
 from mmsparse.apis import add_cfg_options
 from mmsparse.errors import UsageError
@@ -24,22 +25,24 @@ from mmsparse.errors import UsageError
 
 def main() -> None:
     args = parse_args()
-    study = read_study(args.study)
-    study = replace(study, changes=study.changes | args.cfg_options)
+    study = read_study(args.study).change_all(args.cfg_options)
     out = Path(args.out or Path('work_dirs', 'ablations', study.name))
     check_folder(out)
     length = chosen_length(args) or study.length
     if length.number < 1:
         raise UsageError(f'--{length.unit} must be at least 1; got {length.number}')
-    costs = study_costs(out, study, length, args.pretrained)
-    settings = dict(seeds=args.seeds, pretrained=args.pretrained)
+    training = Run(study, length, args.seeds, args.pretrained, out)
+    costs = in_new_process(training.prepare)
     written = []
-    for rows in train_variants(study, costs, length=length, **settings, out=out):
-        if rows:
-            written = write(out, study, length, settings, rows)
+    for variant, seed in product(study.variants, args.seeds):
+        training.train(variant, seed)
+        written = training.write(costs)
     if written:
         print(written[0].read_text())
-    print('\n'.join(map(str, written)))
+        print('\n'.join(map(str, written)))
+    finished = training.finished
+    if left := [x.name for x in study.variants if x not in finished]:
+        print(f'trained by another process: {", ".join(left)}')
 
 
 def chosen_length(args: argparse.Namespace) -> Length | None:

@@ -15,7 +15,7 @@ from _cli import run
 
 import torch
 from comparison.comparison import COMPARISONS, choose_rows, read_comparison
-from comparison.pilot import run_pilot
+from comparison.pilot import read_costs
 from comparison.protocol import ITERATIONS, TIME, choose_protocol
 from comparison.run import Run
 from comparison.training import find_start
@@ -38,7 +38,7 @@ def main() -> None:
     if args.pretrained:
         for name, seed in product(rows, args.seeds):
             find_start(args.pretrained, name, seed)
-    costs = run_pilot(out, comparison.models, args.threads)
+    costs = read_costs(out, comparison.models, args.threads)
     training = Run(comparison, protocol, costs, out, args.threads, args.pretrained)
     written = []
     for seed in args.seeds:

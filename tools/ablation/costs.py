@@ -1,54 +1,25 @@
 """Measure FLOPs, parameters, iteration time and memory of the variants of a study."""
 
 import warnings
-from pathlib import Path
 
 import torch
 from benchmark import Candidate, Stopwatch, measure
 from mmengine.runner import Runner
 from training.clock import training_clock
-from training.costs import ITERATION, Cost, build_quietly, model_macs, read_costs
+from training.costs import ITERATION, Cost, build_quietly, model_macs
 from training.length import Length
-from training.runner import in_new_process
 from training.start import check_start
 
 from ablation.study import Study, variant_config
 
-FILE = 'costs.json'
 ROUNDS = 10  # of timed iterations
 
 
-def study_costs(
-    out: Path, study: Study, length: Length, pretrained: str | None
-) -> list[Cost]:
-    """Return the costs of all variants, which are measured once, as in `read_costs`.
-
-    Args:
-        out: Folder of the file.
-        study: The variants.
-        length: Length of each training.
-        pretrained: Checkpoint that backbones start from.
-
-    Returns:
-        The costs, in the order of the variants.
-    """
-
-    def measure_new(names: list[str]) -> dict[str, Cost]:
-        return in_new_process(measure_costs, study, names, length, pretrained)
-
-    costs = read_costs(out / FILE, [x.name for x in study.variants], measure_new)
-    return list(costs.values())
-
-
-def measure_costs(
-    study: Study, names: list[str], length: Length, pretrained: str | None
-) -> dict[str, Cost]:
-    """Build and measure variants, which also finds mistakes before training."""
+def measure_costs(study: Study, length: Length, pretrained: str | None) -> list[Cost]:
+    """Build and measure all variants, which also finds mistakes before training."""
     warnings.simplefilter('ignore')
     candidates, macs, parameters = [], [], []
     for variant in study.variants:
-        if variant.name not in names:
-            continue
         cfg = variant_config(study, variant, length, 0, pretrained)
         runner = build_quietly(cfg, f'variant {variant.name}')
         if pretrained and variant is study.variants[0]:
@@ -62,8 +33,8 @@ def measure_costs(
     measured = measure(candidates, ROUNDS, device, clock=training_clock())
     seconds = [x.median_seconds(ITERATION) for x in measured]
     memory = [x.peak_bytes for x in measured]
-    columns = zip(names, macs, seconds, memory, parameters, strict=True)
-    return {name: Cost(*values) for name, *values in columns}
+    columns = zip(macs, seconds, memory, parameters, strict=True)
+    return [Cost(*values) for values in columns]
 
 
 def training_candidate(name: str, runner: Runner) -> Candidate:

@@ -1,6 +1,7 @@
 """A study: a config and the variants of it to compare."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -44,7 +45,7 @@ class Study:
             repository.
         length: Length of each training; the file has it as epochs or iterations.
         variants: The first is the reference.
-        changes: Settings of all variants, like those of a variant.
+        changes: Settings of all variants, none of which changes them itself.
     """
 
     name: str
@@ -53,6 +54,29 @@ class Study:
     length: Length
     variants: tuple[Variant, ...]
     changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for variant in self.variants:
+            for key, own in product(self.changes, variant.changes):
+                if f'{key}.'.startswith(f'{own}.') or f'{own}.'.startswith(f'{key}.'):
+                    raise UsageError(
+                        f'{key} is not a setting of all variants: {variant.name} '
+                        f'changes {own}; change it in a copy of the study'
+                    )
+
+    def change_all(self, changes: dict[str, Any]) -> 'Study':
+        """Return this study with further settings of all variants.
+
+        Args:
+            changes: The settings by dotted key.
+
+        Returns:
+            The study.
+
+        Raises:
+            UsageError: A variant changes one of them itself.
+        """
+        return replace(self, changes=self.changes | changes)
 
 
 def read_study(name: str) -> Study:
@@ -73,7 +97,8 @@ def read_study(name: str) -> Study:
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
             f'{path} must have title, config, epochs or iterations, and variants, and '
-            f'each variant about and changes: {error!r}'
+            f'each variant about and changes; it may have changes of all variants: '
+            f'{error!r}'
         ) from error
     if not study.variants:
         raise UsageError(f'{path} has no variants')

@@ -1,16 +1,20 @@
 """The pilot of a comparison: measure what its models cost, before they are trained."""
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmark import Candidate, Stopwatch, measure
+from filelock import FileLock
 from mmengine.runner import Runner
 from training.clock import training_clock
-from training.costs import ITERATION, Cost, build_quietly, model_macs, read_costs
+from training.costs import ITERATION, Cost, build_quietly, model_macs
+from training.files import write_json
 from training.runner import fuse_optimizer, in_new_process
 
 from comparison.comparison import training_config
@@ -19,10 +23,13 @@ FILE = 'pilot.json'
 ROUNDS = 7  # of timed iterations
 
 
-def run_pilot(folder: Path, models: Mapping[str, str], threads: int) -> dict[str, Cost]:
-    """Return the costs of models, as in `read_costs`.
+def read_costs(
+    folder: Path, models: Mapping[str, str], threads: int
+) -> dict[str, Cost]:
+    """Return the costs of models from a file, which is completed first.
 
-    They are measured once, since they set the length of training runs.
+    They are measured once, since they set the length of training runs. Another
+    process that shares the folder waits meanwhile.
 
     Args:
         folder: Folder of the file.
@@ -32,13 +39,17 @@ def run_pilot(folder: Path, models: Mapping[str, str], threads: int) -> dict[str
     Returns:
         The cost of each model by its name.
     """
-
-    def measure_new(names: list[str]) -> dict[str, Cost]:
-        print(f'pilot of {", ".join(names)}', flush=True)
-        chosen = {name: models[name] for name in names}
-        return in_new_process(measure_costs, chosen, threads)
-
-    return read_costs(folder / FILE, models, measure_new)
+    path = folder / FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f'{FILE}.lock'):
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        missing = {name: models[name] for name in models if name not in known}
+        if missing:
+            print(f'pilot of {", ".join(missing)}', flush=True)
+            costs = in_new_process(measure_costs, missing, threads)
+            known |= {name: asdict(cost) for name, cost in costs.items()}
+            write_json(path, known)
+    return {name: Cost(**known[name]) for name in models}
 
 
 def measure_costs(models: Mapping[str, str], threads: int) -> dict[str, Cost]:

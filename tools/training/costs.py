@@ -3,19 +3,15 @@
 import contextlib
 import copy
 import io
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmsparse.analysis.flops import count_macs
 from mmsparse.errors import UsageError, config_errors
-from training.files import write_json
 
 ITERATION = 'iteration'
 
@@ -36,30 +32,6 @@ class Cost:
     iteration_seconds: float
     peak_bytes: int
     parameters: int
-
-
-def read_costs(
-    file: Path, names: Iterable[str], measure: Callable[[list[str]], dict[str, Cost]]
-) -> dict[str, Cost]:
-    """Return the costs of models from a file, which is completed first.
-
-    They are measured once. Another process that shares the file waits meanwhile.
-
-    Args:
-        file: JSON file, whose folder is created.
-        names: Names of the models.
-        measure: Returns the cost of each model by its name.
-
-    Returns:
-        The cost of each model by its name.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{file}.lock'):
-        known = json.loads(file.read_text()) if file.is_file() else {}
-        if missing := [name for name in names if name not in known]:
-            known |= {name: asdict(cost) for name, cost in measure(missing).items()}
-            write_json(file, known)
-    return {name: Cost(**known[name]) for name in names}
 
 
 def build_quietly(cfg: Config, label: str) -> Runner:

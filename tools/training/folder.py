@@ -1,7 +1,7 @@
 """The folder of a training."""
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -9,7 +9,8 @@ from mmengine.config import Config
 
 from mmsparse.errors import UsageError
 
-RESULT = 'result.json'  # in a folder, once it is trained and evaluated
+SETTINGS = 'config.py'
+RESULT = 'result.json'  # of a finished training
 
 
 def check_folder(out: Path) -> None:
@@ -19,7 +20,7 @@ def check_folder(out: Path) -> None:
             raise UsageError(f'--out must be a folder; {path} is a file')
 
 
-@contextmanager
+@contextlib.contextmanager
 def training_lock(folder: Path, label: str) -> Iterator[bool]:
     """Lock the folder of a training; yield False if another process trains there.
 
@@ -32,25 +33,28 @@ def training_lock(folder: Path, label: str) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / 'lock')
-    try:
+    with contextlib.suppress(Timeout):
         lock.acquire(timeout=0)
-    except Timeout:
+    if not lock.is_locked:
         print(f'{label}: another process trains it', flush=True)
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
 
-def keep_settings(cfg: Config, work_dir: Path) -> None:
-    """Write the config of a training; raise UsageError if its folder has another."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    settings = work_dir / 'config.py'
+def check_settings(cfg: Config, work_dir: Path) -> None:
+    """Raise UsageError if a folder has a training with another config."""
+    settings = work_dir / SETTINGS
     if settings.is_file() and settings.read_text() != cfg.pretty_text:
         raise UsageError(
             f'{work_dir} has a training with other settings; remove it, or choose '
             'another --out'
         )
-    settings.write_text(cfg.pretty_text)
+
+
+def keep_settings(cfg: Config, work_dir: Path) -> None:
+    """Write the config of a training; raise UsageError if its folder has another."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    check_settings(cfg, work_dir)
+    (work_dir / SETTINGS).write_text(cfg.pretty_text)

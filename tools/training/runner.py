@@ -103,11 +103,10 @@ def build_trainer(
     """
     warnings.simplefilter('ignore')
     cfg.work_dir, cfg.resume = str(work_dir), resume
-    if resume and cfg.get('load_from'):  # mmengine would resume that training
-        if last_whole_checkpoint(work_dir):
-            cfg.load_from = None
-        else:
-            cfg.resume = False
+    if resume and cfg.get('load_from'):  # mmengine would resume that training instead
+        last = last_whole_checkpoint(work_dir)
+        cfg.resume = last is not None
+        cfg.load_from = str(last or cfg.load_from)
     fuse_optimizer(cfg)
     runner = Runner.from_cfg(cfg)
     for hook in hooks:
