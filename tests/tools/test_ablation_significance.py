@@ -20,8 +20,8 @@ def test_what_a_seed_adds_to_all_variants_is_no_noise():
 
     found = residual_deviation(values.tolist())
 
-    assert found.value == pytest.approx((4 * 0.25 / found.freedom) ** 0.5)
-    assert found.freedom == 2 * 2
+    assert found.value == pytest.approx((4 * 0.25 / found.freedom(3)) ** 0.5)
+    assert found.freedom(3) == 2 * 2
 
 
 def test_two_variants_have_a_paired_t_test():
@@ -31,7 +31,7 @@ def test_two_variants_have_a_paired_t_test():
 
     t = (mean(two) - mean(one)) / found.error(4)
     expected = ttest_rel(two, one)
-    assert (t, found.freedom) == pytest.approx((expected.statistic, expected.df))
+    assert (t, found.freedom(4)) == pytest.approx((expected.statistic, expected.df))
 
 
 @pytest.mark.parametrize('groups', [[[50.0], [60.0]], [[50.0, 52.0]]])
@@ -45,12 +45,15 @@ def test_variants_of_other_seeds_are_not_compared():
 
 
 def test_so_many_seeds_make_a_difference_significant():
-    """With them, the difference is 1.96 standard errors; with one less it is not."""
-    known = Deviation(1.3, 1000)
+    """With one less it is not, and with many variants it is 1.96 standard errors."""
+    known = Deviation(1.3, 1)
     number = seeds_needed(0.5, known)
 
-    assert 1.96 * known.error(number) <= 0.5
-    assert 1.97 * known.error(number - 1) > 0.5
+    assert known.threshold(number) <= 0.5 < known.threshold(number - 1)
+    assert number > seeds_needed(0.5, Deviation(1.3, 1000))
+    assert Deviation(1.3, 1000).threshold(9) == pytest.approx(
+        1.96 * known.error(9), rel=1e-3
+    )
     assert seeds_needed(-100.0, known) == 2
     assert seeds_needed(0.0, known) is None
 
@@ -60,7 +63,7 @@ def test_so_many_seeds_make_a_difference_significant():
     [
         ([48.7], None, '-1.3'),
         ([49.0, 48.4], Deviation(0.5, 16), '-1.3 ± 0.5'),
-        ([49.0, 48.4], Deviation(0.5, 2), '-1.3 ± 0.5 (not significant; 2 seeds'),
+        ([49.0, 48.4], Deviation(0.5, 2), '-1.3 ± 0.5 (not significant; 3 seeds'),
         ([49.9, 49.5], Deviation(0.5, 16), '-0.3 ± 0.5 (not significant; 22 seeds'),
         ([50.0, 50.0], Deviation(0.0, 2), '+0.0 ± 0.0 (not significant)'),
     ],

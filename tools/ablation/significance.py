@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import mean
 
-from scipy.stats import t
+from scipy.stats import norm, t
 
 LEVEL = 0.05  # of significance, for differences in both directions
 
@@ -20,20 +20,23 @@ class Deviation:
 
     Args:
         value: In the unit of the value.
-        freedom: Degrees of freedom of the estimate, at least 1.
+        comparisons: Number of variants that are compared with the first, at least 1.
     """
 
     value: float
-    freedom: int
+    comparisons: int
+
+    def freedom(self, seeds: int) -> int:
+        """Return the degrees of freedom of the estimate from a number of seeds."""
+        return self.comparisons * (seeds - 1)
 
     def error(self, seeds: int) -> float:
         """Return the standard error of the difference of two variants' means."""
         return self.value * sqrt(2 / seeds)
 
-    @property
-    def errors(self) -> float:
-        """Standard errors beyond which a difference is significant (Student's t)."""
-        return float(t.ppf(1 - LEVEL / 2, self.freedom))
+    def threshold(self, seeds: int) -> float:
+        """Return the difference of means from which it is significant (Student's t)."""
+        return float(t.ppf(1 - LEVEL / 2, self.freedom(seeds))) * self.error(seeds)
 
 
 def residual_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
@@ -53,8 +56,8 @@ def residual_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
         ValueError: The numbers of values differ.
     """
     by_seed = [mean(values) for values in zip(*groups, strict=True)]
-    freedom = (len(groups) - 1) * (len(by_seed) - 1)
-    if not freedom:
+    comparisons, others = len(groups) - 1, len(by_seed) - 1
+    if not comparisons * others:
         return None
     overall = mean(by_seed)
     squares = sum(
@@ -62,7 +65,7 @@ def residual_deviation(groups: Sequence[Sequence[float]]) -> Deviation | None:
         for values in groups
         for value, seed in zip(values, by_seed, strict=True)
     )
-    return Deviation(sqrt(squares / freedom), freedom)
+    return Deviation(sqrt(squares / (comparisons * others)), comparisons)
 
 
 def seeds_needed(difference: float, deviation: Deviation) -> int | None:
@@ -73,12 +76,18 @@ def seeds_needed(difference: float, deviation: Deviation) -> int | None:
         deviation: From :func:`residual_deviation`.
 
     Returns:
-        The number, at least 2, if the deviation is right; None if the difference is 0.
+        The number, at least 2, if difference and deviation are right; None if the
+        difference is 0.
     """
     if not difference:
         return None
-    errors = t.ppf(1 - LEVEL / 2, 1000)  # many seeds
-    return max(2, ceil(2 * (errors * deviation.value / difference) ** 2))
+    errors = norm.ppf(
+        1 - LEVEL / 2
+    )  # of any number of seeds: fewer than by Student's t
+    seeds = max(2, ceil(2 * (errors * deviation.value / difference) ** 2))
+    while abs(difference) < deviation.threshold(seeds):
+        seeds += 1
+    return seeds
 
 
 def describe_difference(
@@ -100,7 +109,7 @@ def describe_difference(
         return f'{difference:+.1f}'
     error = deviation.error(len(values))
     text = f'{difference:+.1f} ± {error:.1f}'
-    if abs(difference) > deviation.errors * error:
+    if abs(difference) > deviation.threshold(len(values)):
         return text
     needed = seeds_needed(difference, deviation)
     return f'{text} (not significant{f"; {needed} seeds needed" if needed else ""})'
