@@ -81,9 +81,7 @@ def seeds_needed(difference: float, deviation: Deviation) -> int | None:
     """
     if not difference:
         return None
-    errors = norm.ppf(
-        1 - LEVEL / 2
-    )  # of any number of seeds: fewer than by Student's t
+    errors = norm.ppf(1 - LEVEL / 2)  # Student's t takes more
     seeds = max(2, ceil(2 * (errors * deviation.value / difference) ** 2))
     while abs(difference) < deviation.threshold(seeds):
         seeds += 1
