@@ -49,12 +49,18 @@ variants:
 SMALL_DETECTOR = 'configs/focus_detr/focus-detr_dat-nano_1xb4-4e_digits.py'
 
 
+def in_this_process(function, *args):
+    """Replace `in_new_process`; runners of one second would share the first's log."""
+    MMLogger._instance_dict.clear()
+    return function(*args)
+
+
 @pytest.fixture
 def run(small_digits, tmp_path, monkeypatch, capsys):
     """Run the command next to the digits, in this process; return its output."""
     monkeypatch.chdir(small_digits)
     for module in (ablate, ablation.run):
-        monkeypatch.setattr(module, 'in_new_process', lambda call, *args: call(*args))
+        monkeypatch.setattr(module, 'in_new_process', in_this_process)
     monkeypatch.setattr(costs, 'ROUNDS', 1)
     (tmp_path / 'study.yml').write_text(STUDY)
 
@@ -141,7 +147,6 @@ def test_variants_start_from_load_from_and_resume_themselves(run, tmp_path):
     trained = read_weights(folder / 'iter_2.pth')
     for name in ('result.json', 'iter_2.pth', 'last_checkpoint'):
         (folder / name).unlink()
-    MMLogger._instance_dict.clear()  # else runners of one second have the first's log
     run(*options)
 
     assert record['changes'] == dict(load_from=str(path))
@@ -170,14 +175,13 @@ def test_a_training_of_iterations_resumes_and_is_evaluated(run, tmp_path):
     study = read_study(tmp_path / 'study.yml')
     arguments = (study, study.variants[0], Length(2, 'iterations'), 0, None)
 
-    train_variant(arguments, tmp_path / 'one', 'one')
+    in_this_process(train_variant, arguments, tmp_path / 'one', 'one')
     first = json.loads((tmp_path / 'one' / 'result.json').read_text())
     kept = sorted(path.name for path in (tmp_path / 'one').glob('*.pth'))
     (tmp_path / 'one' / 'result.json').unlink()
     (tmp_path / 'one' / 'iter_2.pth').unlink()
     (tmp_path / 'one' / 'last_checkpoint').write_text(str(tmp_path / 'one/iter_1.pth'))
-    MMLogger._instance_dict.clear()  # else runners of one second have the first's log
-    train_variant(arguments, tmp_path / 'one', 'one')
+    in_this_process(train_variant, arguments, tmp_path / 'one', 'one')
     again = json.loads((tmp_path / 'one' / 'result.json').read_text())
 
     assert kept == ['iter_1.pth', 'iter_2.pth']
