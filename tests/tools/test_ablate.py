@@ -15,10 +15,10 @@ from ablation.run import train_variant
 from ablation.study import ROOT, STUDIES, read_study, variant_config
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from mmengine.logging import MMLogger
 from PIL import Image
 from public_data.bccd import CLASSES as CELLS
 from public_data.cifar10 import CLASSES
+from this_process import in_this_process
 from training.folder import training_lock
 from training.length import Length
 from training.start import check_start
@@ -47,12 +47,6 @@ variants:
       model.backbone.arch: {base: pico, block_types: [conv, conv, conv, full]}
 """
 SMALL_DETECTOR = 'configs/focus_detr/focus-detr_dat-nano_1xb4-4e_digits.py'
-
-
-def in_this_process(function, *args):
-    """Replace `in_new_process`; runners of one second would share the first's log."""
-    MMLogger._instance_dict.clear()
-    return function(*args)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from filelock import FileLock
 from mmengine.config import Config
 from PIL import Image
 from public_data.cifar10 import CLASSES
+from this_process import in_this_process
 from training.costs import Cost
 from training.curve import Curve, read_curve
 from training.metrics import METRICS
@@ -56,7 +57,7 @@ def run(tiny_cifar10, tmp_path, monkeypatch, capsys):
     """Run the command next to the images, in this process; return its output."""
     monkeypatch.chdir(tiny_cifar10)
     for module in (pilot, comparison_run):
-        monkeypatch.setattr(module, 'in_new_process', lambda call, *args: call(*args))
+        monkeypatch.setattr(module, 'in_new_process', in_this_process)
     monkeypatch.setattr(pilot, 'ROUNDS', 1)
     (tmp_path / 'colors.yml').write_text(COMPARISON)
 
