@@ -1,6 +1,7 @@
 import ast
 import doctest
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,24 @@ def test_short_programs_run(program, tmp_path, monkeypatch, capsys):
     exec(program.replace("'configs/", f"'{ROOT}/configs/"), {'__name__': 'program'})
 
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('config', 'depthwise'),
+    [('dat/dat-nano', True), ('baselines/resnet18-nano', False)],
+)
+def test_time_is_split_by_types_of_operations(config, depthwise, monkeypatch):
+    script = runpy.run_path(str(ROOT / 'docs' / 'figures' / 'operations.py'))
+    monkeypatch.setitem(script['shares'].__globals__, 'IMAGES', (1, 3, 64, 64))
+    config = ROOT / 'configs' / f'{config}_1xb64-3e_cifar10.py'
+
+    shares = {
+        name: int(share.rstrip('%'))
+        for name, share in script['shares'](str(config)).items()
+    }
+
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+    assert (shares['depthwise'] > 0) == depthwise
 
 
 def method_pages():
